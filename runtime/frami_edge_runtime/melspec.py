@@ -1,0 +1,231 @@
+"""The mel front end, defined once: trainer, exporter and device all read this class.
+
+Shape legend: M mel bands, F = n_fft // 2 + 1 frequency bins, T frames.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from frami_edge_runtime.errors import MelSpecError
+from frami_edge_runtime.filterbank import mel_filterbank
+
+_WHOLE_CLIP = {"clip", "per_clip", "instance", "utterance", "cmvn", "max", "top_db"}
+
+
+@dataclass(frozen=True)
+class MelSpec:
+    """A log-mel front end with fixed normalisation, so that it can run on a stream.
+
+    The features are ``(log(mel) - mean) / std``, with ``mel`` as torchaudio's ``MelSpectrogram``
+    gives it (periodic Hann window, centred in ``n_fft`` where ``win_length`` is shorter).
+
+    Normalisation that needs the whole clip (per-clip mean, ``top_db``) cannot stream and is refused.
+
+    Raises:
+        MelSpecError: Any field is out of range or contradicts another.
+    """
+
+    sample_rate: int = 16_000
+    """Hz."""
+    n_fft: int = 512
+    """FFT size in samples."""
+    win_length: int = 400
+    """Window in samples, at most ``n_fft``."""
+    hop_length: int = 160
+    """Samples between frames."""
+    n_mels: int = 64
+    """Mel bands (M)."""
+    f_min: float = 0.0
+    """Hz, lower edge of the first band."""
+    f_max: float = 0.0
+    """Hz, upper edge of the last band; 0 stands for half the sample rate."""
+    mel_scale: str = "htk"
+    """``htk`` or ``slaney``."""
+    norm: str = "none"
+    """``none``, or ``slaney`` for bands of unit area."""
+    power: float = 2.0
+    """2 for energy, 1 for magnitude."""
+    log: str = "ln"
+    """``ln``, ``log2``, ``log10`` or ``db`` (10 log10 of energy, 20 log10 of magnitude, reference 1)."""
+    log_eps: float = 1e-6
+    """Keeps the logarithm finite; its logarithm is the front end's floor."""
+    log_floor: str = "add"
+    """``add``: log(x + eps); ``clamp``: log(max(x, eps))."""
+    center: bool = False
+    """True reflects n_fft // 2 samples at both ends, as librosa does; False starts at sample 0."""
+    mean: float | tuple[float, ...] = 0.0
+    """Of the log-mel, over the teacher's training data: one number, or one per band."""
+    std: float | tuple[float, ...] = 1.0
+    """Likewise."""
+
+    def __post_init__(self) -> None:
+        """Check every field, and each against the others."""
+        for name in ("sample_rate", "n_fft", "win_length", "hop_length", "n_mels"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+                raise MelSpecError(f"MelSpec.{name} must be a positive integer, not {value!r}.")
+        for name in ("f_min", "f_max", "power", "log_eps"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+                raise MelSpecError(f"MelSpec.{name} must be a finite number, not {value!r}.")
+        self._one_of("mel_scale", ("htk", "slaney"))
+        self._one_of("norm", ("none", "slaney"))
+        self._one_of("log", ("ln", "log2", "log10", "db"))
+        self._one_of("log_floor", ("add", "clamp"))
+        if self.power not in (1.0, 2.0):
+            raise MelSpecError(f"MelSpec.power must be 1 (magnitude) or 2 (energy), not {self.power}.")
+        if not 0 < self.log_eps < 1:
+            raise MelSpecError(f"MelSpec.log_eps must lie between 0 and 1, not {self.log_eps}.")
+        if self.n_fft > 1 << 16 or self.n_mels > 1024 or self.sample_rate > 768_000:
+            raise MelSpecError(
+                f"MelSpec is out of bounds: n_fft {self.n_fft}, n_mels {self.n_mels}, sample_rate {self.sample_rate}.",
+                fix="At most n_fft 65536, n_mels 1024 and 768 kHz are accepted.",
+            )
+        if self.win_length > self.n_fft:
+            raise MelSpecError(
+                f"MelSpec.win_length {self.win_length} is longer than n_fft {self.n_fft}.",
+                fix="Raise n_fft or shorten the window.",
+            )
+        if self.hop_length > self.win_length:
+            raise MelSpecError(
+                f"MelSpec.hop_length {self.hop_length} is longer than win_length {self.win_length}: samples would be lost.",
+                fix="Use a hop of at most one window.",
+            )
+        if not 0 <= self.f_min < self.f_high <= self.sample_rate / 2:
+            raise MelSpecError(
+                f"MelSpec needs 0 <= f_min < f_max <= sample_rate / 2, not {self.f_min}, {self.f_high} at {self.sample_rate} Hz."
+            )
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                hint = " needs the whole clip, so it cannot stream" if value.lower() in _WHOLE_CLIP else " is no number"
+                raise MelSpecError(
+                    f"MelSpec.{name} = {value!r}{hint}.",
+                    fix="Use one fixed number, or one per mel band, measured on the teacher's training data.",
+                )
+            if isinstance(value, (list, np.ndarray)):
+                object.__setattr__(self, name, tuple(float(v) for v in value))
+                value = getattr(self, name)
+            values = np.atleast_1d(np.asarray(value, dtype=np.float64))
+            if values.shape not in ((1,), (self.n_mels,)) or not np.isfinite(values).all():
+                raise MelSpecError(f"MelSpec.{name} must be one finite number or {self.n_mels} of them (one per mel band).")
+            if name == "std" and (values <= 0).any():
+                raise MelSpecError("MelSpec.std must be positive.")
+
+    def _one_of(self, name: str, allowed: tuple[str, ...]) -> None:
+        value = getattr(self, name)
+        if value not in allowed:
+            raise MelSpecError(f"MelSpec.{name} must be one of {', '.join(allowed)}, not {value!r}.")
+
+    @property
+    def f_high(self) -> float:
+        """Upper edge of the last band in Hz, with 0 resolved."""
+        return float(self.f_max) if self.f_max > 0 else self.sample_rate / 2
+
+    @property
+    def hop_s(self) -> float:
+        """Seconds between frames."""
+        return self.hop_length / self.sample_rate
+
+    def frames(self, samples: int) -> int:
+        """Frames (T) that a clip of so many samples gives; 0 where it is too short for one."""
+        if self.center:
+            return 1 + samples // self.hop_length if samples > self.n_fft // 2 else 0
+        return 1 + (samples - self.n_fft) // self.hop_length if samples >= self.n_fft else 0
+
+    @cached_property
+    def filterbank(self) -> npt.NDArray[np.float32]:
+        """(F, M) mel filters, float32."""
+        return mel_filterbank(
+            n_freqs=self.n_fft // 2 + 1,
+            f_min=self.f_min,
+            f_max=self.f_high,
+            n_mels=self.n_mels,
+            sample_rate=self.sample_rate,
+            norm=self.norm,
+            mel_scale=self.mel_scale,
+        )
+
+    @cached_property
+    def window(self) -> npt.NDArray[np.float32]:
+        """(win_length,) periodic Hann window, float32."""
+        n = np.arange(self.win_length, dtype=np.float64)
+        return (0.5 - 0.5 * np.cos(2 * np.pi * n / self.win_length)).astype(np.float32)
+
+    def compress(self, mel: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
+        """Log and normalise mel energies (..., M) in float64: the definition that others must meet."""
+        x = np.asarray(mel, dtype=np.float64)
+        x = x + self.log_eps if self.log_floor == "add" else np.maximum(x, self.log_eps)
+        y: npt.NDArray[np.float64] = np.log(x) * self.log_scale
+        return np.asarray((y - np.asarray(self.mean)) / np.asarray(self.std), dtype=np.float64)
+
+    @property
+    def log_scale(self) -> float:
+        """What the natural logarithm is multiplied by to give the chosen one."""
+        return {
+            "ln": 1.0,
+            "log2": 1 / math.log(2),
+            "log10": 1 / math.log(10),
+            "db": (10 if self.power == 2 else 20) / math.log(10),
+        }[self.log]
+
+    @cached_property
+    def floor(self) -> npt.NDArray[np.float32]:
+        """(M,) normalised log-mel of digital silence: nothing the front end gives lies below."""
+        return self.compress(np.zeros(self.n_mels)).astype(np.float32)
+
+    @cached_property
+    def ceiling(self) -> npt.NDArray[np.float32]:
+        """(M,) normalised log-mel of a full-scale sine at the frequency that excites each band most.
+
+        Known without data. Full-scale noise or clipping can exceed it by a few dB in wide bands.
+        """
+        n_freqs = self.n_fft // 2 + 1
+        n = np.arange(self.win_length)
+        loudest = np.zeros(self.n_mels)
+        for first in range(0, n_freqs, 256):
+            bins = np.arange(first, min(first + 256, n_freqs))[:, None]
+            sines = np.sin(2 * np.pi * bins * n / self.n_fft + np.pi / 4) * self.window
+            spectrum = np.abs(np.fft.rfft(sines, self.n_fft, axis=1)) ** self.power
+            loudest = np.maximum(loudest, (spectrum @ self.filterbank).max(axis=0))
+        return self.compress(loudest).astype(np.float32)
+
+    def replace(self, **changes: Any) -> MelSpec:
+        """A copy with some fields changed, checked again."""
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> MelSpec:
+        """Build from plain values.
+
+        Raises:
+            MelSpecError: A key is unknown or a value is out of range.
+        """
+        known = {f.name for f in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise MelSpecError(
+                f"MelSpec has no key {', '.join(unknown)}.", fix=f"Known keys: {', '.join(sorted(known))}."
+            )
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical JSON: equal specs have equal digests."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
