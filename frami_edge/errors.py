@@ -1,0 +1,49 @@
+"""The trainer's known errors: one family with the runtime's, caught by one base class."""
+
+from __future__ import annotations
+
+from frami_edge_runtime.errors import AudioError, FramiEdgeError, MelSpecError, ModelFileError
+
+__all__ = [
+    "AudioError",
+    "BankError",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "FramiEdgeError",
+    "GateFailed",
+    "MelSpecError",
+    "ModelFileError",
+    "RunError",
+    "TeacherError",
+]
+
+
+class ConfigError(FramiEdgeError):
+    """A config file, preset name or `--set` value that cannot be used."""
+
+
+class DataError(FramiEdgeError):
+    """A data set that is missing, incomplete or not in its official layout."""
+
+
+class TeacherError(FramiEdgeError):
+    """A teacher that cannot be inverted or distilled, with the reason."""
+
+
+class CheckpointError(FramiEdgeError):
+    """A checkpoint that is missing, damaged or belongs to something else."""
+
+
+class BankError(FramiEdgeError):
+    """A synthetic bank that is missing, damaged or made by another teacher."""
+
+
+class RunError(FramiEdgeError):
+    """A run folder that is in use, belongs to another run or cannot be resumed."""
+
+
+class GateFailed(FramiEdgeError):  # noqa: N818 - a verdict on a model, not a fault of the program
+    """A check ran and its result is below the bar."""
+
+    exit_code = 3
