@@ -1,0 +1,74 @@
+"""Augmentation of normalised log-mels, shared by teacher training and distillation.
+
+Shape legend: B batch, M mel bands, T frames. Every function takes (B, 1, M, T) and a generator.
+No time reversal (an impact is not a swell) and no zero padding (0 is the mean, not silence).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def random_crop(x_B1MT: Tensor, frames: int, generator: torch.Generator) -> Tensor:
+    """One random stretch of ``frames`` frames for each clip; the whole batch where it has no more."""
+    b, _, m, t = x_B1MT.shape
+    if frames >= t:
+        return x_B1MT
+    start_B = torch.randint(0, t - frames + 1, (b,), generator=generator)
+    index_BT = (start_B[:, None] + torch.arange(frames)).to(x_B1MT.device)
+    return x_B1MT.gather(3, index_BT[:, None, None, :].expand(b, 1, m, frames))
+
+
+def random_roll(x_B1MT: Tensor, generator: torch.Generator) -> Tensor:
+    """Start each clip at a random frame and wrap around."""
+    b, _, m, t = x_B1MT.shape
+    shift_B = torch.randint(0, t, (b,), generator=generator)
+    index_BT = ((shift_B[:, None] + torch.arange(t)) % t).to(x_B1MT.device)
+    return x_B1MT.gather(3, index_BT[:, None, None, :].expand(b, 1, m, t))
+
+
+def random_gain(x_B1MT: Tensor, std: float, generator: torch.Generator) -> Tensor:
+    """Add N(0, std²) to each clip: a change of loudness, in units of the front end's std."""
+    gain_B = torch.randn(x_B1MT.shape[0], generator=generator).to(x_B1MT.device, x_B1MT.dtype)
+    return x_B1MT + std * gain_B[:, None, None, None]
+
+
+def random_masks(
+    x_B1MT: Tensor, mel_bands: int, frames: int, generator: torch.Generator, value: float = 0.0
+) -> Tensor:
+    """Overwrite one random stripe of up to ``mel_bands`` bands and one of up to ``frames`` frames.
+
+    Source: D. Park et al., *SpecAugment*, Interspeech 2019, one mask of each kind.
+    """
+    b, _, m, t = x_B1MT.shape
+    masked = torch.zeros(b, 1, m, t, dtype=torch.bool, device=x_B1MT.device)
+    for size, limit, shape in ((m, mel_bands, (b, 1, m, 1)), (t, frames, (b, 1, 1, t))):
+        if limit <= 0:
+            continue
+        width_B = torch.rand(b, generator=generator) * min(limit, size)
+        start_B = torch.rand(b, generator=generator) * (size - width_B)
+        index = torch.arange(size)[None, :]
+        stripe = (index >= start_B[:, None]) & (index < (start_B + width_B)[:, None])
+        masked |= stripe.to(x_B1MT.device).view(shape)
+    return x_B1MT.masked_fill(masked, value)
+
+
+def mix_pairs(
+    x_B1MT: Tensor, probability: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Blend each clip with another of its batch: x ← λ x + (1 - λ) x', λ ~ U(1/2, 1).
+
+    Source: H. Zhang et al., *mixup*, ICLR 2018, with α = 1; λ and 1 - λ are the same blend with
+    the partners exchanged, so the larger one is given to the clip itself.
+
+    Returns:
+        The blended batch, the partner of each clip (B,) int64, and λ (B,), 1 where a clip stayed as it was.
+    """
+    b = x_B1MT.shape[0]
+    partner_B = torch.randperm(b, generator=generator).to(x_B1MT.device)
+    lam_B = 0.5 + 0.5 * torch.rand(b, generator=generator)
+    lam_B[torch.rand(b, generator=generator) >= probability] = 1.0
+    lam_B = lam_B.to(x_B1MT.device, x_B1MT.dtype)
+    weight = lam_B[:, None, None, None]
+    return weight * x_B1MT + (1 - weight) * x_B1MT[partner_B], partner_B, lam_B

@@ -1,0 +1,1 @@
+"""From a trained teacher to a bank of synthetic log-mels: no audio goes in."""

@@ -1,0 +1,1 @@
+"""Teachers, students, and the statistics pooling that they share."""

@@ -1,0 +1,162 @@
+"""The student: a depthwise-separable CNN that streams exactly.
+
+Shape legend: B batch, M mel bands, T frames, C channels, D = 2C pooled statistics, K classes.
+
+No layer pads along time and none mixes the whole clip before the pooling, so a frame feature depends
+on ``receptive_field`` mel frames only: a stream that carries ``receptive_field - stride`` of them gives
+the offline answer.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from frami_edge.models.config import StudentArch
+from frami_edge.models.hidden import Hidden
+from frami_edge.models.pooling import StatsPool
+
+
+def repeat_to(x_BxMT: Tensor, frames: int) -> Tensor:
+    """Repeat a clip along time, from its start, until it has at least ``frames`` mel frames.
+
+    The one rule for clips shorter than the receptive field, here and in the runtime: silence would
+    change the statistics, a repetition does not.
+    """
+    t = x_BxMT.shape[-1]
+    if t >= frames:
+        return x_BxMT
+    index = torch.arange(frames, device=x_BxMT.device) % t
+    return x_BxMT.index_select(-1, index)
+
+
+class ReusedHead(nn.Module):
+    """The teacher's own head behind an affine projector of the pooled statistics.
+
+    ``z = W_t (P s + p) + b_t``: both maps are affine, so that at export they are one matrix
+    ``W_t P`` with bias ``W_t p + b_t``: reuse costs nothing on the device.
+    Source: D. Chen et al., *Knowledge Distillation with the Reused Teacher Classifier*, CVPR 2022;
+    the projector stands after the pooling, because a standard deviation does not commute with it.
+
+    Args:
+        channels: C of the student's frame features.
+        teacher_head: The teacher's affine head, (K, 2 C_t); copied and frozen.
+    """
+
+    def __init__(self, channels: int, teacher_head: nn.Linear) -> None:
+        super().__init__()
+        self.head = copy.deepcopy(teacher_head).requires_grad_(False)
+        self.projector = nn.Linear(2 * channels, teacher_head.in_features)
+        if self.projector.in_features == self.projector.out_features:
+            nn.init.eye_(self.projector.weight)
+            nn.init.zeros_(self.projector.bias)
+
+    def forward(self, s_BD: Tensor) -> Tensor:
+        """Pooled statistics of the student (B, 2C) to logits (B, K)."""
+        logits: Tensor = self.head(self.projector(s_BD))
+        return logits
+
+    def collapse(self) -> nn.Linear:
+        """The same map as one layer, computed in float64."""
+        w, b = self.head.weight.double(), self.head.bias.double()
+        one = nn.Linear(self.projector.in_features, self.head.out_features)
+        with torch.no_grad():
+            one.weight.copy_((w @ self.projector.weight.double()).float())
+            one.bias.copy_((w @ self.projector.bias.double() + b).float())
+        return one.to(self.head.weight.device)
+
+
+def _conv_bn_relu(
+    c_in: int, c_out: int, kernel: tuple[int, int], stride: tuple[int, int] = (1, 1), groups: int = 1
+) -> list[nn.Module]:
+    conv = nn.Conv2d(
+        c_in, c_out, kernel, stride, padding=(kernel[0] // 2, 0), groups=groups, bias=False
+    )
+    return [conv, nn.BatchNorm2d(c_out), nn.ReLU(inplace=True)]
+
+
+class FrequencyMean(nn.Module):
+    """(B, C, M', T) to (B, C, T)."""
+
+    def forward(self, x_BCMT: Tensor) -> Tensor:
+        """Mean over the frequency axis."""
+        return x_BCMT.mean(dim=2)
+
+
+class Student(nn.Module):
+    """Normalised log-mels (B, 1, M, T >= receptive_field) to logits (B, K).
+
+    Args:
+        arch: Widths and kernels.
+        n_mels: Mel bands (M).
+        n_classes: Classes (K).
+        teacher_head: Reuse this head behind an affine projector; own head where None.
+    """
+
+    def __init__(
+        self, arch: StudentArch, n_mels: int, n_classes: int, teacher_head: nn.Linear | None = None
+    ) -> None:
+        super().__init__()
+        self.arch, self.n_mels, self.n_classes = arch, n_mels, n_classes
+        layers: list[nn.Module] = []
+        c_in, field, jump = 1, 1, 1
+        for i, (c, k) in enumerate(zip(arch.channels, arch.time_kernels, strict=True)):
+            stride = (2 if i < 4 else 1, 2 if i < 2 else 1)
+            if i == 0:
+                layers += _conv_bn_relu(c_in, c, (3, k), stride)
+            else:
+                layers += _conv_bn_relu(c_in, c_in, (3, k), stride, groups=c_in)
+                layers += _conv_bn_relu(c_in, c, (1, 1))
+            field, jump = field + (k - 1) * jump, jump * stride[1]
+            c_in = c
+        layers += _conv_bn_relu(c_in, arch.out_channels, (1, 1))
+        self.trunk = nn.Sequential(*layers, FrequencyMean())
+        self.receptive_field, self.stride, self.channels = field, jump, arch.out_channels
+        self.pool = StatsPool()
+        self.head: nn.Module
+        if teacher_head is None:
+            self.head = nn.Linear(2 * self.channels, n_classes)
+        else:
+            self.head = ReusedHead(self.channels, teacher_head)
+
+    @property
+    def pool_eps(self) -> float:
+        """Added to the variance in the pooling."""
+        return self.pool.eps
+
+    def frame_lengths(self, lengths_B: Tensor) -> Tensor:
+        """Frame features that clips of so many mel frames give: at least 1, for they are repeated."""
+        return (lengths_B.clamp_min(self.receptive_field) - self.receptive_field) // self.stride + 1
+
+    def frame_centres(self, frames: int, device: torch.device | None = None) -> Tensor:
+        """(frames,) mel frame at which each frame feature is centred."""
+        return torch.arange(frames, device=device) * self.stride + (self.receptive_field - 1) / 2
+
+    def hidden(self, x_B1MT: Tensor, lengths_B: Tensor | None = None) -> Hidden:
+        """Frame features (B, C, T'), pooled statistics (B, D) and logits (B, K).
+
+        Without time padding, frames inside ``lengths`` never see the padding of a batch. Clips shorter
+        than the receptive field must be alone in their batch (equal lengths): see `repeat_to`.
+        """
+        frames_BCT = self.trunk(repeat_to(x_B1MT, self.receptive_field))
+        pooled_BD = self.pool(frames_BCT, None if lengths_B is None else self.frame_lengths(lengths_B))
+        return Hidden(frames_BCT, pooled_BD, self.head(pooled_BD))
+
+    def forward(self, x_B1MT: Tensor, lengths_B: Tensor | None = None) -> Tensor:
+        """Logits (B, K)."""
+        return self.hidden(x_B1MT, lengths_B).logits_BK
+
+    def collapsed_head(self) -> tuple[Tensor, Tensor]:
+        """Weight (K, 2C) and bias (K,) of the whole map from pooled statistics to logits."""
+        head = self.head.collapse() if isinstance(self.head, ReusedHead) else self.head
+        assert isinstance(head, nn.Linear)
+        return head.weight.detach(), head.bias.detach()
+
+    def collapse(self) -> Student:
+        """A copy that ships: the reused head and its projector are one matrix."""
+        copied = copy.deepcopy(self)
+        if isinstance(copied.head, ReusedHead):
+            copied.head = copied.head.collapse()
+        return copied

@@ -1,0 +1,1 @@
+"""Training of a teacher on real audio."""
