@@ -1,0 +1,17 @@
+"""What can go wrong with real data, as sentences for the user."""
+
+from __future__ import annotations
+
+from frami_edge_runtime.errors import AudioError, FramiEdgeError
+
+
+class DataError(FramiEdgeError):
+    """A data set that is not there, not known, or used against its protocol."""
+
+
+class IncompleteSetError(DataError):
+    """A data set with fewer or more clips than its authors published."""
+
+
+class UnusableClipError(AudioError):
+    """One audio file that cannot be used; `message` is the reason, for the manifest."""

@@ -1,0 +1,107 @@
+"""Audio files to mono samples; whatever cannot be used is refused with its reason.
+
+soundfile reads WAV, FLAC, OGG and MP3. What libsndfile forgives is checked here: it shortens a
+truncated WAV without a word.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+
+from frami_edge.data.errors import UnusableClipError
+
+AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".mp3"})
+SILENCE_PEAK = 1e-4
+"""Full scale is 1: a clip that never exceeds -80 dBFS holds no sound to learn from."""
+MAX_FILE_BYTES = 1 << 29
+MAX_CLIP_S = 600
+_UNKNOWN_SIZE = {0, 0xFFFFFFFF}
+"""Written by recorders that stream and never return to the header."""
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A file that was left out, and why."""
+
+    path: Path
+    reason: str
+
+
+def read_bytes(path: Path) -> bytes:
+    """The whole file, so that what is hashed is what is decoded.
+
+    Raises:
+        UnusableClipError: It is missing, unreadable, empty or larger than 512 MB.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE_BYTES:
+            raise UnusableClipError(f"{size} bytes, more than {MAX_FILE_BYTES}")
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise UnusableClipError("missing") from None
+    except OSError as error:
+        raise UnusableClipError(f"cannot be read ({error.strerror or error})") from None
+    if not data:
+        raise UnusableClipError("empty file")
+    return data
+
+
+def decode(data: bytes) -> tuple[npt.NDArray[np.float32], int]:
+    """Samples (N,) float32, channels averaged, and their rate in Hz.
+
+    Raises:
+        UnusableClipError: No audio, truncated, not finite, silent (peak below -80 dBFS), or longer
+            than ten minutes.
+    """
+    _check_riff(data)
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            promised, rate = file.frames, int(file.samplerate)
+            if promised > MAX_CLIP_S * rate:
+                raise UnusableClipError(f"longer than {MAX_CLIP_S} s")
+            samples_NC = file.read(dtype="float32", always_2d=True)
+    except (RuntimeError, TypeError, ValueError, OSError, MemoryError) as error:
+        if isinstance(error, UnusableClipError):
+            raise
+        reason = str(getattr(error, "error_string", error)).rstrip(".")
+        raise UnusableClipError(f"not decodable or truncated ({reason})") from None
+    if len(samples_NC) < promised:
+        raise UnusableClipError(f"truncated: {len(samples_NC)} of {promised} frames")
+    if len(samples_NC) == 0:
+        raise UnusableClipError("no samples (empty, or truncated before the first)")
+    if not np.isfinite(samples_NC).all():
+        raise UnusableClipError("samples that are not finite (NaN or infinity)")
+    samples = samples_NC[:, 0] if samples_NC.shape[1] == 1 else samples_NC.mean(axis=1)
+    peak = float(np.abs(samples).max())
+    if peak < SILENCE_PEAK:
+        raise UnusableClipError(f"silent: peak {peak:.2g} of full scale")
+    return np.ascontiguousarray(samples, dtype=np.float32), rate
+
+
+def read_audio(path: Path) -> tuple[npt.NDArray[np.float32], int]:
+    """Mono samples (N,) float32 in -1..1 and their rate in Hz; raises `UnusableClipError`."""
+    return decode(read_bytes(path))
+
+
+def _check_riff(data: bytes) -> None:
+    """Compare the size that a WAV's data chunk promises with the bytes that are there."""
+    if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
+        return
+    at = 12
+    while at + 8 <= len(data):
+        kind, size = struct.unpack_from("<4sI", data, at)
+        at += 8
+        if kind == b"data":
+            if size not in _UNKNOWN_SIZE and size > len(data) - at:
+                raise UnusableClipError(f"truncated: {len(data) - at} of {size} bytes of samples")
+            return
+        at += size + size % 2
+    raise UnusableClipError("truncated: the header ends before any samples")
