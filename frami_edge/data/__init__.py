@@ -12,7 +12,8 @@ from frami_edge.data.sets import load_set
 
 if TYPE_CHECKING:
     from frami_edge.data.batching import collate, length_buckets
-    from frami_edge.data.features import Features, FeatureStore, measure_normalisation
+    from frami_edge.data.features import Features, measure_normalisation
+    from frami_edge.data.store import FeatureStore
 
 __all__ = [
     "Clip",
@@ -36,7 +37,7 @@ __all__ = [
 ]
 
 _WITH_TORCH = {
-    "FeatureStore": "features",
+    "FeatureStore": "store",
     "Features": "features",
     "collate": "batching",
     "length_buckets": "batching",

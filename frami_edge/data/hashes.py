@@ -50,6 +50,11 @@ class HashMemory:
         self._changed.add(parent)
         return digest
 
+    def forget(self, path: Path) -> None:
+        """Hash this file again next time: its content was not what the memory said."""
+        if self._known.get(path.parent, {}).pop(path.name, None):
+            self._changed.add(path.parent)
+
     def save(self) -> None:
         """Write what is new; a folder that cannot be written is only slower next time."""
         for parent in self._changed:

@@ -20,6 +20,8 @@ from frami_edge.data.errors import UnusableClipError
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".mp3"})
 SILENCE_PEAK = 1e-4
 """Full scale is 1: a clip that never exceeds -80 dBFS holds no sound to learn from."""
+LOUDEST_PEAK = 100.0
+"""+40 dBFS: float files beyond it hold integers that nobody scaled to -1..1."""
 MAX_FILE_BYTES = 1 << 29
 MAX_CLIP_S = 600
 _UNKNOWN_SIZE = {0, 0xFFFFFFFF}
@@ -32,6 +34,8 @@ class Rejected:
 
     path: Path
     reason: str
+    name: str = ""
+    """Path within the set, as in `Clip.name`."""
 
 
 def read_bytes(path: Path) -> bytes:
@@ -58,8 +62,8 @@ def decode(data: bytes) -> tuple[npt.NDArray[np.float32], int]:
     """Samples (N,) float32, channels averaged, and their rate in Hz.
 
     Raises:
-        UnusableClipError: No audio, truncated, not finite, silent (peak below -80 dBFS), or longer
-            than ten minutes.
+        UnusableClipError: No audio, truncated, not finite, silent (peak below -80 dBFS), not
+            scaled to -1..1, or longer than ten minutes.
     """
     _check_riff(data)
     try:
@@ -83,6 +87,8 @@ def decode(data: bytes) -> tuple[npt.NDArray[np.float32], int]:
     peak = float(np.abs(samples).max())
     if peak < SILENCE_PEAK:
         raise UnusableClipError(f"silent: peak {peak:.2g} of full scale")
+    if peak > LOUDEST_PEAK:
+        raise UnusableClipError(f"peak {peak:.3g} where full scale is 1: not scaled to -1..1")
     return np.ascontiguousarray(samples, dtype=np.float32), rate
 
 
