@@ -1,1 +1,3 @@
+"""Streaming log-mel features and variable-length sound classification without torch."""
+
 __version__ = "0.1.0"

@@ -14,6 +14,7 @@ class FramiEdgeError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, fix: str = "") -> None:
+        """Keep both sentences apart, so that a terminal can show the fix on its own line."""
         super().__init__(message)
         self.message = message
         self.fix = fix
@@ -21,6 +22,14 @@ class FramiEdgeError(Exception):
     def __str__(self) -> str:
         """Both sentences, for callers who only print the exception."""
         return f"{self.message} {self.fix}".strip()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Keep ``fix`` across processes: the default would drop it."""
+        return _rebuild, (type(self), self.message, self.fix)
+
+
+def _rebuild(kind: type[FramiEdgeError], message: str, fix: str) -> FramiEdgeError:
+    return kind(message, fix=fix)
 
 
 class MelSpecError(FramiEdgeError):
@@ -33,3 +42,7 @@ class AudioError(FramiEdgeError):
 
 class ModelFileError(FramiEdgeError):
     """A model file that is missing, damaged or of another schema."""
+
+
+class StreamError(FramiEdgeError):
+    """A stream that was asked for something impossible, or a saved state that does not fit it."""

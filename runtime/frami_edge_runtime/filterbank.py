@@ -37,7 +37,14 @@ def mel_to_hz(mel: npt.ArrayLike, scale: str) -> npt.NDArray[np.float64]:
 
 
 def mel_filterbank(
-    *, n_freqs: int, f_min: float, f_max: float, n_mels: int, sample_rate: int, norm: str, mel_scale: str
+    *,
+    n_freqs: int,
+    f_min: float,
+    f_max: float,
+    n_mels: int,
+    sample_rate: int,
+    norm: str,
+    mel_scale: str,
 ) -> npt.NDArray[np.float32]:
     """Triangles linear in Hz between mel-spaced corners.
 

@@ -20,6 +20,20 @@ import numpy.typing as npt
 from frami_edge_runtime.errors import MelSpecError
 from frami_edge_runtime.filterbank import mel_filterbank
 
+# Bounds: a damaged or hostile model file must not make the device allocate without limit.
+_MOST = {
+    "sample_rate": 768_000,
+    "n_fft": 1 << 16,
+    "win_length": 1 << 16,
+    "hop_length": 1 << 16,
+    "n_mels": 1024,
+}
+_CHOICES = {
+    "mel_scale": ("htk", "slaney"),
+    "norm": ("none", "slaney"),
+    "log": ("ln", "log2", "log10", "db"),
+    "log_floor": ("add", "clamp"),
+}
 _WHOLE_CLIP = {"clip", "per_clip", "instance", "utterance", "cmvn", "max", "top_db"}
 
 
@@ -30,7 +44,8 @@ class MelSpec:
     The features are ``(log(mel) - mean) / std``, with ``mel`` as torchaudio's ``MelSpectrogram``
     gives it (periodic Hann window, centred in ``n_fft`` where ``win_length`` is shorter).
 
-    Normalisation that needs the whole clip (per-clip mean, ``top_db``) cannot stream and is refused.
+    Normalisation that needs the whole clip (per-clip mean, ``top_db``) cannot stream and is
+    refused.
 
     Raises:
         MelSpecError: Any field is out of range or contradicts another.
@@ -57,7 +72,7 @@ class MelSpec:
     power: float = 2.0
     """2 for energy, 1 for magnitude."""
     log: str = "ln"
-    """``ln``, ``log2``, ``log10`` or ``db`` (10 log10 of energy, 20 log10 of magnitude, reference 1)."""
+    """``ln``, ``log2``, ``log10``, or ``db``: 10 log10 of energy, 20 log10 of magnitude, ref 1."""
     log_eps: float = 1e-6
     """Keeps the logarithm finite; its logarithm is the front end's floor."""
     log_floor: str = "add"
@@ -70,28 +85,35 @@ class MelSpec:
     """Likewise."""
 
     def __post_init__(self) -> None:
-        """Check every field, and each against the others."""
-        for name in ("sample_rate", "n_fft", "win_length", "hop_length", "n_mels"):
+        """Check every field, and each against the others; numbers become plain int and float."""
+        for name, most in _MOST.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-                raise MelSpecError(f"MelSpec.{name} must be a positive integer, not {value!r}.")
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+                raise MelSpecError(f"MelSpec.{name} must be an integer, not {value!r}.")
+            if not 1 <= value <= most:
+                raise MelSpecError(f"MelSpec.{name} must lie in 1..{most}, not {value}.")
+            object.__setattr__(self, name, int(value))
         for name in ("f_min", "f_max", "power", "log_eps"):
+            object.__setattr__(self, name, _finite(name, getattr(self, name)))
+        for name, allowed in _CHOICES.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise MelSpecError(f"MelSpec.{name} must be a finite number, not {value!r}.")
-        self._one_of("mel_scale", ("htk", "slaney"))
-        self._one_of("norm", ("none", "slaney"))
-        self._one_of("log", ("ln", "log2", "log10", "db"))
-        self._one_of("log_floor", ("add", "clamp"))
+            if value not in allowed:
+                names = ", ".join(allowed)
+                raise MelSpecError(f"MelSpec.{name} must be one of {names}, not {value!r}.")
+        if not isinstance(self.center, (bool, np.bool_)):
+            raise MelSpecError(f"MelSpec.center must be true or false, not {self.center!r}.")
+        object.__setattr__(self, "center", bool(self.center))
         if self.power not in (1.0, 2.0):
-            raise MelSpecError(f"MelSpec.power must be 1 (magnitude) or 2 (energy), not {self.power}.")
+            raise MelSpecError(
+                f"MelSpec.power must be 1 (magnitude) or 2 (energy), not {self.power}."
+            )
         if not 0 < self.log_eps < 1:
             raise MelSpecError(f"MelSpec.log_eps must lie between 0 and 1, not {self.log_eps}.")
-        if self.n_fft > 1 << 16 or self.n_mels > 1024 or self.sample_rate > 768_000:
-            raise MelSpecError(
-                f"MelSpec is out of bounds: n_fft {self.n_fft}, n_mels {self.n_mels}, sample_rate {self.sample_rate}.",
-                fix="At most n_fft 65536, n_mels 1024 and 768 kHz are accepted.",
-            )
+        self._check_lengths()
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, self._normaliser(name, getattr(self, name)))
+
+    def _check_lengths(self) -> None:
         if self.win_length > self.n_fft:
             raise MelSpecError(
                 f"MelSpec.win_length {self.win_length} is longer than n_fft {self.n_fft}.",
@@ -99,34 +121,35 @@ class MelSpec:
             )
         if self.hop_length > self.win_length:
             raise MelSpecError(
-                f"MelSpec.hop_length {self.hop_length} is longer than win_length {self.win_length}: samples would be lost.",
+                f"MelSpec.hop_length {self.hop_length} is longer than win_length "
+                f"{self.win_length}: samples would be lost.",
                 fix="Use a hop of at most one window.",
             )
         if not 0 <= self.f_min < self.f_high <= self.sample_rate / 2:
             raise MelSpecError(
-                f"MelSpec needs 0 <= f_min < f_max <= sample_rate / 2, not {self.f_min}, {self.f_high} at {self.sample_rate} Hz."
+                f"MelSpec needs 0 <= f_min < f_max <= sample_rate / 2, not {self.f_min} and "
+                f"{self.f_high} at {self.sample_rate} Hz.",
+                fix="f_max = 0 stands for half the sample rate.",
             )
-        for name in ("mean", "std"):
-            value = getattr(self, name)
-            if isinstance(value, str):
-                hint = " needs the whole clip, so it cannot stream" if value.lower() in _WHOLE_CLIP else " is no number"
-                raise MelSpecError(
-                    f"MelSpec.{name} = {value!r}{hint}.",
-                    fix="Use one fixed number, or one per mel band, measured on the teacher's training data.",
-                )
-            if isinstance(value, (list, np.ndarray)):
-                object.__setattr__(self, name, tuple(float(v) for v in value))
-                value = getattr(self, name)
-            values = np.atleast_1d(np.asarray(value, dtype=np.float64))
-            if values.shape not in ((1,), (self.n_mels,)) or not np.isfinite(values).all():
-                raise MelSpecError(f"MelSpec.{name} must be one finite number or {self.n_mels} of them (one per mel band).")
-            if name == "std" and (values <= 0).any():
-                raise MelSpecError("MelSpec.std must be positive.")
 
-    def _one_of(self, name: str, allowed: tuple[str, ...]) -> None:
-        value = getattr(self, name)
-        if value not in allowed:
-            raise MelSpecError(f"MelSpec.{name} must be one of {', '.join(allowed)}, not {value!r}.")
+    def _normaliser(self, name: str, value: Any) -> float | tuple[float, ...]:
+        fix = "Use one fixed number, or one per mel band, measured on the teacher's training data."
+        if isinstance(value, str):
+            whole_clip = value.lower() in _WHOLE_CLIP
+            hint = "needs the whole clip, so it cannot stream" if whole_clip else "is no number"
+            raise MelSpecError(f"MelSpec.{name} = {value!r} {hint}.", fix=fix)
+        if isinstance(value, (list, tuple, np.ndarray)) and np.ndim(value) > 0:
+            if len(value) != self.n_mels:
+                raise MelSpecError(
+                    f"MelSpec.{name} has {len(value)} values for {self.n_mels} bands.", fix=fix
+                )
+            numbers = tuple(_finite(name, v) for v in value)
+        else:
+            numbers = (_finite(name, value),)
+        if name == "std" and min(numbers) <= 0:
+            raise MelSpecError("MelSpec.std must be positive.", fix=fix)
+        single = not isinstance(value, (list, tuple, np.ndarray)) or np.ndim(value) == 0
+        return numbers[0] if single else numbers
 
     @property
     def f_high(self) -> float:
@@ -138,11 +161,17 @@ class MelSpec:
         """Seconds between frames."""
         return self.hop_length / self.sample_rate
 
+    @property
+    def min_samples(self) -> int:
+        """Samples of the shortest clip that gives a frame; shorter ones are repeated up to it."""
+        return self.n_fft // 2 + 1 if self.center else self.n_fft
+
     def frames(self, samples: int) -> int:
         """Frames (T) that a clip of so many samples gives; 0 where it is too short for one."""
-        if self.center:
-            return 1 + samples // self.hop_length if samples > self.n_fft // 2 else 0
-        return 1 + (samples - self.n_fft) // self.hop_length if samples >= self.n_fft else 0
+        if samples < self.min_samples:
+            return 0
+        padded = samples + 2 * (self.n_fft // 2) if self.center else samples
+        return 1 + (padded - self.n_fft) // self.hop_length
 
     @cached_property
     def filterbank(self) -> npt.NDArray[np.float32]:
@@ -164,7 +193,7 @@ class MelSpec:
         return (0.5 - 0.5 * np.cos(2 * np.pi * n / self.win_length)).astype(np.float32)
 
     def compress(self, mel: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
-        """Log and normalise mel energies (..., M) in float64: the definition that others must meet."""
+        """Log and normalise mel energies (..., M) in float64: the definition for all others."""
         x = np.asarray(mel, dtype=np.float64)
         x = x + self.log_eps if self.log_floor == "add" else np.maximum(x, self.log_eps)
         y: npt.NDArray[np.float64] = np.log(x) * self.log_scale
@@ -187,7 +216,7 @@ class MelSpec:
 
     @cached_property
     def ceiling(self) -> npt.NDArray[np.float32]:
-        """(M,) normalised log-mel of a full-scale sine at the frequency that excites each band most.
+        """(M,) normalised log-mel of the full-scale sine that excites each band most.
 
         Known without data. Full-scale noise or clipping can exceed it by a few dB in wide bands.
         """
@@ -218,14 +247,23 @@ class MelSpec:
             MelSpecError: A key is unknown or a value is out of range.
         """
         known = {f.name for f in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
+        unknown = sorted(str(key)[:40] for key in set(values) - known)
         if unknown:
             raise MelSpecError(
-                f"MelSpec has no key {', '.join(unknown)}.", fix=f"Known keys: {', '.join(sorted(known))}."
+                f"MelSpec has no key {', '.join(unknown)}.",
+                fix=f"Known keys: {', '.join(sorted(known))}.",
             )
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        plain: dict[str, Any] = dict(values)
+        return cls(**plain)
 
     @property
     def digest(self) -> str:
         """SHA-256 of the canonical JSON: equal specs have equal digests."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+
+def _finite(name: str, value: Any) -> float:
+    number = isinstance(value, (int, float, np.integer, np.floating))
+    if isinstance(value, bool) or not number or not math.isfinite(value):
+        raise MelSpecError(f"MelSpec.{name} must be a finite number, not {str(value)[:60]!r}.")
+    return float(value)
