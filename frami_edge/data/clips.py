@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from frami_edge.data.errors import DataError
+
+_FOLD_PREFIX = re.compile(r"^fold[-_ ]?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def resolve_fold(sound_set: SoundSet, fold: str | int | None) -> str:
         return folds[0]
     if fold is not None:
         key = str(fold).strip()
-        for candidate in (key, key.lower().removeprefix("fold").lstrip("-_ ")):
+        for candidate in (key, _FOLD_PREFIX.sub("", key)):
             if candidate in folds:
                 return candidate
     what = "needs a fold" if fold is None else f"has no fold {str(fold)!r}"

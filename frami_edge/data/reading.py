@@ -1,7 +1,7 @@
 """Audio files to mono samples; whatever cannot be used is refused with its reason.
 
 soundfile reads WAV, FLAC, OGG and MP3. What libsndfile forgives is checked here: it shortens a
-truncated WAV without a word.
+truncated WAV or Ogg without a word.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ LOUDEST_PEAK = 100.0
 """+40 dBFS: float files beyond it hold integers that nobody scaled to -1..1."""
 MAX_FILE_BYTES = 1 << 29
 MAX_CLIP_S = 600
+_OGG_END = 4
 _UNKNOWN_SIZE = {0, 0xFFFFFFFF}
 """Written by recorders that stream and never return to the header."""
 
@@ -66,6 +67,7 @@ def decode(data: bytes) -> tuple[npt.NDArray[np.float32], int]:
             scaled to -1..1, or longer than ten minutes.
     """
     _check_riff(data)
+    _check_ogg(data)
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             promised, rate = file.frames, int(file.samplerate)
@@ -111,3 +113,17 @@ def _check_riff(data: bytes) -> None:
             return
         at += size + size % 2
     raise UnusableClipError("truncated: the header ends before any samples")
+
+
+def _check_ogg(data: bytes) -> None:
+    """Follow the pages to the last, which must be whole and marked as the end (RFC 3533, 6)."""
+    at, last_flags = 0, _OGG_END
+    while data[at : at + 4] == b"OggS":
+        segments = data[at + 26] if at + 27 <= len(data) else 0
+        table_end = at + 27 + segments
+        last_flags = data[at + 5] if at + 6 <= len(data) else 0
+        at = table_end + sum(data[at + 27 : table_end])
+        if at > len(data):
+            raise UnusableClipError("truncated: the last page is cut")
+    if at == len(data) and not last_flags & _OGG_END:
+        raise UnusableClipError("truncated: no last page")

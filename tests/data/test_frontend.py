@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torchaudio
+
+from frami_edge.frontend import LogMel, resample, tile_to_window
+from frami_edge_runtime.errors import AudioError
+from frami_edge_runtime.melspec import MelSpec
+
+SPECS = {
+    "default": MelSpec(),
+    "librosa-like": MelSpec(
+        n_fft=1024, win_length=1024, hop_length=256, mel_scale="slaney", norm="slaney", center=True
+    ),
+    "db": MelSpec(log="db", log_floor="clamp", log_eps=1e-8, f_min=50.0, f_max=7000.0, n_mels=40),
+    "magnitude-log10": MelSpec(power=1.0, log="log10", mean=-2.0, std=1.5),
+    "per-band": MelSpec(
+        sample_rate=8000,
+        n_fft=256,
+        win_length=200,
+        hop_length=80,
+        n_mels=20,
+        log="log2",
+        mean=tuple(float(-m) for m in range(20)),
+        std=tuple(1.0 + m / 10 for m in range(20)),
+    ),
+}
+
+
+def _by_definition(spec: MelSpec, samples: np.ndarray) -> np.ndarray:
+    """The spec in float64 NumPy, frame by frame."""
+    x = samples.astype(np.float64)
+    if spec.center:
+        x = np.pad(x, spec.n_fft // 2, mode="reflect")
+    window = np.zeros(spec.n_fft)
+    left = (spec.n_fft - spec.win_length) // 2
+    window[left : left + spec.win_length] = spec.window
+    starts = range(0, len(x) - spec.n_fft + 1, spec.hop_length)
+    frames = np.stack([x[s : s + spec.n_fft] * window for s in starts])
+    energy = np.abs(np.fft.rfft(frames, axis=1)) ** spec.power
+    return spec.compress(energy @ spec.filterbank.astype(np.float64)).T
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_the_front_end_meets_its_definition(name: str) -> None:
+    spec = SPECS[name]
+    samples = np.random.default_rng(1).normal(0, 0.1, 12_345).astype(np.float32)
+    got_MT = LogMel(spec)(torch.from_numpy(samples)).numpy()
+    assert got_MT.shape == (spec.n_mels, spec.frames(len(samples)))
+    np.testing.assert_allclose(got_MT, _by_definition(spec, samples), atol=2e-3)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_the_filters_are_torchaudios(name: str) -> None:
+    spec = SPECS[name]
+    own = torchaudio.functional.melscale_fbanks(
+        spec.n_fft // 2 + 1,
+        spec.f_min,
+        spec.f_high,
+        spec.n_mels,
+        spec.sample_rate,
+        None if spec.norm == "none" else spec.norm,
+        spec.mel_scale,
+    )
+    # torchaudio builds them in float32, the spec in float64.
+    torch.testing.assert_close(torch.from_numpy(spec.filterbank), own, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_silence_is_the_floor(name: str) -> None:
+    spec = SPECS[name]
+    got_MT = LogMel(spec)(torch.zeros(8_000))
+    floor_M1 = torch.from_numpy(spec.floor)[:, None].expand_as(got_MT)
+    torch.testing.assert_close(got_MT, floor_M1, atol=1e-4, rtol=1e-5)
+
+
+def test_batches_of_any_shape_agree_with_single_clips() -> None:
+    log_mel = LogMel(MelSpec())
+    samples = torch.randn(2, 3, 4_000, generator=torch.Generator().manual_seed(0)) * 0.1
+    both = log_mel(samples)
+    assert both.shape == (2, 3, 64, MelSpec().frames(4_000))
+    torch.testing.assert_close(both[1, 2], log_mel(samples[1, 2]), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_gradients_reach_the_samples(name: str) -> None:
+    samples = torch.randn(4_000, generator=torch.Generator().manual_seed(0)).mul_(0.1)
+    samples.requires_grad_()
+    LogMel(SPECS[name])(samples).square().mean().backward()
+    assert samples.grad is not None
+    assert torch.isfinite(samples.grad).all()
+    assert samples.grad.abs().max() > 0
+
+
+def test_autocast_does_not_touch_the_mel() -> None:
+    log_mel = LogMel(MelSpec())
+    samples = torch.randn(8_000, generator=torch.Generator().manual_seed(0)) * 0.1
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = log_mel(samples)
+    torch.testing.assert_close(got, log_mel(samples), atol=0, rtol=0)
+
+
+def test_samples_that_cannot_be_used_are_refused() -> None:
+    log_mel = LogMel(MelSpec())
+    with pytest.raises(AudioError, match="float samples"):
+        log_mel(torch.zeros(1_000, dtype=torch.int16))
+    with pytest.raises(AudioError, match="too short"):
+        log_mel(torch.zeros(511))
+    with pytest.raises(AudioError, match="empty"):
+        tile_to_window(torch.zeros(0), MelSpec())
+
+
+def test_short_clips_are_repeated_up_to_one_window() -> None:
+    spec = MelSpec()
+    short = torch.arange(1.0, 201.0)
+    tiled = tile_to_window(short, spec)
+    assert tiled.shape == (512,)
+    assert torch.equal(tiled, short.repeat(3)[:512])
+    enough = torch.ones(512)
+    assert tile_to_window(enough, spec) is enough
+    assert tile_to_window(torch.ones(2, 5), spec).shape == (2, 512)
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 44_100, 48_000, 96_000, 44_101, 7_919])
+def test_resampling_keeps_a_tone(rate: int) -> None:
+    seconds = torch.arange(rate) / rate
+    got = resample(torch.sin(2 * torch.pi * 440 * seconds), rate, 16_000)
+    assert abs(len(got) - 16_000) <= 1
+    want = torch.sin(2 * torch.pi * 440 * torch.arange(len(got)) / 16_000)
+    assert (got - want)[200:-200].abs().max() < 2e-2
+
+
+def test_resampling_is_torchaudios() -> None:
+    samples = torch.randn(4_410, generator=torch.Generator().manual_seed(0))
+    want = torchaudio.functional.resample(samples, 44_100, 16_000)
+    torch.testing.assert_close(resample(samples, 44_100, 16_000), want, atol=1e-4, rtol=1e-4)
+    assert resample(samples, 16_000, 16_000) is samples
+
+
+@pytest.mark.parametrize("rate", [0, 10, 1_000_000])
+def test_absurd_rates_are_refused(rate: int) -> None:
+    with pytest.raises(AudioError, match="sample rate"):
+        resample(torch.zeros(100), rate, 16_000)

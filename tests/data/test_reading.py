@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import contextlib
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from frami_edge.data import UnusableClipError, read_audio
+
+Tone = Callable[..., np.ndarray]
+Wav = Callable[..., Path]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options", "tolerance"),
+    [
+        ("wav", {"subtype": "PCM_16"}, 1e-4),
+        ("wav", {"subtype": "PCM_24"}, 1e-6),
+        ("wav", {"subtype": "FLOAT"}, 1e-7),
+        ("wav", {"subtype": "PCM_U8"}, 1e-2),
+        ("flac", {}, 1e-4),
+        ("ogg", {"subtype": "VORBIS"}, 0.1),
+        ("mp3", {}, 0.1),
+    ],
+)
+@pytest.mark.parametrize("rate", [8_000, 44_100])
+def test_every_format_is_read(
+    tmp_path: Path,
+    make_tone: Tone,
+    make_wav: Wav,
+    suffix: str,
+    options: dict[str, str],
+    tolerance: float,
+    rate: int,
+) -> None:
+    samples = make_tone(1.0, rate)
+    got, got_rate = read_audio(make_wav(tmp_path / f"a.{suffix}", samples, rate, **options))
+    assert got_rate == rate
+    assert got.dtype == np.float32
+    assert got.shape == samples.shape
+    assert np.abs(got - samples)[1000:-1000].max() < tolerance
+
+
+def test_channels_are_averaged(tmp_path: Path, make_tone: Tone, make_wav: Wav) -> None:
+    left, right = make_tone(0.2, 16_000, 300), make_tone(0.2, 16_000, 900)
+    both = np.stack([left, right], axis=1)
+    got, _ = read_audio(make_wav(tmp_path / "a.wav", both, subtype="FLOAT"))
+    np.testing.assert_allclose(got, (left + right) / 2, atol=1e-7)
+
+
+def _refused(path: Path) -> str:
+    with pytest.raises(UnusableClipError) as caught:
+        read_audio(path)
+    return caught.value.message
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
+@pytest.mark.parametrize("share", [0.95, 0.5, 0.02])
+def test_truncated_files_are_refused(
+    tmp_path: Path, make_tone: Tone, make_wav: Wav, suffix: str, share: float
+) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.1, 32_000).astype(np.float32)
+    path = make_wav(tmp_path / f"a.{suffix}", noise)
+    assert len(read_audio(path)[0]) == 32_000
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    assert "truncated" in _refused(path)
+
+
+def test_a_streamed_wav_of_unknown_size_is_read(
+    tmp_path: Path, make_tone: Tone, make_wav: Wav
+) -> None:
+    path = make_wav(tmp_path / "a.wav", make_tone(0.5, 16_000))
+    data = bytearray(path.read_bytes())
+    at = data.index(b"data")
+    data[at + 4 : at + 8] = struct.pack("<I", 0xFFFFFFFF)
+    path.write_bytes(data)
+    assert len(read_audio(path)[0]) == 8_000
+
+
+def test_unusable_files_say_why(tmp_path: Path, make_tone: Tone, make_wav: Wav) -> None:
+    wav = make_tone(0.5, 16_000)
+    assert _refused(tmp_path / "none.wav") == "missing"
+    (tmp_path / "empty.wav").write_bytes(b"")
+    assert _refused(tmp_path / "empty.wav") == "empty file"
+    (tmp_path / "text.wav").write_text("no sound here at all" * 10)
+    assert "not decodable" in _refused(tmp_path / "text.wav")
+    assert "cannot be read" in _refused(tmp_path)
+    assert "no samples" in _refused(make_wav(tmp_path / "zero.wav", wav[:0]))
+    assert "silent" in _refused(make_wav(tmp_path / "silent.wav", wav * 0))
+    assert "silent" in _refused(make_wav(tmp_path / "faint.wav", wav * 3e-4, subtype="FLOAT"))
+    opposite = np.stack([wav, -wav], axis=1)
+    assert "silent" in _refused(make_wav(tmp_path / "opposite.wav", opposite, subtype="FLOAT"))
+    loud = make_wav(tmp_path / "loud.wav", wav * 32_768, subtype="FLOAT")
+    assert "not scaled" in _refused(loud)
+    for bad in (np.nan, np.inf):
+        broken = wav.copy()
+        broken[100] = bad
+        assert "not finite" in _refused(make_wav(tmp_path / "bad.wav", broken, subtype="FLOAT"))
+    assert "longer than" in _refused(make_wav(tmp_path / "long.wav", np.ones(601_000), 1_000))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_damaged_bytes_never_crash(
+    tmp_path: Path, make_tone: Tone, make_wav: Wav, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    path = make_wav(
+        tmp_path / f"a.{['wav', 'flac', 'ogg', 'mp3'][seed % 4]}", make_tone(0.2, 16_000)
+    )
+    data = bytearray(path.read_bytes())
+    for at in rng.integers(0, len(data), 20):
+        data[at] = rng.integers(256)
+    for at in rng.integers(0, 60, 3):
+        data[at] = rng.integers(256)
+    path.write_bytes(data)
+    with contextlib.suppress(UnusableClipError):
+        samples, rate = read_audio(path)
+        assert rate > 0
+        assert np.isfinite(samples).all()
