@@ -1,0 +1,92 @@
+"""What is timed: every graph on 1 s of audio, the streaming ones on a chunk with its context too.
+
+Shape legend: M mel bands, T mel frames.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from frami_edge_export.latency import Latency, interleaved_latency
+from frami_edge_export.options import ExportOptions
+from frami_edge_export.parity import parity_inputs
+from frami_edge_export.sessions import cpu_session
+from frami_edge_runtime.modelfile import TRUNK_INPUT, ModelInfo
+
+
+class Bench:
+    """Latency of all graphs of one export.
+
+    Args:
+        info: Of the model: front end, receptive field, stride.
+        options: Chunk length and budgets.
+    """
+
+    def __init__(self, info: ModelInfo, options: ExportOptions) -> None:
+        mel = info.mel
+        self._options = options
+        self.context_frames = info.receptive_field - info.stride
+        steps = max(1, round(options.chunk_s / info.frame_s))
+        frames_1s = max(mel.frames(mel.sample_rate), info.receptive_field)
+        frames_chunk = self.context_frames + steps * info.stride
+        self.mel_1s, self.mel_chunk = parity_inputs((frames_1s, frames_chunk), mel, options.seed)
+        self._second: dict[str, Latency] = {}
+        self._chunk: dict[str, Latency] = {}
+
+    def run(self, graphs: Mapping[str, onnx.ModelProto]) -> None:
+        """Time them; names are the artefacts' names."""
+        sessions = {name: cpu_session(graph) for name, graph in graphs.items()}
+        streaming = {name: s for name, s in sessions.items() if name != "model"}
+        self._second = self._measure(sessions, self.mel_1s)
+        self._chunk = self._measure(streaming, self.mel_chunk)
+
+    def figures(self, name: str) -> dict[str, float | None]:
+        """The latency fields of one artefact."""
+        second, chunk = self._second[name], self._chunk.get(name)
+        return {
+            "p50_ms": second.p50_ms,
+            "p95_ms": second.p95_ms,
+            "speedup": self._second["fp32"].p50_ms / second.p50_ms,
+            "chunk_p50_ms": None if chunk is None else chunk.p50_ms,
+            "chunk_speedup": None if chunk is None else self._chunk["fp32"].p50_ms / chunk.p50_ms,
+        }
+
+    def description(self) -> dict[str, Any]:
+        """How it was measured, for the report."""
+        return {
+            "threads": 1,
+            "batch": 1,
+            "cpu": _cpu_name(),
+            "rounds": self._second["fp32"].rounds,
+            "frames_1s": int(self.mel_1s.shape[3]),
+            "frames_chunk": int(self.mel_chunk.shape[3]),
+            "context_frames": self.context_frames,
+            "chunk_s": self._options.chunk_s,
+        }
+
+    def _measure(
+        self, sessions: Mapping[str, Any], mel: npt.NDArray[np.float32]
+    ) -> dict[str, Latency]:
+        return interleaved_latency(
+            sessions,
+            {TRUNK_INPUT: mel},
+            budget_s=self._options.bench_budget_s,
+            max_rounds=self._options.bench_rounds,
+        )
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()

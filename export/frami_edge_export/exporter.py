@@ -1,0 +1,308 @@
+"""One student in, files and a measured report out.
+
+Shape legend: N samples, B batch, M mel bands, T mel frames, C channels, T' trunk frames, K classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from frami_edge_export.benching import Bench
+from frami_edge_export.calibration import CalibrationSet, prepare_calibration
+from frami_edge_export.calibration_gate import calibration_gates, calibration_ranges
+from frami_edge_export.errors import ExportError
+from frami_edge_export.files import sha256, write_bytes, write_json
+from frami_edge_export.graphs import (
+    frozen_head,
+    frozen_trunk,
+    head_graph,
+    trunk_graph,
+    whole_classifier,
+    whole_graph,
+)
+from frami_edge_export.int8_search import Int8Result, Int8Search
+from frami_edge_export.metadata import described, described_classifier, model_info
+from frami_edge_export.options import ExportOptions
+from frami_edge_export.parity import check_parity, check_streaming, parity_inputs, parity_lengths
+from frami_edge_export.protocol import ExportableStudent, StudentFacts
+from frami_edge_export.quantise import METHOD, OP_TYPES, Quantiser
+from frami_edge_export.report import Artifact, Calibration, ExportReport, Gate
+from frami_edge_export.scoring import Head
+from frami_edge_export.verdicts import judge
+from frami_edge_runtime.modelfile import HEAD_OUTPUT, TRUNK_INPUT, TRUNK_OUTPUT, ModelInfo
+
+CLASSIFIER_KEY = "frami.classifier"
+"""Metadata key of ``model.onnx``: another one than the streaming file's, so that they cannot be mixed up."""
+
+
+def export_student(
+    student: ExportableStudent,
+    facts: StudentFacts,
+    out_dir: Path,
+    *,
+    name: str = "student",
+    int8: bool,
+    calibration: npt.NDArray[np.floating[Any]] | None,
+    source: str,
+    options: ExportOptions | None = None,
+    evaluate: Callable[[str | Path], float] | None = None,
+) -> ExportReport:
+    """Write the student as ONNX, prove that it answers the same, and measure it.
+
+    Writes ``{name}.fp32.onnx`` (trunk, with head and description inside), ``{name}.model.onnx`` (mel
+    to logits), with int8 also ``{name}.int8.cpu.onnx`` and ``calib.json``, and at last
+    ``export_report.json``. Nothing is written before every graph is built and compared.
+
+    Args:
+        student: The torch student; not changed.
+        facts: What the file must say beside the weights.
+        out_dir: Made where missing; files of the same names are replaced.
+        name: Prefix of the files.
+        int8: Quantise too.
+        calibration: (N, 1, M, T) normalised log-mels, never real audio; needed for int8 only.
+        source: What the calibration samples are, for the report: ``bank``, ``procedural``.
+        options: Gates and budgets.
+        evaluate: Accuracy (0 to 1) of a streaming model file on real data; reported, never used to
+            choose layers or flavours.
+
+    Raises:
+        ExportError: The student, its facts or the folder do not fit.
+        CalibrationError: The calibration set cannot be right.
+        GraphError: The graph is not one that devices load.
+        ParityError: Names or shapes differ from torch, or values are not finite.
+        ModelFileError: A fact is of the wrong type or out of range.
+    """
+    options = options or ExportOptions()
+    _check(student, facts, name)
+    info = model_info(student, facts)
+    trunk, head_bytes = trunk_graph(student, facts.mel.n_mels), _serialised(head_graph(student))
+    whole = whole_graph(student, facts.mel.n_mels)
+    weight_KD, bias_K = (t.double().numpy() for t in frozen_head(student))
+    head = Head(weight_KD, bias_K, student.pool_eps)
+    gates, fp32, model = _prove(student, facts, trunk, whole, head, options)
+    bench = Bench(info, options)
+    graphs = {"fp32": trunk, "model": whole}
+    blobs = {
+        "fp32": described(trunk, info, head_bytes),
+        "model": described_classifier(whole, info, CLASSIFIER_KEY),
+    }
+    artifacts = [
+        dataclasses.replace(fp32, path=f"{name}.fp32.onnx"),
+        dataclasses.replace(model, path=f"{name}.model.onnx"),
+    ]
+    used, found, table = None, None, None
+    if int8:
+        sample = prepare_calibration(calibration, facts.mel, student.receptive_field, options)
+        gates += calibration_gates(
+            calibration_ranges(frozen_trunk(student), sample.ranges_N1MT), options
+        )
+        quantiser = Quantiser(trunk, sample.ranges_N1MT)
+        found = Int8Search(trunk, quantiser, sample.holdout_N1MT, head, bench.mel_1s, options).run()
+        used = _used(sample, source)
+        table = _table(trunk, quantiser, used)
+        graphs["int8.cpu"] = found.chosen.model
+        blobs["int8.cpu"] = described(
+            found.chosen.model, _int8_info(info, found, used, table), head_bytes
+        )
+        artifacts.append(_int8_artifact(found, f"{name}.int8.cpu.onnx"))
+        agreement = found.chosen.comparison.agreement
+        gates.append(Gate.at_least("int8 agreement with fp32", agreement, options.min_agreement))
+    bench.run(graphs)
+    artifacts = [
+        dataclasses.replace(
+            a, bytes=len(blobs[a.name]), sha256=sha256(blobs[a.name]), **bench.figures(a.name)
+        )
+        for a in artifacts
+    ]
+    notes = _notes(out_dir, name, int8, found, options)
+    for artifact in artifacts:
+        write_bytes(out_dir / artifact.path, blobs[artifact.name])
+    if table is not None:
+        write_json(out_dir / "calib.json", table)
+    if evaluate is not None:
+        artifacts = [
+            dataclasses.replace(a, accuracy=float(evaluate(out_dir / a.path)))
+            if a.kind == "streaming"
+            else a
+            for a in artifacts
+        ]
+        gates += _accuracy_gate(artifacts, options)
+    judged, recommended, reason = judge(artifacts, gates)
+    report = ExportReport(
+        name=name,
+        artifacts=judged,
+        recommended=recommended,
+        reason=reason,
+        calibration=used,
+        gates=tuple(gates),
+        quantisation=None if found is None else _quantisation(found),
+        layers=() if found is None else found.layers,
+        bench=bench.description(),
+        options=options.to_dict(),
+        versions=dict(info.versions),
+        notes=notes,
+    )
+    write_json(out_dir / "export_report.json", report.to_dict())
+    return report
+
+
+def _check(student: ExportableStudent, facts: StudentFacts, name: str) -> None:
+    if not isinstance(student, ExportableStudent):
+        needed = "trunk, receptive_field, stride, channels, pool_eps, collapsed_head()"
+        raise ExportError(
+            f"{type(student).__name__} is no exportable student.", fix=f"It must have {needed}."
+        )
+    if not name or Path(name).name != name:
+        raise ExportError(
+            f"name {name!r} cannot prefix a file.", fix="Use a plain word, without a folder."
+        )
+    weight_KD, bias_K = student.collapsed_head()
+    expected = (len(facts.labels), 2 * student.channels)
+    if tuple(weight_KD.shape) != expected or tuple(bias_K.shape) != expected[:1]:
+        raise ExportError(
+            f"The head maps {tuple(weight_KD.shape)[::-1]} values, but {expected[0]} labels over "
+            f"2 x {student.channels} statistics need {expected[::-1]}.",
+            fix="Pass the labels of this student, in the order of its logits.",
+        )
+
+
+def _prove(
+    student: ExportableStudent,
+    facts: StudentFacts,
+    trunk: onnx.ModelProto,
+    whole: onnx.ModelProto,
+    head: Head,
+    options: ExportOptions,
+) -> tuple[list[Gate], Artifact, Artifact]:
+    lengths = parity_lengths(student.receptive_field, student.stride, facts.mel)
+    inputs = parity_inputs(lengths, facts.mel, options.seed)
+    tolerance = options.parity_tolerance
+    classifier = whole_classifier(student)
+    frames = check_parity(
+        frozen_trunk(student), trunk, inputs, names=(TRUNK_INPUT, TRUNK_OUTPUT),
+        tolerance=tolerance, label="trunk",
+    )  # fmt: skip
+    logits = check_parity(
+        classifier, whole, inputs, names=(TRUNK_INPUT, HEAD_OUTPUT),
+        tolerance=tolerance, label="classifier",
+    )  # fmt: skip
+    streaming = check_streaming(classifier, trunk, head, inputs, tolerance)
+    gates = [
+        Gate.at_most("torch = ONNX fp32, frames", frames.scaled_difference, tolerance),
+        Gate.at_most("torch = ONNX fp32, classifier", logits.scaled_difference, tolerance),
+        Gate.at_most("torch = ONNX fp32, trunk and head", streaming.scaled_difference, tolerance),
+    ]
+    base = Artifact("fp32", "", "streaming", "fp32", 0)
+    fp32 = dataclasses.replace(
+        base,
+        max_abs_difference=max(frames.max_abs_difference, streaming.max_abs_difference),
+        agreement=streaming.agreement,
+    )
+    model = dataclasses.replace(
+        base,
+        name="model",
+        kind="classifier",
+        max_abs_difference=logits.max_abs_difference,
+        agreement=logits.agreement,
+    )
+    return gates, fp32, model
+
+
+def _used(sample: CalibrationSet, source: str) -> Calibration:
+    return Calibration(
+        source, len(sample.ranges_N1MT), len(sample.holdout_N1MT), sample.digest, sample.clamped
+    )
+
+
+def _table(trunk: onnx.ModelProto, quantiser: Quantiser, used: Calibration) -> dict[str, Any]:
+    key = {
+        "model_sha256": sha256(_serialised(trunk)),
+        "samples_sha256": used.sha256,
+        "method": METHOD,
+        "op_types": OP_TYPES,
+    }
+    return {
+        "schema": 1,
+        **key,
+        "source": used.source,
+        "samples": used.samples,
+        "ranges": {tensor: list(pair) for tensor, pair in quantiser.ranges.items()},
+    }
+
+
+def _int8_info(
+    info: ModelInfo, found: Int8Result, used: Calibration, table: dict[str, Any]
+) -> ModelInfo:
+    return info.replace(
+        precision="int8",
+        quantisation={
+            "scheme": "static Q/DQ, per-channel weights",
+            "flavour": found.chosen.flavour.name,
+            "float_layers": sorted(found.chosen.float_layers),
+        },
+        calibration={
+            "source": used.source,
+            "samples": used.samples,
+            "sha256": used.sha256,
+            "method": METHOD,
+            "model_sha256": table["model_sha256"],
+        },
+    )
+
+
+def _int8_artifact(found: Int8Result, path: str) -> Artifact:
+    c = found.chosen.comparison
+    return Artifact(
+        name="int8.cpu",
+        path=path,
+        kind="streaming",
+        precision="int8",
+        bytes=0,
+        max_abs_difference=c.max_abs_difference,
+        agreement=c.agreement,
+        sqnr_db=c.sqnr_db,
+    )
+
+
+def _quantisation(found: Int8Result) -> dict[str, Any]:
+    return {
+        "flavour": found.chosen.flavour.name,
+        "float_layers": sorted(found.chosen.float_layers),
+        "fallback": list(found.fallback),
+        "tried": list(found.tried),
+        "reason": found.reason,
+    }
+
+
+def _accuracy_gate(artifacts: list[Artifact], options: ExportOptions) -> list[Gate]:
+    known = {a.name: a.accuracy for a in artifacts if a.accuracy is not None}
+    if "int8.cpu" not in known:
+        return []
+    lost = known["fp32"] - known["int8.cpu"]
+    return [Gate.at_most("accuracy lost by int8", lost, options.max_drop)]
+
+
+def _notes(
+    out_dir: Path, name: str, int8: bool, found: Int8Result | None, options: ExportOptions
+) -> tuple[str, ...]:
+    notes = []
+    stale = out_dir / f"{name}.int8.cpu.onnx"
+    if not int8 and stale.exists():
+        notes.append(f"{stale.name} in this folder is from an earlier export, not from this one.")
+    if found is not None and found.fallback:
+        names = ", ".join(found.fallback)
+        notes.append(
+            f"{names} went back to float to reach an agreement of {options.min_agreement:.0%}."
+        )
+    return tuple(notes)
+
+
+def _serialised(model: onnx.ModelProto) -> bytes:
+    return bytes(model.SerializeToString(deterministic=True))

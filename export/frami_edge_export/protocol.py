@@ -1,0 +1,49 @@
+"""What the exporter needs of a student: structure here, facts about its origin beside it.
+
+Shape legend: B batch, M mel bands, T mel frames, C channels, T' trunk frames, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from frami_edge_runtime.melspec import MelSpec
+
+
+@runtime_checkable
+class ExportableStudent(Protocol):
+    """Any student of this form: a trunk, statistics pooling, an affine head."""
+
+    trunk: nn.Module
+    """(B, 1, M, T) normalised log-mel -> frames (B, C, T'), no padding along time."""
+    receptive_field: int
+    """Mel frames that one trunk frame sees."""
+    stride: int
+    """Mel frames between trunk frames: T' = (T - receptive_field) // stride + 1."""
+    channels: int
+    """C."""
+
+    @property
+    def pool_eps(self) -> float:
+        """Pooling is [mean; sqrt(max(var, 0) + eps)] with the population variance over T'."""
+
+    def collapsed_head(self) -> tuple[Tensor, Tensor]:
+        """Weight (K, 2C) and bias (K,) of the affine map from pooled statistics to logits."""
+
+
+@dataclass(frozen=True)
+class StudentFacts:
+    """What the file must say and the module does not know."""
+
+    mel: MelSpec
+    """The front end that the student was trained on."""
+    labels: tuple[str, ...]
+    """(K,) class names, in the order of the logits."""
+    teacher_sha256: str | None = None
+    """Of the teacher's weights."""
+    student_sha256: str | None = None
+    """Of the student's weights."""
+    licence: str = ""

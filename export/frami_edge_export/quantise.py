@@ -1,0 +1,121 @@
+"""Static int8 with explicit Q/DQ: one calibration table, any number of graphs from it.
+
+Shape legend: N samples, M mel bands, T mel frames.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType
+from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
+from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+
+from frami_edge_export.graphs import check_loadable, strip
+from frami_edge_export.scoring import BATCH
+from frami_edge_runtime.modelfile import TRUNK_INPUT
+
+OP_TYPES: Final = ["Conv", "Add", "MaxPool"]
+"""Everything else, the mean over frequency included, computes in float."""
+METHOD: Final = "minmax"
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """Types of activations and weights."""
+
+    name: str
+    activations: Any
+    weights: Any
+
+
+FLAVOURS: Final = (
+    Flavour("U8S8", QuantType.QUInt8, QuantType.QInt8),
+    Flavour("S8S8", QuantType.QInt8, QuantType.QInt8),
+)
+"""U8S8 is what x86 kernels fuse best, S8S8 what ARM's like: neither wins everywhere, so both are timed."""
+
+
+class _Reader(CalibrationDataReader):  # type: ignore[misc]
+    """Mels a few at a time."""
+
+    def __init__(self, mels_N1MT: npt.NDArray[np.float32]) -> None:
+        self._batches: Iterator[npt.NDArray[np.float32]] = iter(
+            [mels_N1MT[i : i + BATCH] for i in range(0, len(mels_N1MT), BATCH)]
+        )
+
+    def get_next(self) -> dict[str, npt.NDArray[np.float32]] | None:
+        """The next feed, None at the end."""
+        batch = next(self._batches, None)
+        return None if batch is None else {TRUNK_INPUT: batch}
+
+
+class Quantiser:
+    """Quantises one trunk in any flavour, with any layers left float.
+
+    Args:
+        trunk: The fp32 graph.
+        mels_N1MT: The clamped calibration set.
+    """
+
+    def __init__(self, trunk: onnx.ModelProto, mels_N1MT: npt.NDArray[np.float32]) -> None:
+        self._trunk = onnx.shape_inference.infer_shapes(trunk)
+        self.layers = tuple(node.name for node in trunk.graph.node if node.op_type == "Conv")
+        """Convolutions in graph order, named after their torch modules."""
+        self._table = self._calibrate(mels_N1MT)
+
+    @property
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """Least and largest value of every activation on the calibration set."""
+        return {
+            name: (float(np.min(low)), float(np.max(high)))
+            for name, data in self._table.items()
+            for low, high in [data.range_value]
+        }
+
+    def graph(self, flavour: Flavour, float_layers: Iterable[str]) -> onnx.ModelProto:
+        """The int8 trunk: per-channel weights, per-tensor activations, the given layers float."""
+        quantizer = QDQQuantizer(
+            copy.deepcopy(self._trunk),
+            True,
+            False,
+            flavour.weights,
+            flavour.activations,
+            self._table,
+            [],
+            sorted(float_layers),
+            OP_TYPES,
+            {},
+        )
+        quantizer.quantize_model()
+        quantizer.model.topological_sort()
+        model = onnx.ModelProto()
+        model.CopyFrom(quantizer.model.model)
+        strip(model)
+        check_loadable(model)
+        onnx.checker.check_model(model, full_check=True)
+        return model
+
+    def _calibrate(self, mels_N1MT: npt.NDArray[np.float32]) -> TensorsData:
+        with tempfile.TemporaryDirectory(prefix="frami-calibration-") as folder:
+            source = Path(folder, "trunk.onnx")
+            onnx.save_model(self._trunk, source)
+            calibrator = create_calibrator(
+                source,
+                OP_TYPES,
+                augmented_model_path=str(Path(folder, "augmented.onnx")),
+                calibrate_method=CalibrationMethod.MinMax,
+            )
+            calibrator.collect_data(_Reader(mels_N1MT))
+            table = calibrator.compute_data()
+            # Windows cannot remove the folder while the session holds the file.
+            del calibrator
+        return table
