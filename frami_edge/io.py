@@ -85,13 +85,13 @@ def atomic_write_json(path: str | os.PathLike[str], value: object) -> None:
 
 
 def json_text(value: object, *, indent: int | None = 2) -> str:
-    """JSON that every parser reads: keys in their own order, NaN and infinities as null.
+    """JSON that every parser and terminal reads: ASCII, NaN and infinities as null.
 
     Args:
-        value: Anything that `plain` understands.
+        value: Anything that `plain` understands; keys keep their order.
         indent: Spaces a level; None for one line.
     """
-    return json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    return json.dumps(plain(value), indent=indent, allow_nan=False)
 
 
 def plain(value: Any) -> Any:
