@@ -1,3 +1,37 @@
-"""Streaming log-mel features and variable-length sound classification without torch."""
+"""Streaming log-mel features and variable-length sound classification without torch.
+
+>>> from frami_edge_runtime import Classifier
+>>> result = Classifier("student.onnx").classify(samples, sample_rate=16000)
+>>> result.label, result.score
+"""
+
+from frami_edge_runtime.classifier import Classifier
+from frami_edge_runtime.errors import (
+    AudioError,
+    FramiEdgeError,
+    MelSpecError,
+    ModelFileError,
+    StreamError,
+)
+from frami_edge_runtime.logmel import LogMelStream, log_mel
+from frami_edge_runtime.melspec import MelSpec
+from frami_edge_runtime.modelfile import ModelInfo
+from frami_edge_runtime.result import Result
+from frami_edge_runtime.stream import Stream
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "AudioError",
+    "Classifier",
+    "FramiEdgeError",
+    "LogMelStream",
+    "MelSpec",
+    "MelSpecError",
+    "ModelFileError",
+    "ModelInfo",
+    "Result",
+    "Stream",
+    "StreamError",
+    "log_mel",
+]

@@ -34,6 +34,7 @@ _CHOICES = {
     "log": ("ln", "log2", "log10", "db"),
     "log_floor": ("add", "clamp"),
 }
+_HUGE = 1e30
 _WHOLE_CLIP = {"clip", "per_clip", "instance", "utterance", "cmvn", "max", "top_db"}
 
 
@@ -264,6 +265,7 @@ class MelSpec:
 
 def _finite(name: str, value: Any) -> float:
     number = isinstance(value, (int, float, np.integer, np.floating))
-    if isinstance(value, bool) or not number or not math.isfinite(value):
+    # A comparison, because math.isfinite overflows on huge integers; NaN compares false.
+    if isinstance(value, bool) or not number or not -_HUGE < value < _HUGE:
         raise MelSpecError(f"MelSpec.{name} must be a finite number, not {str(value)[:60]!r}.")
     return float(value)

@@ -1,0 +1,119 @@
+"""What counts as audio, and the one rule for clips that are too short."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from frami_edge_runtime.errors import AudioError
+
+INT16_SCALE: Final = np.float32(1 / 32768)
+FULL_SCALE_LIMIT: Final = 16.0
+"""Float samples beyond this (24 dB over full scale) are integers in disguise, not audio."""
+LOWEST_RATE: Final = 1_000
+HIGHEST_RATE: Final = 768_000
+
+
+def check_samples(samples: Any) -> npt.NDArray[Any]:
+    """Mono samples as int16 or float32, otherwise unchanged; may be empty.
+
+    The rules: 1-D; int16 (full scale 32768) or float32 / float64 (full scale 1, float64 is rounded
+    to float32); finite, and within +-16, so that int16 values in a float array are an error and not
+    a wrong answer. Any strides and byte order.
+
+    Raises:
+        AudioError: Anything else: stereo, other dtypes, NaN or infinity, lists of integers.
+    """
+    x = samples if isinstance(samples, np.ndarray) else _as_array(samples)
+    if x.ndim != 1:
+        mean = "samples.mean(axis=...)" + (".astype(np.int16)" if x.dtype == np.int16 else "")
+        raise AudioError(
+            f"Samples must be mono, of shape (N,), not {x.shape}.",
+            fix=f"Take one channel, or average them: {mean}.",
+        )
+    kind = (x.dtype.kind, x.dtype.itemsize)
+    if kind == ("i", 2):
+        return x
+    if kind not in (("f", 4), ("f", 8)):
+        raise AudioError(
+            f"Samples must be int16, float32 or float64, not {x.dtype}.", fix=_dtype_fix(x.dtype)
+        )
+    # Two reductions find NaN, infinity and absurd values at once: NaN fails every comparison.
+    if x.size and not (x.max() <= FULL_SCALE_LIMIT and x.min() >= -FULL_SCALE_LIMIT):
+        raise AudioError(_why_unusable(x), fix=_value_fix(x))
+    return x if kind == ("f", 4) else x.astype(np.float32)
+
+
+def check_rate(sample_rate: Any) -> int:
+    """A sample rate in Hz as a plain integer.
+
+    Raises:
+        AudioError: Not a whole number of Hz in 1,000..768,000.
+    """
+    integer = isinstance(sample_rate, (int, np.integer)) and not isinstance(sample_rate, bool)
+    whole = isinstance(sample_rate, (float, np.floating)) and float(sample_rate).is_integer()
+    if not (integer or whole) or not LOWEST_RATE <= sample_rate <= HIGHEST_RATE:
+        raise AudioError(
+            f"sample_rate must be a whole number of Hz in {LOWEST_RATE}..{HIGHEST_RATE}, "
+            f"not {str(sample_rate)[:40]}.",
+            fix="Give the rate that the samples were recorded at, for example 48000.",
+        )
+    return int(sample_rate)
+
+
+def repeat_to(x: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
+    """The rule for what is too short: repeat it from its start, in order, up to ``length``.
+
+    It is used twice, by the offline and the streaming path alike and by the trainer: on samples
+    (N,) that are fewer than `MelSpec.min_samples`, and on mel frames (T, M) that are fewer than the
+    model's receptive field. What is long enough is returned unchanged. Repetition keeps the
+    statistics of the sound, which zeros would not: 0 is not silence in a normalised log-mel.
+
+    Args:
+        x: (N, ...) with N >= 1; repeated along the first axis.
+        length: Wanted N.
+
+    Raises:
+        AudioError: ``x`` is empty: there is nothing to repeat.
+    """
+    if len(x) >= length:
+        return x
+    if len(x) == 0:
+        raise AudioError(
+            "There are no samples to classify.", fix="Pass at least one sample of audio."
+        )
+    return np.take(x, np.arange(length) % len(x), axis=0)
+
+
+def _as_array(samples: Any) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(samples)
+    except (ValueError, TypeError):
+        raise AudioError(
+            f"Samples of type {type(samples).__name__} are no array of numbers.",
+            fix="Pass a 1-D NumPy array of int16 or float32.",
+        ) from None
+
+
+def _dtype_fix(dtype: np.dtype[Any]) -> str:
+    if dtype == np.uint8:
+        return "For 8-bit PCM pass (samples.astype(np.float32) - 128) / 128."
+    if dtype == np.int32:
+        return "For 32-bit PCM pass samples / 2**31; for 24-bit in 32, samples / 2**23."
+    if dtype.kind in "iub":
+        return "Pass samples.astype(np.int16) if the values are 16-bit PCM."
+    return "Pass samples.astype(np.float32) with full scale at 1."
+
+
+def _why_unusable(x: npt.NDArray[Any]) -> str:
+    if not np.isfinite(x).all():
+        return f"Samples hold {int((~np.isfinite(x)).sum())} values that are NaN or infinite."
+    return f"Float samples reach {float(np.abs(x).max()):.6g}; full scale is 1."
+
+
+def _value_fix(x: npt.NDArray[Any]) -> str:
+    if not np.isfinite(x).all():
+        return "Check the capture or decoding step; numpy.nan_to_num hides it at your own risk."
+    return "If these are 16-bit values, divide by 32768 or pass them as int16."

@@ -1,0 +1,94 @@
+"""The front door: one model file, any audio, an answer."""
+
+from __future__ import annotations
+
+import os
+
+import numpy.typing as npt
+
+from frami_edge_runtime.audio import check_samples
+from frami_edge_runtime.errors import AudioError
+from frami_edge_runtime.modelfile import ModelInfo
+from frami_edge_runtime.result import Result
+from frami_edge_runtime.session import CpuModel
+from frami_edge_runtime.stream import Stream
+
+
+class Classifier:
+    """A sound classifier out of one model file of ``frami-edge export``.
+
+    It can be shared between threads; a `Stream` belongs to one.
+
+    Args:
+        model: Path of the ``.onnx`` file, or its bytes.
+        threads: CPU threads; small models gain nothing from more than one.
+
+    Raises:
+        ModelFileError: The file is missing, damaged, of another schema, or not such a model.
+    """
+
+    def __init__(self, model: str | os.PathLike[str] | bytes, *, threads: int = 1) -> None:
+        """Load the model and check that it does what its metadata says."""
+        self._model = CpuModel(model, threads=threads)
+
+    @property
+    def info(self) -> ModelInfo:
+        """What the model file says about itself."""
+        return self._model.info
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """(K,) class names."""
+        return self._model.info.labels
+
+    def classify(self, samples: npt.ArrayLike, sample_rate: int | None = None) -> Result:
+        """Classify one clip of any length: a stream, pushed once and flushed.
+
+        Args:
+            samples: (N,) int16 or float, N >= 1; see `audio.check_samples`.
+            sample_rate: Hz of the samples; None for the model's own.
+
+        Raises:
+            AudioError: The samples are not usable audio, or there are none.
+            ModelFileError: The model failed, or gave NaN.
+        """
+        x = check_samples(samples)
+        stream = self.stream(sample_rate)
+        stream.push(x)
+        result = stream.flush()
+        if result is None:
+            raise AudioError(
+                "There are no samples to classify.", fix="Pass at least one sample of audio."
+            )
+        return result
+
+    def stream(
+        self,
+        sample_rate: int | None = None,
+        window_s: float | None = None,
+        forget_s: float | None = None,
+        hop_s: float | None = None,
+    ) -> Stream:
+        """Open a stream: push samples in any chunking, get results as they become final.
+
+        How far back a result looks: to the start of the clip (default), over the last ``window_s``
+        seconds, or with a weight that halves every ``forget_s`` seconds.
+
+        Args:
+            sample_rate: Hz of the samples; None for the model's own. Other rates need soxr.
+            window_s: Length of a sliding window, rounded to whole hops.
+            forget_s: Half-life.
+            hop_s: Time between results, rounded to whole trunk frames. Default: a quarter of
+                ``window_s`` or ``forget_s``, at most 0.5 s; without both, one result, at flush.
+
+        Raises:
+            AudioError: The rate is absurd, or needs soxr, which is not installed.
+            StreamError: A duration is absurd, or both ``window_s`` and ``forget_s`` are given.
+        """
+        return Stream(
+            self._model,
+            sample_rate=sample_rate,
+            window_s=window_s,
+            forget_s=forget_s,
+            hop_s=hop_s,
+        )

@@ -1,0 +1,250 @@
+"""Exact streaming log-mel in NumPy: any chunking gives the offline features, bit for bit.
+
+Frame t covers samples [t hop, t hop + n_fft) (shifted by n_fft // 2 into reflected padding with
+``center=True``), so the state between pushes is the unread tail and nothing else.
+
+Why chunkings cannot differ: every step up to the power spectrum works on one frame at a time, and
+the product with the filter bank is always the same (ROWS, F) x (F, M) product, with frame t in row
+t % ROWS. A BLAS may round one row differently in products of other sizes, never in the same one.
+
+Shape legend: M mel bands, F frequency bins, T frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from frami_edge_runtime._state import StateReader
+from frami_edge_runtime.audio import INT16_SCALE, check_samples, repeat_to
+from frami_edge_runtime.errors import AudioError
+from frami_edge_runtime.melspec import MelSpec
+
+ROWS: Final = 8
+"""Frames in one filter-bank product; small enough for a single frame, large enough for a clip."""
+_BLOCK_BYTES: Final = 1 << 18
+_LONGEST_BLOCK: Final = 128
+# Until NumPy 2, numpy.fft computes in double precision and takes no output array.
+_RFFT_OUT: Final[bool] = int(np.__version__.split(".")[0]) >= 2
+
+
+class LogMelStream:
+    """Normalised log-mel frames out of samples that arrive in any chunking.
+
+    Memory is bounded and allocated once; a push allocates only the array that it returns.
+
+    Args:
+        spec: The front end.
+    """
+
+    def __init__(self, spec: MelSpec) -> None:
+        """Allocate all working memory."""
+        self.spec = spec
+        n_freqs = spec.n_fft // 2 + 1
+        # A block that stays in the L2 cache.
+        block = min(_LONGEST_BLOCK, max(1, _BLOCK_BYTES // (4 * spec.n_fft)))
+        block = -(-block // ROWS) * ROWS
+        self._block = block
+        self._pad = spec.n_fft // 2 if spec.center else 0
+        self._left = (spec.n_fft - spec.win_length) // 2
+        # What flush() may still have to reflect, the unread tail, and one block of fresh samples.
+        self._kept = self._pad + 1
+        held = max(spec.n_fft + spec.hop_length, self._kept)
+        self._samples = np.zeros(held + self._pad + block * spec.hop_length, np.float32)
+        self._windows = np.lib.stride_tricks.sliding_window_view(self._samples, spec.win_length)
+        self._frames = np.zeros((block, spec.n_fft), np.float32)
+        self._spectrum = np.zeros((block, n_freqs), np.complex64)
+        self._power = np.zeros((block // ROWS, ROWS, n_freqs), np.float32)
+        self._mel = np.zeros((block // ROWS, ROWS, spec.n_mels), np.float32)
+        std = np.asarray(spec.std, np.float64)
+        self._scale = np.asarray(spec.log_scale / std, np.float32)
+        self._shift = np.asarray(-np.asarray(spec.mean, np.float64) / std, np.float32)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything: the next sample is the first of a clip."""
+        # The reflection of the first samples goes before them once enough have arrived.
+        self._next = 0  # where the next frame starts in self._samples
+        self._end = self._pad  # where the next sample goes
+        self.samples_in = 0
+        self.frames_out = 0
+
+    def push(self, samples: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        """Take samples, give the frames that became complete.
+
+        Args:
+            samples: (N,) int16 or float, any N >= 0; see `audio.check_samples`.
+
+        Returns:
+            (T, M) float32 normalised log-mel; T may be 0.
+
+        Raises:
+            AudioError: The samples are not usable audio; the stream is unchanged then.
+        """
+        return self.push_checked(check_samples(samples))
+
+    def flush(self) -> npt.NDArray[np.float32]:
+        """End the clip: the frames still owed, as `push` gives them; the stream is then reset.
+
+        A clip of fewer samples than `MelSpec.min_samples` is repeated up to them; one of no samples
+        gives no frames.
+        """
+        spec = self.spec
+        head = np.empty((0, spec.n_mels), np.float32)
+        if 0 < self.samples_in < spec.min_samples:
+            clip = self._samples[self._pad : self._end].copy()
+            self.reset()
+            head = self.push_checked(repeat_to(clip, spec.min_samples))
+        if self._pad and self.samples_in:
+            self._make_room(self._pad)
+            last = self._end - 1
+            self._samples[self._end : self._end + self._pad] = self._samples[
+                last - self._pad : last
+            ][::-1]
+            self._end += self._pad
+        tail = self._drain()
+        self.reset()
+        return tail if len(head) == 0 else np.concatenate([head, tail])
+
+    def state(self) -> dict[str, Any]:
+        """What the next frames depend on, as plain integers and arrays: save it, pickle it."""
+        first = self._first_kept()
+        return {
+            "samples_in": self.samples_in,
+            "frames_out": self.frames_out,
+            "unread": self._next - first,
+            "samples": self._samples[first : self._end].copy(),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state` gave for an equal `MelSpec`.
+
+        Raises:
+            StreamError: The state does not fit this front end; the stream is unchanged then.
+        """
+        read = StateReader(state, "LogMelStream")
+        samples_in = read.integer("samples_in", 0)
+        frames_out = read.integer("frames_out", 0)
+        unread = read.integer("unread", 0)
+        samples = read.array("samples", np.float32, (None,), most=len(self._samples))
+        read.done()
+        read.require(unread <= len(samples), "unread")
+        ready = samples_in >= self.spec.min_samples
+        due = 1 + (samples_in + self._pad - self.spec.n_fft) // self.spec.hop_length
+        read.require(frames_out == (max(due, 0) if ready else 0), "frames_out")
+        position = self._pad + samples_in - frames_out * self.spec.hop_length
+        read.require(len(samples) - unread == position, "samples")
+        read.require(len(samples) >= min(self._kept, self._pad + samples_in), "samples")
+        self._samples[: len(samples)] = samples
+        self._next, self._end = unread, len(samples)
+        self.samples_in, self.frames_out = samples_in, frames_out
+
+    def push_checked(self, x: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """As `push`, for samples (N,) that `check_samples` has passed."""
+        spec = self.spec
+        total = self.samples_in + len(x)
+        ready = total >= spec.min_samples
+        due = 1 + (total + self._pad - spec.n_fft) // spec.hop_length if ready else 0
+        out_TM = np.empty((max(due - self.frames_out, 0), spec.n_mels), np.float32)
+        done = taken = 0
+        while taken < len(x):
+            self._make_room(self._pad + spec.hop_length)
+            n = min(len(x) - taken, len(self._samples) - self._end - self._pad)
+            self._take(x[taken : taken + n])
+            taken += n
+            if self.samples_in >= spec.min_samples:
+                done += self._emit(out_TM[done:])
+        return out_TM
+
+    def _take(self, x: npt.NDArray[Any]) -> None:
+        room = self._samples[self._end : self._end + len(x)]
+        if x.dtype.kind == "i":
+            np.multiply(x, INT16_SCALE, out=room)
+        else:
+            room[:] = x
+        self._end += len(x)
+        before, self.samples_in = self.samples_in, self.samples_in + len(x)
+        if self._pad and before < self.spec.min_samples <= self.samples_in:
+            self._samples[: self._pad] = self._samples[self._pad + 1 : 2 * self._pad + 1][::-1]
+
+    def _first_kept(self) -> int:
+        return max(0, min(self._next, self._end - self._kept))
+
+    def _make_room(self, wanted: int) -> None:
+        if len(self._samples) - self._end >= wanted:
+            return
+        first = self._first_kept()
+        self._samples[: self._end - first] = self._samples[first : self._end]
+        self._next -= first
+        self._end -= first
+
+    def _drain(self) -> npt.NDArray[np.float32]:
+        out_TM = np.empty((max(self._ready(), 0), self.spec.n_mels), np.float32)
+        self._emit(out_TM)
+        return out_TM
+
+    def _ready(self) -> int:
+        return (self._end - self._next - self.spec.n_fft) // self.spec.hop_length + 1
+
+    def _emit(self, out_TM: npt.NDArray[np.float32]) -> int:
+        owed = self._ready()
+        done = 0
+        while done < owed:
+            row = self.frames_out % ROWS
+            n = min(owed - done, self._block - row)
+            self._compute(row, n, out_TM[done : done + n])
+            self._next += n * self.spec.hop_length
+            self.frames_out += n
+            done += n
+        return max(done, 0)
+
+    def _compute(self, row: int, n: int, out_TM: npt.NDArray[np.float32]) -> None:
+        spec = self.spec
+        first = self._next + self._left
+        windows = self._windows[first : first + (n - 1) * spec.hop_length + 1 : spec.hop_length]
+        frames = self._frames[row : row + n]
+        np.multiply(windows, spec.window, out=frames[:, self._left : self._left + spec.win_length])
+        power = self._power.reshape(self._block, -1)[row : row + n]
+        # Squares of (re, im) pairs, contiguous; then one strided sum.
+        if _RFFT_OUT:
+            spectrum: Any = self._spectrum[row : row + n]
+            np.fft.rfft(frames, axis=1, out=spectrum)
+            pairs = spectrum.view(np.float32)
+        else:
+            pairs = np.fft.rfft(frames, axis=1).view(np.float64)
+        np.multiply(pairs, pairs, out=pairs)
+        np.add(pairs[:, 0::2], pairs[:, 1::2], out=power, casting="same_kind")
+        if spec.power == 1:
+            np.sqrt(power, out=power)
+        groups = -(-(row + n) // ROWS)
+        np.matmul(self._power[:groups], spec.filterbank, out=self._mel[:groups])
+        mel = self._mel.reshape(self._block, -1)[row : row + n]
+        eps = np.float32(spec.log_eps)
+        (np.add if spec.log_floor == "add" else np.maximum)(mel, eps, out=out_TM)
+        np.log(out_TM, out=out_TM)
+        np.multiply(out_TM, self._scale, out=out_TM)
+        np.add(out_TM, self._shift, out=out_TM)
+
+
+def log_mel(samples: npt.ArrayLike, spec: MelSpec) -> npt.NDArray[np.float32]:
+    """Normalised log-mel of a whole clip: one `LogMelStream.push` and one ``flush``.
+
+    Args:
+        samples: (N,) int16 or float at ``spec.sample_rate``, N >= 1.
+        spec: The front end.
+
+    Returns:
+        (T, M) float32 with T = max(1, ``spec.frames(N)``).
+
+    Raises:
+        AudioError: The samples are not usable audio, or there are none.
+    """
+    stream = LogMelStream(spec)
+    body = stream.push(samples)
+    if stream.samples_in == 0:
+        raise AudioError("There are no samples.", fix="Pass at least one sample of audio.")
+    tail = stream.flush()
+    return body if len(tail) == 0 else np.concatenate([body, tail])

@@ -1,0 +1,254 @@
+"""Statistics pooling outside the graph: float64 sums over a clip, a window or an endless stream.
+
+All three give [mean; std] of the trunk frames h_t (C,), with std = sqrt(max(var, 0) + eps) and the
+population variance; they differ in the weight of a frame. Sums of x and x^2 in float64 lose nothing
+that float32 could show, even over a day of frames, and cost less than Welford's update.
+
+Source: Snyder et al., *X-vectors* (2018), statistics pooling.
+Shape legend: C channels, D = 2 C, n trunk frames of one push.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from frami_edge_runtime._state import StateReader
+from frami_edge_runtime.errors import StreamError
+
+Frames = npt.NDArray[np.float32]
+Sums = npt.NDArray[np.float64]
+
+
+class StatsPool(ABC):
+    """Accumulates frames, gives their statistics at any time.
+
+    Args:
+        channels: C.
+        eps: Added to the variance, under the root.
+    """
+
+    def __init__(self, channels: int, eps: float) -> None:
+        """Start empty."""
+        self.channels = channels
+        self.eps = eps
+        self.count = 0
+        """Frames since the last reset."""
+
+    @abstractmethod
+    def push(self, frames_Cn: Frames) -> None:
+        """Take (C, n) float32 frames, n >= 0."""
+
+    @abstractmethod
+    def _weight_and_sums(self) -> tuple[float, Sums]:
+        """Total weight, and weighted sums (2, C) of x and x^2."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forget everything."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Any]:
+        """Plain integers and arrays: save them, pickle them."""
+
+    @abstractmethod
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state` gave.
+
+        Raises:
+            StreamError: The state does not fit; the pool is unchanged then.
+        """
+
+    def pooled(self) -> npt.NDArray[np.float32]:
+        """(D,) float32 [mean; std], rounded once.
+
+        Raises:
+            StreamError: No frame has been pushed.
+        """
+        if self.count == 0:
+            raise StreamError("There are no frames to pool.", fix="Push at least one frame.")
+        weight, sums = self._weight_and_sums()
+        mean, square = sums / weight
+        std = np.sqrt(np.maximum(square - mean * mean, 0.0) + self.eps)
+        return np.concatenate([mean, std]).astype(np.float32)
+
+
+class WholeClip(StatsPool):
+    """Every frame since the start, with equal weight.
+
+    Offline definition over frames h_0 .. h_{n-1}: mean = sum_t h_t / n, var = sum_t h_t^2 / n -
+    mean^2. The sums are taken frame by frame in order, so the grouping of pushes cannot change a
+    bit.
+    """
+
+    def __init__(self, channels: int, eps: float) -> None:
+        """Start empty."""
+        super().__init__(channels, eps)
+        self._sums = np.zeros((2, channels))
+
+    def push(self, frames_Cn: Frames) -> None:
+        """Take (C, n) float32 frames, n >= 0."""
+        _add_in_order(self._sums, frames_Cn)
+        self.count += frames_Cn.shape[1]
+
+    def _weight_and_sums(self) -> tuple[float, Sums]:
+        return float(self.count), self._sums
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.count = 0
+        self._sums[:] = 0
+
+    def state(self) -> dict[str, Any]:
+        """Plain integers and arrays: save them, pickle them."""
+        return {"count": self.count, "sums": self._sums.copy()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state` gave; see `StatsPool.load_state`."""
+        read = StateReader(state, "WholeClip")
+        count = read.integer("count", 0)
+        sums = read.array("sums", np.float64, self._sums.shape)
+        read.done()
+        self.count = count
+        self._sums[:] = sums
+
+
+class SlidingWindow(StatsPool):
+    """The latest ``blocks`` blocks of ``block`` frames each, with equal weight.
+
+    Offline definition after n frames, with b = ``block`` and W = ``blocks`` b: the plain statistics
+    of frames max(0, b ceil(n / b) - W) .. n - 1. At whole blocks, where a stream gives its results,
+    that is exactly the last W frames (all of them, while there are fewer). Nothing is ever
+    subtracted, so nothing drifts: a ring holds the sums of each block.
+
+    Args:
+        channels: C.
+        eps: Added to the variance, under the root.
+        block: Frames in a block.
+        blocks: Blocks in the window.
+    """
+
+    def __init__(self, channels: int, eps: float, *, block: int, blocks: int) -> None:
+        """Allocate the ring."""
+        super().__init__(channels, eps)
+        self.block = block
+        self.blocks = blocks
+        self._ring = np.zeros((blocks, 2, channels))
+
+    @property
+    def frames_in_window(self) -> int:
+        """How many frames the statistics cover now."""
+        begun = -(-self.count // self.block)
+        return self.count - max(0, begun - self.blocks) * self.block
+
+    def push(self, frames_Cn: Frames) -> None:
+        """Take (C, n) float32 frames, n >= 0."""
+        done, n = 0, frames_Cn.shape[1]
+        while done < n:
+            index, filled = divmod(self.count, self.block)
+            sums = self._ring[index % self.blocks]
+            if filled == 0:
+                sums[:] = 0
+            step = min(n - done, self.block - filled)
+            _add_in_order(sums, frames_Cn[:, done : done + step])
+            self.count += step
+            done += step
+
+    def _weight_and_sums(self) -> tuple[float, Sums]:
+        return float(self.frames_in_window), np.add.reduce(self._ring, axis=0)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.count = 0
+        self._ring[:] = 0
+
+    def state(self) -> dict[str, Any]:
+        """Plain integers and arrays: save them, pickle them."""
+        return {"count": self.count, "block": self.block, "ring": self._ring.copy()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state` gave; see `StatsPool.load_state`."""
+        read = StateReader(state, "SlidingWindow")
+        count = read.integer("count", 0)
+        read.integer("block", self.block, self.block)
+        ring = read.array("ring", np.float64, self._ring.shape)
+        read.done()
+        self.count = count
+        self._ring[:] = ring
+
+
+class Forgetting(StatsPool):
+    """Every frame since the start, with a weight that halves every ``half_life`` frames.
+
+    Offline definition after n frames: w_t = 2^(-(n - 1 - t) / half_life), mean = sum_t w_t h_t /
+    sum_t w_t, var = sum_t w_t h_t^2 / sum_t w_t - mean^2. Memory does not grow: right for streams
+    without an end.
+
+    Args:
+        channels: C.
+        eps: Added to the variance, under the root.
+        half_life: In frames, positive.
+    """
+
+    def __init__(self, channels: int, eps: float, *, half_life: float) -> None:
+        """Start empty."""
+        super().__init__(channels, eps)
+        self.half_life = half_life
+        self._weight = 0.0
+        self._sums = np.zeros((2, channels))
+
+    def push(self, frames_Cn: Frames) -> None:
+        """Take (C, n) float32 frames, n >= 0."""
+        n = frames_Cn.shape[1]
+        if n == 0:
+            return
+        weights = np.exp2(-np.arange(n - 1, -1, -1) / self.half_life)
+        kept = 2.0 ** (-n / self.half_life)
+        x = frames_Cn.astype(np.float64)
+        self._sums *= kept
+        self._sums[0] += np.add.reduce(x * weights, axis=1)
+        self._sums[1] += np.add.reduce(x * x * weights, axis=1)
+        self._weight = self._weight * kept + float(weights.sum())
+        self.count += n
+
+    def _weight_and_sums(self) -> tuple[float, Sums]:
+        return self._weight, self._sums
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.count = 0
+        self._weight = 0.0
+        self._sums[:] = 0
+
+    def state(self) -> dict[str, Any]:
+        """Plain integers and arrays: save them, pickle them."""
+        weight = np.array([self._weight, self.half_life])
+        return {"count": self.count, "weight": weight, "sums": self._sums.copy()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state` gave; see `StatsPool.load_state`."""
+        read = StateReader(state, "Forgetting")
+        count = read.integer("count", 0)
+        weight, half_life = read.array("weight", np.float64, (2,))
+        sums = read.array("sums", np.float64, self._sums.shape)
+        read.done()
+        read.require(half_life == self.half_life, "half_life")
+        read.require((weight > 0) == (count > 0), "weight")
+        self.count = count
+        self._weight = float(weight)
+        self._sums[:] = sums
+
+
+def _add_in_order(sums_2C: Sums, frames_Cn: Frames) -> None:
+    channels, n = frames_Cn.shape
+    terms = np.empty((2, channels, n + 1))
+    terms[:, :, 0] = sums_2C
+    terms[0, :, 1:] = frames_Cn
+    np.multiply(terms[0, :, 1:], terms[0, :, 1:], out=terms[1, :, 1:])
+    # accumulate adds strictly from left to right; reduce would add in pairs, by length.
+    np.add.accumulate(terms, axis=2, out=terms)
+    sums_2C[:] = terms[:, :, -1]

@@ -1,0 +1,126 @@
+"""The trunk on a stream: mel frames in, trunk frames out, with a short carry between runs.
+
+Because the trunk has no padding along time, its whole state is the last receptive_field - stride
+mel frames. Runs end only where the schedule says: after every hop, and at most `LONGEST_RUN` frames
+apart. The sequence of runs therefore depends on the clip alone, never on how it was chunked, and so
+does every bit of the output, whatever the backend rounds differently for other lengths.
+
+Shape legend: M mel bands, T mel frames, C channels, n trunk frames of one run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from frami_edge_runtime._state import StateReader
+from frami_edge_runtime.audio import repeat_to
+from frami_edge_runtime.session import CpuModel
+
+LONGEST_RUN: Final = 64
+"""Trunk frames; bounds the memory of a run, and saves nearly all of the recomputed carry."""
+
+
+class TrunkStream:
+    """Trunk frames out of mel frames that arrive in any chunking.
+
+    Args:
+        model: What runs the trunk.
+        hop: Trunk frames between results: no run crosses a multiple of it. None: no results.
+    """
+
+    def __init__(self, model: CpuModel, *, hop: int | None = None) -> None:
+        """Allocate the input of the longest run."""
+        info = model.info
+        self._model = model
+        self._hop = hop
+        self._field = info.receptive_field
+        self._stride = info.stride
+        longest = min(LONGEST_RUN, hop or LONGEST_RUN)
+        width = self._field + (longest - 1) * self._stride
+        self._mel = np.zeros((1, 1, info.mel.n_mels, width), np.float32)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._held = 0
+        self.frames_out = 0
+
+    @property
+    def held(self) -> int:
+        """Mel frames waiting, the carry included."""
+        return self._held
+
+    def push(self, mel_TM: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.float32]]:
+        """Take (T, M) float32 mel frames; give (C, n) float32 for each run that is due."""
+        taken = 0
+        while True:
+            run = self._next_run()
+            needed = self._field + (run - 1) * self._stride
+            step = min(needed - self._held, len(mel_TM) - taken)
+            self._mel[0, 0, :, self._held : self._held + step] = mel_TM[taken : taken + step].T
+            self._held += step
+            taken += step
+            if self._held < needed:
+                return
+            yield self._run(run)
+
+    def flush(self) -> npt.NDArray[np.float32]:
+        """End the clip: (C, n) float32, the frames still owed; the stream is then reset.
+
+        Fewer mel frames than the receptive field are repeated up to it, see `audio.repeat_to`; at
+        least one must have been pushed.
+        """
+        if self.frames_out == 0 and self._held < self._field:
+            held_TM = self._mel[0, 0, :, : self._held].T
+            self._mel[0, 0, :, : self._field] = repeat_to(held_TM, self._field).T
+            self._held = self._field
+        run = (self._held - self._field) // self._stride + 1
+        empty = np.empty((self._model.info.channels, 0), np.float32)
+        frames_Cn = self._run(run) if run > 0 else empty
+        self.reset()
+        return frames_Cn
+
+    def state(self) -> dict[str, Any]:
+        """What the next frames depend on, as plain integers and arrays."""
+        mel = self._mel[0, 0, :, : self._held].copy()
+        return {"mel": mel, "frames_out": self.frames_out}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from what `state` gave for the same model and hop.
+
+        Raises:
+            StreamError: The state does not fit; the stream is unchanged then.
+        """
+        read = StateReader(state, "TrunkStream")
+        frames_out = read.integer("frames_out", 0)
+        bands, width = self._mel.shape[2:]
+        mel = read.array("mel", np.float32, (bands, None), most=width)
+        read.done()
+        carry = self._field - self._stride if frames_out else 0
+        read.require(mel.shape[1] >= carry, "mel")
+        before, self.frames_out = self.frames_out, frames_out
+        needed = self._field + (self._next_run() - 1) * self._stride
+        self.frames_out = before
+        read.require(mel.shape[1] < needed, "mel")
+        self.frames_out = frames_out
+        self._held = mel.shape[1]
+        self._mel[0, 0, :, : self._held] = mel
+
+    def _next_run(self) -> int:
+        if self._hop is None:
+            return LONGEST_RUN
+        return min(LONGEST_RUN, self._hop - self.frames_out % self._hop)
+
+    def _run(self, run: int) -> npt.NDArray[np.float32]:
+        used = self._field + (run - 1) * self._stride
+        frames_BCn = self._model.frames(np.ascontiguousarray(self._mel[..., :used]))
+        kept = self._held - run * self._stride
+        self._mel[..., :kept] = self._mel[..., self._held - kept : self._held]
+        self._held = kept
+        self.frames_out += run
+        frames_Cn: npt.NDArray[np.float32] = frames_BCn[0]
+        return frames_Cn

@@ -1,0 +1,125 @@
+"""Tiny models in the contract's format, built with the onnx helpers: the exporter is elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from frami_edge_runtime import MelSpec, ModelInfo
+from frami_edge_runtime.modelfile import model_metadata
+
+LABELS = ("dog", "rain", "siren", "glass breaking", "silence")
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """The file, and the weights that it was made of, for references in NumPy."""
+
+    data: bytes
+    info: ModelInfo
+    weights: dict[str, np.ndarray]
+    head: tuple[np.ndarray, np.ndarray]
+
+
+def make_spec(**changes: Any) -> MelSpec:
+    base = {"sample_rate": 8000, "n_fft": 256, "win_length": 200, "hop_length": 80, "n_mels": 16}
+    return MelSpec(**{**base, "mean": -6.0, "std": 3.0, **changes})
+
+
+def build(
+    spec: MelSpec | None = None,
+    *,
+    channels: int = 12,
+    stride: int = 2,
+    seed: int = 0,
+    labels: tuple[str, ...] = LABELS,
+    pad_time: bool = False,
+    metadata: dict[str, str] | None = None,
+    **info_changes: Any,
+) -> TinyModel:
+    """Two valid convolutions, ReLU between and after: (M, 5) with a stride, then (1, 3)."""
+    onnx = pytest.importorskip("onnx")
+    helper, numpy_helper = onnx.helper, onnx.numpy_helper
+    spec = spec or make_spec()
+    rng = np.random.default_rng(seed)
+    first = rng.normal(0, 0.3, (channels, 1, spec.n_mels, 5)).astype(np.float32)
+    second = rng.normal(0, 0.3, (channels, channels, 1, 3)).astype(np.float32)
+    bias = rng.normal(0, 0.1, channels).astype(np.float32)
+    pads = [0, 2, 0, 2] if pad_time else [0, 0, 0, 0]
+    nodes = [
+        helper.make_node("Conv", ["mel", "w1", "b1"], ["h1"], strides=[1, stride], pads=pads),
+        helper.make_node("Relu", ["h1"], ["r1"]),
+        helper.make_node("Conv", ["r1", "w2"], ["h2"]),
+        helper.make_node("Relu", ["h2"], ["r2"]),
+        helper.make_node("Squeeze", ["r2", "axes"], ["frames"]),
+    ]
+    float32 = onnx.TensorProto.FLOAT
+    tensors = {"w1": first, "b1": bias, "w2": second, "axes": np.array([2], np.int64)}
+    trunk = helper.make_model(
+        helper.make_graph(
+            nodes,
+            "trunk",
+            [helper.make_tensor_value_info("mel", float32, ["B", 1, spec.n_mels, "T"])],
+            [helper.make_tensor_value_info("frames", float32, ["B", channels, "T_out"])],
+            [numpy_helper.from_array(value, name) for name, value in tensors.items()],
+        ),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    weight = rng.normal(0, 0.5, (2 * channels, len(labels))).astype(np.float32)
+    offset = rng.normal(0, 0.5, len(labels)).astype(np.float32)
+    head = helper.make_model(
+        helper.make_graph(
+            [helper.make_node("Gemm", ["pooled", "w", "b"], ["logits"])],
+            "head",
+            [helper.make_tensor_value_info("pooled", float32, ["B", 2 * channels])],
+            [helper.make_tensor_value_info("logits", float32, ["B", len(labels)])],
+            [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(offset, "b")],
+        ),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    values: dict[str, Any] = {
+        "mel": spec,
+        "labels": labels,
+        "receptive_field": 5 + 2 * stride,
+        "stride": stride,
+        "channels": channels,
+        "versions": {"frami-edge-export": "0.1.0"},
+        "licence": "Apache-2.0",
+        "created": "2026-11-22T00:00:00Z",
+    }
+    info = ModelInfo(**{**values, **info_changes})
+    entries = model_metadata(info, head.SerializeToString())
+    helper.set_model_props(trunk, entries if metadata is None else {**entries, **metadata})
+    return TinyModel(
+        trunk.SerializeToString(),
+        info,
+        {"w1": first, "b1": bias, "w2": second},
+        (weight, offset),
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny() -> TinyModel:
+    return build()
+
+
+@pytest.fixture
+def model_path(tiny: TinyModel, tmp_path: Path) -> Path:
+    path = tmp_path / "student.onnx"
+    path.write_bytes(tiny.data)
+    return path
+
+
+def noise(samples: int, seed: int = 0) -> np.ndarray:
+    """Noise whose loudness and pitch wander, so that frames differ."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(samples) / 8000
+    tone = np.sin(2 * np.pi * (300 + 200 * np.sin(t)) * t)
+    loud = 0.05 + 0.2 * (1 + np.sin(1.7 * t + seed))
+    return (loud * (tone + rng.standard_normal(samples)) * 0.4).astype(np.float32)
