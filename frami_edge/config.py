@@ -83,7 +83,9 @@ def presets() -> dict[str, Path]:
     return {}
 
 
-def describe(error: ValidationError, model: type[BaseModel] | None, data: Any) -> list[str]:
+def describe(
+    error: ValidationError, model: type[BaseModel] | None = None, data: Any = None
+) -> list[str]:
     """One line a mistake: the dotted key, what is wrong, and a near name where there is one.
 
     Args:
@@ -174,6 +176,8 @@ def _override(data: dict[str, Any], text: str) -> str:
 
 def _dotted(loc: Sequence[int | str], data: Any) -> str:
     """The path as the user wrote it: pydantic puts the tags of unions between the keys."""
+    if data is None:
+        return ".".join(str(element) for element in loc)
     kept = []
     for place, element in enumerate(loc):
         try:

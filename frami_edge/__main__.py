@@ -1,0 +1,5 @@
+"""`python -m frami_edge` is `frami-edge`."""
+
+from frami_edge.cli import main
+
+main()
