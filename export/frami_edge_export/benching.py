@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import onnx
 from frami_edge_export.latency import Latency, interleaved_latency
 from frami_edge_export.options import ExportOptions
 from frami_edge_export.parity import parity_inputs
+from frami_edge_export.report import Artifact
 from frami_edge_export.sessions import cpu_session
 from frami_edge_runtime.modelfile import TRUNK_INPUT, ModelInfo
 
@@ -47,16 +49,18 @@ class Bench:
         self._second = self._measure(sessions, self.mel_1s)
         self._chunk = self._measure(streaming, self.mel_chunk)
 
-    def figures(self, name: str) -> dict[str, float | None]:
-        """The latency fields of one artefact."""
+    def timed(self, artifact: Artifact) -> Artifact:
+        """The artefact with its latency fields filled in."""
+        name = artifact.name
         second, chunk = self._second[name], self._chunk.get(name)
-        return {
-            "p50_ms": second.p50_ms,
-            "p95_ms": second.p95_ms,
-            "speedup": self._second["fp32"].p50_ms / second.p50_ms,
-            "chunk_p50_ms": None if chunk is None else chunk.p50_ms,
-            "chunk_speedup": None if chunk is None else self._chunk["fp32"].p50_ms / chunk.p50_ms,
-        }
+        return replace(
+            artifact,
+            p50_ms=second.p50_ms,
+            p95_ms=second.p95_ms,
+            speedup=self._second["fp32"].p50_ms / second.p50_ms,
+            chunk_p50_ms=None if chunk is None else chunk.p50_ms,
+            chunk_speedup=None if chunk is None else self._chunk["fp32"].p50_ms / chunk.p50_ms,
+        )
 
     def description(self) -> dict[str, Any]:
         """How it was measured, for the report."""

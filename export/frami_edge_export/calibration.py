@@ -25,14 +25,14 @@ Array = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class CalibrationSet:
-    """Two parts of one set; the second never touches the ranges."""
+    """Two parts of one set, (N, 1, M, T) each; the second never touches the ranges."""
 
-    ranges_N1MT: Array
-    holdout_N1MT: Array
+    ranges: Array
+    holdout: Array
     clamped: float
     """Share of values that lay outside the physical range."""
     digest: str
-    """SHA-256 of ``ranges_N1MT``."""
+    """SHA-256 of ``ranges``."""
 
 
 def prepare_calibration(

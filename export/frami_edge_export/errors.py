@@ -14,7 +14,7 @@ class GraphError(ExportError):
 
 
 class ParityError(ExportError):
-    """An ONNX graph that does not answer as the torch student: names, shapes or non-finite values."""
+    """An ONNX graph that differs from the torch student: names, shapes or non-finite values."""
 
 
 class CalibrationError(ExportError):

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnx
 
 from frami_edge_export.benching import Bench
-from frami_edge_export.calibration import CalibrationSet, prepare_calibration
+from frami_edge_export.calibration import prepare_calibration
 from frami_edge_export.calibration_gate import calibration_gates, calibration_ranges
 from frami_edge_export.errors import ExportError
 from frami_edge_export.files import sha256, write_bytes, write_json
@@ -28,18 +28,25 @@ from frami_edge_export.graphs import (
     whole_graph,
 )
 from frami_edge_export.int8_search import Int8Result, Int8Search
-from frami_edge_export.metadata import described, described_classifier, model_info
+from frami_edge_export.metadata import described, described_classifier, model_info, serialised
 from frami_edge_export.options import ExportOptions
 from frami_edge_export.parity import check_parity, check_streaming, parity_inputs, parity_lengths
 from frami_edge_export.protocol import ExportableStudent, StudentFacts
-from frami_edge_export.quantise import METHOD, OP_TYPES, Quantiser
-from frami_edge_export.report import Artifact, Calibration, ExportReport, Gate
+from frami_edge_export.quantise import Quantiser
+from frami_edge_export.records import (
+    calibration_record,
+    calibration_table,
+    int8_artifact,
+    int8_info,
+    quantisation_record,
+)
+from frami_edge_export.report import Artifact, ExportReport, Gate
 from frami_edge_export.scoring import Head
 from frami_edge_export.verdicts import judge
-from frami_edge_runtime.modelfile import HEAD_OUTPUT, TRUNK_INPUT, TRUNK_OUTPUT, ModelInfo
+from frami_edge_runtime.modelfile import HEAD_OUTPUT, TRUNK_INPUT, TRUNK_OUTPUT
 
 CLASSIFIER_KEY = "frami.classifier"
-"""Metadata key of ``model.onnx``: another one than the streaming file's, so that they cannot be mixed up."""
+"""Metadata key of ``model.onnx``: not the streaming file's, so that they cannot be mixed up."""
 
 
 def export_student(
@@ -56,8 +63,8 @@ def export_student(
 ) -> ExportReport:
     """Write the student as ONNX, prove that it answers the same, and measure it.
 
-    Writes ``{name}.fp32.onnx`` (trunk, with head and description inside), ``{name}.model.onnx`` (mel
-    to logits), with int8 also ``{name}.int8.cpu.onnx`` and ``calib.json``, and at last
+    Writes ``{name}.fp32.onnx`` (trunk, with head and description inside), ``{name}.model.onnx``
+    (mel to logits), with int8 also ``{name}.int8.cpu.onnx`` and ``calib.json``, and at last
     ``export_report.json``. Nothing is written before every graph is built and compared.
 
     Args:
@@ -82,7 +89,7 @@ def export_student(
     options = options or ExportOptions()
     _check(student, facts, name)
     info = model_info(student, facts)
-    trunk, head_bytes = trunk_graph(student, facts.mel.n_mels), _serialised(head_graph(student))
+    trunk, head_bytes = trunk_graph(student, facts.mel.n_mels), serialised(head_graph(student))
     whole = whole_graph(student, facts.mel.n_mels)
     weight_KD, bias_K = (t.double().numpy() for t in frozen_head(student))
     head = Head(weight_KD, bias_K, student.pool_eps)
@@ -101,24 +108,22 @@ def export_student(
     if int8:
         sample = prepare_calibration(calibration, facts.mel, student.receptive_field, options)
         gates += calibration_gates(
-            calibration_ranges(frozen_trunk(student), sample.ranges_N1MT), options
+            calibration_ranges(frozen_trunk(student), sample.ranges), options
         )
-        quantiser = Quantiser(trunk, sample.ranges_N1MT)
-        found = Int8Search(trunk, quantiser, sample.holdout_N1MT, head, bench.mel_1s, options).run()
-        used = _used(sample, source)
-        table = _table(trunk, quantiser, used)
+        quantiser = Quantiser(trunk, sample.ranges)
+        found = Int8Search(trunk, quantiser, sample.holdout, head, bench.mel_1s, options).run()
+        used = calibration_record(sample, source)
+        table = calibration_table(trunk, quantiser, used)
         graphs["int8.cpu"] = found.chosen.model
         blobs["int8.cpu"] = described(
-            found.chosen.model, _int8_info(info, found, used, table), head_bytes
+            found.chosen.model, int8_info(info, found, used, table), head_bytes
         )
-        artifacts.append(_int8_artifact(found, f"{name}.int8.cpu.onnx"))
+        artifacts.append(int8_artifact(found, f"{name}.int8.cpu.onnx"))
         agreement = found.chosen.comparison.agreement
         gates.append(Gate.at_least("int8 agreement with fp32", agreement, options.min_agreement))
     bench.run(graphs)
     artifacts = [
-        dataclasses.replace(
-            a, bytes=len(blobs[a.name]), sha256=sha256(blobs[a.name]), **bench.figures(a.name)
-        )
+        bench.timed(dataclasses.replace(a, bytes=len(blobs[a.name]), sha256=sha256(blobs[a.name])))
         for a in artifacts
     ]
     notes = _notes(out_dir, name, int8, found, options)
@@ -142,7 +147,7 @@ def export_student(
         reason=reason,
         calibration=used,
         gates=tuple(gates),
-        quantisation=None if found is None else _quantisation(found),
+        quantisation=None if found is None else quantisation_record(found),
         layers=() if found is None else found.layers,
         bench=bench.description(),
         options=options.to_dict(),
@@ -215,72 +220,6 @@ def _prove(
     return gates, fp32, model
 
 
-def _used(sample: CalibrationSet, source: str) -> Calibration:
-    return Calibration(
-        source, len(sample.ranges_N1MT), len(sample.holdout_N1MT), sample.digest, sample.clamped
-    )
-
-
-def _table(trunk: onnx.ModelProto, quantiser: Quantiser, used: Calibration) -> dict[str, Any]:
-    key = {
-        "model_sha256": sha256(_serialised(trunk)),
-        "samples_sha256": used.sha256,
-        "method": METHOD,
-        "op_types": OP_TYPES,
-    }
-    return {
-        "schema": 1,
-        **key,
-        "source": used.source,
-        "samples": used.samples,
-        "ranges": {tensor: list(pair) for tensor, pair in quantiser.ranges.items()},
-    }
-
-
-def _int8_info(
-    info: ModelInfo, found: Int8Result, used: Calibration, table: dict[str, Any]
-) -> ModelInfo:
-    return info.replace(
-        precision="int8",
-        quantisation={
-            "scheme": "static Q/DQ, per-channel weights",
-            "flavour": found.chosen.flavour.name,
-            "float_layers": sorted(found.chosen.float_layers),
-        },
-        calibration={
-            "source": used.source,
-            "samples": used.samples,
-            "sha256": used.sha256,
-            "method": METHOD,
-            "model_sha256": table["model_sha256"],
-        },
-    )
-
-
-def _int8_artifact(found: Int8Result, path: str) -> Artifact:
-    c = found.chosen.comparison
-    return Artifact(
-        name="int8.cpu",
-        path=path,
-        kind="streaming",
-        precision="int8",
-        bytes=0,
-        max_abs_difference=c.max_abs_difference,
-        agreement=c.agreement,
-        sqnr_db=c.sqnr_db,
-    )
-
-
-def _quantisation(found: Int8Result) -> dict[str, Any]:
-    return {
-        "flavour": found.chosen.flavour.name,
-        "float_layers": sorted(found.chosen.float_layers),
-        "fallback": list(found.fallback),
-        "tried": list(found.tried),
-        "reason": found.reason,
-    }
-
-
 def _accuracy_gate(artifacts: list[Artifact], options: ExportOptions) -> list[Gate]:
     known = {a.name: a.accuracy for a in artifacts if a.accuracy is not None}
     if "int8.cpu" not in known:
@@ -302,7 +241,3 @@ def _notes(
             f"{names} went back to float to reach an agreement of {options.min_agreement:.0%}."
         )
     return tuple(notes)
-
-
-def _serialised(model: onnx.ModelProto) -> bytes:
-    return bytes(model.SerializeToString(deterministic=True))

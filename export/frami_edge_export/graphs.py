@@ -32,6 +32,9 @@ MAX_IR: Final = 10
 class WholeClassifier(nn.Module):
     """Mel (B, 1, M, T) to logits (B, K) with two-pass float32 pooling, for foreign runtimes."""
 
+    weight_KD: Tensor
+    bias_K: Tensor
+
     def __init__(self, trunk: nn.Module, weight_KD: Tensor, bias_K: Tensor, eps: float) -> None:
         super().__init__()
         self.trunk = trunk
@@ -99,7 +102,7 @@ def head_graph(student: ExportableStudent) -> onnx.ModelProto:
 
 
 def strip(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Remove stack traces, doc strings and metadata in place: they hold local paths and take space."""
+    """Remove stack traces, doc strings and metadata in place: they hold local paths."""
     graph = model.graph
     model.ClearField("doc_string")
     model.ClearField("metadata_props")
@@ -162,7 +165,7 @@ def _export(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Torch's exporter warns about torchvision and its own deprecations: nothing a user can act on."""
+    """The exporter warns about torchvision and itself: nothing a user can act on."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -196,7 +199,7 @@ def _finish(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
 
 
 def _name_nodes(model: onnx.ModelProto) -> None:
-    """Convolutions are named after their torch module, others by place: reports can name a layer."""
+    """Convolutions are named after their torch module: reports can name a layer."""
     taken: set[str] = set()
     for i, node in enumerate(model.graph.node):
         name = f"{node.op_type.lower()}_{i}"

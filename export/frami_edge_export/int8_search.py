@@ -78,7 +78,7 @@ class Int8Search:
         self._tried: list[dict[str, Any]] = []
 
     def run(self) -> Int8Result:
-        """Fastest flavour that passes; then the first convolution; then, if need be, float layers."""
+        """Fastest flavour that passes; then the first convolution; float layers, if need be."""
         first = frozenset(self._quantiser.layers[:1])
         rivals = [self._build(flavour, first) for flavour in FLAVOURS]
         times = self._time(rivals)
@@ -154,8 +154,9 @@ class Int8Search:
     def _fall_back(
         self, chosen: Candidate, layers: tuple[dict[str, Any], ...], reason: str
     ) -> tuple[Candidate, tuple[str, ...], str]:
-        best, best_layers = chosen, ()
+        best = chosen
         fallback: tuple[str, ...] = ()
+        best_layers = fallback
         for row in layers[:-1]:
             if row["layer"] in chosen.float_layers:
                 continue

@@ -1,4 +1,4 @@
-"""Latency of several graphs in the same seconds: interleaved rounds, so that a busy machine is fair."""
+"""Latency of several graphs in the same seconds: interleaving is fair on a busy machine."""
 
 from __future__ import annotations
 

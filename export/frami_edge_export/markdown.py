@@ -32,9 +32,9 @@ def markdown_card(report: ExportReport) -> str:
     lines += _int8_section(report)
     bench = report.bench
     lines += [
-        f"Latency: of the graph alone, batch 1, {bench['threads']} thread, {bench['cpu']}, medians of "
-        f"{bench['rounds']} interleaved rounds; 1 s is {bench['frames_1s']} mel frames, the chunk is "
-        f"{bench['frames_chunk']} ({bench['context_frames']} of them carried context).",
+        f"Latency: of the graph alone, batch 1, {bench['threads']} thread, {bench['cpu']}, medians "
+        f"of {bench['rounds']} interleaved rounds; 1 s is {bench['frames_1s']} mel frames, the "
+        f"chunk is {bench['frames_chunk']} ({bench['context_frames']} of them carried context).",
         "",
     ]
     lines += [f"- {note}" for note in report.notes]

@@ -63,4 +63,9 @@ def _with_entries(model: onnx.ModelProto, entries: Mapping[str, Any]) -> bytes:
         metadata.version("frami-edge-export"),
     )
     onnx.checker.check_model(model)
+    return serialised(model)
+
+
+def serialised(model: onnx.ModelProto) -> bytes:
+    """Equal graphs give equal bytes."""
     return bytes(model.SerializeToString(deterministic=True))

@@ -37,9 +37,9 @@ class Parity:
     max_abs_difference: float
     """Largest |torch - ONNX|."""
     scaled_difference: float
-    """The same divided by max(1, largest |torch|) of each length: float32 rounds relative to size."""
+    """The same over max(1, largest |torch|) of each length: float32 rounds relative to size."""
     agreement: float
-    """Share of inputs on which the strongest class is torch's; of frames, the strongest channel."""
+    """Share of inputs whose strongest class is torch's; of frames, the strongest channel."""
     tolerance: float
 
     def __bool__(self) -> bool:
@@ -85,7 +85,8 @@ def check_parity(
         label: Names the graph in errors.
 
     Raises:
-        ParityError: Names or shapes differ, or a value is not finite. Differing values are a result.
+        ParityError: Names or shapes differ, or a value is not finite; other differences are the
+            result.
     """
     session = cpu_session(model)
     _check_names(session, names, label)
@@ -126,7 +127,7 @@ def _compare(
         found = graph(x)
         if found.shape != expected.shape:
             raise ParityError(
-                f"{label}: {x.shape[-1]} mel frames give {found.shape}, torch gives {expected.shape}.",
+                f"{label}: {x.shape[-1]} mel frames give {found.shape}, in torch {expected.shape}.",
                 fix="The trunk must not depend on a fixed length; export it again.",
             )
         if not (np.isfinite(expected).all() and np.isfinite(found).all()):
@@ -146,6 +147,6 @@ def _check_names(session: ort.InferenceSession, names: tuple[str, str], label: s
     found = ([i.name for i in session.get_inputs()], [o.name for o in session.get_outputs()])
     if found != ([names[0]], [names[1]]):
         raise ParityError(
-            f"{label}: expects input {names[0]} and output {names[1]}, has {found[0]} and {found[1]}.",
+            f"{label}: must map {names[0]} to {names[1]}, but maps {found[0]} to {found[1]}.",
             fix="Export the student again.",
         )

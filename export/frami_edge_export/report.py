@@ -30,7 +30,7 @@ class Artifact:
     agreement: float | None = None
     """Share of inputs on which the strongest class is the reference's."""
     sqnr_db: float | None = None
-    """Signal to quantisation noise of the logits on the hold-out, dB; None where there is no noise."""
+    """Signal to quantisation noise of the logits on the hold-out, dB; None without noise."""
     accuracy: float | None = None
     """As the caller's ``evaluate`` gives it."""
     verdict: str = ""

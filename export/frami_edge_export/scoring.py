@@ -24,8 +24,10 @@ BATCH = 32
 class Head:
     """Pooling and the affine head, in float64."""
 
-    weight_KD: Array64
-    bias_K: Array64
+    weight: Array64
+    """(K, D)."""
+    bias: Array64
+    """(K,)."""
     eps: float
 
     def __call__(self, frames_BCT: npt.NDArray[np.floating]) -> Array64:
@@ -34,7 +36,7 @@ class Head:
         mean_BC = h.mean(axis=2)
         std_BC = np.sqrt(h.var(axis=2) + self.eps)
         pooled_BD = np.concatenate([mean_BC, std_BC], axis=1)
-        logits: Array64 = pooled_BD @ self.weight_KD.T + self.bias_K
+        logits: Array64 = pooled_BD @ self.weight.T + self.bias
         return logits
 
 

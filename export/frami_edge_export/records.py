@@ -1,0 +1,88 @@
+"""What is recorded about a quantisation: in the report, in the model file and in ``calib.json``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx
+
+from frami_edge_export.calibration import CalibrationSet
+from frami_edge_export.files import sha256
+from frami_edge_export.int8_search import Int8Result
+from frami_edge_export.metadata import serialised
+from frami_edge_export.quantise import METHOD, OP_TYPES, Quantiser
+from frami_edge_export.report import Artifact, Calibration
+from frami_edge_runtime.modelfile import ModelInfo
+
+
+def calibration_record(sample: CalibrationSet, source: str) -> Calibration:
+    """Which samples were used."""
+    return Calibration(
+        source, len(sample.ranges), len(sample.holdout), sample.digest, sample.clamped
+    )
+
+
+def calibration_table(
+    trunk: onnx.ModelProto, quantiser: Quantiser, used: Calibration
+) -> dict[str, Any]:
+    """``calib.json``: the ranges, keyed by model, samples and options."""
+    key = {
+        "model_sha256": sha256(serialised(trunk)),
+        "samples_sha256": used.sha256,
+        "method": METHOD,
+        "op_types": OP_TYPES,
+    }
+    return {
+        "schema": 1,
+        **key,
+        "source": used.source,
+        "samples": used.samples,
+        "ranges": {tensor: list(pair) for tensor, pair in quantiser.ranges.items()},
+    }
+
+
+def int8_info(
+    info: ModelInfo, found: Int8Result, used: Calibration, table: dict[str, Any]
+) -> ModelInfo:
+    """The int8 file's description; tables stay out of it, their hashes are in."""
+    return info.replace(
+        precision="int8",
+        quantisation={
+            "scheme": "static Q/DQ, per-channel weights",
+            "flavour": found.chosen.flavour.name,
+            "float_layers": sorted(found.chosen.float_layers),
+        },
+        calibration={
+            "source": used.source,
+            "samples": used.samples,
+            "sha256": used.sha256,
+            "method": METHOD,
+            "model_sha256": table["model_sha256"],
+        },
+    )
+
+
+def int8_artifact(found: Int8Result, path: str) -> Artifact:
+    """The artefact before it is timed and written."""
+    c = found.chosen.comparison
+    return Artifact(
+        name="int8.cpu",
+        path=path,
+        kind="streaming",
+        precision="int8",
+        bytes=0,
+        max_abs_difference=c.max_abs_difference,
+        agreement=c.agreement,
+        sqnr_db=c.sqnr_db,
+    )
+
+
+def quantisation_record(found: Int8Result) -> dict[str, Any]:
+    """How the int8 graph was chosen."""
+    return {
+        "flavour": found.chosen.flavour.name,
+        "float_layers": sorted(found.chosen.float_layers),
+        "fallback": list(found.fallback),
+        "tried": list(found.tried),
+        "reason": found.reason,
+    }
