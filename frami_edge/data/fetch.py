@@ -32,7 +32,9 @@ class _SameSecurity(urllib.request.HTTPRedirectHandler):
     ) -> urllib.request.Request | None:
         scheme = urllib.parse.urlsplit(newurl).scheme
         if scheme not in ("http", "https") or (req.type == "https" and scheme != "https"):
-            raise DataError(f"{req.full_url} redirects to {newurl}, which is not secure.")
+            raise DataError(
+                f"{req.full_url} redirects to {newurl}, which is not secure.", fix="Do not use it."
+            )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
