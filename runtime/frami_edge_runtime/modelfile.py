@@ -18,12 +18,12 @@ import base64
 import binascii
 import dataclasses
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from frami_edge_runtime._strict_json import EXPORT_AGAIN, MAX_JSON_BYTES, parse_object, same_keys
 from frami_edge_runtime.errors import MelSpecError, ModelFileError
 from frami_edge_runtime.melspec import MelSpec
 
@@ -35,13 +35,11 @@ TRUNK_OUTPUT: Final = "frames"
 HEAD_INPUT: Final = "pooled"
 HEAD_OUTPUT: Final = "logits"
 
-MAX_JSON_BYTES: Final = 1 << 20
 MAX_HEAD_BYTES: Final = 1 << 26
 _MAX_LABELS = 65_536
 _MAX_LABEL_LENGTH = 512
 _MAX_FRAMES = 1 << 20
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_EXPORT_AGAIN = "Export the model again with frami-edge export."
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ class Pooling:
             )
         if not _is_number(self.eps) or not 0 < self.eps < 1:
             raise ModelFileError(
-                f"pooling.eps must lie between 0 and 1, not {self.eps!r}.", fix=_EXPORT_AGAIN
+                f"pooling.eps must lie between 0 and 1, not {self.eps!r}.", fix=EXPORT_AGAIN
             )
 
 
@@ -124,7 +122,7 @@ class ModelInfo:
             raise ModelFileError(
                 f"{METADATA_KEY}: stride {self.stride} exceeds receptive_field "
                 f"{self.receptive_field}: mel frames would go unheard.",
-                fix=_EXPORT_AGAIN,
+                fix=EXPORT_AGAIN,
             )
         _require(
             self.precision in ("fp32", "int8"), "precision", "'fp32' or 'int8'", self.precision
@@ -215,24 +213,20 @@ class ModelInfo:
         Raises:
             ModelFileError: Not such an object, or of another schema; the message says which key.
         """
-        values = _parse_object(text)
+        values = parse_object(text, METADATA_KEY)
         if values.get("schema") != SCHEMA or isinstance(values.get("schema"), bool):
             raise _wrong_schema(values.get("schema"))
         known = {f.name for f in dataclasses.fields(cls)}
-        _same_keys(values, known, METADATA_KEY)
+        same_keys(values, known, METADATA_KEY)
         pooling = values["pooling"]
         _require(isinstance(pooling, dict), "pooling", "an object", pooling)
-        _same_keys(
-            pooling, {f.name for f in dataclasses.fields(Pooling)}, f"{METADATA_KEY}.pooling"
-        )
+        same_keys(pooling, {f.name for f in dataclasses.fields(Pooling)}, f"{METADATA_KEY}.pooling")
         _require(isinstance(values["mel"], dict), "mel", "an object", values["mel"])
         _require(isinstance(values["labels"], list), "labels", "a list of names", values["labels"])
         try:
             mel = MelSpec.from_dict(values["mel"])
         except MelSpecError as error:
-            raise ModelFileError(
-                f"{METADATA_KEY}.mel: {error.message}", fix=_EXPORT_AGAIN
-            ) from None
+            raise ModelFileError(f"{METADATA_KEY}.mel: {error.message}", fix=EXPORT_AGAIN) from None
         return cls(**{**values, "mel": mel, "pooling": Pooling(**pooling)})
 
 
@@ -270,13 +264,11 @@ def read_head(source: Any) -> bytes:
     """
     text = _entry(source, HEAD_KEY)
     if len(text) > MAX_HEAD_BYTES * 4 // 3 + 4:
-        raise ModelFileError(
-            f"{HEAD_KEY} is larger than {MAX_HEAD_BYTES} bytes.", fix=_EXPORT_AGAIN
-        )
+        raise ModelFileError(f"{HEAD_KEY} is larger than {MAX_HEAD_BYTES} bytes.", fix=EXPORT_AGAIN)
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise ModelFileError(f"{HEAD_KEY} is not base64.", fix=_EXPORT_AGAIN) from None
+        raise ModelFileError(f"{HEAD_KEY} is not base64.", fix=EXPORT_AGAIN) from None
 
 
 def _entry(source: Any, key: str) -> str:
@@ -292,42 +284,6 @@ def _entry(source: Any, key: str) -> str:
     return value
 
 
-def _parse_object(text: str) -> dict[str, Any]:
-    if len(text) > MAX_JSON_BYTES:
-        raise ModelFileError(
-            f"{METADATA_KEY} takes {len(text)} bytes; at most {MAX_JSON_BYTES} are read.",
-            fix=_EXPORT_AGAIN,
-        )
-    try:
-        values = json.loads(text, object_pairs_hook=_no_twins, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise ModelFileError(f"{METADATA_KEY} is not JSON: {error}.", fix=_EXPORT_AGAIN) from None
-    if not isinstance(values, dict):
-        raise ModelFileError(f"{METADATA_KEY} is not a JSON object.", fix=_EXPORT_AGAIN)
-    return values
-
-
-def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        raise ValueError("a key appears twice")
-    return values
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number")
-
-
-def _same_keys(values: Mapping[str, Any], known: set[str], where: str) -> None:
-    if unknown := sorted(set(values) - known):
-        raise ModelFileError(
-            f"{where} has unknown keys: {', '.join(unknown)[:200]}.",
-            fix="Upgrade frami-edge-runtime, or export again.",
-        )
-    if missing := sorted(known - set(values)):
-        raise ModelFileError(f"{where} lacks keys: {', '.join(missing)}.", fix=_EXPORT_AGAIN)
-
-
 def _wrong_schema(found: Any) -> ModelFileError:
     if isinstance(found, int) and not isinstance(found, bool) and found > SCHEMA:
         return ModelFileError(
@@ -335,7 +291,7 @@ def _wrong_schema(found: Any) -> ModelFileError:
             fix="Upgrade it: pip install -U frami-edge-runtime.",
         )
     return ModelFileError(
-        f"{METADATA_KEY}: schema must be {SCHEMA}, not {str(found)[:40]!r}.", fix=_EXPORT_AGAIN
+        f"{METADATA_KEY}: schema must be {SCHEMA}, not {str(found)[:40]!r}.", fix=EXPORT_AGAIN
     )
 
 
@@ -344,9 +300,9 @@ def _require(condition: bool, key: str, expected: str, value: Any) -> None:
         shown = repr(value)
         shown = shown if len(shown) <= 80 else shown[:77] + "..."
         raise ModelFileError(
-            f"{METADATA_KEY}: {key} must be {expected}, not {shown}.", fix=_EXPORT_AGAIN
+            f"{METADATA_KEY}: {key} must be {expected}, not {shown}.", fix=EXPORT_AGAIN
         )
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -34,8 +34,9 @@ class Resampler:
                 "installed.",
                 fix=f"Record at {rate_out} Hz, or: pip install 'frami-edge-runtime[resample]'.",
             ) from None
-        self._open = lambda: soxr.ResampleStream(rate_in, rate_out, 1, dtype="float32")
-        self._stream: Any = self._open()
+        self._new_stream: Any = soxr.ResampleStream
+        self._rates = rate_in, rate_out
+        self.reset()
 
     def push(self, x: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Take (N,) int16 or float32 samples, give (N',) float32 that became ready."""
@@ -50,7 +51,7 @@ class Resampler:
 
     def reset(self) -> None:
         """Forget everything."""
-        self._stream = self._open()
+        self._stream: Any = self._new_stream(*self._rates, 1, dtype="float32")
 
     def _chunk(self, x: npt.NDArray[np.float32], *, last: bool) -> npt.NDArray[np.float32]:
         return np.asarray(self._stream.resample_chunk(x, last=last), np.float32)

@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from frami_edge_runtime._strict_json import EXPORT_AGAIN
 from frami_edge_runtime.errors import ModelFileError
 from frami_edge_runtime.modelfile import (
     HEAD_INPUT,
@@ -28,7 +29,6 @@ from frami_edge_runtime.modelfile import (
 )
 
 MAX_FILE_BYTES: Final = 1 << 29
-_EXPORT_AGAIN = "Export the model again with frami-edge export."
 _PROBE_TOLERANCE = 1e-3
 
 
@@ -77,7 +77,7 @@ class CpuModel:
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types
             raise ModelFileError(
                 f"{self.name}: ONNX Runtime could not run it on {name} {x.shape}: {_first(error)}",
-                fix=_EXPORT_AGAIN,
+                fix=EXPORT_AGAIN,
             ) from None
         return result
 
@@ -96,7 +96,7 @@ class CpuModel:
                 f"{self.name}: {METADATA_KEY} says receptive_field {info.receptive_field}, stride "
                 f"{info.stride}, channels {info.channels}, but two frames of mel give {both.shape} "
                 f"and one gives {first.shape}.",
-                fix=_EXPORT_AGAIN,
+                fix=EXPORT_AGAIN,
             )
         one_by_one = np.concatenate([first, second], axis=2)
         if not np.allclose(both, one_by_one, rtol=_PROBE_TOLERANCE, atol=_PROBE_TOLERANCE):
@@ -107,7 +107,7 @@ class CpuModel:
             )
         if self.logits(np.zeros((1, info.pooled_size), np.float32)).shape != (1, len(info.labels)):
             raise ModelFileError(
-                f"{self.name}: the head does not give {len(info.labels)} logits.", fix=_EXPORT_AGAIN
+                f"{self.name}: the head does not give {len(info.labels)} logits.", fix=EXPORT_AGAIN
             )
 
 
@@ -169,7 +169,7 @@ def _check_port(ports: Sequence[Any], name: str, shape: tuple[int | None, ...], 
         dims = ["dynamic" if n is None else n for n in shape]
         raise ModelFileError(
             f"{who} must have {name} as float32 {dims}, not {found or 'nothing'}.",
-            fix=_EXPORT_AGAIN,
+            fix=EXPORT_AGAIN,
         )
 
 
