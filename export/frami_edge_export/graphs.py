@@ -32,15 +32,15 @@ MAX_IR: Final = 10
 class WholeClassifier(nn.Module):
     """Mel (B, 1, M, T) to logits (B, K) with two-pass float32 pooling, for foreign runtimes."""
 
-    weight_KD: Tensor
-    bias_K: Tensor
+    weight: Tensor
+    bias: Tensor
 
     def __init__(self, trunk: nn.Module, weight_KD: Tensor, bias_K: Tensor, eps: float) -> None:
         super().__init__()
         self.trunk = trunk
         self.eps = eps
-        self.register_buffer("weight_KD", weight_KD)
-        self.register_buffer("bias_K", bias_K)
+        self.register_buffer("weight", weight_KD)
+        self.register_buffer("bias", bias_K)
 
     def forward(self, mel: Tensor) -> Tensor:
         """Logits (B, K)."""
@@ -49,7 +49,7 @@ class WholeClassifier(nn.Module):
         var_BC = (h_BCT - mean_BC1).square().mean(dim=2)
         std_BC = torch.sqrt(var_BC.clamp_min(0.0) + self.eps)
         pooled_BD = torch.cat([mean_BC1.squeeze(2), std_BC], dim=1)
-        return nn.functional.linear(pooled_BD, self.weight_KD, self.bias_K)
+        return nn.functional.linear(pooled_BD, self.weight, self.bias)
 
 
 def frozen_trunk(student: ExportableStudent) -> nn.Module:
