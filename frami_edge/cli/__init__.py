@@ -17,7 +17,7 @@ __all__ = ["app", "main"]
 
 class _Commands(CommandGroup):
     # The order of the help. A module has an `app` made by `command_app`; its name is the command's.
-    modules = ()
+    modules = ("frami_edge.cli.data",)
 
 
 app = typer.Typer(

@@ -13,6 +13,7 @@ from typer.main import get_command
 
 from frami_edge.cli._errors import report
 
+_COMPLETION = ("install_completion", "show_completion")
 HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 
 Json = Annotated[
@@ -78,6 +79,8 @@ class CommandGroup(TyperGroup):
             if _command_name(module) == cmd_name and cmd_name not in self.commands:
                 command = get_command(import_module(module).app)
                 command.name = cmd_name
+                # Completion belongs to the program, not to each of its commands.
+                command.params = [p for p in command.params if p.name not in _COMPLETION]
                 self.commands[cmd_name] = command
         return self.commands.get(cmd_name)
 

@@ -297,3 +297,22 @@ def test_a_pipe_that_broke_in_a_command_is_silent_until_the_end() -> None:
         raise SystemExit(code)
     """)
     assert (done.returncode, done.stdout, done.stderr) == (1, "before\n", "")
+
+
+def test_every_command_of_the_program_has_help_without_torch() -> None:
+    done = python("""
+        import sys
+        from typer.testing import CliRunner
+        from frami_edge.cli import _Commands, app
+
+        modules = list(_Commands.modules)
+        assert modules
+        for module in modules:
+            name = module.rpartition(".")[2].replace("_", "-")
+            result = CliRunner().invoke(app, [name, "-h"])
+            assert result.exit_code == 0, (name, result.output)
+            assert "Usage" in result.stdout, name
+            assert "install-completion" not in result.stdout, name
+            assert "torch" not in sys.modules, name
+    """)
+    assert (done.returncode, done.stderr) == (0, "")
