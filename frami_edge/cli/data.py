@@ -46,9 +46,9 @@ def show(
     out.result({"data_root": str(root) if root else None, "sets": [s.to_dict() for s in states]})
     out.table(
         f"Data sets under {root}" if root else "Known data sets",
-        ("name", "found", "complete", "clips", "licence", "get it"),
+        ("name", "state", "clips", "licence", "where from"),
         [_row(state) for state in states],
-        caption="Any folder with one sub-folder per class works as well: folder:PATH.",
+        caption="`frami-edge data get NAME` fetches one. Also: folder:PATH, a folder per class.",
     )
     if root is None:
         out.note(why)
@@ -144,8 +144,15 @@ class _Stages:
 
 def _row(state: SetStatus) -> tuple[object, ...]:
     clips = f"{state.clips}/{state.info.clips}"
-    found = state.folder is not None
-    return state.info.name, found, state.complete, clips, state.info.licence, state.how
+    here = "complete" if state.complete else "incomplete"
+    source = state.info.source.removeprefix("https://")
+    return (
+        state.info.name,
+        here if state.folder is not None else "not found",
+        clips,
+        state.info.licence,
+        source,
+    )
 
 
 def _root(option: Path | None) -> tuple[Path | None, str]:

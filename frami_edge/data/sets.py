@@ -51,6 +51,11 @@ def load_known(info: SetInfo, folder: Path) -> SoundSet:
         raise IncompleteSetError(
             _sentence(info, layout, check, folder), fix=_fix(info, check, folder)
         )
+    return as_sound_set(info, layout, folder)
+
+
+def as_sound_set(info: SetInfo, layout: Layout, folder: Path) -> SoundSet:
+    """The set that a layout promises, without looking whether the files are there."""
     entries = sorted(layout.entries, key=lambda e: e.name)
     return SoundSet(
         name=info.name,
@@ -104,10 +109,11 @@ def _sentence(info: SetInfo, layout: Layout, check: Comparison, folder: Path) ->
         f"{info.name} in {folder} has {check.found + len(check.unknown)} clips, not {info.clips}"
     ]
     if check.missing:
-        folds = Counter(f"fold {e.fold}" for e in check.missing)
-        classes = Counter(layout.labels[e.label] for e in check.missing)
+        folds = Counter(e.fold for e in check.missing)
+        per_fold = ", ".join(f"fold {fold}: {folds[fold]}" for fold in sorted(folds, key=_natural))
+        classes = Counter(f"class {layout.labels[e.label]}" for e in check.missing)
         parts.append(
-            f"{len(check.missing)} missing ({_counts(folds)}; {_counts(classes)}), "
+            f"{len(check.missing)} missing ({per_fold}; {_counts(classes)}), "
             f"for example {_some([e.name for e in check.missing])}"
         )
     if check.unknown:
@@ -131,6 +137,10 @@ def _counts(counter: Counter[str]) -> str:
     return ", ".join(shown) + (
         f" and {len(counter) - _EXAMPLES} more" if len(counter) > _EXAMPLES else ""
     )
+
+
+def _natural(fold: str) -> tuple[int, str]:
+    return (int(fold), "") if fold.isdecimal() else (0, fold)
 
 
 def _some(names: list[str]) -> str:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 from frami_edge.cli.data import app
 from frami_edge.data import DataError, known_sets
 
-Makers = dict[str, Callable[[Path], Path]]
+Without = Callable[[str], AbstractContextManager[Path]]
 
 
 @pytest.fixture(autouse=True)
@@ -20,27 +21,31 @@ def _no_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FRAMI_EDGE_DATA", raising=False)
 
 
-def test_the_list_shows_every_set(tmp_path: Path, sets: Makers) -> None:
-    sets["esc50"](tmp_path)
-    (sets["fsdd"](tmp_path) / "recordings" / "3_theo_7.wav").unlink()
-    result = CliRunner().invoke(app, ["--data-root", str(tmp_path)])
+def test_the_list_shows_every_set(root: Path, without: Without) -> None:
+    with without("free-spoken-digit-dataset/recordings/3_theo_7.wav"):
+        result = CliRunner().invoke(app, ["--data-root", str(root)])
     assert result.exit_code == 0
     lines = {name: line for line in result.stdout.splitlines() for name in line.split()[1:2]}
     assert {info.name for info in known_sets()} <= set(lines)
     assert "2000/2000" in lines["esc50"]
+    assert "incomplete" in lines["fsdd"]
     assert "2999/3000" in lines["fsdd"]
+    assert "not found" in lines["audiomnist"]
+    assert "github.com/soerenab/AudioMNIST" in lines["audiomnist"]
     assert "3_theo_7.wav" in result.stderr
 
 
-def test_json_is_one_object(tmp_path: Path, sets: Makers) -> None:
-    (sets["esc50"](tmp_path) / "audio" / "1-10-A-1.wav").unlink()
-    result = CliRunner().invoke(app, ["--data-root", str(tmp_path), "--json"])
+def test_json_is_one_object(root: Path, without: Without) -> None:
+    with without("ESC-50-master/audio/1-10-A-1.wav"):
+        result = CliRunner().invoke(app, ["--data-root", str(root), "--json"])
     found = {entry["name"]: entry for entry in json.loads(result.stdout)["sets"]}
     assert list(found) == [info.name for info in known_sets()]
     assert (found["esc10"]["complete"], found["esc10"]["clips"]) == (True, 400)
     assert (found["esc50"]["complete"], found["esc50"]["clips"]) == (False, 1999)
     assert "1-10-A-1.wav" in found["esc50"]["problem"]
-    assert (found["fsdd"]["found"], found["fsdd"]["get"]) == (False, "frami-edge data get fsdd")
+    assert found["fsdd"]["complete"] is True
+    assert (found["audiomnist"]["found"], found["audiomnist"]["clips"]) == (False, 0)
+    assert found["audiomnist"]["get"] == "frami-edge data get audiomnist"
     assert "weebly" in found["urbansound8k"]["get"]
 
 
@@ -56,11 +61,10 @@ def test_a_wrong_root_is_an_error(tmp_path: Path) -> None:
     assert isinstance(result.exception, DataError)
 
 
-def test_get_reports_a_set_that_is_there(tmp_path: Path, sets: Makers) -> None:
-    sets["fsdd"](tmp_path)
+def test_get_reports_a_set_that_is_there(root: Path) -> None:
     for arguments in (
-        ["get", "fsdd", "--data-root", str(tmp_path), "--json"],
-        ["--data-root", str(tmp_path), "--json", "get", "fsdd"],
+        ["get", "fsdd", "--data-root", str(root), "--json"],
+        ["--data-root", str(root), "--json", "get", "fsdd"],
     ):
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 0, result.output

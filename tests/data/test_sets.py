@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -13,15 +14,16 @@ from frami_edge.data import (
     known_sets,
     load_set,
     resolve_fold,
+    set_info,
 )
-from frami_edge.data.layouts import AUDIOMNIST_TEST_SPEAKERS
+from frami_edge.data.layouts import AUDIOMNIST_TEST_SPEAKERS, read_layout
+from frami_edge.data.sets import as_sound_set
 
-Makers = dict[str, Callable[[Path], Path]]
+Without = Callable[[str], AbstractContextManager[Path]]
 
 
-def test_fsdd_tests_on_takes_0_to_4(tmp_path: Path, sets: Makers) -> None:
-    sets["fsdd"](tmp_path)
-    digits = load_set("fsdd", tmp_path)
+def test_fsdd_tests_on_takes_0_to_4(root: Path) -> None:
+    digits = load_set("fsdd", root)
     train, test = digits.split("test")
     assert (len(train), len(test)) == (2700, 300)
     assert {int(c.path.stem.split("_")[2]) for c in test} == {0, 1, 2, 3, 4}
@@ -29,17 +31,15 @@ def test_fsdd_tests_on_takes_0_to_4(tmp_path: Path, sets: Makers) -> None:
     assert set(Counter(c.label for c in test).values()) == {30}
 
 
-def test_fsdd_by_speaker_leaves_one_out(tmp_path: Path, sets: Makers) -> None:
-    sets["fsdd"](tmp_path)
-    train, test = load_set("fsdd-speaker", tmp_path).split("theo")
+def test_fsdd_by_speaker_leaves_one_out(root: Path) -> None:
+    train, test = load_set("fsdd-speaker", root).split("theo")
     assert len(test) == 500
     assert all("_theo_" in c.name for c in test)
     assert not any("_theo_" in c.name for c in train)
 
 
-def test_esc_views_partition_the_set(tmp_path: Path, sets: Makers) -> None:
-    sets["esc50"](tmp_path)
-    all50, ten, forty = (load_set(n, tmp_path) for n in ("esc50", "esc10", "esc40"))
+def test_esc_views_partition_the_set(root: Path) -> None:
+    all50, ten, forty = (load_set(n, root) for n in ("esc50", "esc10", "esc40"))
     assert [len(s.clips) for s in (all50, ten, forty)] == [2000, 400, 1600]
     assert [len(s.labels) for s in (all50, ten, forty)] == [50, 10, 40]
     names = {c.name for c in ten.clips}, {c.name for c in forty.clips}
@@ -51,28 +51,42 @@ def test_esc_views_partition_the_set(tmp_path: Path, sets: Makers) -> None:
     assert all(ten.labels[c.label] == f"class{int(c.path.stem.split('-')[3]):02d}" for c in test)
 
 
-def test_urbansound_has_ten_official_folds(tmp_path: Path, sets: Makers) -> None:
-    sets["urbansound8k"](tmp_path)
-    urban = load_set("urbansound8k", tmp_path)
+def test_urbansound_has_ten_official_folds(root: Path) -> None:
+    urban = load_set("urbansound8k", root)
     assert urban.folds == tuple(str(i) for i in range(1, 11))
     train, test = urban.split(10)
     assert len(train) + len(test) == 8732
     assert all(c.path.parent.name == "fold10" for c in test)
 
 
-def test_audiomnist_splits_are_speaker_disjoint(tmp_path: Path, sets: Makers) -> None:
-    sets["audiomnist"](tmp_path)
-    digits = load_set("audiomnist", tmp_path)
+def test_audiomnist_splits_are_speaker_disjoint(tmp_path: Path) -> None:
+    info = set_info("audiomnist")
+    digits = as_sound_set(info, read_layout(info, tmp_path), tmp_path)
+    assert len(digits.clips) == 30_000
     for fold in digits.folds:
         train, test = digits.split(fold)
-        parts = [
-            {int(c.path.parent.name) for c in p} for p in (train, digits.validation(fold), test)
-        ]
+        validation = digits.validation(fold)
+        parts = [{int(c.path.parent.name) for c in p} for p in (train, validation, test)]
         assert [len(p) for p in parts] == [36, 12, 12]
-        assert len(set.union(*parts)) == 60
+        assert set.union(*parts) == set(range(1, 61))
+        assert parts[1] == set(AUDIOMNIST_TEST_SPEAKERS[{"1": "5"}.get(fold, str(int(fold) - 1))])
         assert parts[2] == set(AUDIOMNIST_TEST_SPEAKERS[fold])
-    assert {int(c.path.parent.name) for c in digits.validation(1)} == set(
-        AUDIOMNIST_TEST_SPEAKERS["5"]
+        assert all(c.name == f"data/{c.path.parent.name}/{c.path.name}" for c in test)
+
+
+def test_audiomnist_counts_what_is_missing(tmp_path: Path) -> None:
+    for speaker, takes in ((7, range(50)), (8, range(49))):
+        folder = tmp_path / "AudioMNIST" / "data" / f"{speaker:02d}"
+        folder.mkdir(parents=True)
+        for take in takes:
+            (folder / f"1_{speaker:02d}_{take}.wav").touch()
+    with pytest.raises(IncompleteSetError) as caught:
+        load_set("audiomnist", tmp_path)
+    assert "99 clips, not 30000; 29901 missing" in caught.value.message
+    assert "class 0: 3000" in caught.value.message
+    assert (
+        "(fold 1: 6000, fold 2: 5950, fold 3: 5951, fold 4: 6000, fold 5: 6000; "
+        in caught.value.message
     )
 
 
@@ -82,36 +96,40 @@ def test_audiomnist_splits_are_speaker_disjoint(tmp_path: Path, sets: Makers) ->
         ("fsdd", "recordings/3_theo_7.wav", "2999 clips, not 3000; 1 missing"),
         ("esc50", "audio/2-100-A-10.wav", "1999 clips, not 2000; 1 missing"),
         ("urbansound8k", "audio/fold3/2-0-0-0.wav", "8731 clips, not 8732; 1 missing"),
-        ("audiomnist", "data/07/1_07_5.wav", "29999 clips, not 30000; 1 missing"),
     ],
 )
 def test_a_missing_clip_is_named(
-    tmp_path: Path, sets: Makers, name: str, gone: str, sentence: str
+    root: Path, without: Without, name: str, gone: str, sentence: str
 ) -> None:
-    (sets[name](tmp_path) / gone).unlink()
-    with pytest.raises(IncompleteSetError) as caught:
-        load_set(name, tmp_path)
+    folder = set_info(name).folders[0]
+    with without(f"{folder}/{gone}"), pytest.raises(IncompleteSetError) as caught:
+        load_set(name, root)
     assert sentence in caught.value.message
     assert gone in caught.value.message
     assert "fold" in caught.value.message
     assert caught.value.fix
 
 
-def test_a_clip_too_many_is_named(tmp_path: Path, sets: Makers) -> None:
-    folder = sets["fsdd"](tmp_path)
-    (folder / "recordings" / "0_me_0.wav").write_bytes(b"x")
-    (folder / "recordings" / "._0_theo_0.wav").write_bytes(b"x")
-    with pytest.raises(
-        IncompleteSetError, match=r"1 not of this set, for example recordings/0_me_0\.wav"
-    ):
-        load_set("fsdd", tmp_path)
+def test_a_clip_too_many_is_named(root: Path) -> None:
+    recordings = root / "free-spoken-digit-dataset" / "recordings"
+    strangers = [recordings / "0_me_0.wav", recordings / "._0_theo_0.wav"]
+    for path in strangers:
+        path.write_bytes(b"x")
+    try:
+        with pytest.raises(
+            IncompleteSetError, match=r"1 not of this set, .* recordings/0_me_0\.wav"
+        ):
+            load_set("fsdd", root)
+    finally:
+        for path in strangers:
+            path.unlink()
 
 
-def test_an_incomplete_esc50_can_still_give_a_complete_esc10(tmp_path: Path, sets: Makers) -> None:
-    (sets["esc50"](tmp_path) / "audio" / "1-10-A-1.wav").unlink()
-    assert len(load_set("esc10", tmp_path).clips) == 400
-    with pytest.raises(IncompleteSetError):
-        load_set("esc40", tmp_path)
+def test_an_incomplete_esc50_can_still_give_a_complete_esc10(root: Path, without: Without) -> None:
+    with without("ESC-50-master/audio/1-10-A-1.wav"):
+        assert len(load_set("esc10", root).clips) == 400
+        with pytest.raises(IncompleteSetError):
+            load_set("esc40", root)
 
 
 @pytest.mark.parametrize(
@@ -124,21 +142,27 @@ def test_an_incomplete_esc50_can_still_give_a_complete_esc10(tmp_path: Path, set
     ],
 )
 def test_damaged_metadata_is_refused(
-    tmp_path: Path, sets: Makers, change: Callable[[str], str], sentence: str
+    root: Path, change: Callable[[str], str], sentence: str
 ) -> None:
-    meta = sets["esc50"](tmp_path) / "meta" / "esc50.csv"
-    meta.write_text(change(meta.read_text()))
-    with pytest.raises(DataError, match=sentence):
-        load_set("esc50", tmp_path)
+    meta = root / "ESC-50-master" / "meta" / "esc50.csv"
+    text = meta.read_text()
+    meta.write_text(change(text))
+    try:
+        with pytest.raises(DataError, match=sentence):
+            load_set("esc50", root)
+    finally:
+        meta.write_text(text)
 
 
-def test_missing_metadata_is_an_incomplete_set(tmp_path: Path, sets: Makers) -> None:
-    (sets["esc50"](tmp_path) / "meta" / "esc50.csv").unlink()
-    with pytest.raises(IncompleteSetError, match=r"esc50\.csv is missing"):
-        load_set("esc10", tmp_path)
+def test_missing_metadata_is_an_incomplete_set(root: Path, without: Without) -> None:
+    with (
+        without("ESC-50-master/meta/esc50.csv"),
+        pytest.raises(IncompleteSetError, match=r"esc50\.csv is missing"),
+    ):
+        load_set("esc10", root)
 
 
-def test_the_data_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sets: Makers) -> None:
+def test_the_data_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
     monkeypatch.delenv("FRAMI_EDGE_DATA", raising=False)
     with pytest.raises(DataError, match="No data root") as caught:
         data_root(None)
@@ -151,9 +175,10 @@ def test_the_data_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sets: Ma
     with pytest.raises(DataError, match="no folder free-spoken-digit-dataset") as caught:
         load_set("fsdd")
     assert "frami-edge data get fsdd" in caught.value.fix
-    folder = sets["fsdd"](tmp_path)
+    monkeypatch.setenv("FRAMI_EDGE_DATA", str(root))
     assert len(load_set("fsdd").clips) == 3000
-    assert len(load_set("fsdd", folder).clips) == 3000, "the set's own folder is accepted as well"
+    own_folder = load_set("fsdd", root / "free-spoken-digit-dataset")
+    assert len(own_folder.clips) == 3000, "the set's own folder is accepted as well"
 
 
 def test_an_unknown_set_gets_a_suggestion(tmp_path: Path) -> None:
@@ -163,12 +188,10 @@ def test_an_unknown_set_gets_a_suggestion(tmp_path: Path) -> None:
     assert all(info.name in caught.value.fix for info in known_sets())
 
 
-def test_folds_are_resolved_or_named(tmp_path: Path, sets: Makers) -> None:
-    sets["esc50"](tmp_path)
-    sets["fsdd"](tmp_path)
-    ten = load_set("esc10", tmp_path)
+def test_folds_are_resolved_or_named(root: Path) -> None:
+    ten = load_set("esc10", root)
     assert [resolve_fold(ten, f) for f in (3, "3", "fold3", "Fold-3")] == ["3"] * 4
-    assert resolve_fold(load_set("fsdd", tmp_path), None) == "test"
+    assert resolve_fold(load_set("fsdd", root), None) == "test"
     for bad in (0, 6, "train", "", -1):
         with pytest.raises(DataError) as caught:
             ten.split(bad)
