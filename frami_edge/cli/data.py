@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from frami_edge.cli._app import Json, Quiet, command_app, examples
 from frami_edge.cli._output import Output
 from frami_edge.cli._progress import Progress
 from frami_edge.data.catalogue import MEGABYTE, ROOT_VARIABLE, data_root
@@ -15,27 +16,24 @@ from frami_edge.data.download import get_set
 from frami_edge.data.errors import DataError
 from frami_edge.data.survey import SetStatus, survey
 
-app = typer.Typer(no_args_is_help=False)
+app = command_app()
 
 DataRoot = Annotated[
     Path | None,
     typer.Option("--data-root", help=f"Folder that holds the sets; else ${ROOT_VARIABLE}."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Leave out notes and progress.")]
 
 
-@app.callback(invoke_without_command=True)
+@app.callback(
+    invoke_without_command=True,
+    epilog=examples(
+        "frami-edge data", "frami-edge data --data-root ~/sounds --json", "frami-edge data get fsdd"
+    ),
+)
 def show(
     context: typer.Context, data_root: DataRoot = None, json: Json = False, quiet: Quiet = False
 ) -> None:
-    """Every known data set: is it here, is it whole, where does it come from.
-
-    Examples:
-      frami-edge data
-      frami-edge data --data-root ~/sounds --json
-      frami-edge data get fsdd
-    """
+    """Every known data set: is it here, is it whole, where does it come from."""
     if context.invoked_subcommand is not None:
         # So that both `data --data-root X get fsdd` and `data get fsdd --data-root X` work.
         context.obj = (data_root, json, quiet)
@@ -60,7 +58,12 @@ def show(
         out.hint(missing.how)
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "frami-edge data get fsdd --data-root ~/sounds",
+        "frami-edge data get esc50 --url https://mirror.example/ESC-50.zip",
+    )
+)
 def get(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="A known set, as `frami-edge data` lists them.")],
@@ -75,10 +78,6 @@ def get(
 
     An interrupted download goes on where it stopped if the server allows. A set that is there and
     complete is left alone.
-
-    Examples:
-      frami-edge data get fsdd --data-root ~/sounds
-      frami-edge data get esc50 --url https://mirror.example/ESC-50.zip
     """
     outer_root, outer_json, outer_quiet = context.obj or (None, False, False)
     out = Output(json=json or outer_json, quiet=quiet or outer_quiet)
