@@ -22,7 +22,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # torch and safetensors report a full disk in their own exception types; these are their words.
-_DISK_FULL_WORDS = ("No space left on device", "StorageFull", "failed writing file")
+_DISK_FULL_WORDS = (
+    "No space left on device",
+    "StorageFull",
+    "failed writing file",
+    "unexpected pos",
+)
 
 
 @contextlib.contextmanager

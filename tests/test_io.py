@@ -96,6 +96,7 @@ def test_a_new_file_has_ordinary_permissions(tmp_path: Path) -> None:
     [
         'Error while serializing: IoError(Os { code: 28, kind: StorageFull, message: "..." })',
         "[enforce fail at inline_container.cc:672] . PytorchStreamWriter failed writing file data",
+        "[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598",
     ],
 )
 def test_a_full_disk_is_an_oserror_whoever_reports_it(tmp_path: Path, words: str) -> None:
