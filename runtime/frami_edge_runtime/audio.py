@@ -27,19 +27,19 @@ def check_samples(samples: Any) -> npt.NDArray[Any]:
         AudioError: Anything else: stereo, other dtypes, NaN or infinity, lists of integers.
     """
     x = samples if isinstance(samples, np.ndarray) else _as_array(samples)
+    kind = (x.dtype.kind, x.dtype.itemsize)
+    if kind not in (("i", 2), ("f", 4), ("f", 8)):
+        raise AudioError(
+            f"Samples must be int16, float32 or float64, not {x.dtype}.", fix=_dtype_fix(x.dtype)
+        )
     if x.ndim != 1:
         mean = "samples.mean(axis=...)" + (".astype(np.int16)" if x.dtype == np.int16 else "")
         raise AudioError(
             f"Samples must be mono, of shape (N,), not {x.shape}.",
             fix=f"Take one channel, or average them: {mean}.",
         )
-    kind = (x.dtype.kind, x.dtype.itemsize)
     if kind == ("i", 2):
         return x
-    if kind not in (("f", 4), ("f", 8)):
-        raise AudioError(
-            f"Samples must be int16, float32 or float64, not {x.dtype}.", fix=_dtype_fix(x.dtype)
-        )
     # Two reductions find NaN, infinity and absurd values at once: NaN fails every comparison.
     if x.size and not (x.max() <= FULL_SCALE_LIMIT and x.min() >= -FULL_SCALE_LIMIT):
         raise AudioError(_why_unusable(x), fix=_value_fix(x))

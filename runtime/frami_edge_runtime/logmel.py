@@ -13,22 +13,16 @@ Shape legend: M mel bands, F frequency bins, T frames.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from frami_edge_runtime._melblock import ROWS, MelBlock
 from frami_edge_runtime._state import StateReader
 from frami_edge_runtime.audio import INT16_SCALE, check_samples, repeat_to
 from frami_edge_runtime.errors import AudioError
 from frami_edge_runtime.melspec import MelSpec
-
-ROWS: Final = 8
-"""Frames in one filter-bank product; small enough for a single frame, large enough for a clip."""
-_BLOCK_BYTES: Final = 1 << 18
-_LONGEST_BLOCK: Final = 128
-# Until NumPy 2, numpy.fft computes in double precision and takes no output array.
-_RFFT_OUT: Final[bool] = int(np.__version__.split(".")[0]) >= 2
 
 
 class LogMelStream:
@@ -43,25 +37,14 @@ class LogMelStream:
     def __init__(self, spec: MelSpec) -> None:
         """Allocate all working memory."""
         self.spec = spec
-        n_freqs = spec.n_fft // 2 + 1
-        # A block that stays in the L2 cache.
-        block = min(_LONGEST_BLOCK, max(1, _BLOCK_BYTES // (4 * spec.n_fft)))
-        block = -(-block // ROWS) * ROWS
-        self._block = block
+        self._block = MelBlock(spec)
         self._pad = spec.n_fft // 2 if spec.center else 0
         self._left = (spec.n_fft - spec.win_length) // 2
         # What flush() may still have to reflect, the unread tail, and one block of fresh samples.
         self._kept = self._pad + 1
         held = max(spec.n_fft + spec.hop_length, self._kept)
-        self._samples = np.zeros(held + self._pad + block * spec.hop_length, np.float32)
+        self._samples = np.zeros(held + self._pad + self._block.size * spec.hop_length)
         self._windows = np.lib.stride_tricks.sliding_window_view(self._samples, spec.win_length)
-        self._frames = np.zeros((block, spec.n_fft), np.float32)
-        self._spectrum = np.zeros((block, n_freqs), np.complex64)
-        self._power = np.zeros((block // ROWS, ROWS, n_freqs), np.float32)
-        self._mel = np.zeros((block // ROWS, ROWS, spec.n_mels), np.float32)
-        std = np.asarray(spec.std, np.float64)
-        self._scale = np.asarray(spec.log_scale / std, np.float32)
-        self._shift = np.asarray(-np.asarray(spec.mean, np.float64) / std, np.float32)
         self.reset()
 
     def reset(self) -> None:
@@ -116,7 +99,7 @@ class LogMelStream:
             "samples_in": self.samples_in,
             "frames_out": self.frames_out,
             "unread": self._next - first,
-            "samples": self._samples[first : self._end].copy(),
+            "samples": self._samples[first : self._end].astype(np.float32),
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -190,43 +173,17 @@ class LogMelStream:
         return (self._end - self._next - self.spec.n_fft) // self.spec.hop_length + 1
 
     def _emit(self, out_TM: npt.NDArray[np.float32]) -> int:
-        owed = self._ready()
-        done = 0
+        owed, hop, done = self._ready(), self.spec.hop_length, 0
         while done < owed:
             row = self.frames_out % ROWS
-            n = min(owed - done, self._block - row)
-            self._compute(row, n, out_TM[done : done + n])
-            self._next += n * self.spec.hop_length
+            n = min(owed - done, self._block.size - row)
+            first = self._next + self._left
+            windows = self._windows[first : first + (n - 1) * hop + 1 : hop]
+            self._block.compute(windows, row, out_TM[done : done + n])
+            self._next += n * hop
             self.frames_out += n
             done += n
-        return max(done, 0)
-
-    def _compute(self, row: int, n: int, out_TM: npt.NDArray[np.float32]) -> None:
-        spec = self.spec
-        first = self._next + self._left
-        windows = self._windows[first : first + (n - 1) * spec.hop_length + 1 : spec.hop_length]
-        frames = self._frames[row : row + n]
-        np.multiply(windows, spec.window, out=frames[:, self._left : self._left + spec.win_length])
-        power = self._power.reshape(self._block, -1)[row : row + n]
-        # Squares of (re, im) pairs, contiguous; then one strided sum.
-        if _RFFT_OUT:
-            spectrum: Any = self._spectrum[row : row + n]
-            np.fft.rfft(frames, axis=1, out=spectrum)
-            pairs = spectrum.view(np.float32)
-        else:
-            pairs = np.fft.rfft(frames, axis=1).view(np.float64)
-        np.multiply(pairs, pairs, out=pairs)
-        np.add(pairs[:, 0::2], pairs[:, 1::2], out=power, casting="same_kind")
-        if spec.power == 1:
-            np.sqrt(power, out=power)
-        groups = -(-(row + n) // ROWS)
-        np.matmul(self._power[:groups], spec.filterbank, out=self._mel[:groups])
-        mel = self._mel.reshape(self._block, -1)[row : row + n]
-        eps = np.float32(spec.log_eps)
-        (np.add if spec.log_floor == "add" else np.maximum)(mel, eps, out=out_TM)
-        np.log(out_TM, out=out_TM)
-        np.multiply(out_TM, self._scale, out=out_TM)
-        np.add(out_TM, self._shift, out=out_TM)
+        return done
 
 
 def log_mel(samples: npt.ArrayLike, spec: MelSpec) -> npt.NDArray[np.float32]:
@@ -237,7 +194,7 @@ def log_mel(samples: npt.ArrayLike, spec: MelSpec) -> npt.NDArray[np.float32]:
         spec: The front end.
 
     Returns:
-        (T, M) float32 with T = max(1, ``spec.frames(N)``).
+        (T, M) float32 with T = ``spec.frames(max(N, spec.min_samples))``.
 
     Raises:
         AudioError: The samples are not usable audio, or there are none.

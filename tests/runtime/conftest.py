@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from frami_edge_runtime import MelSpec, ModelInfo
+from frami_edge_runtime import Classifier, MelSpec, ModelInfo
 from frami_edge_runtime.modelfile import model_metadata
 
 LABELS = ("dog", "rain", "siren", "glass breaking", "silence")
@@ -105,8 +106,24 @@ def build(
 
 
 @pytest.fixture(scope="session")
+def build_model() -> Callable[..., TinyModel]:
+    return build
+
+
+@pytest.fixture(scope="session")
 def tiny() -> TinyModel:
     return build()
+
+
+@pytest.fixture(scope="session")
+def classifier(tiny: TinyModel) -> Classifier:
+    return Classifier(tiny.data)
+
+
+@pytest.fixture(scope="session")
+def clip() -> np.ndarray:
+    """3.75 s at 8 kHz, (30001,) float32."""
+    return noise(30_001)
 
 
 @pytest.fixture
