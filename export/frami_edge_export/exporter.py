@@ -6,6 +6,7 @@ Shape legend: N samples, B batch, M mel bands, T mel frames, C channels, T' trun
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from frami_edge_export.benching import Bench
 from frami_edge_export.calibration import prepare_calibration
 from frami_edge_export.calibration_gate import calibration_gates, calibration_ranges
 from frami_edge_export.errors import ExportError
-from frami_edge_export.files import sha256, write_bytes, write_json
+from frami_edge_export.files import json_bytes, sha256, write_files
 from frami_edge_export.graphs import (
     frozen_head,
     frozen_trunk,
@@ -42,6 +43,7 @@ from frami_edge_export.records import (
 )
 from frami_edge_export.report import Artifact, ExportReport, Gate
 from frami_edge_export.scoring import Head
+from frami_edge_export.streamable import check_streamable
 from frami_edge_export.verdicts import judge
 from frami_edge_runtime.modelfile import HEAD_OUTPUT, TRUNK_INPUT, TRUNK_OUTPUT
 
@@ -64,8 +66,8 @@ def export_student(
     """Write the student as ONNX, prove that it answers the same, and measure it.
 
     Writes ``{name}.fp32.onnx`` (trunk, with head and description inside), ``{name}.model.onnx``
-    (mel to logits), with int8 also ``{name}.int8.cpu.onnx`` and ``calib.json``, and at last
-    ``export_report.json``. Nothing is written before every graph is built and compared.
+    (mel to logits), with int8 also ``{name}.int8.cpu.onnx`` and ``calib.json``, and
+    ``export_report.json``: all at once, after everything was built, compared and measured.
 
     Args:
         student: The torch student; not changed.
@@ -89,6 +91,10 @@ def export_student(
     options = options or ExportOptions()
     _check(student, facts, name)
     info = model_info(student, facts)
+    check_streamable(student, facts.mel, options)
+    sample = None
+    if int8:
+        sample = prepare_calibration(calibration, facts.mel, student.receptive_field, options)
     trunk, head_bytes = trunk_graph(student, facts.mel.n_mels), serialised(head_graph(student))
     whole = whole_graph(student, facts.mel.n_mels)
     weight_KD, bias_K = (t.double().numpy() for t in frozen_head(student))
@@ -105,8 +111,7 @@ def export_student(
         dataclasses.replace(model, path=f"{name}.model.onnx"),
     ]
     used, found, table = None, None, None
-    if int8:
-        sample = prepare_calibration(calibration, facts.mel, student.receptive_field, options)
+    if sample is not None:
         gates += calibration_gates(
             calibration_ranges(frozen_trunk(student), sample.ranges), options
         )
@@ -127,17 +132,8 @@ def export_student(
         for a in artifacts
     ]
     notes = _notes(out_dir, name, int8, found, options)
-    for artifact in artifacts:
-        write_bytes(out_dir / artifact.path, blobs[artifact.name])
-    if table is not None:
-        write_json(out_dir / "calib.json", table)
     if evaluate is not None:
-        artifacts = [
-            dataclasses.replace(a, accuracy=float(evaluate(out_dir / a.path)))
-            if a.kind == "streaming"
-            else a
-            for a in artifacts
-        ]
+        artifacts = _evaluated(artifacts, blobs, evaluate)
         gates += _accuracy_gate(artifacts, options)
     judged, recommended, reason = judge(artifacts, gates)
     report = ExportReport(
@@ -154,7 +150,10 @@ def export_student(
         versions=dict(info.versions),
         notes=notes,
     )
-    write_json(out_dir / "export_report.json", report.to_dict())
+    files = {a.path: blobs[a.name] for a in artifacts}
+    if table is not None:
+        files["calib.json"] = json_bytes(table)
+    write_files(out_dir, files | {"export_report.json": json_bytes(report.to_dict())})
     return report
 
 
@@ -218,6 +217,29 @@ def _prove(
         agreement=logits.agreement,
     )
     return gates, fp32, model
+
+
+def _evaluated(
+    artifacts: list[Artifact],
+    blobs: dict[str, bytes],
+    evaluate: Callable[[str | Path], float],
+) -> list[Artifact]:
+    """Score streaming files before they reach the user's folder: a failure leaves no trace."""
+    with tempfile.TemporaryDirectory(prefix="frami-export-") as folder:
+        scored = []
+        for a in artifacts:
+            if a.kind == "streaming":
+                path = Path(folder, a.path)
+                path.write_bytes(blobs[a.name])
+                accuracy = float(evaluate(path))
+                if not 0.0 <= accuracy <= 1.0:
+                    raise ExportError(
+                        f"evaluate gave {accuracy} for {a.path}.",
+                        fix="It must return the share of right answers, from 0 to 1.",
+                    )
+                a = dataclasses.replace(a, accuracy=accuracy)
+            scored.append(a)
+    return scored
 
 
 def _accuracy_gate(artifacts: list[Artifact], options: ExportOptions) -> list[Gate]:

@@ -13,39 +13,50 @@ from typing import Any
 from frami_edge_export.errors import ExportError
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write to a temporary name in the same folder, then rename.
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write every file under a temporary name in the folder, then rename them all.
+
+    Args:
+        folder: Made where missing.
+        files: Contents by file name.
 
     Raises:
-        ExportError: The folder cannot be written to, or the disk is full; nothing is left behind.
+        ExportError: The folder cannot be written to, or the disk is full: no file was replaced.
     """
-    temporary: str | None = None
+    staged: dict[str, str] = {}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes private files; a model is shared like any other.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in files.items():
+            handle, staged[name] = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(staged[name], 0o666 & ~_umask())  # mkstemp's files are private
+        for name in files:
+            os.replace(staged[name], folder / name)
+            del staged[name]
     except OSError as error:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
         raise ExportError(
-            f"Cannot write {path}: {error.strerror or error}.",
+            f"Cannot write the export to {folder}: {error.strerror or error}.",
             fix="Choose a folder that you may write to, with room for the files.",
         ) from None
+    finally:
+        for temporary in staged.values():
+            Path(temporary).unlink(missing_ok=True)
 
 
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
+def json_bytes(values: Mapping[str, Any]) -> bytes:
     """One JSON object with a final newline; never NaN."""
-    write_bytes(path, (json.dumps(values, indent=2, allow_nan=False) + "\n").encode())
+    return (json.dumps(values, indent=2, allow_nan=False) + "\n").encode()
 
 
 def sha256(data: bytes) -> str:
     """64 hex digits."""
     return hashlib.sha256(data).hexdigest()
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask

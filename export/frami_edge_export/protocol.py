@@ -15,16 +15,26 @@ from frami_edge_runtime.melspec import MelSpec
 
 @runtime_checkable
 class ExportableStudent(Protocol):
-    """Any student of this form: a trunk, statistics pooling, an affine head."""
+    """Any student of this form: a trunk, statistics pooling, an affine head.
 
-    trunk: nn.Module
-    """(B, 1, M, T) normalised log-mel -> frames (B, C, T'), no padding along time."""
-    receptive_field: int
-    """Mel frames that one trunk frame sees."""
-    stride: int
-    """Mel frames between trunk frames: T' = (T - receptive_field) // stride + 1."""
-    channels: int
-    """C."""
+    Plain attributes will do; they are only read.
+    """
+
+    @property
+    def trunk(self) -> nn.Module:
+        """(B, 1, M, T) normalised log-mel -> frames (B, C, T'), no padding along time."""
+
+    @property
+    def receptive_field(self) -> int:
+        """Mel frames that one trunk frame sees."""
+
+    @property
+    def stride(self) -> int:
+        """Mel frames between trunk frames: T' = (T - receptive_field) // stride + 1."""
+
+    @property
+    def channels(self) -> int:
+        """C."""
 
     @property
     def pool_eps(self) -> float:

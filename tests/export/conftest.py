@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
-from frami_edge_export import StudentFacts
+from frami_edge_export import StudentFacts, exporter
+from frami_edge_export.graphs import trunk_graph, whole_graph
 
 # pytest's importlib mode puts no test folder on the path.
 sys.path.insert(0, str(Path(__file__).parent))
@@ -38,3 +41,22 @@ def facts() -> StudentFacts:
 @pytest.fixture(scope="session")
 def calibration() -> np.ndarray:
     return synthetic_mels(160, 60, seed=7)[0].numpy()
+
+
+@pytest.fixture(scope="session")
+def trunk(student: TinyStudent) -> onnx.ModelProto:
+    return trunk_graph(student, MEL.n_mels)
+
+
+@pytest.fixture(scope="session")
+def whole(student: TinyStudent) -> onnx.ModelProto:
+    return whole_graph(student, MEL.n_mels)
+
+
+@pytest.fixture
+def ready_graphs(
+    trunk: onnx.ModelProto, whole: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Skips torch's exporter, seconds each, where a test is about what comes after it."""
+    monkeypatch.setattr(exporter, "trunk_graph", lambda *_: copy.deepcopy(trunk))
+    monkeypatch.setattr(exporter, "whole_graph", lambda *_: copy.deepcopy(whole))

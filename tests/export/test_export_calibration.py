@@ -92,11 +92,12 @@ def test_random_numbers_are_refused(student: TinyStudent, noise: str) -> None:
 
 def test_the_statistics_are_those_of_torch(student: TinyStudent, calibration: np.ndarray) -> None:
     first = calibration_ranges(student.trunk, calibration)[0]
-    stem = student.trunk[0]
-    assert isinstance(stem, nn.Sequential)
+    conv, norm = student.trunk.get_submodule("0.0"), student.trunk.get_submodule("0.1")
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     with torch.inference_mode():
-        x = stem[0](torch.from_numpy(calibration)).double()
-    norm = stem[1]
+        x = conv(torch.from_numpy(calibration)).double()
     expected = (norm.running_var.double() + norm.eps).sqrt()
     shift = ((x.mean((0, 2, 3)) - norm.running_mean).abs() / expected).mean()
     spread = ((x.var((0, 2, 3), correction=0) + norm.eps).sqrt() / expected).log().mean().exp()

@@ -7,20 +7,16 @@ import onnx
 import pytest
 import torch
 from export_kit import MEL, TinyStudent
+from torch import nn
 
 from frami_edge_export import ExportOptions
 from frami_edge_export.graphs import frozen_head, trunk_graph
 from frami_edge_export.int8_search import Int8Result, Int8Search
-from frami_edge_export.quantise import FLAVOURS, Quantiser
+from frami_edge_export.quantise import FLAVOURS, Flavour, Quantiser
 from frami_edge_export.scoring import Comparison, Head, run_trunk, sqnr_db
 from frami_edge_export.sessions import cpu_session
 
 FAST = {"bench_budget_s": 0.05, "bench_rounds": 15}
-
-
-@pytest.fixture(scope="module")
-def trunk(student: TinyStudent) -> onnx.ModelProto:
-    return trunk_graph(student, MEL.n_mels)
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +29,9 @@ def head_of(student: TinyStudent) -> Head:
     return Head(weight.double().numpy(), bias.double().numpy(), student.pool_eps)
 
 
-def search(student: TinyStudent, calibration: np.ndarray, **options: float) -> Int8Result:
-    trunk = trunk_graph(student, MEL.n_mels)
+def search(
+    student: TinyStudent, trunk: onnx.ModelProto, calibration: np.ndarray, **options: float
+) -> Int8Result:
     return Int8Search(
         trunk,
         Quantiser(trunk, calibration[:100]),
@@ -49,7 +46,9 @@ def with_an_outlier_channel(student: TinyStudent, size: float = 1e5) -> TinyStud
     """The same function, but one channel between two layers dwarfs the others' int8 steps."""
     mine = copy.deepcopy(student)
     with torch.no_grad():
-        norm, after = mine.trunk[1][1], mine.trunk[2][0]
+        norm, after = mine.trunk.get_submodule("1.1"), mine.trunk.get_submodule("2.0")
+        assert isinstance(norm, nn.BatchNorm2d)
+        assert isinstance(after, nn.Conv2d)
         norm.weight[0] *= size
         norm.bias[0] *= size
         after.weight[:, 0] /= size
@@ -58,9 +57,9 @@ def with_an_outlier_channel(student: TinyStudent, size: float = 1e5) -> TinyStud
 
 @pytest.mark.parametrize("flavour", FLAVOURS, ids=lambda f: f.name)
 def test_weights_are_int8_per_channel_and_nothing_is_dynamic(
-    quantiser: Quantiser, flavour: object
+    quantiser: Quantiser, flavour: Flavour
 ) -> None:
-    model = quantiser.graph(flavour, quantiser.layers[:1])  # type: ignore[arg-type]
+    model = quantiser.graph(flavour, quantiser.layers[:1])
     tensors = {t.name: t for t in model.graph.initializer}
     ops = [node.op_type for node in model.graph.node]
     assert "DynamicQuantizeLinear" not in ops
@@ -100,9 +99,9 @@ def test_one_table_holds_the_true_ranges(
 
 @pytest.mark.parametrize("flavour", FLAVOURS, ids=lambda f: f.name)
 def test_int8_streams_bit_for_bit(
-    quantiser: Quantiser, student: TinyStudent, calibration: np.ndarray, flavour: object
+    quantiser: Quantiser, student: TinyStudent, calibration: np.ndarray, flavour: Flavour
 ) -> None:
-    session = cpu_session(quantiser.graph(flavour, quantiser.layers[:1]))  # type: ignore[arg-type]
+    session = cpu_session(quantiser.graph(flavour, quantiser.layers[:1]))
     mel = calibration[:1]
     offline = run_trunk(session, mel)
     field, stride, step = student.receptive_field, student.stride, 3 * student.stride
@@ -116,9 +115,9 @@ def test_int8_streams_bit_for_bit(
 
 
 def test_the_search_keeps_a_flavour_that_passes(
-    student: TinyStudent, calibration: np.ndarray
+    student: TinyStudent, trunk: onnx.ModelProto, calibration: np.ndarray
 ) -> None:
-    found = search(student, calibration)
+    found = search(student, trunk, calibration)
     assert found.chosen.comparison.agreement >= 0.98
     assert found.chosen.comparison.sqnr_db is not None
     assert found.chosen.comparison.sqnr_db > 30
@@ -130,9 +129,9 @@ def test_the_search_keeps_a_flavour_that_passes(
 
 
 def test_the_first_convolution_is_int8_only_where_that_is_faster(
-    student: TinyStudent, calibration: np.ndarray
+    student: TinyStudent, trunk: onnx.ModelProto, calibration: np.ndarray
 ) -> None:
-    assert "0.0" in search(student, calibration, first_conv_gain=0.0).chosen.float_layers
+    assert "0.0" in search(student, trunk, calibration, first_conv_gain=0.0).chosen.float_layers
 
 
 def test_the_worst_layers_go_back_to_float(student: TinyStudent, calibration: np.ndarray) -> None:
@@ -140,7 +139,7 @@ def test_the_worst_layers_go_back_to_float(student: TinyStudent, calibration: np
     with torch.inference_mode():
         x = torch.from_numpy(calibration[:20])
         torch.testing.assert_close(rigged.trunk(x), student.trunk(x), atol=1e-4, rtol=1e-4)
-    found = search(rigged, calibration)
+    found = search(rigged, trunk_graph(rigged, MEL.n_mels), calibration)
     assert found.tried[0]["agreement"] < 0.98
     assert {row["layer"] for row in found.layers[:2]} == {"1.0", "2.0"}
     assert set(found.fallback) == {"1.0", "2.0"}
@@ -150,11 +149,14 @@ def test_the_worst_layers_go_back_to_float(student: TinyStudent, calibration: np
 
 
 def test_where_nothing_helps_the_reason_says_so(
-    student: TinyStudent, calibration: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    student: TinyStudent,
+    trunk: onnx.ModelProto,
+    calibration: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     poor = Comparison(0.5, 1.0, 3.0)
     monkeypatch.setattr(Comparison, "of", classmethod(lambda cls, a, b: poor))
-    found = search(student, calibration)
+    found = search(student, trunk, calibration)
     assert found.chosen.comparison is poor
     assert found.fallback == ()
     assert "no choice of float layers passes" in found.reason

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import onnx
@@ -11,15 +12,11 @@ from onnx import numpy_helper
 from torch import nn
 
 from frami_edge_export import ParityError
-from frami_edge_export.graphs import frozen_trunk, trunk_graph, whole_classifier, whole_graph
+from frami_edge_export.graphs import frozen_trunk, whole_classifier
 from frami_edge_export.parity import check_parity, parity_inputs, parity_lengths
 
 TOLERANCE = 1e-5
-
-
-@pytest.fixture(scope="module")
-def trunk(student: TinyStudent) -> onnx.ModelProto:
-    return trunk_graph(student, MEL.n_mels)
+FRAMES: dict[str, Any] = {"names": ("mel", "frames"), "tolerance": TOLERANCE, "label": "t"}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +39,10 @@ def test_inputs_stay_in_the_physical_range(inputs: list[np.ndarray]) -> None:
 
 
 def test_both_graph_forms_equal_torch(
-    student: TinyStudent, trunk: onnx.ModelProto, inputs: list[np.ndarray]
+    student: TinyStudent,
+    trunk: onnx.ModelProto,
+    whole: onnx.ModelProto,
+    inputs: list[np.ndarray],
 ) -> None:
     frames = check_parity(
         frozen_trunk(student),
@@ -54,7 +54,7 @@ def test_both_graph_forms_equal_torch(
     )
     logits = check_parity(
         whole_classifier(student),
-        whole_graph(student, MEL.n_mels),
+        whole,
         inputs,
         names=("mel", "logits"),
         tolerance=TOLERANCE,
@@ -103,9 +103,7 @@ def test_names_come_first(
 
 def test_shapes_come_second(trunk: onnx.ModelProto, inputs: list[np.ndarray]) -> None:
     with pytest.raises(ParityError, match=r"mel frames give \(1, 24, 1\), in torch \(1, 1, 32"):
-        check_parity(
-            nn.Identity(), trunk, inputs, names=("mel", "frames"), tolerance=TOLERANCE, label="t"
-        )
+        check_parity(nn.Identity(), trunk, inputs, **FRAMES)
 
 
 def test_values_must_be_finite(

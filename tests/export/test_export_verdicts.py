@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from frami_edge_export import Artifact, Gate
+from frami_edge_export.latency import MIN_ROUNDS, interleaved_latency
+from frami_edge_export.verdicts import judge
+
+GOOD = [Gate.at_most("torch = ONNX fp32", 1e-7, 1e-5), Gate.at_least("int8 agreement", 1.0, 0.98)]
+
+
+def artifacts(speedup: float = 1.6, chunk_speedup: float = 1.3) -> list[Artifact]:
+    return [
+        Artifact("fp32", "s.fp32.onnx", "streaming", "fp32", 4000, speedup=1, chunk_speedup=1),
+        Artifact("model", "s.model.onnx", "classifier", "fp32", 4100, speedup=0.9),
+        Artifact(
+            "int8.cpu", "s.int8.cpu.onnx", "streaming", "int8", 1000,
+            speedup=speedup, chunk_speedup=chunk_speedup,
+        ),
+    ]  # fmt: skip
+
+
+def test_faster_and_passing_is_recommended_with_its_figures() -> None:
+    judged, recommended, reason = judge(artifacts(), GOOD)
+    assert recommended == "s.int8.cpu.onnx"
+    assert judged[2].verdict.startswith("recommended: 1.60x faster on 1 s of audio, 1.30x on a")
+    assert "4.0x smaller" in reason
+    assert judged[0].verdict == "the reference"
+
+
+@given(st.floats(0.05, 4), st.floats(0.05, 4))
+def test_slower_than_fp32_is_never_recommended(speedup: float, chunk_speedup: float) -> None:
+    judged, recommended, reason = judge(artifacts(speedup, chunk_speedup), GOOD)
+    slower = speedup < 1 or chunk_speedup < 1
+    assert (recommended == "s.fp32.onnx") == slower
+    assert ("slower than fp32" in judged[2].verdict) == slower
+    assert ("slower than fp32" in reason) == slower
+
+
+def test_a_failed_int8_gate_recommends_fp32() -> None:
+    gates = [GOOD[0], Gate.at_least("int8 agreement", 0.9, 0.98)]
+    judged, recommended, reason = judge(artifacts(), gates)
+    assert recommended == "s.fp32.onnx"
+    assert "int8 agreement is 0.9, below its limit 0.98" in judged[2].verdict
+    assert "int8 agreement is 0.9" in reason
+
+
+def test_broken_parity_recommends_nothing() -> None:
+    judged, recommended, reason = judge(
+        artifacts(), [Gate.at_most("torch = ONNX fp32", 1.0, 1e-5), GOOD[1]]
+    )
+    assert recommended == ""
+    assert reason.startswith("Nothing is recommended: torch = ONNX fp32 is 1, above its limit")
+    assert all(a.verdict.startswith("not recommended") for a in judged)
+
+
+@pytest.mark.parametrize(("value", "passed"), [(0.98, True), (0.979, False), (float("nan"), False)])
+def test_gates_compare_with_their_limit(value: float, passed: bool) -> None:
+    assert Gate.at_least("g", value, 0.98).passed is passed
+    assert Gate.at_most("g", -value, -0.98).passed is passed
+
+
+class Sleeper:
+    """Takes so many milliseconds, and notes when it ran."""
+
+    def __init__(self, ms: float, log: list[float]) -> None:
+        self.ms, self.log = ms, log
+
+    def run(self, names: Any, feed: Any) -> None:
+        self.log.append(self.ms)
+        time.sleep(self.ms / 1e3)
+
+
+def test_latency_is_interleaved_and_ordered() -> None:
+    log: list[float] = []
+    sessions = {"slow": Sleeper(3.0, log), "fast": Sleeper(0.5, log)}
+    found = interleaved_latency(sessions, {}, budget_s=0.01, max_rounds=40)
+    assert found["slow"].p50_ms > 2 * found["fast"].p50_ms
+    assert found["slow"].p50_ms <= found["slow"].p95_ms
+    assert found["fast"].rounds == found["slow"].rounds == MIN_ROUNDS
+    timed = log[10:]
+    assert timed[:4] == [3.0, 0.5, 0.5, 3.0]  # each goes first in turn
+    assert timed.count(3.0) == timed.count(0.5) == MIN_ROUNDS
