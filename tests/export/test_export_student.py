@@ -25,8 +25,9 @@ from frami_edge_export import (
     export_student,
     markdown_card,
 )
-from frami_edge_export.scoring import Head
+from frami_edge_export.scoring import Head, run_trunk
 from frami_edge_export.sessions import cpu_session
+from frami_edge_runtime import Classifier, log_mel
 from frami_edge_runtime.errors import FramiEdgeError
 from frami_edge_runtime.modelfile import read_head, read_model_info
 
@@ -376,3 +377,21 @@ def test_the_readme_example_runs(
         "student.model.onnx",
     ]
     assert "**Use `student." in capsys.readouterr().out
+
+
+def test_the_runtime_answers_as_the_export_was_judged(
+    exported: tuple[Path, ExportReport], student: TinyStudent
+) -> None:
+    seconds = np.arange(2 * MEL.sample_rate) / MEL.sample_rate
+    samples = 0.3 * np.sin(2 * np.pi * 700 * seconds * (1 + 0.1 * seconds)).astype(np.float32)
+    mel = log_mel(samples, MEL).T.copy()[None, None]
+    weight, bias = (t.detach().double().numpy() for t in student.collapsed_head())
+    head = Head(weight, bias, student.pool_eps)
+    with torch.inference_mode():
+        expected = {"fp32": student(torch.from_numpy(mel))[0].numpy()}
+    int8 = cpu_session(str(exported[0] / "kit.int8.cpu.onnx"))
+    expected["int8.cpu"] = head(run_trunk(int8, mel))[0]
+    for name, logits in expected.items():
+        result = Classifier(exported[0] / f"kit.{name}.onnx").classify(samples)
+        assert result.index == logits.argmax()
+        np.testing.assert_allclose(result.logits, logits, atol=2e-5, err_msg=name)
