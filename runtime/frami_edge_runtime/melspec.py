@@ -139,7 +139,10 @@ class MelSpec:
             whole_clip = value.lower() in _WHOLE_CLIP
             hint = "needs the whole clip, so it cannot stream" if whole_clip else "is no number"
             raise MelSpecError(f"MelSpec.{name} = {value!r} {hint}.", fix=fix)
-        if isinstance(value, (list, tuple, np.ndarray)) and np.ndim(value) > 0:
+        if isinstance(value, np.ndarray):
+            value = value.tolist()
+        single = not isinstance(value, (list, tuple))
+        if not single:
             if len(value) != self.n_mels:
                 raise MelSpecError(
                     f"MelSpec.{name} has {len(value)} values for {self.n_mels} bands.", fix=fix
@@ -149,7 +152,6 @@ class MelSpec:
             numbers = (_finite(name, value),)
         if name == "std" and min(numbers) <= 0:
             raise MelSpecError("MelSpec.std must be positive.", fix=fix)
-        single = not isinstance(value, (list, tuple, np.ndarray)) or np.ndim(value) == 0
         return numbers[0] if single else numbers
 
     @property
@@ -188,10 +190,10 @@ class MelSpec:
         )
 
     @cached_property
-    def window(self) -> npt.NDArray[np.float32]:
-        """(win_length,) periodic Hann window, float32."""
-        n = np.arange(self.win_length, dtype=np.float64)
-        return (0.5 - 0.5 * np.cos(2 * np.pi * n / self.win_length)).astype(np.float32)
+    def window(self) -> npt.NDArray[np.float64]:
+        """(win_length,) periodic Hann window."""
+        n = np.arange(self.win_length)
+        return np.asarray(0.5 - 0.5 * np.cos(2 * np.pi * n / self.win_length))
 
     def compress(self, mel: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
         """Log and normalise mel energies (..., M) in float64: the definition for all others."""

@@ -88,21 +88,21 @@ class CpuModel:
         mel = rng.standard_normal((1, 1, info.mel.n_mels, info.receptive_field + info.stride))
         mel_BMT = mel.astype(np.float32)
         both = self.frames(mel_BMT)
-        first = self.frames(mel_BMT[..., : info.receptive_field])
-        second = self.frames(np.ascontiguousarray(mel_BMT[..., info.stride :]))
-        shapes = [both.shape, first.shape, second.shape]
-        if shapes != [(1, info.channels, 2), (1, info.channels, 1), (1, info.channels, 1)]:
+        # One mel frame less than two trunk frames need: an overstated receptive field shows here.
+        first = self.frames(np.ascontiguousarray(mel_BMT[..., :-1]))
+        if [both.shape, first.shape] != [(1, info.channels, 2), (1, info.channels, 1)]:
             raise ModelFileError(
                 f"{self.name}: {METADATA_KEY} says receptive_field {info.receptive_field}, stride "
-                f"{info.stride}, channels {info.channels}, but two frames of mel give {both.shape} "
-                f"and one gives {first.shape}.",
+                f"{info.stride}, channels {info.channels}, but {mel_BMT.shape[3]} mel frames give "
+                f"{both.shape} and {mel_BMT.shape[3] - 1} give {first.shape}.",
                 fix=EXPORT_AGAIN,
             )
+        second = self.frames(np.ascontiguousarray(mel_BMT[..., info.stride :]))
         one_by_one = np.concatenate([first, second], axis=2)
         if not np.allclose(both, one_by_one, rtol=_PROBE_TOLERANCE, atol=_PROBE_TOLERANCE):
             raise ModelFileError(
-                f"{self.name}: a trunk frame depends on more than its {info.receptive_field} mel "
-                "frames, so a stream could not equal the whole clip.",
+                f"{self.name}: a trunk frame is not a function of its {info.receptive_field} mel "
+                f"frames, so a stream could not equal the whole clip.",
                 fix="Train the student without padding, normalisation or attention along time.",
             )
         if self.logits(np.zeros((1, info.pooled_size), np.float32)).shape != (1, len(info.labels)):

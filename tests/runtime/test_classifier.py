@@ -1,0 +1,193 @@
+"""The classifier against a reference that shares no code with it, and what it refuses."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from frami_edge_runtime import AudioError, Classifier, ModelFileError, Result
+from frami_edge_runtime.modelfile import HEAD_KEY, METADATA_KEY, model_metadata
+
+
+def reference(tiny: Any, x: np.ndarray) -> np.ndarray:
+    """Logits in float64, by the definitions: mel, two convolutions, statistics, affine head."""
+    spec, info = tiny.info.mel, tiny.info
+    x = np.resize(x.astype(np.float64), max(len(x), spec.n_fft))
+    left = (spec.n_fft - spec.win_length) // 2
+    n = np.arange(spec.win_length)
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * n / spec.win_length)
+    rows = []
+    for start in range(0, len(x) - spec.n_fft + 1, spec.hop_length):
+        frame = np.zeros(spec.n_fft)
+        frame[left : left + spec.win_length] = (
+            x[start + left : start + left + spec.win_length] * window
+        )
+        rows.append(spec.compress(np.abs(np.fft.rfft(frame)) ** 2 @ spec.filterbank))
+    mel = np.stack(rows)
+    mel = np.resize(mel, (max(len(mel), info.receptive_field), spec.n_mels))
+    w1, b1, w2 = (tiny.weights[k].astype(np.float64) for k in ("w1", "b1", "w2"))
+    hidden = []
+    for t in range(0, len(mel) - 4, info.stride):
+        hidden.append(np.maximum(np.einsum("cmk,km->c", w1[:, 0], mel[t : t + 5]) + b1, 0))
+    h = np.stack(hidden, axis=1)
+    frames = [
+        np.maximum(np.einsum("dck,ck->d", w2[:, :, 0], h[:, t : t + 3]), 0)
+        for t in range(h.shape[1] - 2)
+    ]
+    f = np.stack(frames, axis=1)
+    pooled = np.concatenate([f.mean(axis=1), np.sqrt(f.var(axis=1) + info.pooling.eps)])
+    weight, bias = tiny.head
+    return np.asarray(pooled @ weight + bias)
+
+
+@pytest.mark.parametrize("samples", [30_001, 256, 255, 100, 1, 256 + 8 * 80, 256 + 8 * 80 - 1, 999])
+def test_agrees_with_the_reference(
+    tiny: Any, classifier: Classifier, clip: np.ndarray, samples: int
+) -> None:
+    x = clip[5000 : 5000 + samples] if samples < 25_000 else clip
+    result, expected = classifier.classify(x), reference(tiny, x)
+    assert np.abs(result.logits - expected).max() < 2e-4 * max(1, np.abs(expected).max())
+    scores = np.exp(expected - expected.max()) / np.exp(expected - expected.max()).sum()
+    assert np.abs(result.scores - scores).max() < 1e-3
+
+
+def test_a_result_is_consistent(classifier: Classifier, clip: np.ndarray) -> None:
+    result = classifier.classify(clip)
+    assert isinstance(result, Result)
+    assert result.labels == classifier.labels == classifier.info.labels
+    assert result.index == int(np.argmax(result.scores)) == int(np.argmax(result.logits))
+    assert result.label == result.labels[result.index]
+    assert result.score == result.scores[result.index]
+    assert result.scores.dtype == result.logits.dtype == np.float32
+    assert result.scores.sum() == pytest.approx(1, abs=1e-6)
+    assert (result.t0, result.t1) == (0.0, len(clip) / 8000)
+
+
+def test_path_bytes_and_dtypes_give_the_same_answer(
+    classifier: Classifier, model_path: Path, clip: np.ndarray
+) -> None:
+    pcm = (clip * 32767).astype(np.int16)
+    from_path = Classifier(model_path).classify(pcm)
+    from_string = Classifier(str(model_path), threads=2).classify(pcm / 32768, 8000)
+    expected = classifier.classify(pcm.astype(np.float32) / 32768, sample_rate=8000.0)  # type: ignore[arg-type]
+    assert np.array_equal(from_path.logits, expected.logits)
+    assert np.allclose(from_string.logits, expected.logits, atol=1e-5)
+
+
+def test_one_classifier_serves_threads(classifier: Classifier, clip: np.ndarray) -> None:
+    parts = [clip[i * 3000 : (i + 1) * 3000 + 500 * i] for i in range(8)]
+    expected = [classifier.classify(p).logits for p in parts]
+    found: dict[int, np.ndarray] = {}
+    workers = [
+        threading.Thread(target=lambda i=i: found.update({i: classifier.classify(parts[i]).logits}))
+        for i in range(8)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert all(np.array_equal(found[i], expected[i]) for i in range(8))
+
+
+@pytest.mark.parametrize(
+    ("samples", "rate", "words"),
+    [
+        (np.zeros(0, np.float32), None, "no samples"),
+        (np.zeros((2, 800), np.float32), None, "mono"),
+        (np.full(800, np.nan, np.float32), None, "NaN"),
+        (np.zeros(800, np.uint8), None, "8-bit"),
+        (np.zeros(800, np.int16), 0, "1000..768000"),
+        (np.zeros(800, np.int16), -8000, "1000..768000"),
+        (np.zeros(800, np.int16), 8000.5, "whole number"),
+        (np.zeros(800, np.int16), 10**12, "1000..768000"),
+        (np.zeros(800, np.int16), float("nan"), "whole number"),
+        (np.zeros(800, np.int16), "8000", "whole number"),
+        (np.zeros(800, np.int16), True, "whole number"),
+    ],
+)
+def test_what_is_no_audio_is_refused(
+    classifier: Classifier, samples: np.ndarray, rate: Any, words: str
+) -> None:
+    with pytest.raises(AudioError) as caught:
+        classifier.classify(samples, rate)
+    assert words in str(caught.value)
+    assert caught.value.fix
+
+
+def test_silence_and_full_scale_are_answered(classifier: Classifier) -> None:
+    for x in (np.zeros(4000), np.ones(4000), np.resize([-1.0, 1.0], 4000), np.full(4000, 15.9)):
+        assert np.isfinite(classifier.classify(x).logits).all()
+
+
+def test_a_trunk_that_pads_time_is_refused(build_model: Any) -> None:
+    with pytest.raises(ModelFileError, match=r"is not a function|mel frames give"):
+        Classifier(build_model(pad_time=True).data)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"receptive_field": 10}, "receptive_field 10"),
+        ({"receptive_field": 8}, "receptive_field 8"),
+        ({"stride": 3}, "stride 3"),
+        ({"receptive_field": 11}, "receptive_field 11"),
+        ({"channels": 13}, "frames"),
+        ({"labels": ("a", "b")}, "logits"),
+    ],
+)
+def test_metadata_that_the_graph_contradicts_is_refused(
+    build_model: Any, changes: dict[str, Any], words: str
+) -> None:
+    tiny = build_model()
+    entries = {METADATA_KEY: tiny.info.replace(**changes).to_json()}
+    data = build_model(metadata=entries).data
+    with pytest.raises(ModelFileError, match=words) as caught:
+        Classifier(data)
+    assert caught.value.fix
+
+
+def test_another_front_end_than_the_graph_is_refused(build_model: Any) -> None:
+    tiny = build_model()
+    mel = tiny.info.mel.replace(n_mels=17)
+    entries = {METADATA_KEY: tiny.info.replace(mel=mel).to_json()}
+    with pytest.raises(ModelFileError, match="must have mel as float32"):
+        Classifier(build_model(metadata=entries).data)
+
+
+def test_files_that_are_no_model_are_refused(tmp_path: Path, tiny: Any, build_model: Any) -> None:
+    plain = tmp_path / "plain.onnx"
+    plain.write_bytes(b"this is no protocol buffer")
+    empty = tmp_path / "empty.onnx"
+    empty.write_bytes(b"")
+    cut = tmp_path / "cut.onnx"
+    cut.write_bytes(tiny.data[: len(tiny.data) // 2])
+    for path in (plain, empty, cut):
+        with pytest.raises(ModelFileError) as caught:
+            Classifier(path)
+        assert path.name in str(caught.value)
+    for path in (tmp_path, tmp_path / "none.onnx", "\0", ""):
+        with pytest.raises(ModelFileError, match="Cannot read"):
+            Classifier(path)
+    with pytest.raises(ModelFileError, match="path or bytes"):
+        Classifier(42)  # type: ignore[arg-type]
+    with pytest.raises(ModelFileError, match="threads"):
+        Classifier(tiny.data, threads=0)
+    foreign = build_model(metadata={METADATA_KEY: ""}).data
+    with pytest.raises(ModelFileError, match="not made by frami-edge export"):
+        Classifier(foreign)
+    headless = build_model(metadata={HEAD_KEY: model_metadata(tiny.info, b"junk")[HEAD_KEY]}).data
+    with pytest.raises(ModelFileError, match=HEAD_KEY):
+        Classifier(headless)
+
+
+def test_a_model_that_gives_nan_is_reported(build_model: Any, clip: np.ndarray) -> None:
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load_from_string(build_model().data)
+    bias = next(t for t in model.graph.initializer if t.name == "b1")
+    bias.CopyFrom(onnx.numpy_helper.from_array(np.full(12, np.inf, np.float32), "b1"))
+    with pytest.raises(ModelFileError):
+        Classifier(model.SerializeToString()).classify(clip)

@@ -1,0 +1,91 @@
+"""Other microphone rates: exact with soxr, one helpful sentence without it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from frami_edge_runtime import AudioError, Classifier, StreamError
+
+CHUNKINGS = ([], [1] * 50, [441] * 300, [4800] * 20, [7, 0, 30_000, 1])
+
+
+def test_without_soxr_the_error_names_rate_and_command(
+    classifier: Classifier, clip: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "soxr", None)
+    with pytest.raises(AudioError) as caught:
+        classifier.classify(clip, sample_rate=44_100)
+    assert "the model wants 8000 Hz" in str(caught.value)
+    assert "pip install 'frami-edge-runtime[resample]'" in caught.value.fix
+    assert classifier.classify(clip, sample_rate=8000).t1 == len(clip) / 8000
+
+
+@pytest.mark.parametrize("rate", [6000, 16_000, 22_050, 44_100, 48_000])
+def test_any_chunking_gives_the_same_answer(
+    classifier: Classifier, clip: np.ndarray, rate: int
+) -> None:
+    pytest.importorskip("soxr", reason="soxr, the runtime's extra 'resample', is not installed")
+    expected = classifier.classify(clip, rate)
+    assert expected.t1 == len(clip) / rate
+    for chunks in CHUNKINGS:
+        stream, start = classifier.stream(rate), 0
+        for n in chunks:
+            stream.push(clip[start : start + n])
+            start += n
+        stream.push(clip[start:])
+        last = stream.flush()
+        assert last is not None
+        assert np.abs(last.scores - expected.scores).max() <= 1e-6
+
+
+def test_resampled_audio_says_the_same(classifier: Classifier) -> None:
+    pytest.importorskip("soxr", reason="soxr, the runtime's extra 'resample', is not installed")
+    low, high = (np.sin(2 * np.pi * 440 * np.arange(2 * r) / r) * 0.3 for r in (8000, 48_000))
+    one, two = classifier.classify(low), classifier.classify(high, 48_000)
+    assert one.label == two.label
+    assert np.abs(one.scores - two.scores).max() < 0.02
+    pcm = classifier.classify((high * 32768).round().astype(np.int16), 48_000)
+    assert np.abs(pcm.scores - two.scores).max() < 0.02
+
+
+def test_what_cannot_be_done_is_said(classifier: Classifier) -> None:
+    pytest.importorskip("soxr", reason="soxr, the runtime's extra 'resample', is not installed")
+    stream = classifier.stream(48_000)
+    with pytest.raises(StreamError, match="has no state to save"):
+        stream.state()
+    with pytest.raises(StreamError, match="has no state to save"):
+        stream.load_state({})
+
+
+def test_a_clip_of_no_sample_at_the_models_rate(
+    classifier: Classifier, clip: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Swallows:
+        """A soxr that gives nothing: what the shortest clips come to."""
+
+        def __init__(self, *args: object, **options: object) -> None:
+            self.given = (*args, options)
+
+        def resample_chunk(self, x: np.ndarray, last: bool) -> np.ndarray:
+            return x[:0]
+
+    monkeypatch.setitem(sys.modules, "soxr", SimpleNamespace(ResampleStream=Swallows))
+    stream = classifier.stream(48_000)
+    assert stream.push(clip[:1]) == []
+    with pytest.raises(AudioError, match="1 samples at 48000 Hz are less than one at 8000 Hz"):
+        stream.flush()
+    assert stream.flush() is None
+
+
+def test_soxr_is_not_imported_unless_needed(model_path: object) -> None:
+    code = (
+        "import sys, numpy; from frami_edge_runtime import Classifier; "
+        f"Classifier({str(model_path)!r}).classify(numpy.zeros(9000)); "
+        "sys.exit('soxr' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0

@@ -1,0 +1,72 @@
+"""What the package promises around its code: a short API and nothing heavy behind it."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import frami_edge_runtime
+from frami_edge_runtime import AudioError, FramiEdgeError
+
+HEAVY = {"torch", "scipy", "typer", "pydantic", "rich", "torchaudio", "librosa", "onnx", "soxr"}
+
+
+def test_public_names() -> None:
+    assert frami_edge_runtime.__all__ == [
+        "AudioError",
+        "Classifier",
+        "FramiEdgeError",
+        "LogMelStream",
+        "MelSpec",
+        "MelSpecError",
+        "ModelFileError",
+        "ModelInfo",
+        "Result",
+        "Stream",
+        "StreamError",
+        "log_mel",
+    ]
+    for name in frami_edge_runtime.__all__:
+        assert getattr(frami_edge_runtime, name).__doc__
+
+
+def loaded_after(code: str) -> set[str]:
+    code += "; import sys, json; print(json.dumps(sorted({m.split('.')[0] for m in sys.modules})))"
+    run = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60
+    )
+    return set(json.loads(run.stdout))
+
+
+def test_classifying_imports_nothing_heavy(model_path: Path) -> None:
+    loaded = loaded_after(
+        "import numpy; from frami_edge_runtime import Classifier; "
+        f"Classifier({str(model_path)!r}).classify(numpy.zeros(9000))"
+    )
+    assert "onnxruntime" in loaded
+    assert not loaded & HEAVY
+
+
+def test_features_alone_do_not_load_onnx_runtime() -> None:
+    loaded = loaded_after(
+        "import numpy; from frami_edge_runtime import MelSpec, log_mel; "
+        "log_mel(numpy.zeros(9000), MelSpec())"
+    )
+    assert not loaded & (HEAVY | {"onnxruntime"})
+
+
+def test_errors_keep_both_sentences() -> None:
+    error = AudioError("It broke.", fix="Mend it.")
+    assert str(error) == "It broke. Mend it."
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), again.message, again.fix) == (AudioError, "It broke.", "Mend it.")
+    assert isinstance(error, FramiEdgeError)
+    assert str(FramiEdgeError("Only this.")) == "Only this."
+
+
+def test_files_stay_small() -> None:
+    for path in Path(frami_edge_runtime.__file__).parent.glob("*.py"):
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 350, path.name
