@@ -34,6 +34,8 @@ class _Views(NamedTuple):
     frames: npt.NDArray[np.float64]  # (n, n_fft)
     spectrum: Any  # (n, F) complex128
     pairs: npt.NDArray[np.float64]  # (n * F * 2,)
+    real: npt.NDArray[np.float64]  # (n * F,), strided
+    imag: npt.NDArray[np.float64]  # (n * F,), strided
     power: npt.NDArray[np.float32]  # (n * F,)
     groups: npt.NDArray[np.float32]  # (groups, ROWS, F)
     bands: npt.NDArray[np.float32]  # (groups, ROWS, M)
@@ -70,6 +72,7 @@ class MelBlock:
         std = np.asarray(spec.std, np.float64)
         self._scale = np.asarray(spec.log_scale / std, np.float32)
         self._shift = np.asarray(-np.asarray(spec.mean, np.float64) / std, np.float32)
+        self._normalises = bool((self._scale != 1).any() or (self._shift != 0).any())
         self._views: dict[tuple[int, int], _Views] = {}
 
     def compute(
@@ -86,32 +89,35 @@ class MelBlock:
         v = self._views.get((row, n)) or self._new_views(row, n)
         np.copyto(v.windowed, windows)
         np.multiply(v.flat, v.taper, out=v.flat)
-        pairs = v.pairs
         if _RFFT_OUT:
             np.fft.rfft(v.frames, axis=1, out=v.spectrum)
         else:
-            pairs = np.fft.rfft(v.frames, axis=1).reshape(-1).view(np.float64)
-        np.multiply(pairs, pairs, out=pairs)
-        np.add(pairs[0::2], pairs[1::2], out=v.power, casting="same_kind")
+            np.copyto(v.spectrum, np.fft.rfft(v.frames, axis=1))
+        np.multiply(v.pairs, v.pairs, out=v.pairs)
+        np.add(v.real, v.imag, out=v.power, casting="same_kind")
         if self._root:
             np.sqrt(v.power, out=v.power)
         np.matmul(v.groups, self._bank, out=v.bands)
         self._floor(v.mel, self._eps, out=out_nM)
         np.log(out_nM, out=out_nM)
-        np.multiply(out_nM, self._scale, out=out_nM)
-        np.add(out_nM, self._shift, out=out_nM)
+        if self._normalises:
+            np.multiply(out_nM, self._scale, out=out_nM)
+            np.add(out_nM, self._shift, out=out_nM)
 
     def _new_views(self, row: int, n: int) -> _Views:
         end = row + n
         groups = -(-end // ROWS)
         frames, spectrum = self._frames[row:end], self._spectrum[row:end]
+        pairs = spectrum.reshape(-1).view(np.float64)
         views = _Views(
             windowed=frames[:, self._left : self._left + self._win],
             flat=frames.reshape(-1),
             taper=self._taper[: frames.size],
             frames=frames,
             spectrum=spectrum,
-            pairs=spectrum.reshape(-1).view(np.float64),
+            pairs=pairs,
+            real=pairs[0::2],
+            imag=pairs[1::2],
             power=self._power.reshape(self.size, -1)[row:end].reshape(-1),
             groups=self._power[:groups],
             bands=self._mel[:groups],

@@ -14,6 +14,8 @@ FULL_SCALE_LIMIT: Final = 16.0
 """Float samples beyond this (24 dB over full scale) are integers in disguise, not audio."""
 LOWEST_RATE: Final = 1_000
 HIGHEST_RATE: Final = 768_000
+_KINDS: Final = "hfd"  # int16, float32, float64
+_SHORT_CHUNK: Final = 4096
 
 
 def check_samples(samples: Any) -> npt.NDArray[Any]:
@@ -27,8 +29,8 @@ def check_samples(samples: Any) -> npt.NDArray[Any]:
         AudioError: Anything else: stereo, other dtypes, NaN or infinity, lists of integers.
     """
     x = samples if isinstance(samples, np.ndarray) else _as_array(samples)
-    kind = (x.dtype.kind, x.dtype.itemsize)
-    if kind not in (("i", 2), ("f", 4), ("f", 8)):
+    kind = x.dtype.char
+    if kind not in _KINDS:
         raise AudioError(
             f"Samples must be int16, float32 or float64, not {x.dtype}.", fix=_dtype_fix(x.dtype)
         )
@@ -38,12 +40,11 @@ def check_samples(samples: Any) -> npt.NDArray[Any]:
             f"Samples must be mono, of shape (N,), not {x.shape}.",
             fix=f"Take one channel, or average them: {mean}.",
         )
-    if kind == ("i", 2):
+    if kind == "h":
         return x
-    # Two reductions find NaN, infinity and absurd values at once: NaN fails every comparison.
-    if x.size and not (x.max() <= FULL_SCALE_LIMIT and x.min() >= -FULL_SCALE_LIMIT):
+    if x.size and not _within_limit(x):
         raise AudioError(_why_unusable(x), fix=_value_fix(x))
-    return x if kind == ("f", 4) else x.astype(np.float32)
+    return x if kind == "f" else x.astype(np.float32)
 
 
 def check_rate(sample_rate: Any) -> int:
@@ -85,6 +86,14 @@ def repeat_to(x: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
             "There are no samples to classify.", fix="Pass at least one sample of audio."
         )
     return np.take(x, np.arange(length) % len(x), axis=0)
+
+
+def _within_limit(x: npt.NDArray[Any]) -> bool:
+    # NaN fails every comparison, so none of these lets it pass. On a short chunk one dot product is
+    # twice as fast as two reductions, and usually settles it.
+    if x.size <= _SHORT_CHUNK and x.dot(x) <= FULL_SCALE_LIMIT**2:
+        return True
+    return bool(x.max() <= FULL_SCALE_LIMIT and x.min() >= -FULL_SCALE_LIMIT)
 
 
 def _as_array(samples: Any) -> npt.NDArray[Any]:

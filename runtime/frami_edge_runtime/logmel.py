@@ -38,6 +38,9 @@ class LogMelStream:
         """Allocate all working memory."""
         self.spec = spec
         self._block = MelBlock(spec)
+        # Plain attributes: a property of the spec costs as much as a NumPy call on a short chunk.
+        self._hop, self._n_fft, self._bands = spec.hop_length, spec.n_fft, spec.n_mels
+        self._least = spec.min_samples
         self._pad = spec.n_fft // 2 if spec.center else 0
         self._left = (spec.n_fft - spec.win_length) // 2
         # What flush() may still have to reflect, the unread tail, and one block of fresh samples.
@@ -127,18 +130,17 @@ class LogMelStream:
 
     def push_checked(self, x: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """As `push`, for samples (N,) that `check_samples` has passed."""
-        spec = self.spec
         total = self.samples_in + len(x)
-        ready = total >= spec.min_samples
-        due = 1 + (total + self._pad - spec.n_fft) // spec.hop_length if ready else 0
-        out_TM = np.empty((max(due - self.frames_out, 0), spec.n_mels), np.float32)
+        ready = total >= self._least
+        due = 1 + (total + self._pad - self._n_fft) // self._hop if ready else 0
+        out_TM = np.empty((max(due - self.frames_out, 0), self._bands), np.float32)
         done = taken = 0
         while taken < len(x):
-            self._make_room(self._pad + spec.hop_length)
+            self._make_room(self._pad + self._hop)
             n = min(len(x) - taken, len(self._samples) - self._end - self._pad)
             self._take(x[taken : taken + n])
             taken += n
-            if self.samples_in >= spec.min_samples:
+            if self.samples_in >= self._least:
                 done += self._emit(out_TM[done:])
         return out_TM
 
@@ -150,7 +152,7 @@ class LogMelStream:
             room[:] = x
         self._end += len(x)
         before, self.samples_in = self.samples_in, self.samples_in + len(x)
-        if self._pad and before < self.spec.min_samples <= self.samples_in:
+        if self._pad and before < self._least <= self.samples_in:
             self._samples[: self._pad] = self._samples[self._pad + 1 : 2 * self._pad + 1][::-1]
 
     def _first_kept(self) -> int:
@@ -165,15 +167,15 @@ class LogMelStream:
         self._end -= first
 
     def _drain(self) -> npt.NDArray[np.float32]:
-        out_TM = np.empty((max(self._ready(), 0), self.spec.n_mels), np.float32)
+        out_TM = np.empty((max(self._ready(), 0), self._bands), np.float32)
         self._emit(out_TM)
         return out_TM
 
     def _ready(self) -> int:
-        return (self._end - self._next - self.spec.n_fft) // self.spec.hop_length + 1
+        return (self._end - self._next - self._n_fft) // self._hop + 1
 
     def _emit(self, out_TM: npt.NDArray[np.float32]) -> int:
-        owed, hop, done = self._ready(), self.spec.hop_length, 0
+        owed, hop, done = self._ready(), self._hop, 0
         while done < owed:
             row = self.frames_out % ROWS
             n = min(owed - done, self._block.size - row)
