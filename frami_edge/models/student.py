@@ -2,9 +2,11 @@
 
 Shape legend: B batch, M mel bands, T frames, C channels, D = 2C pooled statistics, K classes.
 
-No layer pads along time and none mixes the whole clip before the pooling, so a frame feature depends
-on ``receptive_field`` mel frames only: a stream that carries ``receptive_field - stride`` of them gives
-the offline answer.
+No layer of the trunk pads along time and none mixes the whole clip before the pooling, so a frame feature
+depends on ``receptive_field`` mel frames only: a stream that carries ``receptive_field - stride`` of them
+gives the offline answer. The clip as a whole gets ``context`` frames of 0 (the training mean) before its
+start and after its end: a stream starts with them and is flushed with them. So onsets and short clips
+count in full, and a clip of any length has a frame feature; see docs/LOG.md for what that is worth.
 """
 
 from __future__ import annotations
@@ -13,23 +15,11 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from frami_edge.models.config import StudentArch
 from frami_edge.models.hidden import Hidden
 from frami_edge.models.pooling import StatsPool
-
-
-def repeat_to(x_BxMT: Tensor, frames: int) -> Tensor:
-    """Repeat a clip along time, from its start, until it has at least ``frames`` mel frames.
-
-    The one rule for clips shorter than the receptive field, here and in the runtime: silence would
-    change the statistics, a repetition does not.
-    """
-    t = x_BxMT.shape[-1]
-    if t >= frames:
-        return x_BxMT
-    index = torch.arange(frames, device=x_BxMT.device) % t
-    return x_BxMT.index_select(-1, index)
 
 
 class ReusedHead(nn.Module):
@@ -86,7 +76,7 @@ class FrequencyMean(nn.Module):
 
 
 class Student(nn.Module):
-    """Normalised log-mels (B, 1, M, T >= receptive_field) to logits (B, K).
+    """Normalised log-mels (B, 1, M, T) to logits (B, K).
 
     Args:
         arch: Widths and kernels.
@@ -126,22 +116,28 @@ class Student(nn.Module):
         """Added to the variance in the pooling."""
         return self.pool.eps
 
+    @property
+    def context(self) -> tuple[int, int]:
+        """Mel frames of 0 before the start and after the end of a clip."""
+        left = (self.receptive_field - 1) // 2
+        return left, self.receptive_field - 1 - left
+
     def frame_lengths(self, lengths_B: Tensor) -> Tensor:
-        """Frame features that clips of so many mel frames give: at least 1, for they are repeated."""
-        return (lengths_B.clamp_min(self.receptive_field) - self.receptive_field) // self.stride + 1
+        """Frame features that clips of so many mel frames give."""
+        return (lengths_B - 1) // self.stride + 1
 
     def frame_centres(self, frames: int, device: torch.device | None = None) -> Tensor:
         """(frames,) mel frame at which each frame feature is centred."""
-        return torch.arange(frames, device=device) * self.stride + (self.receptive_field - 1) / 2
+        return torch.arange(frames, device=device) * float(self.stride)
 
     def hidden(self, x_B1MT: Tensor, lengths_B: Tensor | None = None) -> Hidden:
-        """Frame features (B, C, T'), pooled statistics (B, D) and logits (B, K).
+        """Frame features (B, C, ceil(T / stride)), pooled statistics (B, D) and logits (B, K).
 
-        Without time padding, frames inside ``lengths`` never see the padding of a batch. Clips shorter
-        than the receptive field must be alone in their batch (equal lengths): see `repeat_to`.
+        A padded batch must be padded with 0, the value of the context: then each clip is as if alone.
         """
-        frames_BCT = self.trunk(repeat_to(x_B1MT, self.receptive_field))
-        pooled_BD = self.pool(frames_BCT, None if lengths_B is None else self.frame_lengths(lengths_B))
+        frames_BCT = self.trunk(F.pad(x_B1MT, self.context))
+        n_B = None if lengths_B is None else self.frame_lengths(lengths_B)
+        pooled_BD = self.pool(frames_BCT, n_B)
         return Hidden(frames_BCT, pooled_BD, self.head(pooled_BD))
 
     def forward(self, x_B1MT: Tensor, lengths_B: Tensor | None = None) -> Tensor:

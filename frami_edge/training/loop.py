@@ -23,7 +23,6 @@ def train_epochs(
     features: Features,
     config: TrainConfig,
     *,
-    floor: float,
     choice: Choice,
     seed: int,
     on_step: Callable[[int, int, dict[str, float]], None] = lambda *_: None,
@@ -34,7 +33,6 @@ def train_epochs(
         model: Maps (x_B1MT, lengths_B) to logits (B, K).
         features: Training clips.
         config: The recipe.
-        floor: Normalised log-mel of silence, which pads a batch (padding is masked out).
         choice: Device and precision.
         seed: Of order and augmentation.
         on_step: Called with (step, steps, metrics) after each step.
@@ -54,7 +52,7 @@ def train_epochs(
                 break
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * cosine_with_warmup(step, total, config.warmup)
-            x, n, target = _batch(features, indices, config, floor, rng)
+            x, n, target = _batch(features, indices, config, rng)
             x, n, target = (v.to(choice.device) for v in (x, n, target))
             with autocast(choice):
                 logits = model(x, n)
@@ -70,14 +68,14 @@ def train_epochs(
 
 
 def _batch(
-    features: Features, indices: list[int], config: TrainConfig, floor: float, rng: torch.Generator
+    features: Features, indices: list[int], config: TrainConfig, rng: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """An augmented batch: (B, 1, M, T), lengths (B,), class probabilities (B, K)."""
     mels = [features.mels[i] for i in indices]
     if config.crop_frames:
         mels = [random_crop(m[None, None], config.crop_frames, rng)[0, 0] for m in mels]
-    x, n = collate(mels, range(len(mels)), pad_value=floor)
-    target = F.one_hot(features.labels[indices], features.n_classes).float()
+    x, n = collate(mels, range(len(mels)), pad_value=0.0)
+    target = F.one_hot(features.labels[indices], int(features.labels.max()) + 1).float()
     if config.gain:
         x = random_gain(x, config.gain, rng)
     if config.mixup:

@@ -1,0 +1,1 @@
+"""From a bank of synthetic log-mels to a compact student."""

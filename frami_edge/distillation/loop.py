@@ -1,0 +1,150 @@
+"""The distillation loop.
+
+Shape legend: B batch, M mel bands, T frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from frami_edge.augment import mix_pairs, random_crop, random_gain, random_masks
+from frami_edge.device import Choice, autocast, generator
+from frami_edge.distillation.config import DistillConfig
+from frami_edge.distillation.losses import FeatureScale, HiddenMatch, logits_loss
+from frami_edge.models.hidden import TeacherLike
+from frami_edge.models.student import Student
+from frami_edge.optim import cosine_with_warmup, weight_groups
+
+
+class Feed(Protocol):
+    """Where the clips of a batch come from: a bank, real clips, noise."""
+
+    def batch(self, n: int, generator: torch.Generator) -> Tensor:
+        """(n, 1, M, T) normalised log-mels, float32."""
+        ...
+
+
+class Distiller:
+    """Teaches a student on clips whose labels nobody knows: the teacher answers.
+
+    Every random choice of step i comes from the seed and i, so that a resumed run is the same run.
+
+    Args:
+        teacher: Frozen.
+        student: Trained in place.
+        config: Weights, augmentation, schedule.
+        choice: Device and precision.
+        seed: Of batches and augmentation.
+        feed: Clips.
+    """
+
+    def __init__(
+        self,
+        teacher: TeacherLike,
+        student: Student,
+        config: DistillConfig,
+        choice: Choice,
+        seed: int,
+        feed: Feed,
+    ) -> None:
+        self.teacher, self.student, self.config = teacher, student, config
+        self.choice, self.seed, self.feed = choice, seed, feed
+        # oneDNN's backward of depthwise kernels is several times slower in bf16 than in fp32 on a CPU.
+        self.student_autocast = choice.device.type != "cpu" and choice.dtype != torch.float32
+        self.done = 0
+        student.to(choice.device)
+        if choice.channels_last:
+            student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        with torch.no_grad(), autocast(choice):
+            probe = feed.batch(256, generator(seed, "distill/scale")).to(choice.device)
+            scale = FeatureScale.measure(teacher.hidden(probe))
+        torch.manual_seed(generator(seed, "distill/projectors").initial_seed())
+        self.match = HiddenMatch(student, teacher, scale).to(choice.device)
+        groups = weight_groups(student, config.weight_decay) + weight_groups(
+            self.match, config.weight_decay
+        )
+        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
+
+    def step(self) -> dict[str, float]:
+        """One step; returns its losses."""
+        c, i = self.config, self.done
+        rng = generator(self.seed, f"distill/{i}")
+        x = self._augmented(rng).to(self.choice.device)
+        for group in self.optimizer.param_groups:
+            group["lr"] = c.learning_rate * cosine_with_warmup(i, c.steps, c.warmup)
+        self.student.train()
+        with autocast(self.choice):
+            with torch.no_grad():
+                t = self.teacher.hidden(x)
+            with torch.autocast(self.choice.device.type, self.choice.dtype, self.student_autocast):
+                s = self.student.hidden(x)
+        terms: dict[str, Tensor] = {}
+        if c.logits:
+            terms["logits"] = c.logits * logits_loss(s.logits_BK, t.logits_BK, c.temperature)
+        if c.before_pooling:
+            terms["before"] = c.before_pooling * self.match.before(self.student, s, t)
+        if c.after_pooling:
+            terms["after"] = c.after_pooling * self.match.after(self.student, s, t)
+        loss = torch.stack(list(terms.values())).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        self.done += 1
+        agree = (s.logits_BK.argmax(1) == t.logits_BK.argmax(1)).float().mean()
+        return {
+            "loss": loss.item(),
+            **{name: value.item() for name, value in terms.items()},
+            "agreement": agree.item(),
+        }
+
+    def _augmented(self, rng: torch.Generator) -> Tensor:
+        c = self.config
+        x = self.feed.batch(c.batch_size, rng)
+        frames = int(torch.randint(c.crop_min, c.crop_max + 1, (), generator=rng))
+        x = random_crop(x, frames, rng)
+        if c.gain:
+            x = random_gain(x, c.gain, rng)
+        if c.mixup:
+            x = mix_pairs(x, c.mixup, rng)[0]
+        if c.mask_bands or c.mask_frames:
+            x = random_masks(x, c.mask_bands, c.mask_frames, rng)
+        return x
+
+    def run(
+        self,
+        on_step: Callable[[int, dict[str, float]], None] = lambda *_: None,
+        on_checkpoint: Callable[[dict[str, Any]], None] | None = None,
+    ) -> Student:
+        """All remaining steps; the last one's student is the result, never the best one's.
+
+        Args:
+            on_step: Called with the number of steps done and the losses.
+            on_checkpoint: Called with `state` every ``checkpoint_steps``.
+        """
+        while self.done < self.config.steps:
+            metrics = self.step()
+            on_step(self.done, metrics)
+            if on_checkpoint and self.done % self.config.checkpoint_steps == 0:
+                on_checkpoint(self.state())
+        self.student.eval()
+        return self.student
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs; tensors and plain values only."""
+        return {
+            "done": self.done,
+            "student": self.student.state_dict(),
+            "match": self.match.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        self.student.load_state_dict(state["student"])
+        self.match.load_state_dict(state["match"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.done = int(state["done"])

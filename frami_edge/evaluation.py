@@ -1,0 +1,124 @@
+"""Scores on real clips: accuracy, agreement with the teacher, per-class table.
+
+Shape legend: N clips, M mel bands, T frames, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from frami_edge.data import Features, SoundSet, collate, length_buckets
+from frami_edge.errors import DataError
+from frami_edge.models.checkpoint import Card, TrainedOn
+
+
+@torch.no_grad()
+def predict(model: nn.Module, mels: Sequence[Tensor], batch_size: int = 64) -> Tensor:
+    """Logits (N, K) float32 of whole clips (M, T_i) at their own length, in the order given.
+
+    Clips are batched by length, and what pads a batch is masked out.
+    """
+    device = next(model.parameters()).device
+    lengths = [m.shape[1] for m in mels]
+    out: dict[int, Tensor] = {}
+    model.eval()
+    for indices in length_buckets(lengths, batch_size, generator=None):
+        x, n = collate(mels, indices, pad_value=0.0)
+        logits = model(x.to(device), n.to(device)).float().cpu()
+        out.update(zip(indices, logits, strict=True))
+    return torch.stack([out[i] for i in range(len(mels))])
+
+
+@dataclass
+class Score:
+    """How one model did on some clips.
+
+    Attributes:
+        accuracy: Share of clips with the right class.
+        agreement: Share on which the teacher says the same; None without a teacher.
+        kl: Mean KL(teacher ‖ model) in nats; None without a teacher.
+        confusion_KK: Rows are true classes, columns answers.
+        clips: N.
+    """
+
+    accuracy: float
+    agreement: float | None
+    kl: float | None
+    confusion_KK: Tensor
+    clips: int
+
+    def per_class(self) -> list[float | None]:
+        """Recall of each class; None where it has no clip."""
+        counts = self.confusion_KK.sum(dim=1)
+        hits = self.confusion_KK.diagonal()
+        return [float(h / n) if n else None for h, n in zip(hits, counts, strict=True)]
+
+
+def score(logits_NK: Tensor, labels_N: Tensor, teacher_NK: Tensor | None = None) -> Score:
+    """Compare logits with labels and, where given, with the teacher's logits."""
+    k = logits_NK.shape[1]
+    answer_N = logits_NK.argmax(1)
+    confusion = torch.bincount(labels_N * k + answer_N, minlength=k * k).view(k, k)
+    agreement = kl = None
+    if teacher_NK is not None:
+        agreement = float((answer_N == teacher_NK.argmax(1)).float().mean())
+        t, s = teacher_NK.log_softmax(1), logits_NK.log_softmax(1)
+        kl = float((t.exp() * (t - s)).sum(1).mean())
+    return Score(
+        float((answer_N == labels_N).float().mean()), agreement, kl, confusion, len(labels_N)
+    )
+
+
+def check_labels(card: Card, data: SoundSet) -> None:
+    """Model and data must name the same classes in the same order.
+
+    Raises:
+        DataError: They do not.
+    """
+    if tuple(card.labels) == tuple(data.labels):
+        return
+    missing = sorted(set(data.labels) - set(card.labels))
+    extra = sorted(set(card.labels) - set(data.labels))
+    what = f"the data has {len(data.labels)} classes, the model {len(card.labels)}"
+    if missing:
+        what += f"; unknown to the model: {', '.join(missing[:5])}"
+    if extra:
+        what += f"; not in the data: {', '.join(extra[:5])}"
+    if not missing and not extra:
+        what = "they hold the same classes in another order"
+    raise DataError(
+        f"The labels of {data.name} and of the model do not match: {what}.",
+        fix="Score the model on the data set that its teacher was made for.",
+    )
+
+
+def check_unheard(heard: TrainedOn | None, data: SoundSet, fold: str) -> None:
+    """Nobody is scored on clips that the teacher was trained on.
+
+    Raises:
+        DataError: The teacher held out another fold of this set.
+    """
+    if heard is None or heard.data != data.name or heard.test_fold == fold:
+        return
+    raise DataError(
+        f"The teacher was trained on fold {fold} of {data.name}: it held out fold {heard.test_fold}. "
+        "A score on clips that it heard would mean nothing.",
+        fix=f"Use --fold {heard.test_fold}, or train a teacher that holds out fold {fold}.",
+    )
+
+
+def class_rows(
+    labels: Sequence[str], student: Score, teacher: Score | None
+) -> list[tuple[str, str, str, str]]:
+    """(class, clips, recall, teacher's recall), for a table."""
+    show: Callable[[float | None], str] = lambda v: "-" if v is None else f"{100 * v:.1f} %"  # noqa: E731
+    counts = student.confusion_KK.sum(dim=1).tolist()
+    theirs = teacher.per_class() if teacher else [None] * len(labels)
+    return [
+        (label, str(int(n)), show(mine), show(other))
+        for label, n, mine, other in zip(labels, counts, student.per_class(), theirs, strict=True)
+    ]

@@ -1,0 +1,271 @@
+"""The bank: synthetic log-mels on disk, made once, read at random in bounded memory.
+
+A folder of safetensors shards (float16 log-mels, requested labels, teacher logits) and a `bank.json`
+that names them; the index is replaced atomically after each shard, so that a killed run leaves a whole bank.
+Shape legend: N clips, M mel bands, T frames, K classes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from frami_edge.config import Strict
+from frami_edge.errors import BankError
+from frami_edge.io import atomic_write_bytes, atomic_write_json, sha256_file
+from frami_edge_runtime.errors import MelSpecError
+from frami_edge_runtime.melspec import MelSpec
+
+SCHEMA = 1
+
+
+class Shard(Strict):
+    """One file of a bank."""
+
+    file: str = Field(pattern=r"^[a-z0-9_-]+\.safetensors$")
+    """Name inside the bank's folder."""
+    source: str
+    """Which source made the clips."""
+    clips: int = Field(ge=1)
+    """How many."""
+    first_step: int = Field(ge=0)
+    """First step of the source whose clips are inside."""
+    next_step: int = Field(ge=1)
+    """First step whose clips are not."""
+    sha256: str
+    """Of the file."""
+
+
+class BankIndex(Strict):
+    """`bank.json`."""
+
+    schema_version: int = SCHEMA
+    """Of this file."""
+    mel: dict[str, Any]
+    """Front end, as MelSpec writes it."""
+    frames: int
+    """Mel frames of every clip."""
+    labels: tuple[str, ...]
+    """Class names of the teacher."""
+    teacher_sha256: str
+    """Of the teacher's checkpoint."""
+    config: dict[str, Any]
+    """The bank section of the configuration."""
+    seed: int
+    """Of every source."""
+    shards: tuple[Shard, ...] = ()
+    """Files, in the order in which they were written."""
+    health: dict[str, Any] = {}
+    """Figures of each source; see `frami_edge.inversion.health`."""
+
+
+@dataclass
+class Clips:
+    """Some clips of a bank.
+
+    Attributes:
+        mels_N1MT: Normalised log-mels, float32.
+        labels_N: Requested classes, -1 where none was.
+        logits_NK: What the teacher said, float32.
+    """
+
+    mels_N1MT: Tensor
+    labels_N: Tensor
+    logits_NK: Tensor
+
+
+class Bank:
+    """A bank of synthetic clips.
+
+    Args:
+        folder: Where it lies.
+        index: What `bank.json` says.
+    """
+
+    def __init__(self, folder: Path, index: BankIndex) -> None:
+        self.folder, self.index = folder, index
+        self.spec = MelSpec.from_dict(index.mel)
+        self._open: dict[str, Any] = {}
+
+    @classmethod
+    def create(cls, folder: Path, index: BankIndex) -> Bank:
+        """Start an empty bank."""
+        folder.mkdir(parents=True, exist_ok=True)
+        bank = cls(folder, index)
+        bank._write_index()
+        return bank
+
+    @classmethod
+    def open(cls, folder: Path) -> Bank:
+        """Open a bank and check that its files are there and whole.
+
+        Raises:
+            BankError: No bank, another schema, or a damaged file.
+        """
+        path = folder / "bank.json"
+        try:
+            index = BankIndex.model_validate(json.loads(path.read_text()))
+            bank = cls(folder, index)
+        except FileNotFoundError as error:
+            raise BankError(
+                f"There is no bank in {folder}: bank.json is missing.",
+                fix="Make one with `frami-edge invert`.",
+            ) from error
+        except (ValueError, ValidationError, MelSpecError) as error:
+            raise BankError(
+                f"{path} is damaged or of another version.", fix="Make the bank again."
+            ) from error
+        if index.schema_version != SCHEMA:
+            raise BankError(
+                f"{path} has schema {index.schema_version}, this version reads {SCHEMA}.",
+                fix="Make the bank again with this version.",
+            )
+        for shard in index.shards:
+            file = folder / shard.file
+            if not file.is_file() or sha256_file(file) != shard.sha256:
+                raise BankError(
+                    f"{file} is missing or damaged: its hash is not the one in bank.json.",
+                    fix="Delete the bank's folder and make it again.",
+                )
+        return bank
+
+    def __len__(self) -> int:
+        """Clips of all sources."""
+        return sum(s.clips for s in self.index.shards)
+
+    @property
+    def sources(self) -> dict[str, int]:
+        """Clips by source."""
+        counts: dict[str, int] = {}
+        for shard in self.index.shards:
+            counts[shard.source] = counts.get(shard.source, 0) + shard.clips
+        return counts
+
+    def next_step(self, source: str) -> int:
+        """Where a source has to go on."""
+        return max((s.next_step for s in self.index.shards if s.source == source), default=0)
+
+    def append(self, source: str, clips: Clips, first_step: int, next_step: int) -> None:
+        """Write one shard, then name it in the index."""
+        number = len(self.index.shards)
+        name = f"shard-{number:05d}-{source}.safetensors"
+        mels = clips.mels_N1MT.clamp(-60_000, 60_000).half().contiguous()
+        data = save(
+            {
+                "mels": mels,
+                "labels": clips.labels_N.contiguous(),
+                "logits": clips.logits_NK.float().contiguous(),
+            },
+            metadata={"source": source},
+        )
+        atomic_write_bytes(self.folder / name, data)
+        shard = Shard(
+            file=name,
+            source=source,
+            clips=mels.shape[0],
+            first_step=first_step,
+            next_step=next_step,
+            sha256=sha256_file(self.folder / name),
+        )
+        self.index = self.index.model_copy(update={"shards": (*self.index.shards, shard)})
+        self._write_index()
+
+    def set_health(self, health: dict[str, Any]) -> None:
+        """Store the figures."""
+        self.index = self.index.model_copy(update={"health": health})
+        self._write_index()
+
+    def _write_index(self) -> None:
+        atomic_write_json(self.folder / "bank.json", self.index.model_dump(mode="json"))
+
+    def _handle(self, shard: Shard) -> Any:
+        if shard.file not in self._open:
+            try:
+                self._open[shard.file] = safe_open(
+                    os.fspath(self.folder / shard.file), framework="pt"
+                )
+            except (SafetensorError, OSError) as error:
+                raise BankError(
+                    f"{self.folder / shard.file} cannot be read: {error}.",
+                    fix="Delete the bank's folder and make it again.",
+                ) from error
+        return self._open[shard.file]
+
+    def mels(self, source: str, indices: Tensor) -> Tensor:
+        """(n, 1, M, T) float32 clips of one source by their number; only these rows are read."""
+        shards = [s for s in self.index.shards if s.source == source]
+        out = torch.empty(len(indices), 1, self.spec.n_mels, self.index.frames)
+        start = 0
+        for shard in shards:
+            here = ((indices >= start) & (indices < start + shard.clips)).nonzero()[:, 0]
+            if len(here):
+                rows = self._handle(shard).get_slice("mels")
+                for i in here.tolist():
+                    row = int(indices[i]) - start
+                    out[i] = rows[row : row + 1][0].float()
+            start += shard.clips
+        return out
+
+    def read(self, source: str, limit: int | None = None) -> Clips:
+        """The clips of one source, or ``limit`` of them spread evenly over all.
+
+        Raises:
+            BankError: The bank has none of this source.
+        """
+        shards = [s for s in self.index.shards if s.source == source]
+        total = sum(s.clips for s in shards)
+        if not total:
+            raise BankError(
+                f"The bank in {self.folder} has no clips of the source {source}.",
+                fix=f"It has: {', '.join(self.sources) or 'none'}.",
+            )
+        n = total if limit is None else min(limit, total)
+        wanted = torch.linspace(0, total - 1, n).round().long()
+        labels, logits = [], []
+        start = 0
+        for shard in shards:
+            here = wanted[(wanted >= start) & (wanted < start + shard.clips)] - start
+            handle = self._handle(shard)
+            labels.append(handle.get_tensor("labels")[here])
+            logits.append(handle.get_tensor("logits")[here])
+            start += shard.clips
+        return Clips(self.mels(source, wanted), torch.cat(labels), torch.cat(logits))
+
+
+class BankFeed:
+    """Random clips of a bank, its sources mixed by weight.
+
+    Args:
+        bank: Where the clips lie.
+        shares: Weight of each source; they sum to 1.
+    """
+
+    def __init__(self, bank: Bank, shares: dict[str, float]) -> None:
+        missing = sorted(set(shares) - set(bank.sources))
+        if missing:
+            raise BankError(
+                f"The bank in {bank.folder} has no clips of {', '.join(missing)}.",
+                fix=f"It has {', '.join(bank.sources)}: change bank.sources, or make the bank again.",
+            )
+        self.bank, self.names = bank, list(shares)
+        self.weights = torch.tensor([shares[n] for n in self.names])
+
+    def batch(self, n: int, generator: torch.Generator) -> Tensor:
+        """(n, 1, M, T) float32; the order within a batch mixes the sources."""
+        which = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        parts = []
+        for i, name in enumerate(self.names):
+            count = int((which == i).sum())
+            if count:
+                index = torch.randint(0, self.bank.sources[name], (count,), generator=generator)
+                parts.append(self.bank.mels(name, index))
+        return torch.cat(parts)[torch.randperm(n, generator=generator)]

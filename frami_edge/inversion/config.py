@@ -1,0 +1,102 @@
+"""What the inversion reads from YAML; every term has a weight, and a weight of 0 switches it off."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from frami_edge.config import Strict
+
+
+class AdversarialConfig(Strict):
+    """Seek clips on which a student in training still disagrees with the teacher."""
+
+    weight: float = Field(0.0, ge=0)
+    """Of the term; 0 trains no sparring student."""
+    warmup_steps: int = Field(50, ge=0)
+    """Steps before the term counts: an untrained student disagrees everywhere."""
+    student_steps: int = Field(2, ge=1)
+    """Distillation steps of the sparring student for each generator step."""
+
+
+class InversionConfig(Strict):
+    """Conditional generator against the teacher."""
+
+    steps: int = Field(150, ge=1)
+    """Generator steps; each one's clips enter the bank once `burn_in` steps are over."""
+    burn_in: int = Field(20, ge=0)
+    """First steps, whose clips are thrown away."""
+    batch_size: int = Field(48, ge=2)
+    """Clips a step."""
+    latent: int = Field(128, ge=1)
+    """Size of z."""
+    width: int = Field(64, ge=8)
+    """Channels of the generator's coarsest layer."""
+    learning_rate: float = Field(2e-3, gt=0)
+    """Adam, betas 0.5 and 0.999."""
+    class_loss: float = Field(1.0, ge=0)
+    """Weight of the cross entropy towards balanced classes."""
+    batch_norm: float = Field(10.0, ge=0)
+    """Weight of the relative BatchNorm-statistics loss."""
+    contrastive: float = Field(0.2, ge=0)
+    """Weight of the feature-invariant contrastive loss."""
+    contrastive_memory: int = Field(1024, ge=1)
+    """Earlier clips that serve as negatives."""
+    temperature: float = Field(0.1, gt=0)
+    """Of the contrastive loss."""
+    adversarial: AdversarialConfig = AdversarialConfig()
+    """Adversarial teacher-student term."""
+
+
+class TranslatorConfig(Strict):
+    """Class-conditioned change of procedural log-mels, learned against the teacher."""
+
+    steps: int = Field(150, ge=1)
+    """Steps."""
+    burn_in: int = Field(20, ge=0)
+    """First steps, whose clips are thrown away."""
+    batch_size: int = Field(48, ge=2)
+    """Clips a step."""
+    learning_rate: float = Field(2e-3, gt=0)
+    """Adam."""
+    class_loss: float = Field(1.0, ge=0)
+    """Weight of the cross entropy towards balanced classes."""
+    batch_norm: float = Field(10.0, ge=0)
+    """Weight of the relative BatchNorm-statistics loss."""
+    change: float = Field(0.1, ge=0)
+    """Weight of the mean squared change."""
+
+
+class BankConfig(Strict):
+    """What the student learns from."""
+
+    frames: int = Field(96, ge=8)
+    """Mel frames (T) of every clip."""
+    sources: dict[str, float] = {"inversion": 1.0, "procedural": 1.0, "translator": 1.0}
+    """Share of each source in a batch: `inversion`, `procedural`, `translator`, and the controls
+    `smooth_noise` and `white_noise`. Inversion only: `{inversion: 1}`."""
+    procedural_clips: int = Field(5000, ge=1)
+    """Clips of the procedural source."""
+    control_clips: int = Field(5000, ge=1)
+    """Clips of each control source."""
+    shard_clips: int = Field(2048, ge=1)
+    """Clips in a file of the bank."""
+    inversion: InversionConfig = InversionConfig()
+    """The inversion."""
+    translator: TranslatorConfig = TranslatorConfig()
+    """The translator."""
+
+    @model_validator(mode="after")
+    def _sources_known(self) -> BankConfig:
+        known = {"inversion", "procedural", "translator", "smooth_noise", "white_noise"}
+        unknown = sorted(set(self.sources) - known)
+        if unknown:
+            raise ValueError(f"unknown source {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+        if any(w < 0 for w in self.sources.values()) or sum(self.sources.values()) <= 0:
+            raise ValueError("the weights of the sources must be >= 0, and one must be positive")
+        return self
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Weights that sum to 1, without the sources that are switched off."""
+        total = sum(self.sources.values())
+        return {name: w / total for name, w in self.sources.items() if w > 0}

@@ -1,0 +1,132 @@
+"""Make a bank: run every source, write shards, resume where a killed run stopped."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from frami_edge.device import autocast
+from frami_edge.errors import BankError
+from frami_edge.inversion.bank import Bank, BankIndex, Clips
+from frami_edge.inversion.health import source_health
+from frami_edge.inversion.sources import SOURCES, Batch, Context, Source
+from frami_edge.io import atomic_write_bytes
+
+OnStep = Callable[[str, int, int, dict[str, float]], None]
+
+
+def make_bank(
+    folder: Path,
+    context: Context,
+    labels: tuple[str, ...],
+    teacher_sha256: str,
+    on_step: OnStep = lambda *_: None,
+) -> Bank:
+    """Make a bank, or finish one that was begun with the same settings.
+
+    Args:
+        folder: Of the bank; made where it is not there.
+        context: Teacher, front end, configuration, device, seed.
+        labels: Class names.
+        teacher_sha256: Of the teacher's checkpoint.
+        on_step: Called with (source, steps done, steps, metrics).
+
+    Raises:
+        BankError: The folder holds a bank of other settings.
+    """
+    index = BankIndex(
+        mel=context.spec.to_dict(),
+        frames=context.config.frames,
+        labels=labels,
+        teacher_sha256=teacher_sha256,
+        config=context.config.model_dump(mode="json"),
+        seed=context.seed,
+    )
+    if (folder / "bank.json").exists():
+        bank = Bank.open(folder)
+        _same(bank.index, index, folder)
+    else:
+        bank = Bank.create(folder, index)
+    for name in context.config.shares:
+        _run_source(bank, context, name, on_step)
+    if set(bank.index.health) != set(context.config.shares):
+        bank.set_health(
+            {n: source_health(context.teacher, bank, n, context.choice) for n in bank.sources}
+        )
+    return bank
+
+
+def _same(found: BankIndex, wanted: BankIndex, folder: Path) -> None:
+    for key in ("mel", "frames", "labels", "teacher_sha256", "config", "seed"):
+        if getattr(found, key) != getattr(wanted, key):
+            raise BankError(
+                f"The bank in {folder} was made with another {key}.",
+                fix="Use another --out, or delete the folder.",
+            )
+
+
+def _run_source(bank: Bank, context: Context, name: str, on_step: OnStep) -> None:
+    first = bank.next_step(name)
+    source: Source = SOURCES[name](context)
+    if first >= source.steps:
+        return
+    if first:
+        source.load_state(_load_state(_state_path(bank, name, first)))
+    waiting: list[Batch] = []
+    for i in range(first, source.steps):
+        batch = source.step(i)
+        if batch.keep:
+            waiting.append(batch)
+        on_step(name, i + 1, source.steps, batch.metrics)
+        full = sum(len(b.labels_B) for b in waiting) >= context.config.shard_clips
+        if waiting and (full or i + 1 == source.steps):
+            mels = torch.cat([b.mels_B1MT for b in waiting])
+            asked = torch.cat([b.labels_B for b in waiting])
+            # The state first, under its own step: whenever the run is killed, the state that the
+            # last shard needs is there.
+            if i + 1 < source.steps:
+                _save_state(_state_path(bank, name, i + 1), source)
+            clips = Clips(mels, asked, _answers(context, mels))
+            bank.append(name, clips, first, i + 1)
+            _state_path(bank, name, first).unlink(missing_ok=True)
+            first, waiting = i + 1, []
+    if name not in bank.sources:
+        raise BankError(
+            f"The source {name} made no clip: all {source.steps} steps are burn-in.",
+            fix=f"Raise bank.{name}.steps above bank.{name}.burn_in.",
+        )
+
+
+def _state_path(bank: Bank, source: str, next_step: int) -> Path:
+    return bank.folder / f"state-{source}-{next_step:06d}.pt"
+
+
+def _save_state(path: Path, source: Source) -> None:
+    buffer = io.BytesIO()
+    torch.save(source.state(), buffer)
+    atomic_write_bytes(path, buffer.getvalue())
+
+
+def _load_state(path: Path) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True)
+    except Exception as error:
+        raise BankError(
+            f"{path} is missing or damaged, so its source cannot go on.",
+            fix="Delete the bank's folder and make it again.",
+        ) from error
+    return state
+
+
+@torch.no_grad()
+def _answers(context: Context, mels: Tensor) -> Tensor:
+    logits = []
+    for x in mels.split(128):
+        with autocast(context.choice):
+            logits.append(context.teacher.hidden(x.to(context.choice.device)).logits_BK)
+    return torch.cat(logits).float().cpu()
