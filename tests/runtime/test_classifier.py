@@ -169,9 +169,9 @@ def test_files_that_are_no_model_are_refused(tmp_path: Path, tiny: Any, build_mo
         with pytest.raises(ModelFileError) as caught:
             Classifier(path)
         assert path.name in str(caught.value)
-    for path in (tmp_path, tmp_path / "none.onnx", "\0", ""):
+    for wrong in (str(tmp_path), str(tmp_path / "none.onnx"), "\0", ""):
         with pytest.raises(ModelFileError, match="Cannot read"):
-            Classifier(path)
+            Classifier(wrong)
     with pytest.raises(ModelFileError, match="path or bytes"):
         Classifier(42)  # type: ignore[arg-type]
     with pytest.raises(ModelFileError, match="threads"):

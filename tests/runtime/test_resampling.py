@@ -11,7 +11,7 @@ import pytest
 
 from frami_edge_runtime import AudioError, Classifier, StreamError
 
-CHUNKINGS = ([], [1] * 50, [441] * 300, [4800] * 20, [7, 0, 30_000, 1])
+CHUNKINGS: tuple[list[int], ...] = ([], [1] * 50, [441] * 300, [4800] * 20, [7, 0, 30_000, 1])
 
 
 def test_without_soxr_the_error_names_rate_and_command(
