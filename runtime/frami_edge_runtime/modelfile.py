@@ -5,6 +5,9 @@ A model is ONE ``.onnx`` file. Its graph is the trunk:
     mel (B, 1, M, T) float32, normalised log-mel  ->  frames (B, C, T') float32
     T' = (T - receptive_field) // stride + 1, no padding along time, B and T dynamic
 
+The clip as a whole may get ``context`` frames of 0 (the training mean) before its start and after
+its end; the runtime adds them, the graph does not.
+
 The affine head over the pooled statistics travels in the metadata as a second, tiny ONNX file:
 
     pooled (B, D) float32, [mean; std] over T', D = 2 C  ->  logits (B, K) float32
@@ -82,6 +85,8 @@ class ModelInfo:
     """Mel frames between trunk frames; at most the receptive field, or frames would go unheard."""
     channels: int
     """C of the trunk's output."""
+    context: tuple[int, int] = (0, 0)
+    """Mel frames of 0 before the start and after the end of a clip."""
     pooling: Pooling = field(default_factory=Pooling)
     precision: str = "fp32"
     """``fp32`` or ``int8``."""
@@ -104,6 +109,8 @@ class ModelInfo:
         """Check every field; lists become tuples, so that equal files give equal objects."""
         if isinstance(self.labels, list):
             object.__setattr__(self, "labels", tuple(self.labels))
+        if isinstance(self.context, list):
+            object.__setattr__(self, "context", tuple(self.context))
         if self.schema != SCHEMA or isinstance(self.schema, bool):
             raise _wrong_schema(self.schema)
         _require(isinstance(self.mel, MelSpec), "mel", "a MelSpec", self.mel)
@@ -127,6 +134,7 @@ class ModelInfo:
         _require(
             self.precision in ("fp32", "int8"), "precision", "'fp32' or 'int8'", self.precision
         )
+        self._check_context()
         for name in ("quantisation", "calibration"):
             value = getattr(self, name)
             _require(value is None or isinstance(value, Mapping), name, "an object or null", value)
@@ -141,6 +149,15 @@ class ModelInfo:
         _require(strings, "versions", "an object of strings", versions)
         for name in ("licence", "created"):
             _require(isinstance(getattr(self, name), str), name, "a string", getattr(self, name))
+
+    def _check_context(self) -> None:
+        two = isinstance(self.context, tuple) and len(self.context) == 2
+        fits = two and all(
+            isinstance(n, int) and not isinstance(n, bool) and 0 <= n < self.receptive_field
+            for n in self.context
+        )
+        wanted = f"two integers of 0..{self.receptive_field - 1}"
+        _require(fits, "context", wanted, self.context)
 
     def _check_labels(self) -> None:
         labels = self.labels
@@ -171,10 +188,11 @@ class ModelInfo:
         return self.stride * self.mel.hop_s
 
     def trunk_frames(self, mel_frames: int) -> int:
-        """T' that T mel frames give; 0 where they are fewer than the receptive field."""
-        if mel_frames < self.receptive_field:
+        """T' that a clip of T mel frames gives; 0 where it must be repeated first."""
+        seen = mel_frames + sum(self.context)
+        if seen < self.receptive_field:
             return 0
-        return (mel_frames - self.receptive_field) // self.stride + 1
+        return (seen - self.receptive_field) // self.stride + 1
 
     def replace(self, **changes: Any) -> ModelInfo:
         """A copy with some fields changed, checked again."""
@@ -190,6 +208,7 @@ class ModelInfo:
         values["mel"] = self.mel.to_dict()
         values["pooling"] = dataclasses.asdict(self.pooling)
         values["labels"] = list(self.labels)
+        values["context"] = list(self.context)
         for name in ("quantisation", "calibration", "versions"):
             values[name] = None if values[name] is None else dict(values[name])
         try:
@@ -222,6 +241,7 @@ class ModelInfo:
         _require(isinstance(pooling, dict), "pooling", "an object", pooling)
         same_keys(pooling, {f.name for f in dataclasses.fields(Pooling)}, f"{METADATA_KEY}.pooling")
         _require(isinstance(values["mel"], dict), "mel", "an object", values["mel"])
+        _require(isinstance(values["context"], list), "context", "a list", values["context"])
         _require(isinstance(values["labels"], list), "labels", "a list of names", values["labels"])
         try:
             mel = MelSpec.from_dict(values["mel"])

@@ -113,7 +113,8 @@ class Stream:
                     fix="Pass more audio.",
                 )
             self._advance(self._mel.flush(), final=True)
-            self._add(self._trunk.flush())
+            for frames_Cn in self._trunk.flush():
+                self._add(frames_Cn)
             result = self._result(self._samples_in / self.sample_rate)
             self._count(0, 1, begun)
             return result
@@ -165,9 +166,7 @@ class Stream:
             self._pool.load_state(parts["pool"])
             read.require(self._mel.samples_in == samples_in, "samples_in")
             read.require(self._pool.count == self._trunk.frames_out, "frames_out")
-            stride = self._model.info.stride
-            held = self._trunk.frames_out * stride + self._trunk.held
-            read.require(self._mel.frames_out == held, "mel")
+            read.require(self._mel.frames_out == self._trunk.mel_frames_in, "mel")
         except StreamError:
             self._mel.load_state(before[0])
             self._trunk.load_state(before[1])
@@ -199,7 +198,8 @@ class Stream:
         forgotten = 0
         if isinstance(self._pool, SlidingWindow):
             forgotten = self._pool.count - self._pool.frames_in_window
-        t0 = max(0.0, self._mel_start_s(forgotten * info.stride))
+        first = forgotten * info.stride - info.context[0]
+        t0 = max(0.0, self._mel_start_s(first)) if forgotten else 0.0
         return result_from(logits_K, info.labels, t0, t1)
 
     def _mel_start_s(self, mel_frame: int) -> float:
@@ -209,7 +209,8 @@ class Stream:
 
     def _frame_end_s(self) -> float:
         info = self._model.info
-        last = (self._pool.count - 1) * info.stride + info.receptive_field - 1
+        first = (self._pool.count - 1) * info.stride - info.context[0]
+        last = first + info.receptive_field - 1
         return self._mel_start_s(last) + info.mel.n_fft / info.mel.sample_rate
 
     def _count(self, samples: int, results: int, begun: float) -> None:

@@ -39,20 +39,22 @@ class TrunkStream:
         self._hop = hop
         self._field = info.receptive_field
         self._stride = info.stride
+        self._context = info.context
         longest = min(LONGEST_RUN, hop or LONGEST_RUN)
         width = self._field + (longest - 1) * self._stride
         self._mel = np.zeros((1, 1, info.mel.n_mels, width), np.float32)
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything."""
-        self._held = 0
+        """Forget everything; a clip starts with its context."""
+        self._held = self._context[0]
+        self._mel[..., : self._held] = 0
         self.frames_out = 0
 
     @property
-    def held(self) -> int:
-        """Mel frames waiting, the carry included."""
-        return self._held
+    def mel_frames_in(self) -> int:
+        """Mel frames of the clip that have been pushed."""
+        return self.frames_out * self._stride + self._held - self._context[0]
 
     def push(self, mel_TM: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.float32]]:
         """Take (T, M) float32 mel frames; give (C, n) float32 for each run that is due."""
@@ -68,21 +70,24 @@ class TrunkStream:
                 return
             yield self._run(run)
 
-    def flush(self) -> npt.NDArray[np.float32]:
-        """End the clip: (C, n) float32, the frames still owed; the stream is then reset.
+    def flush(self) -> Iterator[npt.NDArray[np.float32]]:
+        """End the clip: (C, n) float32 for each run still owed; the stream is then reset.
 
-        Fewer mel frames than the receptive field are repeated up to it, see `audio.repeat_to`; at
-        least one must have been pushed.
+        The frames of context after the end come last. Where a clip is too short for one trunk
+        frame even with its context, its mel frames are repeated, see `audio.repeat_to`; at least
+        one must have been pushed.
         """
-        if self.frames_out == 0 and self._held < self._field:
-            held_TM = self._mel[0, 0, :, : self._held].T
-            self._mel[0, 0, :, : self._field] = repeat_to(held_TM, self._field).T
-            self._held = self._field
+        before, after = self._context
+        wanted = self._field - before - after
+        if self.frames_out == 0 and self._held - before < wanted:
+            clip_TM = self._mel[0, 0, :, before : self._held].T
+            self._mel[0, 0, :, before : before + wanted] = repeat_to(clip_TM, wanted).T
+            self._held = before + wanted
+        yield from self.push(np.zeros((after, self._mel.shape[2]), np.float32))
         run = (self._held - self._field) // self._stride + 1
-        empty = np.empty((self._model.info.channels, 0), np.float32)
-        frames_Cn = self._run(run) if run > 0 else empty
+        if run > 0:
+            yield self._run(run)
         self.reset()
-        return frames_Cn
 
     def state(self) -> dict[str, Any]:
         """What the next frames depend on, as plain integers and arrays."""
@@ -100,7 +105,7 @@ class TrunkStream:
         bands, width = self._mel.shape[2:]
         mel = read.array("mel", np.float32, (bands, None), most=width)
         read.done()
-        carry = self._field - self._stride if frames_out else 0
+        carry = self._field - self._stride if frames_out else self._context[0]
         read.require(mel.shape[1] >= carry, "mel")
         before, self.frames_out = self.frames_out, frames_out
         needed = self._field + (self._next_run() - 1) * self._stride

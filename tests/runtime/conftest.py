@@ -116,6 +116,11 @@ def tiny() -> TinyModel:
 
 
 @pytest.fixture(scope="session")
+def tiny_with_context() -> TinyModel:
+    return build(context=(4, 4))
+
+
+@pytest.fixture(scope="session")
 def classifier(tiny: TinyModel) -> Classifier:
     return Classifier(tiny.data)
 

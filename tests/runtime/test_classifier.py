@@ -28,7 +28,9 @@ def reference(tiny: Any, x: np.ndarray) -> np.ndarray:
         )
         rows.append(spec.compress(np.abs(np.fft.rfft(frame)) ** 2 @ spec.filterbank))
     mel = np.stack(rows)
-    mel = np.resize(mel, (max(len(mel), info.receptive_field), spec.n_mels))
+    least = info.receptive_field - sum(info.context)
+    mel = np.resize(mel, (max(len(mel), least), spec.n_mels))
+    mel = np.pad(mel, (info.context, (0, 0)))
     w1, b1, w2 = (tiny.weights[k].astype(np.float64) for k in ("w1", "b1", "w2"))
     hidden = []
     for t in range(0, len(mel) - 4, info.stride):
@@ -53,6 +55,17 @@ def test_agrees_with_the_reference(
     assert np.abs(result.logits - expected).max() < 2e-4 * max(1, np.abs(expected).max())
     scores = np.exp(expected - expected.max()) / np.exp(expected - expected.max()).sum()
     assert np.abs(result.scores - scores).max() < 1e-3
+
+
+@pytest.mark.parametrize("samples", [30_001, 256, 100, 1, 256 + 3 * 80, 999])
+@pytest.mark.parametrize("context", [(4, 4), (0, 8), (8, 0), (3, 1)])
+def test_context_agrees_with_the_reference(
+    build_model: Any, clip: np.ndarray, samples: int, context: tuple[int, int]
+) -> None:
+    tiny = build_model(context=context)
+    x = clip[:samples]
+    result, expected = Classifier(tiny.data).classify(x), reference(tiny, x)
+    assert np.abs(result.logits - expected).max() < 2e-4 * max(1, np.abs(expected).max())
 
 
 def test_a_result_is_consistent(classifier: Classifier, clip: np.ndarray) -> None:

@@ -26,6 +26,11 @@ MODES: dict[str, dict[str, Any]] = {
 CHUNKS = st.lists(st.one_of(st.integers(0, 200), st.integers(0, 9000)), max_size=25)
 
 
+@pytest.fixture(scope="module", params=["no context", "context"])
+def classifier(request: pytest.FixtureRequest, tiny: Any, tiny_with_context: Any) -> Classifier:
+    return Classifier((tiny if request.param == "no context" else tiny_with_context).data)
+
+
 def listen(stream: Stream, x: np.ndarray, chunks: list[int]) -> list[Result]:
     results, start = [], 0
     for n in chunks:
@@ -69,9 +74,8 @@ def test_hops_do_not_change_the_last_answer_by_a_bit(
         assert np.abs(last.scores - expected).max() <= 1e-6
 
 
-def test_a_window_is_the_whole_clip_answer_of_its_samples(
-    classifier: Classifier, clip: np.ndarray
-) -> None:
+def test_a_window_is_the_whole_clip_answer_of_its_samples(tiny: Any, clip: np.ndarray) -> None:
+    classifier = Classifier(tiny.data)
     mel = classifier.info.mel
     results = listen(classifier.stream(window_s=1.0, hop_s=0.5), clip, [])[:-1]
     assert len(results) == 7
@@ -85,12 +89,13 @@ def test_a_window_is_the_whole_clip_answer_of_its_samples(
 def test_time_stamps(classifier: Classifier, clip: np.ndarray) -> None:
     info = classifier.info
     stream = classifier.stream(window_s=0.4, hop_s=0.2)
-    field_s = (info.mel.n_fft + (info.receptive_field - 1) * info.mel.hop_length) / 8000
+    before = info.context[0]
+    field_s = (info.mel.n_fft + (info.receptive_field - 1 - before) * info.mel.hop_length) / 8000
     *results, last = listen(stream, clip, [999] * 40)
     ends = [field_s - info.frame_s + 0.2 * (i + 1) for i in range(len(results))]
     assert [r.t1 for r in results] == pytest.approx(ends)
     assert [r.t0 for r in results] == pytest.approx(
-        [max(0.0, 0.2 * (i - 1)) for i in range(len(results))]
+        [max(0.0, 0.2 * (i - 1) - before * 0.01) for i in range(len(results))]
     )
     assert last.t1 == len(clip) / 8000
 

@@ -25,6 +25,7 @@ INFO = ModelInfo(
     receptive_field=35,
     stride=4,
     channels=96,
+    context=(17, 17),
     pooling=Pooling(eps=1e-4),
     precision="int8",
     quantisation={"scheme": "S8S8", "per_channel": True},
@@ -47,7 +48,9 @@ def test_round_trip() -> None:
 
 def test_derived_numbers() -> None:
     assert (INFO.pooled_size, INFO.frame_s) == (192, 0.04)
-    assert [INFO.trunk_frames(t) for t in (34, 35, 38, 39)] == [0, 1, 1, 2]
+    assert [INFO.trunk_frames(t) for t in (1, 4, 5, 8, 9)] == [1, 1, 2, 2, 3]
+    bare = INFO.replace(context=(0, 0))
+    assert [bare.trunk_frames(t) for t in (34, 35, 38, 39)] == [0, 1, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -75,6 +78,10 @@ def test_derived_numbers() -> None:
         ({"pooling": {"kind": "max", "eps": 1e-5}}, "mean_std"),
         ({"pooling": {"kind": "mean_std"}}, "lacks keys: eps"),
         ({"pooling": {"kind": "mean_std", "eps": 0}}, "eps"),
+        ({"context": [1]}, "context"),
+        ({"context": 4}, "context"),
+        ({"context": [35, 0]}, "0..34"),
+        ({"context": [0, True]}, "context"),
         ({"pooling": [1]}, "pooling"),
         ({"precision": "fp16"}, "precision"),
         ({"quantisation": 3}, "quantisation"),
