@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from frami_edge_runtime.errors import AudioError, FramiEdgeError
+from frami_edge.errors import DataError
+from frami_edge_runtime.errors import AudioError
 
-
-class DataError(FramiEdgeError):
-    """A data set that is not there, not known, or used against its protocol."""
+__all__ = ["DataError", "IncompleteSetError", "UnusableClipError"]
 
 
 class IncompleteSetError(DataError):
