@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from frami_edge.data import Features, SoundSet, collate, length_buckets
+from frami_edge.data import SoundSet, collate, known_sets, length_buckets
 from frami_edge.errors import DataError
-from frami_edge.models.checkpoint import Card, TrainedOn
+from frami_edge.models.checkpoint import TrainedOn
 
 
 @torch.no_grad()
@@ -73,7 +74,15 @@ def score(logits_NK: Tensor, labels_N: Tensor, teacher_NK: Tensor | None = None)
     )
 
 
-def check_labels(card: Card, data: SoundSet) -> None:
+class Labelled(Protocol):
+    """A model that names its classes."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """(K,) class names, in the order of the logits."""
+
+
+def check_labels(card: Labelled, data: SoundSet) -> None:
     """Model and data must name the same classes in the same order.
 
     Raises:
@@ -100,15 +109,29 @@ def check_unheard(heard: TrainedOn | None, data: SoundSet, fold: str) -> None:
     """Nobody is scored on clips that the teacher was trained on.
 
     Raises:
-        DataError: The teacher held out another fold of this set.
+        DataError: The teacher held out another fold of this set, or was trained on another view of
+            the same clips.
     """
-    if heard is None or heard.data != data.name or heard.test_fold == fold:
+    if heard is None or (heard.data, heard.test_fold) == (data.name, fold):
         return
+    if heard.data != data.name:
+        if _recordings(heard.data) != _recordings(data.name):
+            return
+        raise DataError(
+            f"The teacher was trained on {heard.data}, which has the clips of {data.name} in other "
+            "folds. A score on clips that it heard would mean nothing.",
+            fix=f"Use --data {heard.data}, or train a teacher on {data.name}.",
+        )
     raise DataError(
-        f"The teacher was trained on fold {fold} of {data.name}: it held out fold {heard.test_fold}. "
-        "A score on clips that it heard would mean nothing.",
+        f"The teacher was trained on fold {fold} of {data.name}: it held out fold "
+        f"{heard.test_fold}. A score on clips that it heard would mean nothing.",
         fix=f"Use --fold {heard.test_fold}, or train a teacher that holds out fold {fold}.",
     )
+
+
+def _recordings(name: str) -> str:
+    """The download that a set is cut from: several sets share their clips."""
+    return next((info.part_of or info.name for info in known_sets() if info.name == name), name)
 
 
 def class_rows(
