@@ -66,11 +66,11 @@ def score(logits_NK: Tensor, labels_N: Tensor, teacher_NK: Tensor | None = None)
     confusion = torch.bincount(labels_N * k + answer_N, minlength=k * k).view(k, k)
     agreement = kl = None
     if teacher_NK is not None:
-        agreement = float((answer_N == teacher_NK.argmax(1)).float().mean())
+        agreement = float((answer_N == teacher_NK.argmax(1)).double().mean())
         t, s = teacher_NK.log_softmax(1), logits_NK.log_softmax(1)
         kl = float((t.exp() * (t - s)).sum(1).mean())
     return Score(
-        float((answer_N == labels_N).float().mean()), agreement, kl, confusion, len(labels_N)
+        float((answer_N == labels_N).double().mean()), agreement, kl, confusion, len(labels_N)
     )
 
 

@@ -44,7 +44,6 @@ class MelConfig(Strict):
     center: bool = False
     """Reflect half a window at both ends. Off suits streams: no start or end case."""
 
-
     def spec(self, **statistics: Any) -> MelSpec:
         """The front end with its statistics."""
         return MelSpec(**self.model_dump(), **statistics)
@@ -91,6 +90,8 @@ class TrainConfig(Strict):
     """Standard deviation of the random loudness, in units of the front end's std."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Of the cross entropy."""
+    checkpoint_epochs: int = Field(1, ge=1)
+    """Epochs between checkpoints, from which a killed run is resumed."""
 
 
 class TeacherConfig(Strict):

@@ -5,7 +5,9 @@ Shape legend: B batch, M mel bands, T frames, K classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +16,143 @@ from torch.nn import functional as F
 from frami_edge.augment import mix_pairs, random_crop, random_gain, random_masks
 from frami_edge.data import Features, collate, length_buckets
 from frami_edge.device import Choice, autocast, generator
+from frami_edge.errors import TeacherError
 from frami_edge.optim import cosine_with_warmup, weight_groups
 from frami_edge.training.config import TrainConfig
+
+
+class TeacherTrainer:
+    """Trains a teacher on real clips; the last epoch's weights are the result, not the best one's.
+
+    The order of an epoch comes from the seed and the epoch, every random choice of a step from the
+    seed and the step, so that a resumed run is the same run.
+
+    Args:
+        model: Maps (x_B1MT, lengths_B) to logits (B, K); trained in place.
+        features: Training clips.
+        config: The recipe.
+        choice: Device and precision.
+        seed: Of order and augmentation.
+    """
+
+    def __init__(
+        self, model: nn.Module, features: Features, config: TrainConfig, choice: Choice, seed: int
+    ) -> None:
+        self.model, self.features, self.config = model, features, config
+        self.choice, self.seed = choice, seed
+        self._lengths = [min(n, config.crop_frames or n) for n in features.lengths]
+        self.steps = sum(len(self._batches(epoch)) for epoch in range(config.epochs))
+        self.epochs_done = self.steps_done = 0
+        model.to(choice.device)
+        if choice.channels_last:
+            model.to(memory_format=torch.channels_last)
+        self.optimizer = torch.optim.AdamW(
+            weight_groups(model, config.weight_decay), lr=config.learning_rate
+        )
+
+    def _batches(self, epoch: int) -> list[list[int]]:
+        # BatchNorm cannot train on a clip alone, hence at least two in a batch.
+        rng = generator(self.seed, f"train/epoch/{epoch}")
+        return length_buckets(self._lengths, self.config.batch_size, generator=rng, min_batch=2)
+
+    def run(
+        self,
+        on_step: Callable[[float], None] = lambda _: None,
+        on_epoch: Callable[[dict[str, float]], None] = lambda _: None,
+    ) -> None:
+        """All remaining epochs.
+
+        Args:
+            on_step: Called with the loss after each step.
+            on_epoch: Called after each epoch with its mean loss, the share of training clips that
+                it heard right, and the learning rate; `state` is then what a resumed run needs.
+
+        Raises:
+            TeacherError: The loss is no longer a finite number.
+        """
+        while self.epochs_done < self.config.epochs:
+            self.model.train()
+            total = hits = clips = 0.0
+            for indices in self._batches(self.epochs_done):
+                loss, right = self._step(indices)
+                total, hits, clips = total + loss * len(indices), hits + right, clips + len(indices)
+                on_step(loss)
+            self.epochs_done += 1
+            rate = float(self.optimizer.param_groups[0]["lr"])
+            on_epoch({"loss": total / clips, "train_accuracy": hits / clips, "lr": rate})
+        self.model.eval()
+
+    def _step(self, indices: list[int]) -> tuple[float, float]:
+        """One step on these clips; its loss, and how many of them were heard right."""
+        config, i = self.config, self.steps_done
+        rng = generator(self.seed, f"train/{i}")
+        torch.manual_seed(rng.initial_seed())  # dropout draws from the global stream
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate * cosine_with_warmup(i, self.steps, config.warmup)
+        x_B1MT, lengths_B, labels_B, partner_B, lam_B = self._batch(indices, rng)
+        with autocast(self.choice):
+            logits_BK = self.model(x_B1MT, lengths_B)
+        target_BK = F.one_hot(labels_B, logits_BK.shape[1]).float()
+        target_BK = lam_B[:, None] * target_BK + (1 - lam_B[:, None]) * target_BK[partner_B]
+        loss = F.cross_entropy(logits_BK.float(), target_BK, label_smoothing=config.label_smoothing)
+        value = loss.item()
+        if not math.isfinite(value):
+            raise TeacherError(
+                f"The training diverged: the loss of step {i + 1} of {self.steps} is {value}.",
+                fix="Use a smaller train.learning_rate, or --precision fp32.",
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.steps_done += 1
+        return value, float((logits_BK.argmax(1) == labels_B).sum())
+
+    def _batch(
+        self, indices: list[int], rng: torch.Generator
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Augmented clips on the device: mels, lengths, labels, blend partners and shares."""
+        config, features = self.config, self.features
+        mels = [features.mels[i] for i in indices]
+        if config.crop_frames:
+            mels = [random_crop(m[None, None], config.crop_frames, rng)[0, 0] for m in mels]
+        # 0 is the value that networks of this family pad with; the lengths mask it out.
+        x, n = collate(mels, range(len(mels)), pad_value=0.0)
+        if config.gain:
+            x = random_gain(x, config.gain, rng)
+        partner, lam = torch.arange(len(mels)), torch.ones(len(mels))
+        if config.mixup:
+            x, partner, lam = mix_pairs(x, config.mixup, rng)
+            n = torch.where(lam < 1, torch.minimum(n, n[partner]), n)
+        if config.mask_bands or config.mask_frames:
+            x = random_masks(x, config.mask_bands, config.mask_frames, rng)
+        device, labels = self.choice.device, features.labels[indices]
+        return x.to(device), n.to(device), labels.to(device), partner.to(device), lam.to(device)
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs, after a whole epoch; tensors and plain values only."""
+        return {
+            "epochs_done": self.epochs_done,
+            "steps_done": self.steps_done,
+            "clips": self.features.sha256,
+            "mel": self.features.spec.digest,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from `state`.
+
+        Raises:
+            TeacherError: It was trained on other clips, or with another front end.
+        """
+        if (state["clips"], state["mel"]) != (self.features.sha256, self.features.spec.digest):
+            raise TeacherError(
+                "The training clips are no longer those that this run was begun with.",
+                fix="Restore them, or start again with another --out.",
+            )
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epochs_done, self.steps_done = int(state["epochs_done"]), int(state["steps_done"])
 
 
 def train_epochs(
@@ -27,61 +164,15 @@ def train_epochs(
     seed: int,
     on_step: Callable[[int, int, dict[str, float]], None] = lambda *_: None,
 ) -> None:
-    """Train in place, and leave the last epoch's weights.
+    """A whole training in one call, without checkpoints, for scripts.
 
     Args:
-        model: Maps (x_B1MT, lengths_B) to logits (B, K).
+        model: As for `TeacherTrainer`, which the other arguments are passed to.
         features: Training clips.
         config: The recipe.
         choice: Device and precision.
         seed: Of order and augmentation.
-        on_step: Called with (step, steps, metrics) after each step.
+        on_step: Called with (step, steps, {"loss": ...}) after each step.
     """
-    rng = generator(seed, "train")
-    lengths = [min(m.shape[1], config.crop_frames or m.shape[1]) for m in features.mels]
-    steps_per_epoch = len(length_buckets(lengths, config.batch_size, generator=None))
-    total = steps_per_epoch * config.epochs
-    model.to(choice.device).train()
-    optimizer = torch.optim.AdamW(
-        weight_groups(model, config.weight_decay), lr=config.learning_rate
-    )
-    step = 0
-    while step < total:
-        for indices in length_buckets(lengths, config.batch_size, generator=rng):
-            if step >= total:
-                break
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * cosine_with_warmup(step, total, config.warmup)
-            x, n, target = _batch(features, indices, config, rng)
-            x, n, target = (v.to(choice.device) for v in (x, n, target))
-            with autocast(choice):
-                logits = model(x, n)
-            loss = F.cross_entropy(
-                logits.float(), target, label_smoothing=config.label_smoothing
-            )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            step += 1
-            on_step(step, total, {"loss": loss.item(), "lr": optimizer.param_groups[0]["lr"]})
-    model.eval()
-
-
-def _batch(
-    features: Features, indices: list[int], config: TrainConfig, rng: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
-    """An augmented batch: (B, 1, M, T), lengths (B,), class probabilities (B, K)."""
-    mels = [features.mels[i] for i in indices]
-    if config.crop_frames:
-        mels = [random_crop(m[None, None], config.crop_frames, rng)[0, 0] for m in mels]
-    x, n = collate(mels, range(len(mels)), pad_value=0.0)
-    target = F.one_hot(features.labels[indices], int(features.labels.max()) + 1).float()
-    if config.gain:
-        x = random_gain(x, config.gain, rng)
-    if config.mixup:
-        x, partner, lam = mix_pairs(x, config.mixup, rng)
-        target = lam[:, None] * target + (1 - lam[:, None]) * target[partner]
-        n = torch.where(lam < 1, torch.minimum(n, n[partner]), n)
-    if config.mask_bands or config.mask_frames:
-        x = random_masks(x, config.mask_bands, config.mask_frames, rng)
-    return x, n, target
+    trainer = TeacherTrainer(model, features, config, choice, seed)
+    trainer.run(lambda loss: on_step(trainer.steps_done, trainer.steps, {"loss": loss}))

@@ -1,0 +1,156 @@
+"""`frami-edge evaluate`: how right a model is on real clips that its teacher never heard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from frami_edge.cli._app import Json, Quiet, command_app, examples
+from frami_edge.cli._output import Output
+
+if TYPE_CHECKING:
+    from frami_edge.candidate import Candidate
+    from frami_edge.data import SoundSet
+    from frami_edge.evaluation import Score
+
+app = command_app()
+
+
+@app.command(
+    epilog=examples(
+        "frami-edge evaluate runs/student/student.safetensors --data esc10",
+        "frami-edge evaluate student.safetensors --data fsdd --teacher teacher.safetensors",
+        "frami-edge evaluate student.int8.cpu.onnx --data fsdd --teacher t.safetensors --json",
+    )
+)
+def evaluate(
+    model: Annotated[
+        Path, typer.Argument(help="Checkpoint (.safetensors) or exported model (.onnx).")
+    ],
+    data: Annotated[
+        str, typer.Option("--data", help="A known set (`frami-edge data`), or folder:PATH.")
+    ],
+    fold: Annotated[
+        str | None,
+        typer.Option("--fold", help="Test fold.", show_default="the one the teacher held out"),
+    ] = None,
+    teacher: Annotated[
+        Path | None, typer.Option("--teacher", help="Also compare with this teacher, clip by clip.")
+    ] = None,
+    data_root: Annotated[
+        Path | None,
+        typer.Option("--data-root", help="Folder that holds the sets; else $FRAMI_EDGE_DATA."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Run folder for the confusion picture and the figures."),
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Accuracy on real clips, agreement with the teacher, and a table by class.
+
+    Refuses clips that the teacher was trained on.
+    """
+    from frami_edge.candidate import check_teacher, open_candidate
+    from frami_edge.data import load_set
+    from frami_edge.evaluation import check_labels, check_unheard, class_rows, score
+    from frami_edge.training.material import load_features, warn_rejected
+
+    output = Output(json=json, quiet=quiet)
+    judged = open_candidate(model)
+    reference = open_candidate(teacher) if teacher else None
+    if reference:
+        check_teacher(judged, reference)
+    sound_set = load_set(data, data_root)
+    check_labels(judged, sound_set)
+    heard = judged.heard or (reference.heard if reference else None)
+    key = _fold(judged, heard, sound_set, fold)
+    check_unheard(heard, sound_set, key)
+    if heard is None:
+        output.warn(
+            f"{model} does not say what its teacher was trained on, so nobody checked that fold "
+            f"{key} was held out; --teacher FILE tells."
+        )
+    clips = [clip for clip in sound_set.clips if clip.fold == key]
+    features = load_features(judged.spec, clips, output, "Log-mels")
+    warn_rejected(features, "test clips", output)
+    theirs = their_logits = None
+    if reference:
+        same = reference.spec == judged.spec
+        their_features = (
+            features if same else load_features(reference.spec, clips, output, "Teacher's log-mels")
+        )
+        their_logits = reference.logits(their_features)
+        theirs = score(their_logits, features.labels)
+    with output.progress("Scoring", len(features), fields=()) as bar:
+        logits = judged.logits(features, lambda done: bar.update(done - bar.completed))
+    mine = score(logits, features.labels, their_logits)
+    found = {
+        "model": str(model),
+        "kind": judged.kind,
+        "sha256": judged.sha256,
+        "data": sound_set.name,
+        "fold": key,
+        "clips": mine.clips,
+        "rejected": len(features.rejected),
+        "accuracy": mine.accuracy,
+        "agreement": mine.agreement,
+        "kl_nats": mine.kl,
+        "teacher_accuracy": theirs.accuracy if theirs else None,
+        "recall": dict(zip(judged.labels, mine.per_class(), strict=True)),
+        "confusion": mine.confusion_KK,
+    }
+    if out:
+        found["plots"] = {"confusion": str(_keep(out, judged, reference, found, mine))}
+    output.result(found)
+    names = ("class", "clips", "recall", "teacher's recall")
+    rows: list[tuple[str, ...]] = list(class_rows(judged.labels, mine, theirs))
+    shown = len(names) if theirs else 3
+    output.table(
+        f"Fold {key} of {sound_set.name} by class", names[:shown], [row[:shown] for row in rows]
+    )
+    output.table(f"{judged.kind}: {model}", *_summary(mine, theirs))
+    if out:
+        output.note(f"Confusion picture and figures: {out}")
+
+
+def _fold(judged: Candidate, heard: Any, data: SoundSet, asked: str | None) -> str:
+    from frami_edge.data import resolve_fold
+    from frami_edge.errors import DataError
+
+    if asked is None and heard is not None and heard.data == data.name:
+        return resolve_fold(data, heard.test_fold)
+    if asked is None and len(data.folds) > 1:
+        raise DataError(
+            f"{judged.path} does not say which fold of {data.name} its teacher held out.",
+            fix=f"Give --teacher FILE, or --fold; the folds are {', '.join(data.folds)}.",
+        )
+    return resolve_fold(data, asked)
+
+
+def _summary(mine: Score, theirs: Score | None) -> tuple[list[str], list[list[object]]]:
+    names, row = ["accuracy", "clips"], [f"{100 * mine.accuracy:.2f} %", mine.clips]
+    if theirs and mine.agreement is not None:
+        names += ["teacher's accuracy", "agreement with it", "mean KL from it in nats"]
+        row += [f"{100 * theirs.accuracy:.2f} %", f"{100 * mine.agreement:.2f} %", mine.kl]
+    return names, [row]
+
+
+def _keep(
+    out: Path, judged: Candidate, reference: Candidate | None, found: dict[str, Any], mine: Score
+) -> Path:
+    """Write the run folder; returns the picture's path."""
+    from frami_edge import plots
+    from frami_edge.runs import RunFolder
+
+    inputs = {"model": judged.path} | ({"teacher": reference.path} if reference else {})
+    config = {"data": found["data"], "fold": found["fold"]}
+    with RunFolder.create(out, command="evaluate", config=config, inputs=inputs) as run:
+        run.record(**{k: v for k, v in found.items() if k != "model"})
+        picture = run.path("plots/confusion.png")
+        title = f"Fold {found['fold']} of {found['data']}: {100 * mine.accuracy:.1f} %"
+        plots.confusion(picture, mine.confusion_KK, judged.labels, title)
+    return picture
