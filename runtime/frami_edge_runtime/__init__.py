@@ -15,7 +15,7 @@ from frami_edge_runtime.errors import (
 )
 from frami_edge_runtime.logmel import LogMelStream, log_mel
 from frami_edge_runtime.melspec import MelSpec
-from frami_edge_runtime.modelfile import ModelInfo
+from frami_edge_runtime.modelfile import Context, ModelInfo
 from frami_edge_runtime.result import Result
 from frami_edge_runtime.stream import Stream
 
@@ -24,6 +24,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AudioError",
     "Classifier",
+    "Context",
     "FramiEdgeError",
     "LogMelStream",
     "MelSpec",

@@ -67,10 +67,9 @@ def check_rate(sample_rate: Any) -> int:
 def repeat_to(x: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
     """The rule for what is too short: repeat it from its start, in order, up to ``length``.
 
-    It is used twice, by the offline and the streaming path alike: on samples (N,) that are fewer
-    than `MelSpec.min_samples`, and on mel frames (T, M) that are fewer than one trunk frame needs
-    beside the model's context. What is long enough is returned unchanged. Repetition keeps the
-    statistics of the sound, which zeros would not: 0 is not silence in a normalised log-mel.
+    It is used by the offline and the streaming path alike, on samples that are fewer than
+    `MelSpec.min_samples`. What is long enough is returned unchanged. Repetition keeps the
+    statistics of the sound, which zeros would not.
 
     Args:
         x: (N, ...) with N >= 1; repeated along the first axis.

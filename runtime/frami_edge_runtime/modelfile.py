@@ -5,8 +5,9 @@ A model is ONE ``.onnx`` file. Its graph is the trunk:
     mel (B, 1, M, T) float32, normalised log-mel  ->  frames (B, C, T') float32
     T' = (T - receptive_field) // stride + 1, no padding along time, B and T dynamic
 
-The clip as a whole may get ``context`` frames of 0 (the training mean) before its start and after
-its end; the runtime adds them, the graph does not.
+The clip as a whole gets context: ``left`` frames of a constant before its start and ``right`` after
+its end, receptive_field - 1 in all. The runtime adds them, the graph does not. So a clip of T >= 1
+mel frames gives (T - 1) // stride + 1 trunk frames.
 
 The affine head over the pooled statistics travels in the metadata as a second, tiny ONNX file:
 
@@ -26,12 +27,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from frami_edge_runtime._modelparts import MAX_FRAMES, require
+from frami_edge_runtime._modelparts import METADATA_KEY as METADATA_KEY
+from frami_edge_runtime._modelparts import Context as Context
+from frami_edge_runtime._modelparts import Pooling as Pooling
 from frami_edge_runtime._strict_json import EXPORT_AGAIN, MAX_JSON_BYTES, parse_object, same_keys
 from frami_edge_runtime.errors import MelSpecError, ModelFileError
 from frami_edge_runtime.melspec import MelSpec
 
 SCHEMA: Final = 1
-METADATA_KEY: Final = "frami.model"
 HEAD_KEY: Final = "frami.head_onnx"
 TRUNK_INPUT: Final = "mel"
 TRUNK_OUTPUT: Final = "frames"
@@ -41,30 +45,7 @@ HEAD_OUTPUT: Final = "logits"
 MAX_HEAD_BYTES: Final = 1 << 26
 _MAX_LABELS = 65_536
 _MAX_LABEL_LENGTH = 512
-_MAX_FRAMES = 1 << 20
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-@dataclass(frozen=True)
-class Pooling:
-    """Statistics pooling over time: [mean; sqrt(max(var, 0) + eps)], population variance."""
-
-    kind: str = "mean_std"
-    """Only ``mean_std`` is known."""
-    eps: float = 1e-5
-    """Added to the variance, under the root."""
-
-    def __post_init__(self) -> None:
-        """Check both fields."""
-        if self.kind != "mean_std":
-            raise ModelFileError(
-                f"pooling.kind {self.kind!r} is unknown; this runtime knows 'mean_std'.",
-                fix="Upgrade frami-edge-runtime, or export again.",
-            )
-        if not _is_number(self.eps) or not 0 < self.eps < 1:
-            raise ModelFileError(
-                f"pooling.eps must lie between 0 and 1, not {self.eps!r}.", fix=EXPORT_AGAIN
-            )
 
 
 @dataclass(frozen=True)
@@ -85,8 +66,8 @@ class ModelInfo:
     """Mel frames between trunk frames; at most the receptive field, or frames would go unheard."""
     channels: int
     """C of the trunk's output."""
-    context: tuple[int, int] = (0, 0)
-    """Mel frames of 0 before the start and after the end of a clip."""
+    context: Context = None  # type: ignore[assignment]  # filled in from the receptive field
+    """Around a clip, ``left + right = receptive_field - 1``; default: `Context.around`."""
     pooling: Pooling = field(default_factory=Pooling)
     precision: str = "fp32"
     """``fp32`` or ``int8``."""
@@ -109,20 +90,18 @@ class ModelInfo:
         """Check every field; lists become tuples, so that equal files give equal objects."""
         if isinstance(self.labels, list):
             object.__setattr__(self, "labels", tuple(self.labels))
-        if isinstance(self.context, list):
-            object.__setattr__(self, "context", tuple(self.context))
         if self.schema != SCHEMA or isinstance(self.schema, bool):
             raise _wrong_schema(self.schema)
-        _require(isinstance(self.mel, MelSpec), "mel", "a MelSpec", self.mel)
-        _require(isinstance(self.pooling, Pooling), "pooling", "a Pooling", self.pooling)
+        require(isinstance(self.mel, MelSpec), "mel", "a MelSpec", self.mel)
+        require(isinstance(self.pooling, Pooling), "pooling", "a Pooling", self.pooling)
         self._check_labels()
         for name in ("receptive_field", "stride", "channels"):
             value = getattr(self, name)
             integer = isinstance(value, int) and not isinstance(value, bool)
-            _require(
-                integer and 1 <= value <= _MAX_FRAMES,
+            require(
+                integer and 1 <= value <= MAX_FRAMES,
                 name,
-                f"an integer of 1..{_MAX_FRAMES}",
+                f"an integer of 1..{MAX_FRAMES}",
                 value,
             )
         if self.stride > self.receptive_field:
@@ -131,38 +110,39 @@ class ModelInfo:
                 f"{self.receptive_field}: mel frames would go unheard.",
                 fix=EXPORT_AGAIN,
             )
-        _require(
-            self.precision in ("fp32", "int8"), "precision", "'fp32' or 'int8'", self.precision
-        )
+        require(self.precision in ("fp32", "int8"), "precision", "'fp32' or 'int8'", self.precision)
         self._check_context()
         for name in ("quantisation", "calibration"):
             value = getattr(self, name)
-            _require(value is None or isinstance(value, Mapping), name, "an object or null", value)
+            require(value is None or isinstance(value, Mapping), name, "an object or null", value)
         for name in ("teacher_sha256", "student_sha256"):
             value = getattr(self, name)
             known = isinstance(value, str) and _SHA256.fullmatch(value) is not None
-            _require(value is None or known, name, "64 lower-case hex digits or null", value)
+            require(value is None or known, name, "64 lower-case hex digits or null", value)
         versions = self.versions
         strings = isinstance(versions, Mapping) and all(
             isinstance(k, str) and isinstance(v, str) for k, v in versions.items()
         )
-        _require(strings, "versions", "an object of strings", versions)
+        require(strings, "versions", "an object of strings", versions)
         for name in ("licence", "created"):
-            _require(isinstance(getattr(self, name), str), name, "a string", getattr(self, name))
+            require(isinstance(getattr(self, name), str), name, "a string", getattr(self, name))
 
     def _check_context(self) -> None:
-        two = isinstance(self.context, tuple) and len(self.context) == 2
-        fits = two and all(
-            isinstance(n, int) and not isinstance(n, bool) and 0 <= n < self.receptive_field
-            for n in self.context
+        if self.context is None:
+            object.__setattr__(self, "context", Context.around(self.receptive_field))
+        require(isinstance(self.context, Context), "context", "a Context", self.context)
+        left, right = self.context.left, self.context.right
+        require(
+            left + right == self.receptive_field - 1,
+            "context",
+            f"receptive_field - 1 = {self.receptive_field - 1} frames, left and right together",
+            f"{left} + {right}",
         )
-        wanted = f"two integers of 0..{self.receptive_field - 1}"
-        _require(fits, "context", wanted, self.context)
 
     def _check_labels(self) -> None:
         labels = self.labels
-        _require(isinstance(labels, tuple) and len(labels) > 0, "labels", "a list of names", labels)
-        _require(
+        require(isinstance(labels, tuple) and len(labels) > 0, "labels", "a list of names", labels)
+        require(
             len(labels) <= _MAX_LABELS,
             "labels",
             f"at most {_MAX_LABELS} names",
@@ -170,7 +150,7 @@ class ModelInfo:
         )
         for label in labels:
             named = isinstance(label, str) and 0 < len(label) <= _MAX_LABEL_LENGTH
-            _require(named, "labels", f"names of 1..{_MAX_LABEL_LENGTH} characters", label)
+            require(named, "labels", f"names of 1..{_MAX_LABEL_LENGTH} characters", label)
         if len(set(labels)) != len(labels):
             twice = next(name for name in labels if labels.count(name) > 1)
             raise ModelFileError(
@@ -188,11 +168,8 @@ class ModelInfo:
         return self.stride * self.mel.hop_s
 
     def trunk_frames(self, mel_frames: int) -> int:
-        """T' that a clip of T mel frames gives; 0 where it must be repeated first."""
-        seen = mel_frames + sum(self.context)
-        if seen < self.receptive_field:
-            return 0
-        return (seen - self.receptive_field) // self.stride + 1
+        """T' that a clip of T >= 1 mel frames gives, its context included."""
+        return (mel_frames - 1) // self.stride + 1
 
     def replace(self, **changes: Any) -> ModelInfo:
         """A copy with some fields changed, checked again."""
@@ -208,7 +185,7 @@ class ModelInfo:
         values["mel"] = self.mel.to_dict()
         values["pooling"] = dataclasses.asdict(self.pooling)
         values["labels"] = list(self.labels)
-        values["context"] = list(self.context)
+        values["context"] = dataclasses.asdict(self.context)
         for name in ("quantisation", "calibration", "versions"):
             values[name] = None if values[name] is None else dict(values[name])
         try:
@@ -238,16 +215,19 @@ class ModelInfo:
         known = {f.name for f in dataclasses.fields(cls)}
         same_keys(values, known, METADATA_KEY)
         pooling = values["pooling"]
-        _require(isinstance(pooling, dict), "pooling", "an object", pooling)
+        require(isinstance(pooling, dict), "pooling", "an object", pooling)
         same_keys(pooling, {f.name for f in dataclasses.fields(Pooling)}, f"{METADATA_KEY}.pooling")
-        _require(isinstance(values["mel"], dict), "mel", "an object", values["mel"])
-        _require(isinstance(values["context"], list), "context", "a list", values["context"])
-        _require(isinstance(values["labels"], list), "labels", "a list of names", values["labels"])
+        require(isinstance(values["mel"], dict), "mel", "an object", values["mel"])
+        context = values["context"]
+        require(isinstance(context, dict), "context", "an object", context)
+        same_keys(context, {f.name for f in dataclasses.fields(Context)}, f"{METADATA_KEY}.context")
+        require(isinstance(values["labels"], list), "labels", "a list of names", values["labels"])
         try:
             mel = MelSpec.from_dict(values["mel"])
         except MelSpecError as error:
             raise ModelFileError(f"{METADATA_KEY}.mel: {error.message}", fix=EXPORT_AGAIN) from None
-        return cls(**{**values, "mel": mel, "pooling": Pooling(**pooling)})
+        built = {"mel": mel, "pooling": Pooling(**pooling), "context": Context(**context)}
+        return cls(**{**values, **built})
 
 
 def model_metadata(info: ModelInfo, head_onnx: bytes) -> dict[str, str]:
@@ -313,16 +293,3 @@ def _wrong_schema(found: Any) -> ModelFileError:
     return ModelFileError(
         f"{METADATA_KEY}: schema must be {SCHEMA}, not {str(found)[:40]!r}.", fix=EXPORT_AGAIN
     )
-
-
-def _require(condition: bool, key: str, expected: str, value: Any) -> None:
-    if not condition:
-        shown = repr(value)
-        shown = shown if len(shown) <= 80 else shown[:77] + "..."
-        raise ModelFileError(
-            f"{METADATA_KEY}: {key} must be {expected}, not {shown}.", fix=EXPORT_AGAIN
-        )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -198,20 +198,18 @@ class Stream:
         forgotten = 0
         if isinstance(self._pool, SlidingWindow):
             forgotten = self._pool.count - self._pool.frames_in_window
-        first = forgotten * info.stride - info.context[0]
-        t0 = max(0.0, self._mel_start_s(first)) if forgotten else 0.0
+        first = forgotten * info.stride - info.context.left
+        t0 = max(0, self._mel_start(first)) / info.mel.sample_rate if forgotten else 0.0
         return result_from(logits_K, info.labels, t0, t1)
 
-    def _mel_start_s(self, mel_frame: int) -> float:
+    def _mel_start(self, mel_frame: int) -> int:
         mel = self._model.info.mel
-        padding = mel.n_fft // 2 if mel.center else 0
-        return (mel_frame * mel.hop_length - padding) / mel.sample_rate
+        return mel_frame * mel.hop_length - (mel.n_fft // 2 if mel.center else 0)
 
     def _frame_end_s(self) -> float:
         info = self._model.info
-        first = (self._pool.count - 1) * info.stride - info.context[0]
-        last = first + info.receptive_field - 1
-        return self._mel_start_s(last) + info.mel.n_fft / info.mel.sample_rate
+        last = (self._pool.count - 1) * info.stride + info.context.right
+        return (self._mel_start(last) + info.mel.n_fft) / info.mel.sample_rate
 
     def _count(self, samples: int, results: int, begun: float) -> None:
         self.stats = StreamStats(

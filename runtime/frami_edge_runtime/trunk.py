@@ -5,6 +5,9 @@ mel frames. Runs end only where the schedule says: after every hop, and at most 
 apart. The sequence of runs therefore depends on the clip alone, never on how it was chunked, and so
 does every bit of the output, whatever the backend rounds differently for other lengths.
 
+A clip starts with ``left`` frames of context and is flushed with ``right`` of them, see
+`modelfile.Context`: in the middle of a stream there are none.
+
 Shape legend: M mel bands, T mel frames, C channels, n trunk frames of one run.
 """
 
@@ -17,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 
 from frami_edge_runtime._state import StateReader
-from frami_edge_runtime.audio import repeat_to
 from frami_edge_runtime.session import CpuModel
 
 LONGEST_RUN: Final = 64
@@ -47,14 +49,14 @@ class TrunkStream:
 
     def reset(self) -> None:
         """Forget everything; a clip starts with its context."""
-        self._held = self._context[0]
-        self._mel[..., : self._held] = 0
+        self._held = self._context.left
+        self._mel[..., : self._held] = self._context.value
         self.frames_out = 0
 
     @property
     def mel_frames_in(self) -> int:
         """Mel frames of the clip that have been pushed."""
-        return self.frames_out * self._stride + self._held - self._context[0]
+        return self.frames_out * self._stride + self._held - self._context.left
 
     def push(self, mel_TM: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.float32]]:
         """Take (T, M) float32 mel frames; give (C, n) float32 for each run that is due."""
@@ -73,17 +75,10 @@ class TrunkStream:
     def flush(self) -> Iterator[npt.NDArray[np.float32]]:
         """End the clip: (C, n) float32 for each run still owed; the stream is then reset.
 
-        The frames of context after the end come last. Where a clip is too short for one trunk
-        frame even with its context, its mel frames are repeated, see `audio.repeat_to`; at least
-        one must have been pushed.
+        The context after the end comes last, so that T >= 1 mel frames give at least one.
         """
-        before, after = self._context
-        wanted = self._field - before - after
-        if self.frames_out == 0 and self._held - before < wanted:
-            clip_TM = self._mel[0, 0, :, before : self._held].T
-            self._mel[0, 0, :, before : before + wanted] = repeat_to(clip_TM, wanted).T
-            self._held = before + wanted
-        yield from self.push(np.zeros((after, self._mel.shape[2]), np.float32))
+        end = (self._context.right, self._mel.shape[2])
+        yield from self.push(np.full(end, self._context.value, np.float32))
         run = (self._held - self._field) // self._stride + 1
         if run > 0:
             yield self._run(run)
@@ -105,7 +100,7 @@ class TrunkStream:
         bands, width = self._mel.shape[2:]
         mel = read.array("mel", np.float32, (bands, None), most=width)
         read.done()
-        carry = self._field - self._stride if frames_out else self._context[0]
+        carry = self._field - self._stride if frames_out else self._context.left
         read.require(mel.shape[1] >= carry, "mel")
         before, self.frames_out = self.frames_out, frames_out
         needed = self._field + (self._next_run() - 1) * self._stride

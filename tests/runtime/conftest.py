@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from frami_edge_runtime import Classifier, MelSpec, ModelInfo
-from frami_edge_runtime.modelfile import model_metadata
+from frami_edge_runtime.modelfile import Context, model_metadata
 
 LABELS = ("dog", "rain", "siren", "glass breaking", "silence")
 
@@ -116,8 +116,9 @@ def tiny() -> TinyModel:
 
 
 @pytest.fixture(scope="session")
-def tiny_with_context() -> TinyModel:
-    return build(context=(4, 4))
+def causal() -> TinyModel:
+    """All context before the start, and of another value: no look-ahead."""
+    return build(context=Context(8, 0, -0.5))
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frami_edge_runtime import AudioError, Classifier, Result, Stream, StreamError
+from frami_edge_runtime import AudioError, Classifier, Result, Stream, StreamError, log_mel
 from frami_edge_runtime.trunk import LONGEST_RUN
 
 MODES: dict[str, dict[str, Any]] = {
@@ -26,9 +26,9 @@ MODES: dict[str, dict[str, Any]] = {
 CHUNKS = st.lists(st.one_of(st.integers(0, 200), st.integers(0, 9000)), max_size=25)
 
 
-@pytest.fixture(scope="module", params=["no context", "context"])
-def classifier(request: pytest.FixtureRequest, tiny: Any, tiny_with_context: Any) -> Classifier:
-    return Classifier((tiny if request.param == "no context" else tiny_with_context).data)
+@pytest.fixture(scope="module", params=["tiny", "causal"])
+def classifier(request: pytest.FixtureRequest) -> Classifier:
+    return Classifier(request.getfixturevalue(request.param).data)
 
 
 def listen(stream: Stream, x: np.ndarray, chunks: list[int]) -> list[Result]:
@@ -74,22 +74,38 @@ def test_hops_do_not_change_the_last_answer_by_a_bit(
         assert np.abs(last.scores - expected).max() <= 1e-6
 
 
-def test_a_window_is_the_whole_clip_answer_of_its_samples(tiny: Any, clip: np.ndarray) -> None:
-    classifier = Classifier(tiny.data)
-    mel = classifier.info.mel
-    results = listen(classifier.stream(window_s=1.0, hop_s=0.5), clip, [])[:-1]
-    assert len(results) == 7
+def frames_of(classifier: Classifier, x: np.ndarray, *, start: bool, end: bool) -> np.ndarray:
+    """Trunk frames (C, n) of a stretch of a stream, with context at the stream's own ends only."""
+    info, model = classifier.info, classifier._model
+    around = (info.context.left if start else 0, info.context.right if end else 0)
+    mel = np.pad(log_mel(x, info.mel), (around, (0, 0)), constant_values=info.context.value)
+    frames_Cn: np.ndarray = model.frames(np.ascontiguousarray(mel.T[None, None]))[0]
+    return frames_Cn
+
+
+def test_a_window_has_context_at_the_ends_of_the_stream_only(
+    classifier: Classifier, clip: np.ndarray
+) -> None:
+    info = classifier.info
+    results = listen(classifier.stream(window_s=1.0, hop_s=0.5), clip, [])
+    assert len(results) == 8
     for result in results:
-        first, end = (round(t * mel.sample_rate) for t in (result.t0, result.t1))
-        alone = classifier.classify(clip[first:end])
-        assert np.abs(result.scores - alone.scores).max() <= 1e-6
-    assert [r.t1 - r.t0 for r in results[2:]] == pytest.approx([1.0 + 0.092] * 5)
+        first, end = (round(t * info.mel.sample_rate) for t in (result.t0, result.t1))
+        frames = frames_of(
+            classifier, clip[first:end], start=first == 0, end=end == len(clip)
+        ).astype(np.float64)
+        pooled = np.concatenate([frames.mean(1), np.sqrt(frames.var(1) + info.pooling.eps)])
+        logits = classifier._model.logits(pooled[None].astype(np.float32))[0]
+        assert np.abs(result.logits - logits).max() <= 1e-4
+    # The third result is the first whose window begins beyond the context.
+    assert [r.t0 > 0 for r in results] == [False, False] + [True] * 6
+    assert [r.t1 - r.t0 for r in results[2:-1]] == pytest.approx([1.0 + 0.092] * 5)
 
 
 def test_time_stamps(classifier: Classifier, clip: np.ndarray) -> None:
     info = classifier.info
     stream = classifier.stream(window_s=0.4, hop_s=0.2)
-    before = info.context[0]
+    before = info.context.left
     field_s = (info.mel.n_fft + (info.receptive_field - 1 - before) * info.mel.hop_length) / 8000
     *results, last = listen(stream, clip, [999] * 40)
     ends = [field_s - info.frame_s + 0.2 * (i + 1) for i in range(len(results))]
@@ -98,6 +114,27 @@ def test_time_stamps(classifier: Classifier, clip: np.ndarray) -> None:
         [max(0.0, 0.2 * (i - 1) - before * 0.01) for i in range(len(results))]
     )
     assert last.t1 == len(clip) / 8000
+
+
+@pytest.mark.parametrize("center", [False, True])
+@settings(max_examples=25, deadline=None)
+@given(length=st.integers(1, 9000), chunk=st.integers(1, 3000))
+def test_time_stamps_stay_inside_the_audio(
+    build_model: Any, clip: np.ndarray, center: bool, length: int, chunk: int
+) -> None:
+    spec = build_model().info.mel.replace(center=center)
+    classifier = Classifier(build_model(spec).data)
+    modes: list[dict[str, Any]] = [{"window_s": 0.1, "hop_s": 0.04}, {"forget_s": 0.2}, {}]
+    for options in modes:
+        stream, heard, results = classifier.stream(**options), 0, []
+        while heard < length:
+            new = stream.push(clip[heard : min(heard + chunk, length)])
+            heard = min(heard + chunk, length)
+            assert all(0 <= r.t0 < r.t1 <= heard / 8000 for r in new)
+            results += new
+        last = stream.flush()
+        assert last is not None
+        assert 0 <= last.t0 < last.t1 == length / 8000
 
 
 def test_a_result_is_never_later_than_its_audio(classifier: Classifier, clip: np.ndarray) -> None:

@@ -13,6 +13,7 @@ from frami_edge_runtime import FramiEdgeError, MelSpec, ModelFileError, ModelInf
 from frami_edge_runtime.modelfile import (
     HEAD_KEY,
     METADATA_KEY,
+    Context,
     Pooling,
     model_metadata,
     read_head,
@@ -25,7 +26,7 @@ INFO = ModelInfo(
     receptive_field=35,
     stride=4,
     channels=96,
-    context=(17, 17),
+    context=Context(20, 14, -0.25),
     pooling=Pooling(eps=1e-4),
     precision="int8",
     quantisation={"scheme": "S8S8", "per_channel": True},
@@ -49,8 +50,13 @@ def test_round_trip() -> None:
 def test_derived_numbers() -> None:
     assert (INFO.pooled_size, INFO.frame_s) == (192, 0.04)
     assert [INFO.trunk_frames(t) for t in (1, 4, 5, 8, 9)] == [1, 1, 2, 2, 3]
-    bare = INFO.replace(context=(0, 0))
-    assert [bare.trunk_frames(t) for t in (34, 35, 38, 39)] == [0, 1, 1, 2]
+
+
+@pytest.mark.parametrize(("field", "left", "right"), [(1, 0, 0), (2, 0, 1), (31, 15, 15)])
+def test_the_usual_context_centres_frames(field: int, left: int, right: int) -> None:
+    info = ModelInfo(MelSpec(), ("a", "b"), receptive_field=field, stride=1, channels=4)
+    assert info.context == Context(left, right, 0.0)
+    assert json.loads(info.to_json())["context"] == {"left": left, "right": right, "value": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -78,10 +84,15 @@ def test_derived_numbers() -> None:
         ({"pooling": {"kind": "max", "eps": 1e-5}}, "mean_std"),
         ({"pooling": {"kind": "mean_std"}}, "lacks keys: eps"),
         ({"pooling": {"kind": "mean_std", "eps": 0}}, "eps"),
-        ({"context": [1]}, "context"),
-        ({"context": 4}, "context"),
-        ({"context": [35, 0]}, "0..34"),
-        ({"context": [0, True]}, "context"),
+        ({"context": [17, 17]}, "context must be an object"),
+        ({"context": None}, "context must be an object"),
+        ({"context": {"left": 17, "right": 17}}, "lacks keys: value"),
+        ({"context": {"left": 17, "right": 16, "value": 0}}, "receptive_field - 1 = 34"),
+        ({"context": {"left": 35, "right": -1, "value": 0}}, "context.right"),
+        ({"context": {"left": 34.0, "right": 0, "value": 0}}, "context.left"),
+        ({"context": {"left": True, "right": 33, "value": 0}}, "context.left"),
+        ({"context": {"left": 17, "right": 17, "value": "0"}}, "context.value"),
+        ({"context": {"left": 17, "right": 17, "value": 1e30}}, "context.value"),
         ({"pooling": [1]}, "pooling"),
         ({"precision": "fp16"}, "precision"),
         ({"quantisation": 3}, "quantisation"),

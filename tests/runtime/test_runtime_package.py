@@ -18,6 +18,7 @@ def test_public_names() -> None:
     assert frami_edge_runtime.__all__ == [
         "AudioError",
         "Classifier",
+        "Context",
         "FramiEdgeError",
         "LogMelStream",
         "MelSpec",
