@@ -17,7 +17,11 @@ __all__ = ["app", "main"]
 
 class _Commands(CommandGroup):
     # The order of the help. A module has an `app` made by `command_app`; its name is the command's.
-    modules = ("frami_edge.cli.data",)
+    modules = (
+        "frami_edge.cli.data",
+        "frami_edge.cli.train_teacher",
+        "frami_edge.cli.evaluate",
+    )
 
 
 app = typer.Typer(
