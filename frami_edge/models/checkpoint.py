@@ -140,7 +140,7 @@ def read_card(path: Path) -> tuple[Card, dict[str, Tensor]]:
         )
     try:
         card = Card.model_validate(json.loads(metadata[_KEY]))
-    except (ValueError, ValidationError) as error:
+    except (ValueError, ValidationError, RecursionError) as error:
         raise CheckpointError(
             f"The card in {path} is damaged or of another version of frami-edge.",
             fix="Write the checkpoint again with this version.",

@@ -28,7 +28,7 @@ class StudentArch(Strict):
     channels: tuple[Width, ...] = (24, 48, 64, 96, 96)
     """Channels of the stem and of each depthwise-separable block."""
     time_kernels: tuple[int, ...] = (3, 3, 3, 3, 3)
-    """Kernel sizes along time, one a layer: 1 or 3. They decide the receptive field: 31 mel frames
+    """Kernel sizes along time, one a layer: 1 or 3, the first two 3. They decide the receptive field: 31 mel frames
     for all threes; (3, 3, 3, 1, 1) gives 15, for sounds as short as spoken digits."""
     out_channels: Width = 64
     """C of the frame features, after a last 1x1 convolution: the teacher's own C where its head is
@@ -42,6 +42,9 @@ class StudentArch(Strict):
             raise ValueError("channels needs at least two layers: the stem and one block")
         if set(self.time_kernels) - {1, 3}:
             raise ValueError("time_kernels may hold 1 and 3 only")
+        if self.time_kernels[:2] != (3, 3):
+            # These two stride by 2: a kernel of 1 would leave every other frame unheard.
+            raise ValueError("time_kernels must start with 3, 3")
         return self
 
 
