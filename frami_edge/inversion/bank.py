@@ -120,7 +120,7 @@ class Bank:
                 f"There is no bank in {folder}: bank.json is missing.",
                 fix="Make one with `frami-edge invert`.",
             ) from error
-        except (ValueError, ValidationError, MelSpecError) as error:
+        except (ValueError, ValidationError, MelSpecError, RecursionError) as error:
             raise BankError(
                 f"{path} is damaged or of another version.", fix="Make the bank again."
             ) from error
@@ -269,3 +269,22 @@ class BankFeed:
                 index = torch.randint(0, self.bank.sources[name], (count,), generator=generator)
                 parts.append(self.bank.mels(name, index))
         return torch.cat(parts)[torch.randperm(n, generator=generator)]
+
+
+def check_bank(bank: Bank, spec: MelSpec, labels: tuple[str, ...], teacher_sha256: str) -> None:
+    """A bank belongs to the teacher that made it.
+
+    Raises:
+        BankError: Another teacher, front end or set of classes made this bank.
+    """
+    found = bank.index
+    for what, same in (
+        ("teacher", found.teacher_sha256 == teacher_sha256),
+        ("mel front end", found.mel == spec.to_dict()),
+        ("set of classes", found.labels == labels),
+    ):
+        if not same:
+            raise BankError(
+                f"The bank in {bank.folder} was made with another {what}.",
+                fix="Give the teacher that it was made from, or make a bank with `frami-edge invert`.",
+            )

@@ -1,0 +1,67 @@
+"""What `invert`, `distill` and `quickstart` share: their options and how a configuration is read."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from frami_edge.errors import ConfigError
+
+if TYPE_CHECKING:
+    from frami_edge.distillation.config import JourneyConfig
+
+TeacherFile = Annotated[
+    Path, typer.Option("--teacher", help="Checkpoint of the teacher (teacher.safetensors).")
+]
+Sources = Annotated[
+    str | None,
+    typer.Option(
+        "--sources",
+        help="Mix of the bank by weight, such as 'inversion' alone or "
+        "'inversion=2,procedural=1'. Replaces bank.sources.",
+    ),
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with the run in --out, to the same result.")
+]
+
+
+def parse_sources(text: str) -> dict[str, float]:
+    """`a=2,b` to {a: 2.0, b: 1.0}.
+
+    Raises:
+        ConfigError: Not of this form.
+    """
+    shares: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, value = part.strip().partition("=")
+        try:
+            weight = float(value) if value else 1.0
+        except ValueError:
+            weight = math.nan
+        if not name or not math.isfinite(weight) or weight < 0:
+            raise ConfigError(
+                f"--sources {text!r}: {part.strip()!r} is not NAME or NAME=WEIGHT.",
+                fix="Write it like --sources inversion=2,procedural=1.",
+            )
+        shares[name] = weight
+    return shares
+
+
+def journey_config(
+    name: str, overrides: list[str] | None, sources: str | None, seed: int | None
+) -> JourneyConfig:
+    """The configuration of a run, with everything that the command line changes in it."""
+    from frami_edge.config import load_config
+    from frami_edge.distillation.config import JourneyConfig
+
+    changes = list(overrides or [])
+    if sources is not None:
+        mix = ", ".join(f"{k}: {v}" for k, v in parse_sources(sources).items())
+        changes.append(f"bank.sources={{{mix}}}")
+    if seed is not None:
+        changes.append(f"seed={seed}")
+    return load_config(JourneyConfig, name, changes)

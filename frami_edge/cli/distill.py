@@ -1,0 +1,124 @@
+"""`frami-edge distill`: a teacher in, a compact student out, no data in between."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from frami_edge.cli._app import (
+    Device,
+    Json,
+    Overrides,
+    Precision,
+    Quiet,
+    command_app,
+    examples,
+)
+from frami_edge.cli._journey import Resume, Sources, TeacherFile, journey_config
+from frami_edge.cli._output import Output
+
+app = command_app()
+
+
+@app.command(
+    epilog=examples(
+        "frami-edge distill esc10-student --teacher runs/teacher/teacher.safetensors --out runs/s",
+        "frami-edge distill my.yaml --teacher t.safetensors --bank runs/bank/bank --out runs/s",
+        "frami-edge distill my.yaml --teacher t.safetensors --out runs/s --resume",
+    )
+)
+def distill(
+    config: Annotated[str, typer.Argument(help="YAML file, or the name of a preset.")],
+    teacher: TeacherFile,
+    out: Annotated[Path, typer.Option("--out", help="Run folder.")],
+    bank: Annotated[
+        Path | None,
+        typer.Option("--bank", help="Use this bank; without it one is made in OUT/bank."),
+    ] = None,
+    sources: Sources = None,
+    overrides: Overrides = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Replaces the config's.")] = None,
+    resume: Resume = False,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Distil a teacher into a compact student on synthetic log-mels. No audio goes in."""
+    from frami_edge.device import choose_device
+    from frami_edge.distillation import run as distillation
+    from frami_edge.inversion import run as inversion
+    from frami_edge.inversion.bank import Bank, BankFeed, check_bank
+    from frami_edge.models.checkpoint import load_checkpoint, parameters
+    from frami_edge.models.cost import macs_per_second
+    from frami_edge.runs import RunFolder
+
+    output = Output(json=json, quiet=quiet)
+    settings = journey_config(config, overrides, sources, seed)
+    choice = choose_device(device, precision, steps=settings.distill.steps)
+    loaded = inversion.ready(load_checkpoint(teacher, "teacher"), choice)
+    given = Bank.open(bank) if bank else None
+    if given:
+        check_bank(given, loaded.spec, loaded.card.labels, loaded.sha256)
+        BankFeed(given, settings.bank.shares)  # refuses a bank that lacks a source, before a run begins
+    else:
+        context = inversion.context_of(loaded, settings.bank, choice, settings.seed)
+    output.note(f"Device: {choice.reason}")
+    with RunFolder.create(
+        out,
+        command="distill",
+        config=settings,
+        resume=resume,
+        inputs={"teacher": teacher} | ({"bank": bank / "bank.json"} if bank else {}),
+        seeds={"seed": settings.seed},
+        device=choice.reason,
+    ) as run:
+        run.resume_hint = f"frami-edge distill {config} --teacher {teacher} --out {out} --resume"
+        if given:
+            source, pictures = given, {}
+        else:
+            source = inversion.invert(
+                run, run.path("bank"), context, loaded.card.labels, loaded.sha256, output
+            )
+            pictures = inversion.report(run, source, output)
+        feed = BankFeed(source, settings.bank.shares)
+        student = distillation.distill(
+            run, loaded, settings.student, settings.distill, feed, choice, settings.seed, output
+        )
+        agreement = distillation.held_out_agreement(loaded, student, settings, choice)
+        cost = macs_per_second(student, loaded.spec)
+        metrics = {"synthetic_agreement": agreement, "steps": settings.distill.steps}
+        sha256 = distillation.save_student(run, student, loaded, settings, metrics)
+        pictures |= distillation.draw(run)
+        file = run.path("student.safetensors")
+        run.record(student={"sha256": sha256, "parameters": parameters(student), **metrics})
+        output.table(
+            "Student (last step)",
+            ("parameters", "MMAC per s of audio", "agreement on held-out synthetic clips", "seconds"),
+            [
+                (
+                    parameters(student),
+                    f"{cost / 1e6:.1f}",
+                    f"{100 * agreement:.1f} %",
+                    sum(run.manifest["seconds"].get(k, 0.0) for k in ("invert", "distill")),
+                )
+            ],
+        )
+        output.result(
+            {
+                "student": str(file),
+                "sha256": sha256,
+                "parameters": parameters(student),
+                "macs_per_second": cost,
+                "synthetic_agreement": agreement,
+                "seconds": run.manifest["seconds"],
+                "plots": {name: str(run.path(path)) for name, path in pictures.items()},
+                "run_dir": str(out),
+            }
+        )
+    output.note(f"Pictures: {', '.join(str(out / p) for p in pictures.values())}")
+    heard = loaded.card.trained_on
+    data = f" --data {heard.data}" if heard else " --data NAME"
+    output.hint(f"frami-edge evaluate {file} --teacher {teacher}{data}")

@@ -1,0 +1,92 @@
+"""`frami-edge invert`: a teacher in, a bank of synthetic log-mels out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from frami_edge.cli._app import (
+    Device,
+    Json,
+    Overrides,
+    Precision,
+    Quiet,
+    command_app,
+    examples,
+)
+from frami_edge.cli._journey import Resume, Sources, TeacherFile, journey_config
+from frami_edge.cli._output import Output
+
+app = command_app()
+
+
+@app.command(
+    epilog=examples(
+        "frami-edge invert esc10-student --teacher runs/teacher/teacher.safetensors --out runs/bank",
+        "frami-edge invert my.yaml --teacher t.safetensors --out runs/bank --sources inversion",
+        "frami-edge invert my.yaml --teacher t.safetensors --out runs/bank --listen runs/wav",
+    )
+)
+def invert(
+    config: Annotated[str, typer.Argument(help="YAML file, or the name of a preset.")],
+    teacher: TeacherFile,
+    out: Annotated[Path, typer.Option("--out", help="Run folder; the bank lies in OUT/bank.")],
+    sources: Sources = None,
+    listen: Annotated[
+        Path | None,
+        typer.Option("--listen", help="Also write one clip a class of each source as WAV here."),
+    ] = None,
+    overrides: Overrides = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Replaces the config's.")] = None,
+    resume: Resume = False,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Invert a teacher into a bank of synthetic log-mels. No audio goes in."""
+    from frami_edge.device import choose_device
+    from frami_edge.inversion import run as inversion
+    from frami_edge.models.checkpoint import load_checkpoint
+    from frami_edge.runs import RunFolder
+
+    output = Output(json=json, quiet=quiet)
+    settings = journey_config(config, overrides, sources, seed)
+    choice = choose_device(device, precision)
+    loaded = inversion.ready(load_checkpoint(teacher, "teacher"), choice)
+    context = inversion.context_of(loaded, settings.bank, choice, settings.seed)
+    output.note(f"Device: {choice.reason}")
+    with RunFolder.create(
+        out,
+        command="invert",
+        config=settings,
+        resume=resume,
+        inputs={"teacher": teacher},
+        seeds={"seed": settings.seed},
+        device=choice.reason,
+    ) as run:
+        run.resume_hint = f"frami-edge invert {config} --teacher {teacher} --out {out} --resume"
+        bank = inversion.invert(
+            run, run.path("bank"), context, loaded.card.labels, loaded.sha256, output
+        )
+        pictures = inversion.report(run, bank, output)
+        wavs = [
+            str(path)
+            for source in (bank.sources if listen else {})
+            for path in inversion.listen(bank, source, listen or out)
+        ]
+        output.result(
+            {
+                "bank": str(run.path("bank")),
+                "clips": bank.sources,
+                "health": bank.index.health,
+                "seconds": run.manifest["seconds"],
+                "plots": {name: str(run.path(path)) for name, path in pictures.items()},
+                "wavs": wavs,
+                "run_dir": str(out),
+            }
+        )
+    output.note(f"Pictures: {', '.join(str(out / p) for p in pictures.values())}")
+    output.hint(f"frami-edge distill {config} --teacher {teacher} --bank {out}/bank --out runs/student")

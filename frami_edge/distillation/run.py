@@ -1,0 +1,129 @@
+"""One distillation inside a run folder: checkpoints, metrics, the student and its card."""
+
+from __future__ import annotations
+
+import io
+import os
+from typing import Any
+
+import torch
+
+from frami_edge import plots
+from frami_edge.cli._output import Output
+from frami_edge.config import Strict
+from frami_edge.device import Choice, generator
+from frami_edge.distillation.config import DistillConfig, JourneyConfig
+from frami_edge.distillation.loop import Distiller, Feed
+from frami_edge.errors import CheckpointError
+from frami_edge.inversion.procedural import procedural_mels
+from frami_edge.io import atomic_write_bytes
+from frami_edge.models.checkpoint import Card, Loaded, save_checkpoint
+from frami_edge.models.config import StudentArch
+from frami_edge.models.student import Student
+from frami_edge.models.teacher import ResNetTeacher
+from frami_edge.runs import RunFolder
+
+CHECKPOINT = "distill-state.pt"
+
+
+def new_student(arch: StudentArch, teacher: Loaded, config: DistillConfig, seed: int) -> Student:
+    """A student with the weights that the seed gives, and the teacher's head where it is reused."""
+    torch.manual_seed(generator(seed, "student").initial_seed())
+    assert isinstance(teacher.model, ResNetTeacher)
+    head = teacher.model.head if config.reuse_head else None
+    return Student(arch, teacher.spec.n_mels, len(teacher.card.labels), head)
+
+
+def distill(
+    run: RunFolder,
+    teacher: Loaded,
+    arch: StudentArch,
+    config: DistillConfig,
+    feed: Feed,
+    choice: Choice,
+    seed: int,
+    out: Output,
+    phase: str = "distill",
+) -> Student:
+    """Teach a new student, or go on where a killed run stopped; returns the one that ships.
+
+    The student comes back with projector and head collapsed into one matrix.
+    """
+    student = new_student(arch, teacher, config, seed)
+    assert isinstance(teacher.model, ResNetTeacher)
+    distiller = Distiller(teacher.model, student, config, choice, seed, feed)
+    saved = run.path(CHECKPOINT if phase == "distill" else f"{phase}-state.pt")
+    if saved.exists():
+        distiller.load_state(_load(saved))
+        run.rewind(distiller.done, phase=phase)
+        out.note(f"Going on from step {distiller.done} of {config.steps}.")
+
+    def save(state: dict[str, Any]) -> None:
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        atomic_write_bytes(saved, buffer.getvalue())
+
+    with (
+        run.timed(phase),
+        out.progress(phase, config.steps, ("loss", "agreement"), completed=distiller.done) as bar,
+    ):
+
+        def on_step(done: int, metrics: dict[str, float]) -> None:
+            bar.update(loss=metrics["loss"], agreement=metrics["agreement"])
+            run.log(step=done, phase=phase, **metrics)
+
+        distiller.run(on_step, save)
+    saved.unlink(missing_ok=True)
+    return student.collapse().requires_grad_(False)
+
+
+def _load(path: os.PathLike[str]) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True)
+    except Exception as error:
+        raise CheckpointError(
+            f"The checkpoint {os.fspath(path)} is damaged.", fix="Start again with another --out."
+        ) from error
+    return state
+
+
+@torch.no_grad()
+def held_out_agreement(
+    teacher: Loaded, student: Student, config: JourneyConfig, choice: Choice, clips: int = 512
+) -> float:
+    """Share of fresh procedural clips on which student and teacher say the same.
+
+    They come from a seed that no bank uses: selection and reports without real data rest on it.
+    """
+    seed = generator(config.seed, "held-out").initial_seed()
+    x = procedural_mels(teacher.spec, clips, config.bank.frames, seed).to(choice.device)
+    same = [
+        (student(part).argmax(1) == teacher.model(part).argmax(1)).float() for part in x.split(128)
+    ]
+    return float(torch.cat(same).mean())
+
+
+def save_student(
+    run: RunFolder, student: Student, teacher: Loaded, config: Strict, metrics: dict[str, Any]
+) -> str:
+    """Write student.safetensors with its card; returns the SHA-256."""
+    card = Card(
+        kind="student",
+        arch=student.arch.model_dump(mode="json"),
+        mel=teacher.spec.to_dict(),
+        labels=teacher.card.labels,
+        teacher_sha256=teacher.sha256,
+        teacher_trained_on=teacher.card.trained_on,
+        recipe=config.model_dump(mode="json"),
+        metrics=metrics,
+        licence=teacher.card.licence,
+    )
+    return save_checkpoint(run.path("student.safetensors"), student, card)
+
+
+def draw(run: RunFolder) -> dict[str, str]:
+    """The distillation's loss curves."""
+    rows = [r for r in run.metrics() if r.get("phase") == "distill"]
+    groups = [[t] for t in ("loss", "logits", "before", "after", "agreement") if t in rows[0]]
+    plots.curves(run.path("plots/curves-distill.png"), rows, groups, "Distillation: loss terms")
+    return {"curves-distill": "plots/curves-distill.png"}

@@ -1,0 +1,1 @@
+"""The whole journey on the digit teacher that ships with the package."""

@@ -1,0 +1,266 @@
+"""Invert, distil, score, control, export, stream: one run, every figure from it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from frami_edge import plots
+from frami_edge.cli._output import Output
+from frami_edge.controls import control_feed
+from frami_edge.data import Features, FeatureStore, SoundSet, load_set, read_audio
+from frami_edge.device import Choice, generator
+from frami_edge.distillation import run as distillation
+from frami_edge.distillation.config import JourneyConfig
+from frami_edge.evaluation import Score, check_unheard, predict, score
+from frami_edge.inversion import run as inversion
+from frami_edge.inversion.bank import Bank, BankFeed
+from frami_edge.inversion.procedural import ProceduralAudio, procedural_mels
+from frami_edge.models.checkpoint import Loaded, parameters
+from frami_edge.models.cost import macs_per_second
+from frami_edge.models.student import Student
+from frami_edge.quickstart.stream_check import check_stream
+from frami_edge.runs import RunFolder
+from frami_edge_export import ExportReport, StudentFacts, classify_mels, export_student
+
+CALIBRATION_CLIPS = 384
+"""Clips of the bank that int8 is calibrated on and held to."""
+SYNTHETIC_TEST_CLIPS = 512
+"""Fresh procedural clips on which agreement is reported where no real clips are here."""
+
+
+@dataclass
+class TestClips:
+    """What students are scored on.
+
+    Attributes:
+        mels: (M, T_i) normalised log-mels.
+        labels_N: True classes; None for synthetic clips, which have none.
+        teacher_NK: The teacher's logits.
+        what: In words.
+    """
+
+    mels: list[Tensor]
+    labels_N: Tensor | None
+    teacher_NK: Tensor
+    what: str
+
+    def score(self, logits_NK: Tensor) -> tuple[float | None, float]:
+        """(accuracy or None, agreement with the teacher)."""
+        labels = self.teacher_NK.argmax(1) if self.labels_N is None else self.labels_N
+        found = score(logits_NK, labels, self.teacher_NK)
+        assert found.agreement is not None
+        return (None if self.labels_N is None else found.accuracy), found.agreement
+
+
+def real_clips(teacher: Loaded, root: Path) -> tuple[SoundSet, Features]:
+    """The official test clips that the embedded teacher never heard."""
+    data = load_set("fsdd", root)
+    heard = teacher.card.trained_on
+    check_unheard(heard, data, "test")
+    return data, FeatureStore(teacher.spec).load(data.split("test")[1])
+
+
+def test_clips(teacher: Loaded, features: Features | None, config: JourneyConfig) -> TestClips:
+    """Real clips where there are any, fresh procedural ones otherwise."""
+    if features is not None:
+        logits = predict(teacher.model, features.mels)
+        what = f"{len(features)} real FSDD test clips, never used before this line"
+        return TestClips(features.mels, features.labels, logits, what)
+    seed = generator(config.seed, "held-out").initial_seed()
+    made = procedural_mels(teacher.spec, SYNTHETIC_TEST_CLIPS, config.bank.frames, seed)
+    mels = list(made[:, 0])
+    what = f"{len(mels)} held-out synthetic clips (no FSDD under the data root)"
+    return TestClips(mels, None, predict(teacher.model, mels), what)
+
+
+def journey(
+    run: RunFolder,
+    teacher: Loaded,
+    config: JourneyConfig,
+    choice: Choice,
+    features: Features | None,
+    out: Output,
+) -> dict[str, Any]:
+    """All steps; returns the figures."""
+    begun = time.monotonic()
+    tests = test_clips(teacher, features, config)
+    teacher_accuracy, _ = tests.score(tests.teacher_NK)
+    out.note(f"Scores are on {tests.what}.")
+
+    context = inversion.context_of(teacher, config.bank, choice, config.seed)
+    bank = inversion.invert(
+        run, run.path("bank"), context, teacher.card.labels, teacher.sha256, out
+    )
+    student = _distilled(run, teacher, config, BankFeed(bank, config.bank.shares), choice, out)
+    noise = _distilled(
+        run,
+        teacher,
+        config,
+        control_feed("white_noise", teacher.spec, config),
+        choice,
+        out,
+        phase="control-noise",
+    )
+    accuracy, agreement = tests.score(predict(student, tests.mels))
+    noise_accuracy, noise_agreement = tests.score(predict(noise, tests.mels))
+    metrics = {"accuracy": accuracy, "agreement": agreement, "scored_on": tests.what}
+    sha256 = distillation.save_student(run, student, teacher, config, metrics)
+    with run.timed("export"):
+        exported = _export(run, student, teacher, sha256, bank)
+    int8 = exported.artifact("int8.cpu")
+    fp32 = exported.artifact("fp32")
+    assert int8 is not None
+    assert fp32 is not None
+    folder = run.path("export/x").parent
+    int8_logits = classify_mels(folder / int8.path, [m.numpy() for m in tests.mels])
+    int8_accuracy, int8_agreement = _int8_score(
+        tests, torch.from_numpy(int8_logits), predict(student, tests.mels)
+    )
+    streamed = check_stream(folder / int8.path, *_sound(teacher, features))
+    pictures = inversion.report(run, bank, out) | distillation.draw(run)
+    if tests.labels_N is not None:
+        pictures |= _confusion(run, student, tests, teacher)
+    seconds = run.manifest["seconds"]
+    return {
+        "teacher": {"accuracy": teacher_accuracy, "parameters": parameters(teacher.model)},
+        "student": {
+            "accuracy": accuracy,
+            "agreement": agreement,
+            "parameters": parameters(student),
+            "macs_per_second": macs_per_second(student, teacher.spec),
+        },
+        "controls": {"noise": {"accuracy": noise_accuracy, "agreement": noise_agreement}},
+        "int8": {
+            "accuracy": int8_accuracy,
+            "agreement": int8_agreement,
+            "bytes": int8.bytes,
+            "fp32_bytes": fp32.bytes,
+            "recommended": exported.recommended,
+        },
+        "stream": {
+            "max_abs_difference": streamed.max_abs_difference,
+            "real_time_factor": streamed.real_time_factor,
+            "label": streamed.label,
+        },
+        "seconds": {
+            "invert": seconds["invert"],
+            "distill": seconds["distill"],
+            "control": seconds["control-noise"],
+            "export": seconds["export"],
+            "total": round(time.monotonic() - begun, 2),
+        },
+        "scored_on": tests.what,
+        "steps": config.distill.steps,
+        "seed": config.seed,
+        "plots": {name: str(run.path(path)) for name, path in pictures.items()},
+        "run_dir": str(run.folder),
+    }
+
+
+def _distilled(
+    run: RunFolder,
+    teacher: Loaded,
+    config: JourneyConfig,
+    feed: Any,
+    choice: Choice,
+    out: Output,
+    phase: str = "distill",
+) -> Student:
+    return distillation.distill(
+        run, teacher, config.student, config.distill, feed, choice, config.seed, out, phase
+    )
+
+
+def _export(
+    run: RunFolder, student: Student, teacher: Loaded, sha256: str, bank: Bank
+) -> ExportReport:
+    facts = StudentFacts(
+        mel=teacher.spec,
+        labels=teacher.card.labels,
+        teacher_sha256=teacher.sha256,
+        student_sha256=sha256,
+        licence=teacher.card.licence,
+    )
+    share = -(-CALIBRATION_CLIPS // len(bank.sources))
+    calibration = torch.cat([bank.read(name, share).mels_N1MT for name in bank.sources])
+    folder = run.path("export/x").parent
+    return export_student(
+        student.cpu(), facts, folder, int8=True, calibration=calibration.numpy(), source="bank"
+    )
+
+
+def _int8_score(
+    tests: TestClips, int8_NK: Tensor, fp32_NK: Tensor
+) -> tuple[float | None, float]:
+    """Accuracy, and agreement with the fp32 student: what quantisation alone changed."""
+    accuracy, _ = tests.score(int8_NK)
+    return accuracy, float((int8_NK.argmax(1) == fp32_NK.argmax(1)).float().mean())
+
+
+def _sound(teacher: Loaded, features: Features | None) -> tuple[np.ndarray[Any, Any], int]:
+    """A few seconds of audio: real digits one after the other, or procedural sounds."""
+    if features is not None:
+        read = [read_audio(clip.path) for clip in features.clips[:: len(features) // 10]]
+        return np.concatenate([samples for samples, _ in read]), read[0][1]
+    rate = teacher.spec.sample_rate
+    return ProceduralAudio(rate, 5.0).clips(1, seed=0)[0], rate
+
+
+def _confusion(run: RunFolder, student: Student, tests: TestClips, teacher: Loaded) -> dict[str, str]:
+    assert tests.labels_N is not None
+    found: Score = score(predict(student, tests.mels), tests.labels_N)
+    path = "plots/confusion.png"
+    labels = list(teacher.card.labels)
+    plots.confusion(run.path(path), found.confusion_KK, labels, f"Student on {tests.what}")
+    return {"confusion": path}
+
+
+def show(figures: dict[str, Any], out: Output) -> None:
+    """The table that ends the quickstart."""
+
+    def percent(value: float | None) -> str | None:
+        return None if value is None else f"{100 * value:.2f} %"
+
+    student, int8, stream = figures["student"], figures["int8"], figures["stream"]
+    parts = [f"{name} {value:.1f}" for name, value in figures["seconds"].items()]
+    out.table(
+        "From a teacher to a device, without data",
+        ("", "accuracy", "agreement", "size"),
+        [
+            (
+                "teacher",
+                percent(figures["teacher"]["accuracy"]),
+                None,
+                f"{figures['teacher']['parameters']:,} parameters",
+            ),
+            (
+                "student (data-free)",
+                percent(student["accuracy"]),
+                f"{percent(student['agreement'])} with the teacher",
+                f"{student['parameters']:,} parameters, "
+                f"{student['macs_per_second'] / 1e6:.1f} MMAC/s",
+            ),
+            (
+                "control: same steps on white noise",
+                percent(figures["controls"]["noise"]["accuracy"]),
+                f"{percent(figures['controls']['noise']['agreement'])} with the teacher",
+                None,
+            ),
+            (
+                "student, int8 (calibrated data-free)",
+                percent(int8["accuracy"]),
+                f"{percent(int8['agreement'])} with fp32",
+                f"{int8['bytes'] / 1000:.0f} kB, fp32 {int8['fp32_bytes'] / 1000:.0f} kB",
+            ),
+        ],
+        caption=f"On {figures['scored_on']}. Stream = whole clip within "
+        f"{stream['max_abs_difference']:.1e}, {1 / stream['real_time_factor']:.0f}x real time. "
+        f"Seconds: {', '.join(parts)}. Last step, seed {figures['seed']}.",
+    )
