@@ -18,9 +18,12 @@ __all__ = ["app", "main"]
 class _Commands(CommandGroup):
     # The order of the help. A module has an `app` made by `command_app`; its name is the command's.
     modules = (
-        "frami_edge.cli.data",
+        "frami_edge.cli.quickstart",
         "frami_edge.cli.train_teacher",
+        "frami_edge.cli.invert",
+        "frami_edge.cli.distill",
         "frami_edge.cli.evaluate",
+        "frami_edge.cli.data",
     )
 
 
