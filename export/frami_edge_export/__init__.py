@@ -12,6 +12,7 @@ from frami_edge_export.errors import (
 )
 from frami_edge_export.exporter import export_student
 from frami_edge_export.markdown import markdown_card
+from frami_edge_export.mels import classify_mels
 from frami_edge_export.options import ExportOptions
 from frami_edge_export.parity import check_parity
 from frami_edge_export.protocol import ExportableStudent, StudentFacts
@@ -34,6 +35,7 @@ __all__ = [
     "StudentFacts",
     "calibration_ranges",
     "check_parity",
+    "classify_mels",
     "export_student",
     "markdown_card",
 ]

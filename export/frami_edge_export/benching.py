@@ -19,6 +19,7 @@ from frami_edge_export.latency import Latency, interleaved_latency
 from frami_edge_export.options import ExportOptions
 from frami_edge_export.parity import parity_inputs
 from frami_edge_export.report import Artifact
+from frami_edge_export.scoring import with_context
 from frami_edge_export.sessions import cpu_session
 from frami_edge_runtime.modelfile import TRUNK_INPUT, ModelInfo
 
@@ -36,9 +37,10 @@ class Bench:
         self._options = options
         self.context_frames = info.receptive_field - info.stride
         steps = max(1, round(options.chunk_s / info.frame_s))
-        frames_1s = max(mel.frames(mel.sample_rate), info.receptive_field)
+        frames_1s = max(mel.frames(mel.sample_rate), 1)
         frames_chunk = self.context_frames + steps * info.stride
         self.mel_1s, self.mel_chunk = parity_inputs((frames_1s, frames_chunk), mel, options.seed)
+        self.trunk_1s = with_context(self.mel_1s, (info.context.left, info.context.right))
         self._second: dict[str, Latency] = {}
         self._chunk: dict[str, Latency] = {}
 
@@ -46,8 +48,10 @@ class Bench:
         """Time them; names are the artefacts' names."""
         sessions = {name: cpu_session(graph) for name, graph in graphs.items()}
         streaming = {name: s for name, s in sessions.items() if name != "model"}
-        self._second = self._measure(sessions, self.mel_1s)
-        self._chunk = self._measure(streaming, self.mel_chunk)
+        self._second = self._measure(
+            sessions, {n: self.mel_1s if n == "model" else self.trunk_1s for n in sessions}
+        )
+        self._chunk = self._measure(streaming, dict.fromkeys(streaming, self.mel_chunk))
 
     def timed(self, artifact: Artifact) -> Artifact:
         """The artefact with its latency fields filled in."""
@@ -76,11 +80,11 @@ class Bench:
         }
 
     def _measure(
-        self, sessions: Mapping[str, Any], mel: npt.NDArray[np.float32]
+        self, sessions: Mapping[str, Any], mels: Mapping[str, npt.NDArray[np.float32]]
     ) -> dict[str, Latency]:
         return interleaved_latency(
             sessions,
-            {TRUNK_INPUT: mel},
+            {name: {TRUNK_INPUT: mel} for name, mel in mels.items()},
             budget_s=self._options.bench_budget_s,
             max_rounds=self._options.bench_rounds,
         )

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from frami_edge_export.errors import CalibrationError
 from frami_edge_export.files import sha256
 from frami_edge_export.options import ExportOptions
+from frami_edge_export.scoring import with_context
 from frami_edge_runtime.melspec import MelSpec
 
 MIN_SAMPLES: Final = 16
@@ -25,7 +26,7 @@ Array = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class CalibrationSet:
-    """Two parts of one set, (N, 1, M, T) each; the second never touches the ranges."""
+    """Two parts of one set, (N, 1, M, T) each with the clip's context; the second sets no range."""
 
     ranges: Array
     holdout: Array
@@ -38,10 +39,10 @@ class CalibrationSet:
 def prepare_calibration(
     samples: npt.NDArray[np.floating] | None,
     mel: MelSpec,
-    receptive_field: int,
+    context: tuple[int, int],
     options: ExportOptions,
 ) -> CalibrationSet:
-    """Check, clamp and split.
+    """Check, clamp, split, and give every clip its context, so that ranges include it.
 
     Clamping to the front end's floor and ceiling is worth 9 dB of SQNR on inverted mels, whose
     outliers no microphone can produce and which would stretch every range.
@@ -49,13 +50,13 @@ def prepare_calibration(
     Args:
         samples: (N, 1, M, T) normalised log-mels.
         mel: The front end.
-        receptive_field: Least T, in mel frames.
+        context: The student's, in mel frames.
         options: Sizes of the parts, and the seed of the split.
 
     Raises:
         CalibrationError: The set cannot be log-mels of this front end.
     """
-    x = _checked(samples, mel, receptive_field)
+    x = _checked(samples, mel)
     low, high = mel.floor[None, None, :, None], mel.ceiling[None, None, :, None]
     slack = np.float32(1e-3)
     clamped = float(((x < low - slack) | (x > high + slack)).mean())
@@ -68,19 +69,19 @@ def prepare_calibration(
     x = np.clip(x, low, high)
     order = np.random.default_rng(options.seed).permutation(len(x))
     count = min(options.max_calibration, len(x) - max(1, int(len(x) * options.holdout_fraction)))
-    ranges = np.ascontiguousarray(x[order[:count]])
-    holdout = np.ascontiguousarray(x[order[count : count + options.max_holdout]])
+    ranges = with_context(x[order[:count]], context)
+    holdout = with_context(x[order[count : count + options.max_holdout]], context)
     return CalibrationSet(ranges, holdout, clamped, sha256(ranges.tobytes()))
 
 
-def _checked(samples: npt.NDArray[np.floating] | None, mel: MelSpec, receptive_field: int) -> Array:
+def _checked(samples: npt.NDArray[np.floating] | None, mel: MelSpec) -> Array:
     if samples is None:
         raise CalibrationError(
             "int8 needs a calibration set, and none was given.",
             fix="Pass synthetic mels of the bank, or export without int8.",
         )
     x = np.asarray(samples)
-    if x.ndim != 4 or x.shape[1] != 1 or x.shape[2] != mel.n_mels:
+    if x.ndim != 4 or x.shape[1] != 1 or x.shape[2] != mel.n_mels or x.shape[3] == 0:
         raise CalibrationError(
             f"The calibration set has shape {x.shape}, not (N, 1, {mel.n_mels}, T).",
             fix="Use mels of the student's own MelSpec, with a channel axis.",
@@ -94,11 +95,6 @@ def _checked(samples: npt.NDArray[np.floating] | None, mel: MelSpec, receptive_f
         raise CalibrationError(
             f"The calibration set has {len(x)} samples; at least {MIN_SAMPLES} are needed.",
             fix="Take more samples of the bank.",
-        )
-    if x.shape[3] < receptive_field:
-        raise CalibrationError(
-            f"The calibration mels have {x.shape[3]} frames; the student needs {receptive_field}.",
-            fix="Use longer mels.",
         )
     x = x.astype(np.float32)
     if not np.isfinite(x).all():

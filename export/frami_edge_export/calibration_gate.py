@@ -62,7 +62,7 @@ def calibration_ranges(
 
     Args:
         trunk: Of the torch student, in evaluation mode on the CPU; hooks are removed on return.
-        mels_N1MT: The clamped calibration set.
+        mels_N1MT: The clamped calibration set, with its context.
 
     Returns:
         One record a live BatchNorm layer, in order; empty where there is none.

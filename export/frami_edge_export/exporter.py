@@ -42,7 +42,7 @@ from frami_edge_export.records import (
     quantisation_record,
 )
 from frami_edge_export.report import Artifact, ExportReport, Gate
-from frami_edge_export.scoring import Head
+from frami_edge_export.scoring import Head, with_context
 from frami_edge_export.streamable import check_streamable
 from frami_edge_export.verdicts import judge
 from frami_edge_runtime.modelfile import HEAD_OUTPUT, TRUNK_INPUT, TRUNK_OUTPUT
@@ -94,7 +94,7 @@ def export_student(
     check_streamable(student, facts.mel, options)
     sample = None
     if int8:
-        sample = prepare_calibration(calibration, facts.mel, student.receptive_field, options)
+        sample = prepare_calibration(calibration, facts.mel, student.context, options)
     trunk, head_bytes = trunk_graph(student, facts.mel.n_mels), serialised(head_graph(student))
     whole = whole_graph(student, facts.mel.n_mels)
     weight_KD, bias_K = (t.double().numpy() for t in frozen_head(student))
@@ -116,7 +116,7 @@ def export_student(
             calibration_ranges(frozen_trunk(student), sample.ranges), options
         )
         quantiser = Quantiser(trunk, sample.ranges)
-        found = Int8Search(trunk, quantiser, sample.holdout, head, bench.mel_1s, options).run()
+        found = Int8Search(trunk, quantiser, sample.holdout, head, bench.trunk_1s, options).run()
         used = calibration_record(sample, source)
         table = calibration_table(trunk, quantiser, used)
         graphs["int8.cpu"] = found.chosen.model
@@ -159,13 +159,21 @@ def export_student(
 
 def _check(student: ExportableStudent, facts: StudentFacts, name: str) -> None:
     if not isinstance(student, ExportableStudent):
-        needed = "trunk, receptive_field, stride, channels, pool_eps, collapsed_head()"
+        needed = "trunk, receptive_field, stride, context, channels, pool_eps, collapsed_head()"
         raise ExportError(
             f"{type(student).__name__} is no exportable student.", fix=f"It must have {needed}."
         )
     if not name or Path(name).name != name:
         raise ExportError(
             f"name {name!r} cannot prefix a file.", fix="Use a plain word, without a folder."
+        )
+    left, right = student.context
+    if min(left, right) < 0 or left + right != student.receptive_field - 1:
+        raise ExportError(
+            f"A context of {left} + {right} mel frames does not fit a receptive field of "
+            f"{student.receptive_field}.",
+            fix=f"It must be {student.receptive_field - 1} frames in all, so that one mel frame "
+            "gives one trunk frame.",
         )
     weight_KD, bias_K = student.collapsed_head()
     expected = (len(facts.labels), 2 * student.channels)
@@ -187,17 +195,18 @@ def _prove(
 ) -> tuple[list[Gate], Artifact, Artifact]:
     lengths = parity_lengths(student.receptive_field, student.stride, facts.mel)
     inputs = parity_inputs(lengths, facts.mel, options.seed)
+    context = student.context
     tolerance = options.parity_tolerance
     classifier = whole_classifier(student)
     frames = check_parity(
-        frozen_trunk(student), trunk, inputs, names=(TRUNK_INPUT, TRUNK_OUTPUT),
-        tolerance=tolerance, label="trunk",
+        frozen_trunk(student), trunk, [with_context(x, context) for x in inputs],
+        names=(TRUNK_INPUT, TRUNK_OUTPUT), tolerance=tolerance, label="trunk",
     )  # fmt: skip
     logits = check_parity(
         classifier, whole, inputs, names=(TRUNK_INPUT, HEAD_OUTPUT),
         tolerance=tolerance, label="classifier",
     )  # fmt: skip
-    streaming = check_streaming(classifier, trunk, head, inputs, tolerance)
+    streaming = check_streaming(classifier, trunk, head, inputs, tolerance, context)
     gates = [
         Gate.at_most("torch = ONNX fp32, frames", frames.scaled_difference, tolerance),
         Gate.at_most("torch = ONNX fp32, classifier", logits.scaled_difference, tolerance),

@@ -30,21 +30,23 @@ MAX_IR: Final = 10
 
 
 class WholeClassifier(nn.Module):
-    """Mel (B, 1, M, T) to logits (B, K) with two-pass float32 pooling, for foreign runtimes."""
+    """Mel (B, 1, M, T) to logits (B, K): context, trunk, two-pass float32 pooling, head."""
 
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, trunk: nn.Module, weight_KD: Tensor, bias_K: Tensor, eps: float) -> None:
+    def __init__(self, student: ExportableStudent) -> None:
         super().__init__()
-        self.trunk = trunk
-        self.eps = eps
+        weight_KD, bias_K = frozen_head(student)
+        self.trunk = frozen_trunk(student)
+        self.context = tuple(student.context)
+        self.eps = student.pool_eps
         self.register_buffer("weight", weight_KD)
         self.register_buffer("bias", bias_K)
 
     def forward(self, mel: Tensor) -> Tensor:
         """Logits (B, K)."""
-        h_BCT = self.trunk(mel)
+        h_BCT = self.trunk(nn.functional.pad(mel, self.context))
         mean_BC1 = h_BCT.mean(dim=2, keepdim=True)
         var_BC = (h_BCT - mean_BC1).square().mean(dim=2)
         std_BC = torch.sqrt(var_BC.clamp_min(0.0) + self.eps)
@@ -65,7 +67,7 @@ def frozen_head(student: ExportableStudent) -> tuple[Tensor, Tensor]:
 
 def whole_classifier(student: ExportableStudent) -> WholeClassifier:
     """The torch reference of ``model.onnx``."""
-    return WholeClassifier(frozen_trunk(student), *frozen_head(student), student.pool_eps).eval()
+    return WholeClassifier(student).eval()
 
 
 def trunk_graph(student: ExportableStudent, n_mels: int) -> onnx.ModelProto:
@@ -76,7 +78,7 @@ def trunk_graph(student: ExportableStudent, n_mels: int) -> onnx.ModelProto:
 
 
 def whole_graph(student: ExportableStudent, n_mels: int) -> onnx.ModelProto:
-    """Mel (B, 1, M, T) -> logits (B, K), batch and time dynamic."""
+    """Mel (B, 1, M, T) -> logits (B, K), batch and time dynamic, T >= 1: the context is inside."""
     model = _export(whole_classifier(student), student, n_mels, HEAD_OUTPUT)
     _name_axes(model, {0: "batch"})
     return _finish(model, "frami_classifier")

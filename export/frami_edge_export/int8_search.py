@@ -54,9 +54,9 @@ class Int8Search:
     Args:
         trunk: The fp32 graph.
         quantiser: With the calibration table.
-        holdout_N1MT: Mels that set no range.
+        holdout_N1MT: Mels that set no range, with their context.
         head: Pooling and head.
-        mel_1s: (1, 1, M, T), what is timed.
+        trunk_1s: (1, 1, M, T), what is timed.
         options: Gates and budgets.
     """
 
@@ -66,11 +66,11 @@ class Int8Search:
         quantiser: Quantiser,
         holdout_N1MT: Array,
         head: Head,
-        mel_1s: Array,
+        trunk_1s: Array,
         options: ExportOptions,
     ) -> None:
         self._quantiser, self._head, self._options = quantiser, head, options
-        self._holdout, self._mel_1s = holdout_N1MT, mel_1s
+        self._holdout, self._trunk_1s = holdout_N1MT, trunk_1s
         self._few = holdout_N1MT[:_LAYER_SAMPLES]
         session = cpu_session(trunk)
         self._reference_BK: Array64 = head(run_trunk(session, holdout_N1MT))
@@ -120,7 +120,7 @@ class Int8Search:
         sessions = {str(i): cpu_session(c.model) for i, c in enumerate(candidates)}
         latency = interleaved_latency(
             sessions,
-            {TRUNK_INPUT: self._mel_1s},
+            {name: {TRUNK_INPUT: self._trunk_1s} for name in sessions},
             budget_s=self._options.bench_budget_s,
             max_rounds=self._options.bench_rounds,
         )

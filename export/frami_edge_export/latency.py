@@ -25,7 +25,7 @@ class Latency:
 
 def interleaved_latency(
     sessions: Mapping[str, ort.InferenceSession],
-    feed: Mapping[str, npt.NDArray[np.float32]],
+    feeds: Mapping[str, Mapping[str, npt.NDArray[np.float32]]],
     *,
     budget_s: float,
     max_rounds: int,
@@ -33,15 +33,15 @@ def interleaved_latency(
     """Time each session once a round, in an order that turns from round to round.
 
     Args:
-        sessions: By name; all take ``feed``.
-        feed: Inputs by name.
+        sessions: By name.
+        feeds: Inputs of each session, by its name and theirs.
         budget_s: Seconds to spend in all; at least `MIN_ROUNDS` rounds are run.
         max_rounds: Stop after so many.
     """
     names = list(sessions)
     for name in names:
         for _ in range(_WARM_UP):
-            sessions[name].run(None, feed)
+            sessions[name].run(None, feeds[name])
     times: dict[str, list[float]] = {name: [] for name in names}
     end = time.perf_counter() + budget_s
     rounds = 0
@@ -49,7 +49,7 @@ def interleaved_latency(
         turn = rounds % len(names)
         for name in names[turn:] + names[:turn]:
             start = time.perf_counter()
-            sessions[name].run(None, feed)
+            sessions[name].run(None, feeds[name])
             times[name].append((time.perf_counter() - start) * 1e3)
         rounds += 1
     return {

@@ -12,7 +12,7 @@ from typing import Any
 import onnx
 
 from frami_edge_export.protocol import ExportableStudent, StudentFacts
-from frami_edge_runtime.modelfile import ModelInfo, Pooling, model_metadata
+from frami_edge_runtime.modelfile import Context, ModelInfo, Pooling, model_metadata
 
 _TOOLS = ("frami-edge-export", "frami-edge-runtime", "torch", "onnx", "onnxscript", "onnxruntime")
 
@@ -34,6 +34,7 @@ def model_info(student: ExportableStudent, facts: StudentFacts) -> ModelInfo:
         receptive_field=student.receptive_field,
         stride=student.stride,
         channels=student.channels,
+        context=Context(*student.context),
         pooling=Pooling(eps=student.pool_eps),
         teacher_sha256=facts.teacher_sha256,
         student_sha256=facts.student_sha256,

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from frami_edge_export.errors import ParityError
-from frami_edge_export.scoring import Head, run_trunk
+from frami_edge_export.scoring import Head, run_trunk, with_context
 from frami_edge_export.sessions import cpu_session
 from frami_edge_runtime.melspec import MelSpec
 from frami_edge_runtime.modelfile import TRUNK_INPUT, TRUNK_OUTPUT
@@ -48,10 +48,11 @@ class Parity:
 
 
 def parity_lengths(receptive_field: int, stride: int, mel: MelSpec) -> tuple[int, ...]:
-    """Mel frames T to compare: the receptive field, around one stride, then up to 30 s."""
-    longest = max(mel.frames(int(LONGEST_S * mel.sample_rate)), receptive_field + LENGTHS * stride)
-    near = [receptive_field + d for d in (0, 1, stride - 1, stride, stride + 1)]
-    far = np.geomspace(receptive_field + stride + 2, longest, LENGTHS)
+    """Mel frames T of the clips to compare: 1, around stride and receptive field, up to 30 s."""
+    field = receptive_field
+    longest = max(mel.frames(int(LONGEST_S * mel.sample_rate)), field + LENGTHS * stride)
+    near = [t for t in (1, 2, stride, stride + 1, field - 1, field, field + stride) if t > 0]
+    far = np.geomspace(field + stride + 1, longest, LENGTHS)
     return tuple(sorted({*near, *(int(t) for t in far), longest}))
 
 
@@ -101,15 +102,20 @@ def check_streaming(
     head: Head,
     inputs: Sequence[Array],
     tolerance: float,
+    context: tuple[int, int],
 ) -> Parity:
-    """Compare torch's logits with trunk, float64 pooling and head: what the device computes.
+    """Compare torch's logits with context, trunk, float64 pooling and head: what the device does.
 
-    Arguments and errors as `check_parity`.
+    Arguments and errors as `check_parity`; the context is the student's.
     """
     session = cpu_session(trunk)
     _check_names(session, (TRUNK_INPUT, TRUNK_OUTPUT), "trunk")
     return _compare(
-        classifier, lambda x: head(run_trunk(session, x)), inputs, tolerance, "trunk and head"
+        classifier,
+        lambda x: head(run_trunk(session, with_context(x, context))),
+        inputs,
+        tolerance,
+        "trunk and head",
     )
 
 

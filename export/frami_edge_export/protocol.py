@@ -33,6 +33,13 @@ class ExportableStudent(Protocol):
         """Mel frames between trunk frames: T' = (T - receptive_field) // stride + 1."""
 
     @property
+    def context(self) -> tuple[int, int]:
+        """Mel frames of 0 before the start and after the end of a clip, receptive_field - 1 in all.
+
+        So T >= 1 mel frames give (T - 1) // stride + 1 trunk frames.
+        """
+
+    @property
     def channels(self) -> int:
         """C."""
 

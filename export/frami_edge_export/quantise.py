@@ -64,7 +64,7 @@ class Quantiser:
 
     Args:
         trunk: The fp32 graph.
-        mels_N1MT: The clamped calibration set.
+        mels_N1MT: The clamped calibration set, with its context.
     """
 
     def __init__(self, trunk: onnx.ModelProto, mels_N1MT: npt.NDArray[np.float32]) -> None:

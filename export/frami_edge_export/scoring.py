@@ -40,6 +40,11 @@ class Head:
         return logits
 
 
+def with_context(mels_B1MT: Array, context: tuple[int, int]) -> Array:
+    """Mel frames of 0, the training mean, before the start and after the end of every clip."""
+    return np.pad(mels_B1MT, ((0, 0), (0, 0), (0, 0), tuple(context)))
+
+
 def run_trunk(session: ort.InferenceSession, mels_B1MT: Array) -> Array:
     """Frames (B, C, T') of many mels, a few at a time."""
     parts = [

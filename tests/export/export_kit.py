@@ -50,6 +50,7 @@ class TinyStudent(nn.Module):
         self.trunk = nn.Sequential(*layers, MeanOverFrequency())
         self.receptive_field = 3 + 2 * 2 * blocks
         self.stride = 2
+        self.context = (self.receptive_field // 2, self.receptive_field // 2)
         self.channels = channels
         self.pool_eps = 1e-5
         self.head = nn.Linear(2 * channels, classes)
@@ -58,7 +59,7 @@ class TinyStudent(nn.Module):
         return self.head.weight, self.head.bias
 
     def forward(self, mel_BMT: Tensor) -> Tensor:
-        h_BCT = self.trunk(mel_BMT)
+        h_BCT = self.trunk(nn.functional.pad(mel_BMT, self.context))
         var_BC = h_BCT.var(dim=2, correction=0)
         std_BC = torch.sqrt(var_BC.clamp_min(0) + self.pool_eps)
         logits: Tensor = self.head(torch.cat([h_BCT.mean(dim=2), std_BC], dim=1))

@@ -11,13 +11,15 @@ from torch import nn
 from frami_edge_export import CalibrationError, ExportOptions, calibration_ranges
 from frami_edge_export.calibration import prepare_calibration
 from frami_edge_export.calibration_gate import calibration_gates
+from frami_edge_export.scoring import with_context
 
 OPTIONS = ExportOptions()
+CONTEXT = (5, 5)
 SHAPE = (64, 1, MEL.n_mels, 40)
 
 
 def gates_of(student: TinyStudent, mels: np.ndarray) -> tuple[object, ...]:
-    sample = prepare_calibration(mels, MEL, student.receptive_field, OPTIONS)
+    sample = prepare_calibration(mels, MEL, student.context, OPTIONS)
     return calibration_gates(calibration_ranges(student.trunk, sample.ranges), OPTIONS)
 
 
@@ -25,7 +27,7 @@ def test_outliers_are_clamped_to_what_a_microphone_can_give(calibration: np.ndar
     spoilt = calibration.copy()
     spoilt[::2, :, :, 3] = 17.0
     spoilt[::2, :, :, 4] = -17.0
-    sample = prepare_calibration(spoilt, MEL, 11, OPTIONS)
+    sample = prepare_calibration(spoilt, MEL, CONTEXT, OPTIONS)
     both = np.concatenate([sample.ranges, sample.holdout])
     assert both.min() >= MEL.floor.min()
     assert (both <= MEL.ceiling[:, None]).all()
@@ -39,14 +41,14 @@ def test_the_holdout_never_sets_a_range(count: int, most: int, seed: int) -> Non
     mels = np.zeros((count, 1, MEL.n_mels, 12), np.float32)
     mels[:, 0, 0, 0] = np.linspace(0, 1, count)
     options = ExportOptions(max_calibration=most, seed=seed)
-    sample = prepare_calibration(mels, MEL, 11, options)
-    first = {float(v) for v in sample.ranges[:, 0, 0, 0]}
-    second = {float(v) for v in sample.holdout[:, 0, 0, 0]}
+    sample = prepare_calibration(mels, MEL, CONTEXT, options)
+    first = {float(v) for v in sample.ranges[:, 0, 0, 5]}
+    second = {float(v) for v in sample.holdout[:, 0, 0, 5]}
     assert not first & second
     assert len(first) == len(sample.ranges) <= most
     assert len(first) + len(second) == count
     assert len(second) >= count // 4
-    assert prepare_calibration(mels, MEL, 11, options).digest == sample.digest
+    assert prepare_calibration(mels, MEL, CONTEXT, options).digest == sample.digest
 
 
 @pytest.mark.parametrize(
@@ -57,19 +59,28 @@ def test_the_holdout_never_sets_a_range(count: int, most: int, seed: int) -> Non
         (np.zeros((64, 1, MEL.n_mels + 1, 40), np.float32), "has shape"),
         (np.zeros((64, 1, MEL.n_mels, 40), np.uint8), "is uint8, not float"),
         (np.zeros((15, 1, MEL.n_mels, 40), np.float32), "15 samples; at least 16"),
-        (np.zeros((64, 1, MEL.n_mels, 10), np.float32), "10 frames; the student needs 11"),
+        (np.zeros((64, 1, MEL.n_mels, 0), np.float32), "has shape"),
         (np.full(SHAPE, np.nan, np.float32), "not finite"),
         (np.full(SHAPE, -40.0, np.float32), "100% of the calibration values lie outside"),
     ],
 )
 def test_what_cannot_be_log_mels_is_refused(mels: np.ndarray | None, said: str) -> None:
     with pytest.raises(CalibrationError, match=said) as caught:
-        prepare_calibration(mels, MEL, 11, OPTIONS)
+        prepare_calibration(mels, MEL, CONTEXT, OPTIONS)
     assert caught.value.fix
 
 
+def test_every_clip_gets_its_context(calibration: np.ndarray) -> None:
+    sample = prepare_calibration(calibration, MEL, (3, 7), OPTIONS)
+    for part in (sample.ranges, sample.holdout):
+        assert part.shape[2:] == (MEL.n_mels, 70)
+        assert (part[..., :3] == 0).all()
+        assert (part[..., -7:] == 0).all()
+        assert (part[..., 3:-7] != 0).all()
+
+
 def test_the_students_own_mels_pass(student: TinyStudent, calibration: np.ndarray) -> None:
-    layers = calibration_ranges(student.trunk, calibration)
+    layers = calibration_ranges(student.trunk, with_context(calibration, student.context))
     assert [layer.name for layer in layers] == ["0.1", "1.1", "2.1", "3.1", "4.1"]
     assert all(layer.ratio < 1.3 and layer.shift < 0.3 for layer in layers)
     gates = calibration_gates(layers, OPTIONS)

@@ -52,11 +52,31 @@ def test_batchnorm_is_folded_and_layers_keep_their_names(
 def test_axes_are_dynamic(
     graphs: dict[str, onnx.ModelProto], student: TinyStudent, batch: int, extra: int
 ) -> None:
-    frames = student.receptive_field + extra
-    mel = np.zeros((batch, 1, MEL.n_mels, frames), np.float32)
+    mel = np.zeros((batch, 1, MEL.n_mels, student.receptive_field + extra), np.float32)
     h_BCT = cpu_session(graphs["trunk"]).run(["frames"], {"mel": mel})[0]
     assert h_BCT.shape == (batch, student.channels, extra // student.stride + 1)
-    assert cpu_session(graphs["whole"]).run(["logits"], {"mel": mel})[0].shape == (batch, 6)
+    clip = mel[..., : 1 + extra]
+    assert cpu_session(graphs["whole"]).run(["logits"], {"mel": clip})[0].shape == (batch, 6)
+
+
+def test_the_context_is_inside_the_whole_graph_only(
+    graphs: dict[str, onnx.ModelProto], student: TinyStudent
+) -> None:
+    # In the whole graph it may be a Pad, or be folded into the first convolution.
+    assert all(node.op_type != "Pad" for node in graphs["trunk"].graph.node)
+    padding = [
+        attribute.ints
+        for node in graphs["trunk"].graph.node
+        for attribute in node.attribute
+        if attribute.name == "pads"
+    ]
+    assert len(padding) == 5
+    assert all(left == right == 0 for _, left, _, right in padding)
+    mel = np.random.default_rng(0).standard_normal((2, 1, MEL.n_mels, 7)).astype(np.float32)
+    with torch.inference_mode():
+        expected = student(torch.from_numpy(mel)).numpy()
+    found = cpu_session(graphs["whole"]).run(["logits"], {"mel": mel})[0]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_the_graph_names_its_axes(graphs: dict[str, onnx.ModelProto]) -> None:

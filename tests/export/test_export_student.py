@@ -25,9 +25,9 @@ from frami_edge_export import (
     export_student,
     markdown_card,
 )
-from frami_edge_export.scoring import Head, run_trunk
+from frami_edge_export.scoring import Head, run_trunk, with_context
 from frami_edge_export.sessions import cpu_session
-from frami_edge_runtime import Classifier, log_mel
+from frami_edge_runtime import Classifier, Context, log_mel
 from frami_edge_runtime.errors import FramiEdgeError
 from frami_edge_runtime.modelfile import read_head, read_model_info
 
@@ -73,6 +73,7 @@ def test_the_streaming_file_describes_itself(
         assert info.mel == MEL
         assert info.labels == tuple("abcdef")
         assert (info.receptive_field, info.stride, info.channels) == (11, 2, 24)
+        assert info.context == Context(5, 5, 0.0)
         assert info.pooling.eps == student.pool_eps
         assert info.precision == precision
         assert info.teacher_sha256 == "a" * 64
@@ -119,7 +120,7 @@ def test_trunk_pooling_and_head_are_the_student(
 ) -> None:
     session = cpu_session(str(exported[0] / "kit.fp32.onnx"))
     weight, bias = (t.detach().double().numpy() for t in student.collapsed_head())
-    frames = session.run(["frames"], {"mel": calibration[:8]})[0]
+    frames = run_trunk(session, with_context(calibration[:8], student.context))
     with torch.inference_mode():
         expected = student(torch.from_numpy(calibration[:8])).numpy()
     np.testing.assert_allclose(Head(weight, bias, 1e-5)(frames), expected, atol=1e-5)
@@ -277,13 +278,17 @@ def test_a_folder_that_is_a_file(student: TinyStudent, facts: StudentFacts, tmp_
         export(student, tmp_path / "taken", facts)
 
 
+def set_field(student: TinyStudent, field: int) -> None:
+    student.receptive_field, student.context = field, (0, field - 1)
+
+
 class Padded(TinyStudent):
     """Pads along time: its frames are as many, but not the same, on a stream."""
 
     def __init__(self) -> None:
         super().__init__()
         self.trunk = nn.Sequential(nn.ZeroPad2d((1, 0, 0, 0)), *self.trunk.children())
-        self.receptive_field -= 1
+        set_field(self, self.receptive_field - 1)
 
 
 class SqueezeExcite(nn.Module):
@@ -294,7 +299,9 @@ class SqueezeExcite(nn.Module):
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda s: setattr(s, "receptive_field", 10), "cannot compute|receptive_field 10"),
+        (lambda s: set_field(s, 10), "cannot compute|receptive_field 10"),
+        (lambda s: setattr(s, "context", (5, 4)), r"A context of 5 \+ 4 mel frames"),
+        (lambda s: setattr(s, "context", (11, -1)), r"A context of 11 \+ -1 mel frames"),
         (lambda s: setattr(s, "stride", 3), "stride 3"),
         (lambda s: setattr(s, "channels", 12), r"The head maps \(48, 6\)"),
         (lambda s: s.trunk.append(SqueezeExcite()), "depends on more than its 11 mel frames"),
@@ -390,7 +397,7 @@ def test_the_runtime_answers_as_the_export_was_judged(
     with torch.inference_mode():
         expected = {"fp32": student(torch.from_numpy(mel))[0].numpy()}
     int8 = cpu_session(str(exported[0] / "kit.int8.cpu.onnx"))
-    expected["int8.cpu"] = head(run_trunk(int8, mel))[0]
+    expected["int8.cpu"] = head(run_trunk(int8, with_context(mel, student.context)))[0]
     for name, logits in expected.items():
         result = Classifier(exported[0] / f"kit.{name}.onnx").classify(samples)
         assert result.index == logits.argmax()

@@ -79,7 +79,7 @@ class Sleeper:
 def test_latency_is_interleaved_and_ordered() -> None:
     log: list[float] = []
     sessions = {"slow": Sleeper(3.0, log), "fast": Sleeper(0.5, log)}
-    found = interleaved_latency(sessions, {}, budget_s=0.01, max_rounds=40)
+    found = interleaved_latency(sessions, {"slow": {}, "fast": {}}, budget_s=0.01, max_rounds=40)
     assert found["slow"].p50_ms > 2 * found["fast"].p50_ms
     assert found["slow"].p50_ms <= found["slow"].p95_ms
     assert found["fast"].rounds == found["slow"].rounds == MIN_ROUNDS

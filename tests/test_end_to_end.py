@@ -1,0 +1,155 @@
+"""The student that we train, exported and run as on a device: torch, ONNX and stream agree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from frami_edge.frontend import LogMel, tile_to_window
+from frami_edge.models.config import StudentArch
+from frami_edge.models.student import Student
+from frami_edge_export import ExportOptions, StudentFacts, classify_mels, export_student
+from frami_edge_export.sessions import cpu_session
+from frami_edge_runtime import Classifier, Context, MelSpec
+from frami_edge_runtime.session import CpuModel
+
+SPEC = MelSpec(
+    sample_rate=8000, n_fft=256, win_length=200, hop_length=80, n_mels=40, mean=-6.0, std=3.0
+)
+FRAMES = (1, 2, 3, 14, 30, 31, 32, 35, 97, 333)
+FAST = ExportOptions(bench_budget_s=0.05, bench_rounds=15, max_holdout=64)
+
+
+def smooth_mels(count: int, frames: int, seed: int) -> np.ndarray:
+    """(N, 1, M, T) random log-mels that change slowly over time and frequency."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((count, 1, SPEC.n_mels + 4, frames + 8))
+    x = np.lib.stride_tricks.sliding_window_view(x, (5, 9), axis=(2, 3)).mean((-1, -2)) * 5
+    floor, ceiling = (v[None, None, :, None] for v in (SPEC.floor, SPEC.ceiling))
+    mels_N1MT: np.ndarray = np.clip(x, floor, ceiling).astype(np.float32)
+    return mels_N1MT
+
+
+@pytest.fixture(scope="module")
+def student() -> Student:
+    """Random weights, BatchNorm statistics of smooth mels, a reused head made one matrix."""
+    torch.manual_seed(0)
+    student = Student(StudentArch(), SPEC.n_mels, 10, teacher_head=nn.Linear(128, 10))
+    for module in student.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # a plain average
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+    with torch.no_grad():
+        for seed in range(3):
+            student(torch.from_numpy(smooth_mels(32, 60, seed)))
+    return student.eval().collapse().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def exported(student: Student, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export")
+    facts = StudentFacts(SPEC, tuple(f"class {k}" for k in range(10)))
+    report = export_student(
+        student,
+        facts,
+        folder,
+        int8=True,
+        calibration=smooth_mels(96, 60, seed=9),
+        source="smooth noise",
+        options=FAST,
+    )
+    proven = [gate for gate in report.gates if gate.name.startswith("torch = ONNX")]
+    assert len(proven) == 3
+    assert all(gate.passed for gate in proven)
+    return folder
+
+
+def clip(frames: int) -> np.ndarray:
+    """Samples that give so many mel frames, and half a hop more."""
+    n = SPEC.n_fft + (frames - 1) * SPEC.hop_length + SPEC.hop_length // 2
+    t = np.arange(n) / SPEC.sample_rate
+    noise = np.random.default_rng(frames).standard_normal(n)
+    return (0.2 * np.sin(2 * np.pi * (400 + 900 * t) * t) + 0.03 * noise).astype(np.float32)
+
+
+def torch_logits(student: Student, mel_MT: torch.Tensor) -> np.ndarray:
+    logits_K: np.ndarray = student(mel_MT[None, None])[0].numpy()
+    return logits_K
+
+
+def test_the_file_says_what_the_student_is(student: Student, exported: Path) -> None:
+    info = Classifier(exported / "student.fp32.onnx").info
+    assert (info.receptive_field, info.stride) == (student.receptive_field, student.stride)
+    assert info.context == Context(*student.context)
+    for frames in FRAMES:
+        hidden = student.hidden(torch.zeros(1, 1, SPEC.n_mels, frames))
+        assert hidden.frames_BCT.shape[2] == info.trunk_frames(frames)
+
+
+@pytest.mark.parametrize("frames", FRAMES)
+def test_the_device_hears_what_torch_hears(student: Student, exported: Path, frames: int) -> None:
+    samples = clip(frames)
+    mel_MT = LogMel(SPEC)(torch.from_numpy(samples))
+    assert mel_MT.shape[1] == frames
+    result = Classifier(exported / "student.fp32.onnx").classify(samples)
+    assert np.abs(result.logits - torch_logits(student, mel_MT)).max() <= 1e-3
+
+
+def test_a_clip_shorter_than_a_mel_frame_is_tiled(student: Student, exported: Path) -> None:
+    samples = clip(1)[:90]
+    mel_MT = LogMel(SPEC)(tile_to_window(torch.from_numpy(samples), SPEC))
+    result = Classifier(exported / "student.fp32.onnx").classify(samples)
+    assert np.abs(result.logits - torch_logits(student, mel_MT)).max() <= 1e-3
+
+
+def test_the_same_mels_give_the_same_logits(student: Student, exported: Path) -> None:
+    mels = [smooth_mels(1, frames, seed=frames)[0, 0] for frames in FRAMES]
+    expected = np.stack([torch_logits(student, torch.from_numpy(m)) for m in mels])
+    found = classify_mels(exported / "student.fp32.onnx", mels)
+    assert np.abs(found - expected).max() <= 1e-5
+    whole = _whole(exported / "student.model.onnx", mels)
+    assert np.abs(whole - expected).max() <= 1e-5
+
+
+def test_batches_padded_with_the_context_are_as_if_alone(student: Student) -> None:
+    mels = smooth_mels(3, 90, seed=4)
+    lengths = torch.tensor([90, 17, 1])
+    for i, n in enumerate(lengths.tolist()):
+        mels[i, ..., n:] = 0
+    logits = student(torch.from_numpy(mels), lengths).numpy()
+    for i, n in enumerate(lengths.tolist()):
+        alone = torch_logits(student, torch.from_numpy(mels[i, 0, :, :n]))
+        assert np.abs(logits[i] - alone).max() <= 1e-4
+
+
+@pytest.mark.parametrize("name", ["student.fp32.onnx", "student.int8.cpu.onnx"])
+def test_a_stream_is_the_clip(exported: Path, name: str) -> None:
+    classifier = Classifier(exported / name)
+    samples = clip(150)
+    expected = classifier.classify(samples)
+    for size in (37, 160, 4097):
+        stream = classifier.stream()
+        for start in range(0, len(samples), size):
+            stream.push(samples[start : start + size])
+        last = stream.flush()
+        assert last is not None
+        assert np.array_equal(last.logits, expected.logits)
+
+
+def test_int8_answers_nearly_as_fp32(exported: Path) -> None:
+    mels = list(smooth_mels(64, 60, seed=77)[:, 0])
+    fp32 = classify_mels(exported / "student.fp32.onnx", mels)
+    int8 = classify_mels(exported / "student.int8.cpu.onnx", mels)
+    noise = np.square(fp32 - int8).sum() / np.square(fp32 - fp32.mean(0)).sum()
+    assert 0 < noise < 0.1  # int8 at work, at more than 10 dB
+    assert CpuModel(exported / "student.int8.cpu.onnx").info.precision == "int8"
+
+
+def _whole(path: Path, mels: list[np.ndarray]) -> np.ndarray:
+    session = cpu_session(str(path))
+    return np.stack([session.run(["logits"], {"mel": m[None, None]})[0][0] for m in mels])
