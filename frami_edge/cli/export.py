@@ -174,8 +174,8 @@ def _show(report: ExportReport, output: Output) -> None:
             for g in report.gates
         ],
     )  # fmt: skip
-    names = ["file", "kB", "smaller", "ms for 1 s", "faster", "ms a chunk", "faster there",
-             "max diff.", "agreement", "SQNR dB"]  # fmt: skip
+    names = ["name", "kB", "smaller", "1 s, ms", "faster", "chunk, ms", "faster", "max diff.",
+             "agreement", "SQNR dB"]  # fmt: skip
     rows = [_row(a, fp32) for a in report.artifacts]
     if fp32.accuracy is not None:
         names.append("accuracy")
@@ -188,12 +188,16 @@ def _show(report: ExportReport, output: Output) -> None:
         caption=f"Medians of {bench['rounds']} interleaved rounds, one thread, {bench['cpu']}; "
         f"a chunk is {bench['chunk_s']:g} s.",
     )
-    output.table("Verdicts", ("file", "verdict"), [(a.path, a.verdict) for a in report.artifacts])
+    output.table(
+        "Verdicts",
+        ("name", "file", "verdict"),
+        [(a.name, a.path, a.verdict) for a in report.artifacts],
+    )
 
 
 def _row(a: Artifact, fp32: Artifact) -> list[object]:
     return [
-        a.path,
+        a.name,
         f"{a.bytes / 1000:.1f}",
         f"{fp32.bytes / a.bytes:.2f}",
         _fixed(a.p50_ms, 3),
