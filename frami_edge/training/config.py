@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from frami_edge.config import Strict
 from frami_edge.models.config import TeacherArch
@@ -63,6 +63,12 @@ class DataConfig(Strict):
     """`fsdd`, `esc10`, `esc50`, `urbansound8k`, `audiomnist`, or `folder:PATH`."""
     fold: str
     """The official fold or split that is held out for testing: the teacher never hears it."""
+
+    @field_validator("fold", mode="before")
+    @classmethod
+    def _number_is_a_name(cls, value: Any) -> Any:
+        # `--set data.fold=1` is a number in YAML.
+        return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 class TrainConfig(Strict):

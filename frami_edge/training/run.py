@@ -121,9 +121,13 @@ def fit(
 def draw(run: RunFolder, card: Card, result: Score) -> dict[str, str]:
     """Training curves and the confusion picture; their paths inside the run."""
     pictures = {"curves": "plots/curves.png", "confusion": "plots/confusion.png"}
-    rows = [row for row in run.metrics() if row.get("phase") == "train"]
+    rows = [r | {"epoch": r["step"]} for r in run.metrics() if r.get("phase") == "train"]
     plots.curves(
-        run.path(pictures["curves"]), rows, [["loss"], ["train_accuracy"], ["lr"]], "Training"
+        run.path(pictures["curves"]),
+        rows,
+        [["loss"], ["train_accuracy"], ["lr"]],
+        "Training",
+        x="epoch",
     )
     plots.confusion(
         run.path(pictures["confusion"]), result.confusion_KK, card.labels, "Held-out fold"

@@ -34,7 +34,6 @@ def teacher(spec: MelSpec) -> ResNetTeacher:
     return model.eval().requires_grad_(False)
 
 
-
 @pytest.fixture
 def context(teacher: ResNetTeacher, spec: MelSpec) -> Callable[..., Context]:
     """`context(sources={...}, inversion={...})`: what sources need, tiny, on the CPU in float32."""

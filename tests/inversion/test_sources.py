@@ -73,9 +73,7 @@ def test_what_is_not_learned_makes_the_clips_asked_for(
 
 
 @pytest.mark.parametrize("name", LEARNED)
-def test_classes_are_asked_for_in_turn_and_burn_in_is_thrown_away(
-    name: str, context: Make
-) -> None:
+def test_classes_are_asked_for_in_turn_and_burn_in_is_thrown_away(name: str, context: Make) -> None:
     source = SOURCES[name](context())
     batches = [source.step(i) for i in range(source.steps)]
     counts = torch.bincount(torch.cat([b.labels_B for b in batches]))

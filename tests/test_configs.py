@@ -1,0 +1,69 @@
+"""Every shipped config is valid, complete and explained."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from frami_edge import _yaml
+from frami_edge.config import load_config, presets
+from frami_edge.data import known_sets
+from frami_edge.distillation.config import JourneyConfig
+from frami_edge.training.config import TeacherConfig
+
+MODELS: dict[str, type[BaseModel]] = {
+    "-teacher": TeacherConfig,
+    "-student": JourneyConfig,
+    "quickstart": JourneyConfig,
+}
+SHIPPED = presets()
+TEACHERS = [name for name in SHIPPED if name.endswith("-teacher")]
+
+
+def model_of(name: str) -> type[BaseModel]:
+    return next(model for suffix, model in MODELS.items() if name.endswith(suffix))
+
+
+def test_there_is_a_teacher_for_every_large_set() -> None:
+    wanted = {"fsdd", "esc10", "esc50", "urbansound8k", "audiomnist"}
+    assert {f"{name}-teacher" for name in wanted} <= set(TEACHERS)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_it_is_valid_by_its_name(name: str) -> None:
+    assert name.endswith(tuple(MODELS)), "call it NAME-teacher.yaml or NAME-student.yaml"
+    assert load_config(model_of(name), name) == load_config(model_of(name), SHIPPED[name])
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+def test_the_set_and_the_fold_exist(name: str) -> None:
+    config = load_config(TeacherConfig, name)
+    info = next(info for info in known_sets() if info.name == config.data.name)
+    assert config.data.fold in info.folds
+    assert name == f"{info.name}-teacher"
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+def test_every_key_is_there_and_explained(name: str) -> None:
+    text = SHIPPED[name].read_text()
+    config = load_config(TeacherConfig, name)
+    assert _yaml.parse(text).keys() == config.model_dump().keys()
+    for section, value in config.model_dump().items():
+        if isinstance(value, dict):
+            assert _yaml.parse(text)[section].keys() == value.keys(), section
+    bare = [
+        line
+        for line in text.splitlines()
+        if re.match(r"\s*\w+: *\S", line) and not re.search(r" # \S", line)
+    ]
+    assert bare == []
+
+
+def test_a_wrong_key_in_a_copy_is_named(tmp_path: Path) -> None:
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(SHIPPED["fsdd-teacher"].read_text().replace("epochs: 15", "epoch: 15"))
+    with pytest.raises(Exception, match="did you mean 'epochs'"):
+        load_config(TeacherConfig, copy)
