@@ -56,7 +56,7 @@ class Score:
         """Recall of each class; None where it has no clip."""
         counts = self.confusion_KK.sum(dim=1)
         hits = self.confusion_KK.diagonal()
-        return [float(h / n) if n else None for h, n in zip(hits, counts, strict=True)]
+        return [int(h) / int(n) if n else None for h, n in zip(hits, counts, strict=True)]
 
 
 def score(logits_NK: Tensor, labels_N: Tensor, teacher_NK: Tensor | None = None) -> Score:

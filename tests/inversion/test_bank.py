@@ -159,7 +159,10 @@ def test_an_unknown_source_is_refused(bank: Bank) -> None:
 
 def test_a_feed_mixes_by_share_and_repeats_by_seed(bank: Bank) -> None:
     feed = BankFeed(bank, {"a": 0.75, "b": 0.25})
-    draw = lambda seed: feed.batch(400, torch.Generator().manual_seed(seed))[:, 0, 0, 0]  # noqa: E731
+
+    def draw(seed: int) -> torch.Tensor:
+        return feed.batch(400, torch.Generator().manual_seed(seed))[:, 0, 0, 0]
+
     values = draw(0)
     assert torch.equal(values, draw(0))
     assert not torch.equal(values, draw(1))

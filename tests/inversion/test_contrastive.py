@@ -95,7 +95,7 @@ def test_the_adversarial_term_counts_agreeing_clips_only() -> None:
     loss = adversarial_loss(teacher, student)
     p, q = teacher.log_softmax(1)[0], student.detach().log_softmax(1)[0]
     assert float(loss.detach()) == pytest.approx(-float((p.exp() * (p - q)).sum()) / 2, rel=1e-5)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     assert student.grad is not None
     assert student.grad[0].abs().sum() > 0
     assert student.grad[1].abs().sum() == 0
