@@ -27,8 +27,8 @@ class ProceduralAudio:
     """Hand-written random sounds: no recording and no teacher is involved.
 
     Each clip layers one to four events (shaped noise, harmonic tones, chirps, impacts, click
-    trains; sustained, single or repeated) over an optional background, in an optional room, at a random
-    level. The ranges and their reasons are in `frami_edge.inversion.procedural.ranges`.
+    trains; sustained, single or repeated) over an optional background, in an optional room, at a
+    random level. The ranges and their reasons are in `frami_edge.inversion.procedural.ranges`.
 
     Args:
         sample_rate: Hz, at least 1000.
