@@ -6,18 +6,25 @@ noise and procedural audio what inversion adds, real audio what is lost without 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from frami_edge.device import generator
+from frami_edge.data import Features, length_buckets
+from frami_edge.device import Choice, generator
 from frami_edge.distillation.config import JourneyConfig
 from frami_edge.distillation.feeds import ClipFeed, TensorFeed
-from frami_edge.distillation.loop import Feed
+from frami_edge.distillation.loop import Distiller, Feed
+from frami_edge.distillation.run import new_student
 from frami_edge.errors import ConfigError
 from frami_edge.inversion.bank import Bank, BankFeed
 from frami_edge.inversion.controls import smooth_noise_mels, white_noise_mels
 from frami_edge.inversion.procedural import procedural_mels
+from frami_edge.models.checkpoint import Loaded
+from frami_edge.models.student import Student
+from frami_edge.models.teacher import ResNetTeacher
+from frami_edge.training.config import TrainConfig
+from frami_edge.training.loop import train_epochs
 from frami_edge_runtime.melspec import MelSpec
 
 SYNTHETIC = ("white_noise", "smooth_noise", "procedural")
@@ -26,6 +33,10 @@ FROM_BANK = ("inversion", "translator")
 """Controls that use one source of a bank alone."""
 REAL = ("real", "unrelated")
 """Controls on real audio: the teacher's own training clips, and another set's."""
+SUPERVISED = "scratch"
+"""The same student on the same training clips with their labels and no teacher."""
+CONTROLS = (*SYNTHETIC, *FROM_BANK, *REAL, SUPERVISED)
+"""All of them."""
 
 
 def control_feed(
@@ -63,6 +74,66 @@ def control_feed(
         if not real:
             raise ConfigError(f"The control {name} needs real clips.", fix="Give --data-root.")
         return ClipFeed(real, frames)
-    known = (*SYNTHETIC, *FROM_BANK, *REAL)
-    raise ConfigError(f"There is no control {name!r}.", fix=f"Known: {', '.join(known)}.")
+    raise ConfigError(f"There is no control {name!r}.", fix=f"Known: {', '.join(CONTROLS)}.")
+
+
+def control_student(
+    name: str,
+    teacher: Loaded,
+    config: JourneyConfig,
+    choice: Choice,
+    *,
+    bank: Bank | None = None,
+    real: Features | None = None,
+    on_step: Callable[[int, dict[str, float]], None] = lambda *_: None,
+) -> Student:
+    """The student of one control: same network, same seed, same number of steps.
+
+    Args:
+        name: One of `CONTROLS`.
+        teacher: Loaded and on its device.
+        config: Of the run that is controlled.
+        choice: Device and precision.
+        bank: For `FROM_BANK`.
+        real: For `REAL` (labels unused) and `SUPERVISED`.
+        on_step: Called with the number of steps done and the losses.
+
+    Raises:
+        ConfigError: See `control_feed`.
+    """
+    mels = real.mels if real else ()
+    if name != SUPERVISED:
+        feed = control_feed(name, teacher.spec, config, bank=bank, real=mels)
+        return distilled_on(feed, teacher, config, choice, on_step)
+    if real is None:
+        raise ConfigError(f"The control {name} needs real clips.", fix="Give --data-root.")
+    d = config.distill
+    alone = config.distill.model_copy(update={"reuse_head": False})
+    student = new_student(config.student, teacher, alone, config.seed)
+    batches = len(length_buckets([d.crop_max] * len(real), d.batch_size, generator=None))
+    recipe = TrainConfig(
+        epochs=max(1, round(d.steps / batches)),
+        batch_size=d.batch_size,
+        crop_frames=d.crop_max,
+        mixup=d.mixup,
+        gain=d.gain,
+    )
+    train_epochs(
+        student, real, recipe, choice=choice, seed=config.seed, on_step=lambda i, _, m: on_step(i, m)
+    )
+    return student.eval().requires_grad_(False)
+
+
+def distilled_on(
+    feed: Feed,
+    teacher: Loaded,
+    config: JourneyConfig,
+    choice: Choice,
+    on_step: Callable[[int, dict[str, float]], None] = lambda *_: None,
+) -> Student:
+    """A student distilled on a feed with the run's own recipe, ready to ship."""
+    student = new_student(config.student, teacher, config.distill, config.seed)
+    assert isinstance(teacher.model, ResNetTeacher)
+    Distiller(teacher.model, student, config.distill, choice, config.seed, feed).run(on_step)
+    return student.collapse().requires_grad_(False)
 

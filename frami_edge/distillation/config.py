@@ -16,7 +16,7 @@ class DistillConfig(Strict):
     """Training steps."""
     batch_size: int = Field(64, ge=2)
     """Clips a step."""
-    learning_rate: float = Field(1e-2, gt=0)
+    learning_rate: float = Field(1.5e-2, gt=0)
     """Peak of the cosine schedule (AdamW)."""
     weight_decay: float = Field(1e-2, ge=0)
     """AdamW, on matrices and kernels only."""
@@ -38,7 +38,7 @@ class DistillConfig(Strict):
     """Longest random stretch, in mel frames."""
     gain: float = Field(0.3, ge=0)
     """Standard deviation of the random loudness, in units of the front end's std."""
-    mixup: float = Field(0.5, ge=0, le=1)
+    mixup: float = Field(0.25, ge=0, le=1)
     """Probability that a clip is blended with another of its batch, of whatever source."""
     mask_bands: int = Field(0, ge=0)
     """Widest masked stripe of mel bands."""
