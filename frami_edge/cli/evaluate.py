@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from frami_edge.cli._app import Json, Quiet, command_app, examples
+from frami_edge.cli._app import Device, Json, Precision, Quiet, command_app, examples
 from frami_edge.cli._output import Output
 
 if TYPE_CHECKING:
     from frami_edge.candidate import Candidate
+    from frami_edge.control_table import ControlTable
     from frami_edge.data import SoundSet
     from frami_edge.evaluation import Score
+    from frami_edge.runs import RunFolder
 
 app = command_app()
 
@@ -23,6 +26,8 @@ app = command_app()
         "frami-edge evaluate runs/student/student.safetensors --data esc10",
         "frami-edge evaluate student.safetensors --data fsdd --teacher teacher.safetensors",
         "frami-edge evaluate student.int8.cpu.onnx --data fsdd --teacher t.safetensors --json",
+        "frami-edge evaluate student.safetensors --data esc10 --teacher t.safetensors "
+        "--controls all-synthetic,inversion,unrelated=esc40 --bank runs/student/bank --out runs/c",
     )
 )
 def evaluate(
@@ -45,8 +50,24 @@ def evaluate(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Run folder for the confusion picture and the figures."),
+        typer.Option("--out", help="Run folder for the pictures and the figures."),
     ] = None,
+    controls: Annotated[
+        str | None,
+        typer.Option(
+            "--controls",
+            metavar="NAMES",
+            help="Distil the student's network again, with its seed and steps, on other clips: "
+            "white_noise, smooth_noise, procedural (these three: all-synthetic), inversion, "
+            "translator (of --bank), real, unrelated=SET, scratch. smooth_noise is always there.",
+        ),
+    ] = None,
+    bank: Annotated[
+        Path | None,
+        typer.Option("--bank", help="Bank folder, for the controls inversion and translator."),
+    ] = None,
+    device: Device = "auto",
+    precision: Precision = "auto",
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -74,47 +95,101 @@ def evaluate(
             f"{model} does not say what its teacher was trained on, so nobody checked that fold "
             f"{key} was held out; --teacher FILE tells."
         )
-    clips = [clip for clip in sound_set.clips if clip.fold == key]
-    features = load_features(judged.spec, clips, output, "Log-mels")
-    warn_rejected(features, "test clips", output)
-    theirs = their_logits = None
-    if reference:
-        same = reference.spec == judged.spec
-        their_features = (
-            features if same else load_features(reference.spec, clips, output, "Teacher's log-mels")
-        )
-        their_logits = reference.logits(their_features)
-        theirs = score(their_logits, features.labels)
-    with output.progress("Scoring", len(features), fields=()) as bar:
-        logits = judged.logits(features, lambda done: bar.update(done - bar.completed))
-    mine = score(logits, features.labels, their_logits)
-    found = {
-        "model": str(model),
-        "kind": judged.kind,
-        "sha256": judged.sha256,
-        "data": sound_set.name,
-        "fold": key,
-        "clips": mine.clips,
-        "rejected": len(features.rejected),
-        "accuracy": mine.accuracy,
-        "agreement": mine.agreement,
-        "kl_nats": mine.kl,
-        "teacher_accuracy": theirs.accuracy if theirs else None,
-        "recall": dict(zip(judged.labels, mine.per_class(), strict=True)),
-        "confusion": mine.confusion_KK,
-    }
-    if out:
-        found["plots"] = {"confusion": str(_keep(out, judged, reference, found, mine))}
-    output.result(found)
+    table = None
+    if controls is not None:
+        table = _control_table(
+            controls, judged, reference, sound_set, key, output,
+            bank=bank, root=data_root, device=device, precision=precision,
+        )  # fmt: skip
+    with ExitStack() as stack:
+        run = None
+        if out:
+            run = stack.enter_context(_begin(out, judged, reference, sound_set, key, table))
+        clips = [clip for clip in sound_set.clips if clip.fold == key]
+        features = load_features(judged.spec, clips, output, "Log-mels")
+        warn_rejected(features, "test clips", output)
+        theirs = their_logits = None
+        their_features = features
+        if reference:
+            if reference.spec != judged.spec:
+                their_features = load_features(reference.spec, clips, output, "Teacher's log-mels")
+            their_logits = reference.logits(their_features)
+            theirs = score(their_logits, features.labels)
+        with output.progress("Scoring", len(features), fields=()) as bar:
+            logits = judged.logits(features, lambda done: bar.update(done - bar.completed))
+        mine = score(logits, features.labels, their_logits)
+        found: dict[str, Any] = {
+            "model": str(model),
+            "kind": judged.kind,
+            "sha256": judged.sha256,
+            "data": sound_set.name,
+            "fold": key,
+            "clips": mine.clips,
+            "rejected": len(features.rejected),
+            "accuracy": mine.accuracy,
+            "agreement": mine.agreement,
+            "kl_nats": mine.kl,
+            "teacher_accuracy": theirs.accuracy if theirs else None,
+            "recall": dict(zip(judged.labels, mine.per_class(), strict=True)),
+            "confusion": mine.confusion_KK,
+        }
+        rows: list[tuple[object, ...]] = []
+        bars: list[tuple[str, float, float | None]] = []
+        if table and theirs and their_logits is not None:
+            from frami_edge.control_table import bars as bar_rows
+            from frami_edge.control_table import table_rows
+
+            controlled = table.rows(their_features, their_logits, output)
+            found["controls"] = {name: row for name, (_, row) in controlled.items()}
+            rows, bars = table_rows(mine, theirs, controlled), bar_rows(mine, theirs, controlled)
+        if run:
+            found["plots"] = _keep(run, judged, found, mine, bars)
+        output.result(found)
     names = ("class", "clips", "recall", "teacher's recall")
-    rows: list[tuple[str, ...]] = list(class_rows(judged.labels, mine, theirs))
+    by_class: list[tuple[str, ...]] = list(class_rows(judged.labels, mine, theirs))
     shown = len(names) if theirs else 3
     output.table(
-        f"Fold {key} of {sound_set.name} by class", names[:shown], [row[:shown] for row in rows]
+        f"Fold {key} of {sound_set.name} by class", names[:shown], [row[:shown] for row in by_class]
     )
     output.table(f"{judged.kind}: {model}", *_summary(mine, theirs))
+    if table:
+        output.table(
+            f"Controls: same network, recipe, seed and {table.config.distill.steps} steps",
+            ("", "accuracy", "agreement with the teacher", "KL from it in nats"),
+            rows,
+            caption=f"Last step, {mine.clips} clips of fold {key} of {sound_set.name}.",
+        )
     if out:
-        output.note(f"Confusion picture and figures: {out}")
+        output.note(f"Pictures and figures: {out}")
+
+
+def _control_table(
+    text: str,
+    judged: Candidate,
+    reference: Candidate | None,
+    data: SoundSet,
+    fold: str,
+    out: Output,
+    *,
+    bank: Path | None,
+    root: Path | None,
+    device: str,
+    precision: Literal["auto", "bf16", "fp32"],
+) -> ControlTable:
+    """Everything that the controls need, checked before any of them is distilled."""
+    from frami_edge.cli._journey import journey_device
+    from frami_edge.control_table import ControlTable, parse_controls, student_recipe
+    from frami_edge.models.checkpoint import Loaded
+
+    wanted = parse_controls(text)
+    config = student_recipe(judged, reference)
+    assert reference is not None
+    assert isinstance(reference.model, Loaded)
+    choice = journey_device(device, precision)
+    out.note(f"Device: {choice.reason}")
+    return ControlTable.prepare(
+        wanted, config, reference.model, choice, data, fold, out, bank=bank, root=root
+    )
 
 
 def _fold(judged: Candidate, heard: Any, data: SoundSet, asked: str | None) -> str:
@@ -139,18 +214,40 @@ def _summary(mine: Score, theirs: Score | None) -> tuple[list[str], list[list[ob
     return names, [row]
 
 
-def _keep(
-    out: Path, judged: Candidate, reference: Candidate | None, found: dict[str, Any], mine: Score
-) -> Path:
-    """Write the run folder; returns the picture's path."""
-    from frami_edge import plots
+def _begin(
+    out: Path,
+    judged: Candidate,
+    reference: Candidate | None,
+    data: SoundSet,
+    fold: str,
+    table: ControlTable | None,
+) -> RunFolder:
+    """The run folder, before any work: one that cannot be written must not cost an hour."""
     from frami_edge.runs import RunFolder
 
     inputs = {"model": judged.path} | ({"teacher": reference.path} if reference else {})
-    config = {"data": found["data"], "fold": found["fold"]}
-    with RunFolder.create(out, command="evaluate", config=config, inputs=inputs) as run:
-        run.record(**{k: v for k, v in found.items() if k != "model"})
-        picture = run.path("plots/confusion.png")
-        title = f"Fold {found['fold']} of {found['data']}: {100 * mine.accuracy:.1f} %"
-        plots.confusion(picture, mine.confusion_KK, judged.labels, title)
-    return picture
+    config: dict[str, Any] = {"data": data.name, "fold": fold}
+    if table:
+        config |= {"controls": list(table.wanted.names), "unrelated": table.wanted.unrelated}
+    return RunFolder.create(out, command="evaluate", config=config, inputs=inputs)
+
+
+def _keep(
+    run: RunFolder,
+    judged: Candidate,
+    found: dict[str, Any],
+    mine: Score,
+    bars: list[tuple[str, float, float | None]],
+) -> dict[str, str]:
+    """Figures and pictures; returns the pictures' paths."""
+    from frami_edge import plots
+
+    run.record(**{k: v for k, v in found.items() if k != "model"})
+    pictures = {"confusion": run.path("plots/confusion.png")}
+    title = f"Fold {found['fold']} of {found['data']}: {100 * mine.accuracy:.1f} %"
+    plots.confusion(pictures["confusion"], mine.confusion_KK, judged.labels, title)
+    if bars:
+        pictures["controls"] = run.path("plots/controls.png")
+        title = f"Fold {found['fold']} of {found['data']}: same student, other clips"
+        plots.accuracy_bars(pictures["controls"], bars, title)
+    return {name: str(path) for name, path in pictures.items()}

@@ -1,0 +1,279 @@
+"""The control table: a student beside students of the same recipe on other clips than its own.
+
+The student's card carries its recipe, so a control differs from it in the clips alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from torch import Tensor
+
+from frami_edge.candidate import Candidate
+from frami_edge.cli._output import Output
+from frami_edge.controls import CONTROLS, FROM_BANK, SUPERVISED, SYNTHETIC, control_student
+from frami_edge.data import Clip, Features, SoundSet, load_set
+from frami_edge.device import Choice
+from frami_edge.distillation.config import JourneyConfig
+from frami_edge.errors import CheckpointError, ConfigError, DataError
+from frami_edge.evaluation import Score, predict, score
+from frami_edge.inversion.bank import Bank, BankFeed, check_bank
+from frami_edge.inversion.run import ready
+from frami_edge.models.checkpoint import Loaded
+from frami_edge.training.material import load_features, warn_rejected
+
+ALL_SYNTHETIC = "all-synthetic"
+"""Stands for every control that needs nothing but the front end."""
+ALWAYS = "smooth_noise"
+"""In every table: on easy sets it does nearly as well as a bank, and a reader must see that."""
+UNRELATED = "unrelated"
+_LABELS = {
+    "white_noise": "same steps on white noise",
+    "smooth_noise": "same steps on smooth noise",
+    "procedural": "same steps on procedural audio",
+    "inversion": "same steps on the bank's inversion alone",
+    "translator": "same steps on the bank's translator alone",
+    "real": "same steps on the training clips of this set",
+    UNRELATED: "same steps on real clips of another set",
+    SUPERVISED: "the training clips with labels, no teacher",
+}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The rows that were asked for.
+
+    Attributes:
+        names: Of `CONTROLS`, in their order.
+        unrelated: The set of the control `unrelated`; empty where it is not wanted.
+    """
+
+    names: tuple[str, ...]
+    unrelated: str = ""
+
+
+def parse_controls(text: str) -> Wanted:
+    """`white_noise,unrelated=esc40` as a list of rows; smooth noise is always one of them.
+
+    Raises:
+        ConfigError: An unknown control, or `unrelated` without a set.
+    """
+    names, unrelated = {ALWAYS}, ""
+    for part in text.split(","):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if name == ALL_SYNTHETIC and not equals:
+            names |= set(SYNTHETIC)
+        elif name == UNRELATED and value:
+            names.add(name)
+            unrelated = value
+        elif name == UNRELATED:
+            raise ConfigError(
+                "The control unrelated needs a set of real clips.",
+                fix="Write it like --controls unrelated=esc40.",
+            )
+        elif name in CONTROLS and not equals:
+            names.add(name)
+        else:
+            known = ", ".join([*(n for n in CONTROLS if n != UNRELATED), "unrelated=SET"])
+            raise ConfigError(
+                f"--controls {text!r}: there is no control {part.strip()!r}.",
+                fix=f"Use {known}, or {ALL_SYNTHETIC}.",
+            )
+    return Wanted(tuple(name for name in CONTROLS if name in names), unrelated)
+
+
+def student_recipe(judged: Candidate, reference: Candidate | None) -> JourneyConfig:
+    """How the student was made.
+
+    Raises:
+        CheckpointError: There is no teacher, or the model is no student with its whole recipe.
+    """
+    if judged.kind != "student" or not isinstance(judged.model, Loaded):
+        raise CheckpointError(
+            f"{judged.path} is no student's checkpoint but a model of the kind {judged.kind}: "
+            "it has no recipe to repeat on other clips.",
+            fix="Give the student.safetensors of `frami-edge distill`.",
+        )
+    if reference is None:
+        raise CheckpointError(
+            "Controls learn from the student's teacher, and none was given.",
+            fix="Give --teacher FILE, the checkpoint that the student was distilled from.",
+        )
+    try:
+        config = JourneyConfig.model_validate(judged.model.card.recipe)
+    except ValidationError:
+        config = None
+    if config is None or config.student.model_dump(mode="json") != judged.model.card.arch:
+        raise CheckpointError(
+            f"{judged.path} does not say how it was distilled, so no control can repeat it.",
+            fix="Give a student of this version's `frami-edge distill`.",
+        )
+    return config
+
+
+@dataclass
+class ControlTable:
+    """Checks everything first, then distils one student after the other.
+
+    Attributes:
+        wanted: Rows.
+        config: Recipe of the student that is controlled.
+        teacher: Its teacher.
+        choice: Device and precision.
+        bank: For the rows that use one source of it.
+        real: Clips of the rows on real audio, by row.
+    """
+
+    wanted: Wanted
+    config: JourneyConfig
+    teacher: Loaded
+    choice: Choice
+    bank: Bank | None = None
+    real: dict[str, Features] = field(default_factory=dict)
+
+    @classmethod
+    def prepare(
+        cls,
+        wanted: Wanted,
+        config: JourneyConfig,
+        teacher: Loaded,
+        choice: Choice,
+        data: SoundSet,
+        fold: str,
+        out: Output,
+        *,
+        bank: Path | None = None,
+        root: Path | None = None,
+    ) -> ControlTable:
+        """Open the bank and the real clips that the rows need.
+
+        Args:
+            wanted: Rows.
+            config: Recipe of the student.
+            teacher: Its teacher; moved to the device.
+            choice: Device and precision.
+            data: What the table is scored on.
+            fold: The held-out fold: no row hears it.
+            out: For progress and warnings.
+            bank: Folder.
+            root: Data root.
+
+        Raises:
+            ConfigError: A row needs a bank, and none is given.
+            BankError: The bank is of another teacher, or lacks a source.
+            DataError: Real clips are not there, or hold clips that the table is scored on.
+        """
+        table = cls(wanted, config, ready(teacher, choice), choice)
+        for name in wanted.names:
+            if name in FROM_BANK:
+                table.bank = table.bank or _bank(bank, name, teacher)
+                BankFeed(table.bank, {name: 1.0})
+        if set(wanted.names) & {"real", SUPERVISED}:
+            features = _features(teacher, data.split(fold)[0], "training", out)
+            table.real |= {"real": features, SUPERVISED: features}
+        if wanted.unrelated:
+            clips = list(load_set(wanted.unrelated, root).clips)
+            _check_disjoint(wanted.unrelated, clips, data)
+            table.real[UNRELATED] = _features(teacher, clips, UNRELATED, out)
+        return table
+
+    def rows(
+        self, tests: Features, theirs_NK: Tensor, out: Output
+    ) -> dict[str, tuple[Score, dict[str, Any]]]:
+        """Distil and score each control: name to its score, and the row of the JSON object.
+
+        Args:
+            tests: Clips with log-mels of the teacher's front end.
+            theirs_NK: The teacher's logits on them.
+            out: For progress.
+        """
+        found = {}
+        for name in self.wanted.names:
+            with out.progress(f"Control {name}", self._steps(name), ("loss", "agreement")) as bar:
+
+                def on_step(done: int, metrics: dict[str, float], bar: Any = bar) -> None:
+                    shown = {k: metrics[k] for k in ("loss", "agreement") if k in metrics}
+                    bar.update(done - bar.completed, **shown)
+
+                student = control_student(
+                    name,
+                    self.teacher,
+                    self.config,
+                    self.choice,
+                    bank=self.bank,
+                    real=self.real.get(name),
+                    on_step=on_step,
+                )
+            mine = score(predict(student, tests.mels), tests.labels, theirs_NK)
+            row = {"accuracy": mine.accuracy, "agreement": mine.agreement, "kl_nats": mine.kl}
+            row |= {"steps": self._steps(name), "seed": self.config.seed}
+            found[name] = (mine, row | self._clips(name))
+        return found
+
+    def _steps(self, name: str) -> int:
+        """Training steps; whole epochs where labels are learned."""
+        steps = self.config.distill.steps
+        if name != SUPERVISED:
+            return steps
+        batches = math.ceil(len(self.real[name]) / self.config.distill.batch_size)
+        return max(1, round(steps / batches)) * batches
+
+    def _clips(self, name: str) -> dict[str, Any]:
+        if name not in self.real:
+            return {}
+        clips = {"real_clips": len(self.real[name])}
+        return clips | ({"data": self.wanted.unrelated} if name == UNRELATED else {})
+
+
+def table_rows(
+    model: Score, teacher: Score, controls: dict[str, tuple[Score, dict[str, Any]]]
+) -> list[tuple[object, ...]]:
+    """(what, accuracy, agreement, KL), for a table: the teacher, the student, every control."""
+    rows: list[tuple[object, ...]] = [("teacher", f"{100 * teacher.accuracy:.2f} %", None, None)]
+    named = {"student": model} | {_LABELS[name]: found for name, (found, _) in controls.items()}
+    for what, found in named.items():
+        agreement = None if found.agreement is None else f"{100 * found.agreement:.2f} %"
+        rows.append((what, f"{100 * found.accuracy:.2f} %", agreement, found.kl))
+    return rows
+
+
+def bars(
+    model: Score, teacher: Score, controls: dict[str, tuple[Score, dict[str, Any]]]
+) -> list[tuple[str, float, float | None]]:
+    """Rows of `frami_edge.plots.accuracy_bars`."""
+    named = {"teacher": teacher, "student": model}
+    named |= {name.replace("_", " "): found for name, (found, _) in controls.items()}
+    return [(name, found.accuracy, None) for name, found in named.items()]
+
+
+def _bank(folder: Path | None, name: str, teacher: Loaded) -> Bank:
+    if folder is None:
+        raise ConfigError(
+            f"The control {name} needs a bank.",
+            fix="Give --bank DIR, the bank folder of the student's run.",
+        )
+    bank = Bank.open(folder)
+    check_bank(bank, teacher.spec, teacher.card.labels, teacher.sha256)
+    return bank
+
+
+def _features(teacher: Loaded, clips: Sequence[Clip], what: str, out: Output) -> Features:
+    features = load_features(teacher.spec, clips, out, f"Log-mels of {what} clips")
+    warn_rejected(features, f"{what} clips", out)
+    return features
+
+
+def _check_disjoint(name: str, clips: Sequence[Clip], data: SoundSet) -> None:
+    """An unrelated set shares no file with the one that is scored."""
+    scored = {clip.path.resolve() for clip in data.clips}
+    shared = sum(clip.path.resolve() in scored for clip in clips)
+    if shared:
+        raise DataError(
+            f"{name} is not unrelated to {data.name}: {shared} clips are in both.",
+            fix="Name a set of other recordings (for esc10: esc40).",
+        )

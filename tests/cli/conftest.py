@@ -1,0 +1,123 @@
+"""A teacher that nobody trained, a configuration that takes a second, and clips of two tones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from torch import nn
+from typer.testing import CliRunner, Result
+
+from frami_edge.cli import app
+from frami_edge.inversion.procedural import procedural_mels
+from frami_edge.models.checkpoint import Card, TrainedOn, save_checkpoint
+from frami_edge.models.config import TeacherArch
+from frami_edge.models.teacher import ResNetTeacher
+from frami_edge_runtime.melspec import MelSpec
+
+SPEC = MelSpec(
+    sample_rate=8000, n_fft=256, win_length=200, hop_length=80, n_mels=16, mean=-6.0, std=4.0
+)
+LABELS = ("high", "low")
+CONFIG = """
+student: {channels: [8, 8, 8], time_kernels: [3, 3, 3], out_channels: 12}
+bank:
+  frames: 24
+  procedural_clips: 40
+  control_clips: 40
+  shard_clips: 16
+  inversion: {steps: 5, burn_in: 1, batch_size: 8, latent: 8, width: 8, contrastive_memory: 20}
+  translator: {steps: 5, burn_in: 1, batch_size: 8}
+distill: {steps: 6, batch_size: 8, crop_min: 16, crop_max: 24, checkpoint_steps: 2}
+seed: 3
+"""
+
+Call = Callable[..., Result]
+
+
+def make_teacher(path: Path, seed: int = 0, data: str = "folder:tones") -> Path:
+    """Random weights; BatchNorm statistics of procedural clips, as after a training."""
+    torch.manual_seed(seed)
+    model = ResNetTeacher(TeacherArch(channels=(8, 12), blocks=1), SPEC.n_mels, len(LABELS))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+    with torch.no_grad():
+        model(procedural_mels(SPEC, 64, 24, seed=5))
+    heard = TrainedOn(data=data, test_fold="test", clips=8, sha256="0" * 64)
+    card = Card(
+        kind="teacher", arch=model.arch.model_dump(mode="json"), mel=SPEC.to_dict(), labels=LABELS,
+        trained_on=heard, licence="CC-BY-SA-4.0",
+    )  # fmt: skip
+    save_checkpoint(path, model.eval(), card)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FRAMI_EDGE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("FRAMI_EDGE_DATA", raising=False)
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_teacher(tmp_path_factory.mktemp("teacher") / "teacher.safetensors")
+
+
+@pytest.fixture(scope="session")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text(CONFIG)
+    return path
+
+
+def tones(root: Path, seed: int = 0, labels: tuple[str, ...] = LABELS) -> Path:
+    """A folder of noisy tones, in train and test."""
+    rng = np.random.default_rng(seed)
+    for side, n in (("train", 6), ("test", 4)):
+        for k, label in enumerate(labels):
+            for i in range(n):
+                t = np.arange(2400 + 400 * i) / 8000
+                wave = 0.3 * np.sin(2 * np.pi * (2000, 300)[k] * t)
+                path = root / side / label / f"{i}.wav"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                soundfile.write(path, wave + 0.02 * rng.standard_normal(len(t)), 8000)
+    return root
+
+
+@pytest.fixture(scope="session")
+def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tones(tmp_path_factory.mktemp("data") / "tones")
+
+
+@pytest.fixture
+def call() -> Call:
+    """`call("distill", ..., code=0)`: the program in this process; its exit code is checked."""
+
+    def run(*arguments: object, code: int = 0) -> Result:
+        result = CliRunner().invoke(app, [str(a) for a in arguments])
+        assert result.exit_code == code, result.output
+        assert "Traceback" not in result.output
+        assert "Internal error" not in result.output
+        return result
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def student(
+    tmp_path_factory: pytest.TempPathFactory, teacher: Path, config: Path
+) -> dict[str, Any]:
+    """What `distill --json` said of a finished run; its bank lies in `run_dir`/bank."""
+    out = tmp_path_factory.mktemp("student") / "run"
+    arguments = ["distill", config, "--teacher", teacher, "--out", out, "--json", "--device", "cpu"]
+    result = CliRunner().invoke(app, [str(a) for a in [*arguments, "--precision", "fp32"]])
+    assert result.exit_code == 0, result.output
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
