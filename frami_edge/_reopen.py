@@ -97,6 +97,21 @@ def old_run(
     return None
 
 
+def check_inputs(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """A resumed run reads the same files as before, wherever they lie now.
+
+    Raises:
+        RunError: One has another content, or one is missing or new.
+    """
+    for name in [*before, *(name for name in now if name not in before)]:
+        hashes = [(side.get(name) or {}).get("sha256", "none") for side in (before, now)]
+        if hashes[0] != hashes[1]:
+            raise RunError(
+                f"{folder} was begun with another {name} file.",
+                fix="Resume with the same one, or give another --out.",
+            )
+
+
 def _check_same(folder: Path, old: dict[str, Any], command: str, config: Any) -> None:
     if old.get("command") != command:
         raise RunError(

@@ -16,7 +16,15 @@ from pydantic import BaseModel
 from frami_edge import _provenance, _yaml
 from frami_edge._lock import FolderLock
 from frami_edge._metrics import MetricsFile
-from frami_edge._reopen import CONFIG, MANIFEST, SCHEMA, check_folder, old_run, read_manifest
+from frami_edge._reopen import (
+    CONFIG,
+    MANIFEST,
+    SCHEMA,
+    check_folder,
+    check_inputs,
+    old_run,
+    read_manifest,
+)
 from frami_edge.io import atomic_write_json, atomic_write_text, plain, sha256_file
 
 __all__ = ["RunFolder", "read_manifest"]
@@ -66,7 +74,8 @@ class RunFolder:
             command: Name of the command, such as `distill`.
             config: Written to config.yaml; a resumed run must have the same.
             overwrite: Delete a run that lies there; nothing but a run is ever deleted.
-            resume: Continue the run that lies there, keeping its metrics and facts.
+            resume: Continue the run that lies there, keeping its metrics and facts; its inputs
+                must be what they were.
             inputs: Files by role; the manifest keeps the path as given, and the SHA-256.
             seeds: By name, for the manifest.
             device: Device, precision and their reason, for the manifest.
@@ -85,6 +94,7 @@ class RunFolder:
             old = old_run(folder, command, written, overwrite=overwrite, resume=resume)
             manifest = _new_manifest(command)
             if old is not None:
+                check_inputs(folder, old.get("inputs") or {}, hashes)
                 manifest = {**old, "resumes": old.get("resumes", 0) + 1}
             manifest |= {"status": "running", "error": None, "inputs": hashes}
             manifest |= {"seeds": dict(seeds or {}), "device": device}
