@@ -1,10 +1,12 @@
 """ESC-10, fold by fold: teacher, data-free students, and the control rows, all with the same steps.
 
-    python benchmarks/esc10_folds.py OUT [--data-root DIR] [--folds 1,2,3,4,5] [--seed 0] [--variants ...]
+    python benchmarks/esc10_folds.py OUT [--data-root DIR] [--folds 1,2,3,4,5] [--seed 0]
+    [--variants ...]
 
-Every result is one line of OUT/results.jsonl; what is there already is not run again, so the script can
-be interrupted and split over processes by --folds. Last step, whole clips, official folds; no real clip
-takes part in anything but the teacher's training, the two rows that say so, and the scores.
+Every result is one line of OUT/results.jsonl; what is there already is not run again, so the
+script can be interrupted and split over processes by --folds. Last step, whole clips, official
+folds; no real clip takes part in anything but the teacher's training, the two rows that say so,
+and the scores.
 """
 
 from __future__ import annotations
@@ -76,7 +78,11 @@ def run_fold(fold: str, args: argparse.Namespace, root: Path) -> None:
     tests, everything = store.load(test), store.load(list(data.clips))
     theirs, theirs_all = predict(teacher.model, tests.mels), predict(teacher.model, everything.mels)
     base = {"fold": fold, "seed": args.seed, "steps": config.distill.steps}
-    first = {"variant": "teacher", "accuracy": score(theirs, tests.labels).accuracy, "clips": len(test)}
+    first = {
+        "variant": "teacher",
+        "accuracy": score(theirs, tests.labels).accuracy,
+        "clips": len(test),
+    }
     record(out, base | first)
     bank, bank_s = bank_of(fold, out, teacher, config)
     real: dict[str, Features | None] = {
@@ -93,9 +99,7 @@ def run_fold(fold: str, args: argparse.Namespace, root: Path) -> None:
             feed = BankFeed(bank, config.bank.shares)
             student = distilled_on(feed, teacher, config, choice)
         else:
-            student = control_student(
-                name, teacher, config, choice, bank=bank, real=real.get(name)
-            )
+            student = control_student(name, teacher, config, choice, bank=bank, real=real.get(name))
         seconds = time.monotonic() - begun
         mine = score(predict(student, tests.mels), tests.labels, theirs)
         both = score(predict(student, everything.mels), everything.labels, theirs_all)
@@ -136,7 +140,9 @@ def table(out: Path) -> None:
     """Markdown: mean over folds, the share of the teacher, and the standard error over folds."""
     rows = results(out)
     teacher = {r["fold"]: r["accuracy"] for r in rows if r["variant"] == "teacher"}
-    print("\n| student | folds | accuracy | of the teacher | agreement, all clips | KL, all clips |")
+    print(
+        "\n| student | folds | accuracy | of the teacher | agreement, all clips | KL, all clips |"
+    )
     print("| --- | --- | --- | --- | --- | --- |")
     mean = 100 * statistics.mean(teacher.values())
     print(f"| teacher | {len(teacher)} | {mean:.1f} % | | | |")
@@ -158,7 +164,9 @@ def table(out: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("out", type=Path)
     parser.add_argument("--data-root", type=Path)
     parser.add_argument("--folds", default="1,2,3,4,5")

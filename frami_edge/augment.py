@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def random_crop(x_B1MT: Tensor, frames: int, generator: torch.Generator) -> Tensor:
-    """One random stretch of ``frames`` frames for each clip; the whole batch where it has no more."""
+    """One random stretch of ``frames`` frames for each clip; all of it where it has no more."""
     b, _, m, t = x_B1MT.shape
     if frames >= t:
         return x_B1MT
@@ -63,7 +63,8 @@ def mix_pairs(
     the partners exchanged, so the larger one is given to the clip itself.
 
     Returns:
-        The blended batch, the partner of each clip (B,) int64, and λ (B,), 1 where a clip stayed as it was.
+        The blended batch, the partner of each clip (B,) int64, and λ (B,), 1 where a clip stayed
+        as it was.
     """
     b = x_B1MT.shape[0]
     partner_B = torch.randperm(b, generator=generator).to(x_B1MT.device)

@@ -1,7 +1,7 @@
 """Control rows: the same student and the same distillation on other clips than the bank's.
 
-A headline means little without them. White noise shows what the teacher's answers alone carry, smooth
-noise and procedural audio what inversion adds, real audio what is lost without data.
+A headline means little without them. White noise shows what the teacher's answers alone carry,
+smooth noise and procedural audio what inversion adds, real audio what is lost without data.
 """
 
 from __future__ import annotations
@@ -119,7 +119,12 @@ def control_student(
         gain=d.gain,
     )
     train_epochs(
-        student, real, recipe, choice=choice, seed=config.seed, on_step=lambda i, _, m: on_step(i, m)
+        student,
+        real,
+        recipe,
+        choice=choice,
+        seed=config.seed,
+        on_step=lambda i, _, m: on_step(i, m),
     )
     return student.eval().requires_grad_(False)
 
@@ -136,4 +141,3 @@ def distilled_on(
     assert isinstance(teacher.model, ResNetTeacher)
     Distiller(teacher.model, student, config.distill, choice, config.seed, feed).run(on_step)
     return student.collapse().requires_grad_(False)
-

@@ -9,7 +9,7 @@ from torch import nn
 
 
 def cosine_with_warmup(step: int, total: int, warmup: float) -> float:
-    """Factor of the learning rate at a step: linear rise over ``warmup`` of the steps, then a half cosine."""
+    """Factor of the learning rate: linear rise over ``warmup`` of the steps, then a half cosine."""
     rise = max(1, round(warmup * total))
     if step < rise:
         return (step + 1) / rise

@@ -53,12 +53,13 @@ class Distiller:
     ) -> None:
         self.teacher, self.student, self.config = teacher, student, config
         self.choice, self.seed, self.feed = choice, seed, feed
-        # oneDNN's backward of depthwise kernels is several times slower in bf16 than in fp32 on a CPU.
+        # oneDNN's backward of depthwise kernels is several times slower in bf16 than in fp32 on a
+        # CPU.
         self.student_autocast = choice.device.type != "cpu" and choice.dtype != torch.float32
         self.done = 0
         student.to(choice.device)
         if choice.channels_last:
-            student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            student.to(memory_format=torch.channels_last)
         with torch.no_grad(), autocast(choice):
             probe = feed.batch(256, generator(seed, "distill/scale")).to(choice.device)
             scale = FeatureScale.measure(teacher.hidden(probe))

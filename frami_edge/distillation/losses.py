@@ -18,8 +18,8 @@ from frami_edge.models.student import ReusedHead, Student
 def logits_loss(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Tensor:
     """``τ² KL(softmax(z_t / τ) ‖ softmax(z_s / τ))``, mean over the batch.
 
-    Source: G. Hinton et al., *Distilling the Knowledge in a Neural Network*, 2015; τ² keeps the size
-    of the gradient when τ changes.
+    Source: G. Hinton et al., *Distilling the Knowledge in a Neural Network*, 2015; τ² keeps the
+    size of the gradient when τ changes.
     """
     s = (student_BK.float() / temperature).log_softmax(1)
     t = (teacher_BK.float() / temperature).log_softmax(1)
@@ -69,12 +69,15 @@ class HiddenMatch(nn.Module):
     """Match the student's hidden states to the teacher's, before and after the pooling.
 
     ``L_before = mean (P_f h_s - h_t)² / var(h_t)``, frame by frame at the same mel frame, and
-    ``L_after = mean (P s_s - s_t)² / var(s_t)``, where P is the projector that leads into the reused head.
-    The frame projector P_f is the identity where the student has the teacher's C; it is thrown away
-    after training in any case.
-    Source: our reading of Z. Kang et al., *FRAMI*, ICASSP 2023: "the hidden states before and after the
-    statistics pooling layer are reused".
+    ``L_after = mean (P s_s - s_t)² / var(s_t)``, where P is the projector that leads into the
+    reused head. The frame projector P_f is the identity where the student has the teacher's C; it
+    is thrown away after training in any case.
+    Source: our reading of Z. Kang et al., *FRAMI*, ICASSP 2023: "the hidden states before and
+    after the statistics pooling layer are reused".
     """
+
+    scale_C: Tensor
+    scale_D: Tensor
 
     def __init__(self, student: Student, teacher: TeacherLike, scale: FeatureScale) -> None:
         super().__init__()
@@ -93,7 +96,7 @@ class HiddenMatch(nn.Module):
         centres = student.frame_centres(s.frames_BCT.shape[2], s.frames_BCT.device)
         target = align_frames(t.frames_BCT.float(), (centres - self.offset) / self.stride)
         error = (self.frame_projector(s.frames_BCT.float()) - target).square()
-        return (error / self.scale_C[None, :, None]).mean()  # type: ignore[index]
+        return torch.mean(error / self.scale_C[None, :, None])
 
     def after(self, student: Student, s: Hidden, t: Hidden) -> Tensor:
         """The pooled-statistics term."""

@@ -1,8 +1,8 @@
 """The bank: synthetic log-mels on disk, made once, read at random in bounded memory.
 
-A folder of safetensors shards (float16 log-mels, requested labels, teacher logits) and a `bank.json`
-that names them; the index is replaced atomically after each shard, so that a killed run leaves a whole bank.
-Shape legend: N clips, M mel bands, T frames, K classes.
+A folder of safetensors shards (float16 log-mels, requested labels, teacher logits) and a
+`bank.json` that names them; the index is replaced atomically after each shard, so that a killed
+run leaves a whole bank. Shape legend: N clips, M mel bands, T frames, K classes.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class BankIndex(Strict):
     """Of every source."""
     shards: tuple[Shard, ...] = ()
     """Files, in the order in which they were written."""
-    health: dict[str, Any] = {}
+    health: dict[str, Any] = Field(default_factory=dict)
     """Figures of each source; see `frami_edge.inversion.health`."""
 
 
@@ -254,7 +254,7 @@ class BankFeed:
         if missing:
             raise BankError(
                 f"The bank in {bank.folder} has no clips of {', '.join(missing)}.",
-                fix=f"It has {', '.join(bank.sources)}: change bank.sources, or make the bank again.",
+                fix=f"It has {', '.join(bank.sources)}: change bank.sources or make another bank.",
             )
         self.bank, self.names = bank, list(shares)
         self.weights = torch.tensor([shares[n] for n in self.names])
@@ -286,5 +286,5 @@ def check_bank(bank: Bank, spec: MelSpec, labels: tuple[str, ...], teacher_sha25
         if not same:
             raise BankError(
                 f"The bank in {bank.folder} was made with another {what}.",
-                fix="Give the teacher that it was made from, or make a bank with `frami-edge invert`.",
+                fix="Give the teacher it was made from, or make a bank with `frami-edge invert`.",
             )

@@ -1,7 +1,8 @@
 """BatchNorm-statistics loss: synthetic clips should excite the teacher as its training data did.
 
 Shape legend: B batch, C channels.
-Source: H. Yin et al., *Dreaming to Distill* (DeepInversion), CVPR 2020, eq. 4; the relative form is ours.
+Source: H. Yin et al., *Dreaming to Distill* (DeepInversion), CVPR 2020, eq. 4; the relative form
+is ours.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class BatchNormStatistics:
                 "The teacher has no BatchNorm with running statistics: they were folded into the "
                 "weights, or it uses another norm.",
                 fix="Give the checkpoint from before folding, or switch the term off with "
-                "--set inversion.batch_norm=0 (expect a poorer bank).",
+                "--set bank.inversion.batch_norm=0 (expect a poorer bank).",
             )
         self._handles: list[Any] = []
         self._observed: dict[int, tuple[Tensor, Tensor]] = {}
@@ -76,8 +77,8 @@ class BatchNormStatistics:
     def loss(self) -> Tensor:
         """Mean over layers of ‖Δμ‖² / Σ(μ² + σ²) + ‖Δσ²‖² / ‖σ²‖².
 
-        Δ is batch minus running statistics. Each layer's error is relative to that layer's own scale,
-        so that wide or loud layers do not swamp the class term (a plain sum of norms does).
+        Δ is batch minus running statistics. Each layer's error is relative to that layer's own
+        scale, so that wide or loud layers do not swamp the class term (a plain sum of norms does).
 
         Returns:
             Scalar; below about 0.05 the bank's activations look like the training data's.

@@ -1,4 +1,4 @@
-"""What the inversion reads from YAML; every term has a weight, and a weight of 0 switches it off."""
+"""What the inversion reads from YAML; a weight of 0 switches its term off."""
 
 from __future__ import annotations
 
@@ -71,7 +71,9 @@ class BankConfig(Strict):
 
     frames: int = Field(96, ge=8)
     """Mel frames (T) of every clip."""
-    sources: dict[str, float] = {"inversion": 1.0, "procedural": 1.0, "translator": 1.0}
+    sources: dict[str, float] = Field(
+        default={"inversion": 1.0, "procedural": 1.0, "translator": 1.0}
+    )
     """Share of each source in a batch: `inversion`, `procedural`, `translator`, and the controls
     `smooth_noise` and `white_noise`. Inversion only: `{inversion: 1}`."""
     procedural_clips: int = Field(5000, ge=1)
@@ -90,7 +92,9 @@ class BankConfig(Strict):
         known = {"inversion", "procedural", "translator", "smooth_noise", "white_noise"}
         unknown = sorted(set(self.sources) - known)
         if unknown:
-            raise ValueError(f"unknown source {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+            raise ValueError(
+                f"unknown source {', '.join(unknown)}; known: {', '.join(sorted(known))}"
+            )
         if any(w < 0 for w in self.sources.values()) or sum(self.sources.values()) <= 0:
             raise ValueError("the weights of the sources must be >= 0, and one must be positive")
         return self

@@ -1,9 +1,10 @@
 """The feature-invariant contrastive loss: our reading of the FRAMI abstract.
 
-Shape legend: B batch, C channels, T frames, D = 2C pooled statistics, E embedding size, N memory size.
-Source: the loss is InfoNCE with a memory bank as in G. Fang et al., *Contrastive Model Inversion*, IJCAI 2021;
-that its features are the hidden states before and after the statistics pooling is our reading of
-Z. Kang et al., *FRAMI*, ICASSP 2023, whose abstract names both but not how they are joined.
+Shape legend: B batch, C channels, T frames, D = 2C pooled statistics, E embedding size, N memory
+size. Source: the loss is InfoNCE with a memory bank as in G. Fang et al., *Contrastive Model
+Inversion*, IJCAI 2021; that its features are the hidden states before and after the statistics
+pooling is our reading of Z. Kang et al., *FRAMI*, ICASSP 2023, whose abstract names both but not
+how they are joined.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from frami_edge.models.hidden import Hidden
 def contrastive_view(
     x_B1MT: Tensor, generator: torch.Generator, *, shortest: float = 0.5, gain: float = 0.3
 ) -> Tensor:
-    """A second look at the same clips: rolled, cropped to a random length, louder or softer, masked.
+    """A second look at the same clips: rolled, cropped, louder or softer, masked.
 
     Different lengths are the point: statistics pooling should make them agree.
 
@@ -37,8 +38,8 @@ class FeatureInvariantContrast(nn.Module):
     """Two views of one synthetic clip agree, different clips and a memory bank differ.
 
     ``L = -mean_i log( exp(q_i·k_i / τ) / Σ_j exp(q_i·k_j / τ) )``, j over the batch and the memory.
-    q and k join an embedding of the frame features (projected frame by frame, then averaged) with one
-    of the pooled statistics; keys carry no gradient.
+    q and k join an embedding of the frame features (projected frame by frame, then averaged) with
+    one of the pooled statistics; keys carry no gradient.
 
     Args:
         channels: C of the teacher's frame features.
@@ -71,7 +72,7 @@ class FeatureInvariantContrast(nn.Module):
         return F.normalize(joined, dim=1)
 
     def forward(self, query: Hidden, key: Hidden) -> tuple[Tensor, Tensor]:
-        """The loss (scalar) of two views, row i of one belonging to row i of the other, and the keys (B, 2E)."""
+        """The loss of two views, row by row, and the keys (B, 2E)."""
         q = self.embed(query)
         k = self.embed(key).detach()
         stored = self.memory[: min(int(self.filled), self.memory.shape[0])]

@@ -17,8 +17,8 @@ from frami_edge_runtime.melspec import MelSpec
 class PhysicalRange(nn.Module):
     """Squash into what the front end can give: [floor, ceiling] of each mel band.
 
-    ``y = f + (c - f) sigmoid(a + u / ((c - f) s (1 - s)))`` with s = sigmoid(a) = -f / (c - f): an input of
-    0 gives 0, the mean of the training data, with slope 1.
+    ``y = f + (c - f) sigmoid(a + u / ((c - f) s (1 - s)))`` with s = sigmoid(a) = -f / (c - f): an
+    input of 0 gives 0, the mean of the training data, with slope 1.
     """
 
     def __init__(self, spec: MelSpec) -> None:

@@ -23,11 +23,11 @@ def source_health(
 ) -> dict[str, Any]:
     """Figures of one source.
 
-    ``requested``: share of clips that the teacher hears as the class asked for (None where none was asked);
-    ``batch_norm_error``: relative, as in the loss; ``entropy``: of the teacher's answer, in nats;
-    ``embedding_variance`` of the pooled statistics, total and within the teacher's classes;
-    ``cosine``: mean pairwise cosine of the embeddings; ``loudness_spread``: standard deviation of
-    the clips' means; ``class_share``: what the teacher hears, by class.
+    ``requested``: share of clips that the teacher hears as the class asked for (None where none
+    was asked); ``batch_norm_error``: relative, as in the loss; ``entropy``: of the teacher's
+    answer, in nats; ``embedding_variance`` of the pooled statistics, total and within the
+    teacher's classes; ``cosine``: mean pairwise cosine of the embeddings; ``loudness_spread``:
+    standard deviation of the clips' means; ``class_share``: what the teacher hears, by class.
     """
     assert isinstance(teacher, nn.Module)
     clips = bank.read(source, limit)
@@ -52,7 +52,9 @@ def source_health(
     share_K = torch.bincount(answer_N, minlength=z_NK.shape[1]).float() / len(answer_N)
     return {
         "clips": bank.sources[source],
-        "requested": float((answer_N == clips.labels_N)[asked].float().mean()) if asked.any() else None,
+        "requested": float((answer_N == clips.labels_N)[asked].float().mean())
+        if asked.any()
+        else None,
         "batch_norm_error": float(torch.stack(errors).mean()) if errors else None,
         "entropy": float(-(p_NK * z_NK.log_softmax(1)).sum(1).mean()),
         "embedding_variance": float(s_ND.var(dim=0).sum()),
@@ -82,22 +84,31 @@ def _mean_cosine(s_ND: Tensor) -> float:
     return float((unit.sum(dim=0).square().sum() - n) / max(1, n * (n - 1)))
 
 
+HEALTHY_REQUESTED = 0.8
+"""Below it the generator has not learned the classes; measured in both studies of the method."""
+HEALTHY_BATCH_NORM = 0.2
+"""Above it the clips are far from what the teacher was trained on; a good bank is below 0.05."""
+HEALTHY_SHARE = 0.6
+"""Above it one class swallows the bank, whatever was asked for."""
+
+
 def warnings(health: dict[str, dict[str, Any]]) -> list[str]:
-    """Sentences on sources that show a known failure; see docs/how-it-works for the thresholds."""
+    """A sentence for each source that shows a known failure."""
     found = []
     for name, h in health.items():
-        if h["requested"] is not None and h["requested"] < 0.8:
+        asked, error, share = h["requested"], h["batch_norm_error"], max(h["class_share"])
+        if asked is not None and asked < HEALTHY_REQUESTED:
             found.append(
-                f"{name}: the teacher hears the requested class in only {100 * h['requested']:.0f} % of the "
-                "clips (80 % or more is healthy): raise the class weight or the steps."
+                f"{name}: the teacher hears the requested class in only {100 * asked:.0f} % of the "
+                f"clips ({100 * HEALTHY_REQUESTED:.0f} % is healthy): raise bank.{name}.steps."
             )
-        if name in ("inversion", "translator") and (h["batch_norm_error"] or 0) > 0.2:
+        if asked is not None and error is not None and error > HEALTHY_BATCH_NORM:
             found.append(
-                f"{name}: the BatchNorm statistics are {h['batch_norm_error']:.2f} away from the training "
-                "data's (below 0.05 is healthy): raise batch_norm or the steps."
+                f"{name}: the BatchNorm statistics are {error:.2f} away from the training data's "
+                f"(a good bank: 0.05): raise bank.{name}.batch_norm or the steps."
             )
-        if max(h["class_share"]) > 0.6:
+        if share > HEALTHY_SHARE:
             found.append(
-                f"{name}: the teacher hears one class in {100 * max(h['class_share']):.0f} % of the clips."
+                f"{name}: the teacher hears one class in {100 * share:.0f} % of the clips."
             )
     return found

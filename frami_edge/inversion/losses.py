@@ -12,7 +12,8 @@ from torch.nn import functional as F
 def class_loss(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
     """Cross entropy towards the requested class: ``-mean log softmax(z)_y``.
 
-    Source: H. Chen et al., *DAFL*, ICCV 2019 (one-hot loss), with labels asked for instead of guessed.
+    Source: H. Chen et al., *DAFL*, ICCV 2019 (one-hot loss), with labels asked for instead of
+    guessed.
     """
     return F.cross_entropy(logits_BK.float(), labels_B)
 
@@ -20,8 +21,8 @@ def class_loss(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
 def adversarial_loss(teacher_BK: Tensor, student_BK: Tensor) -> Tensor:
     """``-mean_i 1[argmax z_s = argmax z_t] KL(softmax z_t ‖ softmax z_s)``.
 
-    Clips on which both agree on the class are pushed to where the student is least sure; the others are
-    left alone, for the student has yet to learn them.
+    Clips on which both agree on the class are pushed to where the student is least sure; the
+    others are left alone, for the student has yet to learn them.
     Source: G. Fang et al., *Contrastive Model Inversion*, IJCAI 2021.
     """
     t, s = teacher_BK.float(), student_BK.float()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from frami_edge import plots
@@ -30,14 +31,8 @@ def ready(teacher: Loaded, choice: Choice) -> Loaded:
     """Move a loaded network to where the run computes."""
     teacher.model.to(choice.device)
     if choice.channels_last:
-        teacher.model.to(memory_format=_channels_last())
+        teacher.model.to(memory_format=torch.channels_last)
     return teacher
-
-
-def _channels_last() -> Any:
-    import torch
-
-    return torch.channels_last
 
 
 def context_of(teacher: Loaded, config: BankConfig, choice: Choice, seed: int) -> Context:
@@ -51,8 +46,8 @@ def context_of(teacher: Loaded, config: BankConfig, choice: Choice, seed: int) -
     if asked and not live_batch_norms(teacher.model):
         switches = " ".join(f"--set bank.{name}.batch_norm=0" for name in asked)
         raise TeacherError(
-            "The teacher has no BatchNorm with running statistics: they were folded into the weights, "
-            "or it uses another norm.",
+            "The teacher has no BatchNorm with running statistics: they were folded into the "
+            "weights, or it uses another norm.",
             fix=f"Give the checkpoint from before folding, or run without that term: {switches} "
             "(expect a poorer bank).",
         )
@@ -62,7 +57,12 @@ def context_of(teacher: Loaded, config: BankConfig, choice: Choice, seed: int) -
 
 
 def invert(
-    run: RunFolder, folder: Path, context: Context, labels: tuple[str, ...], sha256: str, out: Output
+    run: RunFolder,
+    folder: Path,
+    context: Context,
+    labels: tuple[str, ...],
+    sha256: str,
+    out: Output,
 ) -> Bank:
     """Make the bank, or finish it, with progress on stderr and rows in metrics.jsonl."""
     finished = Bank.open(folder) if (folder / "bank.json").exists() else None
@@ -111,7 +111,16 @@ def report(run: RunFolder, bank: Bank, out: Output) -> dict[str, str]:
         )
         for name, h in health.items()
     ]
-    columns = ("source", "clips", "as requested", "BN error", "entropy", "variance", "cosine", "loudness")
+    columns = (
+        "source",
+        "clips",
+        "as requested",
+        "BN error",
+        "entropy",
+        "variance",
+        "cosine",
+        "loudness",
+    )
     out.table("Bank health (teacher only, no real clip involved)", columns, rows)
     for sentence in warnings(health):
         out.warn(sentence)
@@ -140,7 +149,9 @@ def draw(run: RunFolder, bank: Bank) -> dict[str, str]:
             pictures[f"curves-{source}"] = f"plots/curves-{source}.png"
             terms = ("loss", "class", "batch_norm", "contrastive", "adversarial", "change")
             groups = [[t] for t in (*terms, "requested") if any(t in r for r in rows)]
-            plots.curves(run.path(pictures[f"curves-{source}"]), rows, groups, f"{source}: loss terms")
+            plots.curves(
+                run.path(pictures[f"curves-{source}"]), rows, groups, f"{source}: loss terms"
+            )
     pictures["diversity"] = "plots/diversity.png"
     plots.diversity(
         run.path(pictures["diversity"]),

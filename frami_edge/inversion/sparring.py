@@ -26,9 +26,7 @@ class SparringStudent:
         choice: Device and precision.
     """
 
-    def __init__(
-        self, teacher: TeacherLike, spec: MelSpec, n_classes: int, choice: Choice
-    ) -> None:
+    def __init__(self, teacher: TeacherLike, spec: MelSpec, n_classes: int, choice: Choice) -> None:
         self.teacher, self.choice = teacher, choice
         self.student = Student(STUDENT_PRESETS["tiny"], spec.n_mels, n_classes).to(choice.device)
         self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=2e-3)

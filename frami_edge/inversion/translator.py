@@ -17,7 +17,8 @@ from frami_edge_runtime.melspec import MelSpec
 class Translator(nn.Module):
     """``y = soft_clamp(x + smooth(x, class, z) + gain)``, learned against the teacher.
 
-    The change is made at a quarter of the resolution and interpolated, so that it cannot write texture.
+    The change is made at a quarter of the resolution and interpolated, so that it cannot write
+    texture.
 
     Args:
         spec: Front end of the teacher.
@@ -26,9 +27,7 @@ class Translator(nn.Module):
         width: Channels of the coarse network.
     """
 
-    def __init__(
-        self, spec: MelSpec, n_classes: int, latent: int = 32, width: int = 48
-    ) -> None:
+    def __init__(self, spec: MelSpec, n_classes: int, latent: int = 32, width: int = 48) -> None:
         super().__init__()
         self.latent, self.n_classes = latent, n_classes
         self.entry = nn.Conv2d(1, width, 3, padding=1, bias=False)
@@ -68,6 +67,7 @@ class Translator(nn.Module):
         )
         change = change + self.gain(condition).float()[:, :, None, None]
         y = x_B1MT + change
-        # Leaky beyond the range in the backward pass only: a clip pushed under the floor can return.
-        inside = y.clamp(self.floor, self.ceiling)  # type: ignore[call-overload]
+        # Leaky beyond the range in the backward pass only: a clip pushed under the floor can
+        # return.
+        inside = y.clamp(self.floor, self.ceiling)
         return y + (inside - y).detach(), change

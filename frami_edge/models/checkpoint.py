@@ -68,9 +68,9 @@ class Card(Strict):
     """The teacher that a student learned from."""
     teacher_trained_on: TrainedOn | None = None
     """What that teacher heard: a student must not be scored on it either."""
-    recipe: dict[str, Any] = {}
+    recipe: dict[str, Any] = Field(default_factory=dict)
     """Configuration that made it, seed included."""
-    metrics: dict[str, Any] = {}
+    metrics: dict[str, Any] = Field(default_factory=dict)
     """Measured after the last step."""
     licence: str = ""
     """Of the weights."""
@@ -157,7 +157,8 @@ def load_checkpoint(path: Path, kind: Literal["teacher", "student"] | None = Non
     """Build the network that a checkpoint describes and load its weights.
 
     Raises:
-        CheckpointError: See `read_card`; also where weights and card do not match, or where ``kind``
+        CheckpointError: See `read_card`; also where weights and card do not match, or where
+        ``kind``
             is asked for and the file holds the other one.
     """
     card, tensors = read_card(path)

@@ -28,7 +28,8 @@ class StudentArch(Strict):
     channels: tuple[Width, ...] = (24, 48, 64, 96, 96)
     """Channels of the stem and of each depthwise-separable block."""
     time_kernels: tuple[int, ...] = (3, 3, 3, 3, 3)
-    """Kernel sizes along time, one a layer: 1 or 3, the first two 3. They decide the receptive field: 31 mel frames
+    """Kernel sizes along time, one a layer: 1 or 3, the first two 3. They decide the receptive
+    field: 31 mel frames
     for all threes; (3, 3, 3, 1, 1) gives 15, for sounds as short as spoken digits."""
     out_channels: Width = 64
     """C of the frame features, after a last 1x1 convolution: the teacher's own C where its head is

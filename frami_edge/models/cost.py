@@ -12,7 +12,7 @@ from frami_edge_runtime.melspec import MelSpec
 
 @torch.no_grad()
 def macs(model: nn.Module, spec: MelSpec, frames: int) -> int:
-    """Multiply-accumulates of convolutions and linear layers for one clip of ``frames`` mel frames."""
+    """Multiply-accumulates of convolutions and linear layers, for one clip."""
     total = 0
 
     def count(module: nn.Module, _: Any, output: Tensor) -> None:

@@ -2,11 +2,12 @@
 
 Shape legend: B batch, M mel bands, T frames, C channels, D = 2C pooled statistics, K classes.
 
-No layer of the trunk pads along time and none mixes the whole clip before the pooling, so a frame feature
-depends on ``receptive_field`` mel frames only: a stream that carries ``receptive_field - stride`` of them
-gives the offline answer. The clip as a whole gets ``context`` frames of 0 (the training mean) before its
-start and after its end: a stream starts with them and is flushed with them. So onsets and short clips
-count in full, and a clip of any length has a frame feature; see docs/LOG.md for what that is worth.
+No layer of the trunk pads along time and none mixes the whole clip before the pooling, so a frame
+feature depends on ``receptive_field`` mel frames only: a stream that carries ``receptive_field -
+stride`` of them gives the offline answer. The clip as a whole gets ``context`` frames of 0 (the
+training mean) before its start and after its end: a stream starts with them and is flushed with
+them. So onsets and short clips count in full, and a clip of any length has a frame feature; see
+docs/LOG.md for what that is worth.
 """
 
 from __future__ import annotations
@@ -59,7 +60,11 @@ class ReusedHead(nn.Module):
 
 
 def _conv_bn_relu(
-    c_in: int, c_out: int, kernel: tuple[int, int], stride: tuple[int, int] = (1, 1), groups: int = 1
+    c_in: int,
+    c_out: int,
+    kernel: tuple[int, int],
+    stride: tuple[int, int] = (1, 1),
+    groups: int = 1,
 ) -> list[nn.Module]:
     conv = nn.Conv2d(
         c_in, c_out, kernel, stride, padding=(kernel[0] // 2, 0), groups=groups, bias=False
@@ -133,7 +138,8 @@ class Student(nn.Module):
     def hidden(self, x_B1MT: Tensor, lengths_B: Tensor | None = None) -> Hidden:
         """Frame features (B, C, ceil(T / stride)), pooled statistics (B, D) and logits (B, K).
 
-        A padded batch must be padded with 0, the value of the context: then each clip is as if alone.
+        A padded batch must be padded with 0, the value of the context: then each clip is as if
+        alone.
         """
         frames_BCT = self.trunk(F.pad(x_B1MT, self.context))
         n_B = None if lengths_B is None else self.frame_lengths(lengths_B)

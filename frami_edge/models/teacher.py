@@ -37,9 +37,7 @@ class _Block(nn.Module):
                 nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out)
             )
 
-    def forward(
-        self, x_BCMT: Tensor, lengths_B: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x_BCMT: Tensor, lengths_B: Tensor | None) -> tuple[Tensor, Tensor | None]:
         if lengths_B is not None:
             out_B: Tensor | None = (lengths_B + self.time_stride - 1) // self.time_stride
         else:
@@ -75,7 +73,8 @@ class ResNetTeacher(nn.Module):
         c_in = first
         for stage, c_out in enumerate(arch.channels):
             for i in range(arch.blocks):
-                # Time is halved by the stem and by stage 1 only; frequency by every stage but the first.
+                # Time is halved by the stem and by stage 1 only; frequency by every stage but the
+                # first.
                 stride = (1, 1) if stage == 0 or i > 0 else (2, 2 if stage == 1 else 1)
                 blocks.append(_Block(c_in, c_out, stride))
                 c_in = c_out

@@ -196,9 +196,7 @@ def _export(
     )
 
 
-def _int8_score(
-    tests: TestClips, int8_NK: Tensor, fp32_NK: Tensor
-) -> tuple[float | None, float]:
+def _int8_score(tests: TestClips, int8_NK: Tensor, fp32_NK: Tensor) -> tuple[float | None, float]:
     """Accuracy, and agreement with the fp32 student: what quantisation alone changed."""
     accuracy, _ = tests.score(int8_NK)
     return accuracy, float((int8_NK.argmax(1) == fp32_NK.argmax(1)).float().mean())
@@ -213,7 +211,9 @@ def _sound(teacher: Loaded, features: Features | None) -> tuple[np.ndarray[Any, 
     return ProceduralAudio(rate, 5.0).clips(1, seed=0)[0], rate
 
 
-def _confusion(run: RunFolder, student: Student, tests: TestClips, teacher: Loaded) -> dict[str, str]:
+def _confusion(
+    run: RunFolder, student: Student, tests: TestClips, teacher: Loaded
+) -> dict[str, str]:
     assert tests.labels_N is not None
     found: Score = score(predict(student, tests.mels), tests.labels_N)
     path = "plots/confusion.png"

@@ -30,7 +30,7 @@ class StreamCheck:
 
 
 def check_stream(model: Path, samples: npt.NDArray[np.float32], sample_rate: int) -> StreamCheck:
-    """Stream ``samples`` in chunks of 100 ms, one to 400 ms at random, and sample by sample at first."""
+    """Stream ``samples`` in chunks of 100 ms, then in ragged ones from one sample to 400 ms."""
     classifier = Classifier(model)
     whole = classifier.classify(samples, sample_rate)
     worst = 0.0

@@ -102,7 +102,7 @@ class TeacherTrainer:
                 fix="Use a smaller train.learning_rate, or --precision fp32.",
             )
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.optimizer.step()
         self.steps_done += 1
         return value, float((logits_BK.argmax(1) == labels_B).sum())

@@ -1,0 +1,122 @@
+"""FRAMI: clips that the teacher itself remembers.
+
+Shape legend: B batch, M mel bands, T frames, K classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from frami_edge.device import autocast, generator
+from frami_edge.inversion.bn_loss import BatchNormStatistics
+from frami_edge.inversion.config import InversionConfig
+from frami_edge.inversion.contrastive import FeatureInvariantContrast, contrastive_view
+from frami_edge.inversion.generator import Generator, balanced_labels
+from frami_edge.inversion.losses import adversarial_loss, class_loss
+from frami_edge.inversion.sources.base import Batch, Context, as_module, named_seed
+from frami_edge.inversion.sparring import SparringStudent
+
+
+class Inversion:
+    """FRAMI: a conditional generator against the teacher, in its hidden states.
+
+    ``L = w_class L_class + w_bn L_bn + w_con L_contrastive + w_adv L_adv``; see each loss for its
+    formula.
+    """
+
+    name = "inversion"
+
+    def __init__(self, context: Context) -> None:
+        self.context, config = context, context.config.inversion
+        self.config: InversionConfig = config
+        self.steps = config.steps
+        torch.manual_seed(named_seed(context.seed, self.name))
+        self.generator = Generator(
+            context.spec, context.n_classes, context.config.frames, config.latent, config.width
+        ).to(context.choice.device)
+        modules = nn.ModuleDict({"generator": self.generator})
+        self.contrast: FeatureInvariantContrast | None = None
+        if config.contrastive:
+            self.contrast = FeatureInvariantContrast(
+                context.teacher.channels,
+                memory=config.contrastive_memory,
+                temperature=config.temperature,
+            ).to(context.choice.device)
+            modules["contrast"] = self.contrast
+        self.sparring: SparringStudent | None = None
+        if config.adversarial.weight:
+            self.sparring = SparringStudent(
+                context.teacher, context.spec, context.n_classes, context.choice
+            )
+        self.modules = modules
+        if context.choice.channels_last:
+            self.generator.to(memory_format=torch.channels_last)
+        self.optimizer = torch.optim.Adam(
+            modules.parameters(), lr=config.learning_rate, betas=(0.5, 0.999)
+        )
+        self._watch = BatchNormStatistics(as_module(context.teacher)) if config.batch_norm else None
+
+    def step(self, index: int) -> Batch:
+        """One generator step; the clips are those that the step was taken on."""
+        c, config = self.context, self.config
+        rng = generator(c.seed, f"{self.name}/{index}")
+        z = torch.randn(config.batch_size, config.latent, generator=rng).to(c.choice.device)
+        labels = balanced_labels(config.batch_size, c.n_classes, index * config.batch_size)
+        labels = labels.to(c.choice.device)
+        terms: dict[str, Tensor] = {}
+        self.generator.train()
+        with autocast(c.choice):
+            mels = self.generator(z, labels)
+            with self._watch or contextlib.nullcontext():
+                seen = c.teacher.hidden(mels)
+            other = c.teacher.hidden(contrastive_view(mels, rng)) if self.contrast else None
+            sparring = self.sparring if index >= config.adversarial.warmup_steps else None
+            guess = sparring.logits(mels) if sparring else None
+        # The losses stay in float32: only the networks run at low precision.
+        if self._watch:
+            terms["batch_norm"] = config.batch_norm * self._watch.loss()
+        if config.class_loss:
+            terms["class"] = config.class_loss * class_loss(seen.logits_BK, labels)
+        keys = None
+        if self.contrast and other:
+            raw, keys = self.contrast(other, seen)
+            terms["contrastive"] = config.contrastive * raw
+        if guess is not None:
+            raw = adversarial_loss(seen.logits_BK, guess)
+            terms["adversarial"] = config.adversarial.weight * raw
+        loss = torch.stack(list(terms.values())).sum()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        keep = index >= config.burn_in
+        mels = mels.detach()
+        if self.contrast and keys is not None and keep:
+            self.contrast.remember(keys)
+        if self.sparring:
+            for _ in range(config.adversarial.student_steps):
+                self.sparring.learn(mels, rng)
+        hit = (seen.logits_BK.argmax(1) == labels).float().mean()
+        metrics = {"loss": loss.item(), "requested": hit.item()}
+        metrics |= {name: value.item() for name, value in terms.items()}
+        return Batch(mels.cpu(), labels.cpu(), keep, metrics)
+
+    def state(self) -> dict[str, Any]:
+        """Generator, contrastive heads and memory, sparring student, optimisers."""
+        state: dict[str, Any] = {
+            "modules": self.modules.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        if self.sparring:
+            state["sparring"] = self.sparring.state()
+        return state
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+        self.modules.load_state_dict(state["modules"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.sparring:
+            self.sparring.load_state(state["sparring"])
