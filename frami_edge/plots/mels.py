@@ -51,7 +51,7 @@ def mel_grid(path: Path, mels: Mapping[str, Tensor], spec: MelSpec, title: str) 
                     extent=(0, seconds, 0, 1),
                     interpolation="nearest",
                 )
-            row[0].set_ylabel(label, rotation=0, ha="right", va="center", labelpad=26)
+            row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontweight="bold")
             row[0].set_yticks(places, [f"{f / 1000:g}" for f in ticks_hz], fontsize=6)
         last = axes[-1][0]
         seconds = next(iter(mels.values())).shape[2] * spec.hop_s

@@ -29,7 +29,9 @@ _STYLE = {
 
 
 @contextmanager
-def figure(path: Path, rows: int, columns: int, size: tuple[float, float], **kwargs: Any) -> Iterator[Any]:
+def figure(
+    path: Path, rows: int, columns: int, size: tuple[float, float], **kwargs: Any
+) -> Iterator[Any]:
     """Axes (rows, columns) of a new figure; it is written to ``path`` when the block ends.
 
     Args:
@@ -39,7 +41,7 @@ def figure(path: Path, rows: int, columns: int, size: tuple[float, float], **kwa
         size: Inches.
         kwargs: Of `matplotlib.pyplot.subplots`.
     """
-    # Here, because it takes a second and only runs draw; Agg, because devices and CI have no screen.
+    # Here, because it takes a second and only runs draw; Agg, because CI has no screen.
     import matplotlib as mpl
 
     mpl.use("Agg")
