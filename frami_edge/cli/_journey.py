@@ -1,16 +1,18 @@
-"""What `invert`, `distill` and `quickstart` share: their options and how a configuration is read."""
+"""What `invert`, `distill` and `quickstart` share: options, and how a config is read."""
 
 from __future__ import annotations
 
 import math
+import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from frami_edge.errors import ConfigError
 
 if TYPE_CHECKING:
+    from frami_edge.device import Choice
     from frami_edge.distillation.config import JourneyConfig
 
 TeacherFile = Annotated[
@@ -65,3 +67,20 @@ def journey_config(
     if seed is not None:
         changes.append(f"seed={seed}")
     return load_config(JourneyConfig, name, changes)
+
+
+def journey_device(requested: str, precision: Literal["auto", "bf16", "fp32"]) -> Choice:
+    """Device and precision of inversion and distillation, which are never compiled."""
+    from frami_edge.device import choose_device
+
+    # Nearly every step has clips of another length: a compiler would start over each time.
+    why = "because the length of the clips changes from step to step"
+    return choose_device(requested, precision, "off", why_off=why)
+
+
+def resume_command() -> str:
+    """What continues this run: the command as it was typed, with --resume."""
+    from frami_edge._provenance import command_line
+
+    typed = command_line()
+    return shlex.join(typed if "--resume" in typed else [*typed, "--resume"])

@@ -16,7 +16,14 @@ from frami_edge.cli._app import (
     command_app,
     examples,
 )
-from frami_edge.cli._journey import Resume, Sources, TeacherFile, journey_config
+from frami_edge.cli._journey import (
+    Resume,
+    Sources,
+    TeacherFile,
+    journey_config,
+    journey_device,
+    resume_command,
+)
 from frami_edge.cli._output import Output
 
 app = command_app()
@@ -39,7 +46,9 @@ def distill(
     ] = None,
     sources: Sources = None,
     overrides: Overrides = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Replaces the config's.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Replaces the config's.")
+    ] = None,
     resume: Resume = False,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -47,7 +56,6 @@ def distill(
     quiet: Quiet = False,
 ) -> None:
     """Distil a teacher into a compact student on synthetic log-mels. No audio goes in."""
-    from frami_edge.device import choose_device
     from frami_edge.distillation import run as distillation
     from frami_edge.inversion import run as inversion
     from frami_edge.inversion.bank import Bank, BankFeed, check_bank
@@ -57,12 +65,13 @@ def distill(
 
     output = Output(json=json, quiet=quiet)
     settings = journey_config(config, overrides, sources, seed)
-    choice = choose_device(device, precision, steps=settings.distill.steps)
+    choice = journey_device(device, precision)
     loaded = inversion.ready(load_checkpoint(teacher, "teacher"), choice)
     given = Bank.open(bank) if bank else None
     if given:
         check_bank(given, loaded.spec, loaded.card.labels, loaded.sha256)
-        BankFeed(given, settings.bank.shares)  # refuses a bank that lacks a source, before a run begins
+        # Refuses a bank that lacks a source, before a run begins.
+        BankFeed(given, settings.bank.shares)
     else:
         context = inversion.context_of(loaded, settings.bank, choice, settings.seed)
     output.note(f"Device: {choice.reason}")
@@ -75,7 +84,7 @@ def distill(
         seeds={"seed": settings.seed},
         device=choice.reason,
     ) as run:
-        run.resume_hint = f"frami-edge distill {config} --teacher {teacher} --out {out} --resume"
+        run.resume_hint = resume_command()
         if given:
             source, pictures = given, {}
         else:
@@ -96,7 +105,12 @@ def distill(
         run.record(student={"sha256": sha256, "parameters": parameters(student), **metrics})
         output.table(
             "Student (last step)",
-            ("parameters", "MMAC per s of audio", "agreement on held-out synthetic clips", "seconds"),
+            (
+                "parameters",
+                "MMAC per s of audio",
+                "agreement on held-out synthetic clips",
+                "seconds",
+            ),
             [
                 (
                     parameters(student),

@@ -16,7 +16,14 @@ from frami_edge.cli._app import (
     command_app,
     examples,
 )
-from frami_edge.cli._journey import Resume, Sources, TeacherFile, journey_config
+from frami_edge.cli._journey import (
+    Resume,
+    Sources,
+    TeacherFile,
+    journey_config,
+    journey_device,
+    resume_command,
+)
 from frami_edge.cli._output import Output
 
 app = command_app()
@@ -24,7 +31,7 @@ app = command_app()
 
 @app.command(
     epilog=examples(
-        "frami-edge invert esc10-student --teacher runs/teacher/teacher.safetensors --out runs/bank",
+        "frami-edge invert esc10-student --teacher t.safetensors --out runs/bank",
         "frami-edge invert my.yaml --teacher t.safetensors --out runs/bank --sources inversion",
         "frami-edge invert my.yaml --teacher t.safetensors --out runs/bank --listen runs/wav",
     )
@@ -39,7 +46,9 @@ def invert(
         typer.Option("--listen", help="Also write one clip a class of each source as WAV here."),
     ] = None,
     overrides: Overrides = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Replaces the config's.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Replaces the config's.")
+    ] = None,
     resume: Resume = False,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -47,14 +56,13 @@ def invert(
     quiet: Quiet = False,
 ) -> None:
     """Invert a teacher into a bank of synthetic log-mels. No audio goes in."""
-    from frami_edge.device import choose_device
     from frami_edge.inversion import run as inversion
     from frami_edge.models.checkpoint import load_checkpoint
     from frami_edge.runs import RunFolder
 
     output = Output(json=json, quiet=quiet)
     settings = journey_config(config, overrides, sources, seed)
-    choice = choose_device(device, precision)
+    choice = journey_device(device, precision)
     loaded = inversion.ready(load_checkpoint(teacher, "teacher"), choice)
     context = inversion.context_of(loaded, settings.bank, choice, settings.seed)
     output.note(f"Device: {choice.reason}")
@@ -67,7 +75,7 @@ def invert(
         seeds={"seed": settings.seed},
         device=choice.reason,
     ) as run:
-        run.resume_hint = f"frami-edge invert {config} --teacher {teacher} --out {out} --resume"
+        run.resume_hint = resume_command()
         bank = inversion.invert(
             run, run.path("bank"), context, loaded.card.labels, loaded.sha256, output
         )
@@ -89,4 +97,7 @@ def invert(
             }
         )
     output.note(f"Pictures: {', '.join(str(out / p) for p in pictures.values())}")
-    output.hint(f"frami-edge distill {config} --teacher {teacher} --bank {out}/bank --out runs/student")
+    mix = f" --sources {sources}" if sources else ""
+    output.hint(
+        f"frami-edge distill {config} --teacher {teacher} --bank {out}/bank{mix} --out runs/student"
+    )

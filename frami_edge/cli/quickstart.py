@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from frami_edge.cli._app import Device, Json, Overrides, Precision, Quiet, command_app, examples
-from frami_edge.cli._journey import journey_config
+from frami_edge.cli._journey import journey_config, journey_device
 from frami_edge.cli._output import Output
 from frami_edge.data.catalogue import ROOT_VARIABLE, find_folder, set_info
 
@@ -31,14 +31,17 @@ def quickstart(
         Path | None,
         typer.Option(
             "--data-root",
-            help=f"Folder with free-spoken-digit-dataset, for scores on real clips; else ${ROOT_VARIABLE}.",
+            help="Folder with free-spoken-digit-dataset, for scores on real clips; "
+            f"else ${ROOT_VARIABLE}.",
         ),
     ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the run that lies in --out.")
     ] = False,
     overrides: Overrides = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Replaces the config's.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Replaces the config's.")
+    ] = None,
     device: Device = "auto",
     precision: Precision = "auto",
     json: Json = False,
@@ -46,7 +49,6 @@ def quickstart(
 ) -> None:
     """Invert, distil, score, export and stream the digit teacher that ships with frami-edge."""
     from frami_edge.assets import DIGITS_TEACHER
-    from frami_edge.device import choose_device
     from frami_edge.inversion.run import ready
     from frami_edge.models.checkpoint import load_checkpoint
     from frami_edge.quickstart.journey import journey, real_clips, show
@@ -54,10 +56,12 @@ def quickstart(
 
     output = Output(json=json, quiet=quiet)
     settings = journey_config(PRESET, overrides, None, seed)
-    choice = choose_device(device, precision, steps=settings.distill.steps)
+    choice = journey_device(device, precision)
     teacher = ready(load_checkpoint(DIGITS_TEACHER, "teacher"), choice)
     features = None
-    given = data_root or (Path(os.environ[ROOT_VARIABLE]) if os.environ.get(ROOT_VARIABLE) else None)
+    given = data_root or (
+        Path(os.environ[ROOT_VARIABLE]) if os.environ.get(ROOT_VARIABLE) else None
+    )
     if data_root or (given and find_folder(set_info("fsdd"), given)):
         assert given is not None
         features = real_clips(teacher, given)[1]
@@ -77,5 +81,7 @@ def quickstart(
         output.result(figures)
     output.note(f"Pictures: {', '.join(figures['plots'].values())}")
     if features is None:
-        output.hint("frami-edge data get fsdd --data-root sounds   (then: quickstart --data-root sounds)")
+        output.hint(
+            "frami-edge data get fsdd --data-root sounds   (then: quickstart --data-root sounds)"
+        )
     output.hint("frami-edge train-teacher esc10-teacher --data-root sounds --out runs/teacher")

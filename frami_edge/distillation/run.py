@@ -55,8 +55,9 @@ def distill(
     saved = run.path(CHECKPOINT if phase == "distill" else f"{phase}-state.pt")
     if saved.exists():
         distiller.load_state(_load(saved))
-        run.rewind(distiller.done, phase=phase)
         out.note(f"Going on from step {distiller.done} of {config.steps}.")
+    # Also without a checkpoint: a run that was killed before its first one has written rows.
+    run.rewind(distiller.done, phase=phase)
 
     def save(state: dict[str, Any]) -> None:
         buffer = io.BytesIO()
