@@ -49,7 +49,7 @@ def main() -> None:
     rows: dict[str, list[float]] = {}
     for seed in map(int, args.seeds.split(",")):
         fixed = ["distill.gain=0", "distill.mixup=0", f"distill.steps={args.steps}", f"seed={seed}"]
-        config = load_config(JourneyConfig, "quickstart", [*fixed, "distill.crop_min=48"])
+        config = load_config(JourneyConfig, "fsdd-student", [*fixed, "distill.crop_min=48"])
         frames, spec = config.bank.frames, teacher.spec
         draw = generator(seed, "fixed-set")
         inverted = bank.read("inversion").mels_N1MT
@@ -64,7 +64,9 @@ def main() -> None:
             accuracy = score(predict(student, tests.mels), tests.labels).accuracy
             rows.setdefault(name, []).append(100 * accuracy)
             print(f"seed {seed}  {name:13s} {100 * accuracy:.1f} %", flush=True)
-    print(f"\n| {CLIPS} fixed clips, {args.steps} steps, no augmentation | accuracy, by seed | mean |")
+    print(
+        f"\n| {CLIPS} fixed clips, {args.steps} steps, no augmentation | accuracy, by seed | mean |"
+    )
     print("| --- | --- | --- |")
     for name, values in rows.items():
         shown = ", ".join(f"{v:.1f}" for v in values)

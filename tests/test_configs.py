@@ -17,7 +17,6 @@ from frami_edge.training.config import TeacherConfig
 MODELS: dict[str, type[BaseModel]] = {
     "-teacher": TeacherConfig,
     "-student": JourneyConfig,
-    "quickstart": JourneyConfig,
 }
 SHIPPED = presets()
 TEACHERS = [name for name in SHIPPED if name.endswith("-teacher")]

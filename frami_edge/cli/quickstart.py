@@ -15,7 +15,7 @@ from frami_edge.data.catalogue import ROOT_VARIABLE, find_folder, set_info
 
 app = command_app()
 
-PRESET = "quickstart"
+PRESET = "fsdd-student"
 
 
 @app.command(
