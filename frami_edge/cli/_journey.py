@@ -44,7 +44,7 @@ def parse_sources(text: str) -> dict[str, float]:
             weight = float(value) if value else 1.0
         except ValueError:
             weight = math.nan
-        if not name or not math.isfinite(weight) or weight < 0:
+        if not name.isidentifier() or not math.isfinite(weight) or weight < 0:
             raise ConfigError(
                 f"--sources {text!r}: {part.strip()!r} is not NAME or NAME=WEIGHT.",
                 fix="Write it like --sources inversion=2,procedural=1.",

@@ -70,6 +70,12 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_teacher(tmp_path_factory.mktemp("teacher") / "teacher.safetensors")
 
 
+@pytest.fixture
+def new_teacher() -> Callable[..., Path]:
+    """`new_teacher(path, seed=1)` writes another one."""
+    return make_teacher
+
+
 @pytest.fixture(scope="session")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("config") / "tiny.yaml"
