@@ -21,7 +21,7 @@ $(STAMP): $(PROJECTS)
 	@touch $@
 
 quickstart: setup  ## the main job: invert, distil, score, export, stream
-	$(BIN)/frami-edge quickstart --out runs/quickstart
+	$(BIN)/frami-edge quickstart --out runs/quickstart --overwrite
 
 test: setup  ## needs no data set, GPU or network; what is absent is skipped and named
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -8,7 +8,7 @@ from frami_edge.errors import AudioError, ConfigError
 from frami_edge.frontend import LogMel
 from frami_edge.inversion.procedural import ProceduralAudio, mels, procedural_mels
 from frami_edge.inversion.procedural.draw import fast_length
-from frami_edge.inversion.procedural.events import FAMILIES, Family, click_train, harmonic_tone
+from frami_edge.inversion.procedural.events import FAMILIES, Family, harmonic_tone
 from frami_edge.inversion.procedural.spectra import Spectrum, SpectrumFactory
 from frami_edge_runtime.melspec import MelSpec
 
