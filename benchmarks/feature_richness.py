@@ -2,10 +2,10 @@
 
     python benchmarks/feature_richness.py BANK [--data-root DIR] [--steps 600] [--seeds 0,1,2]
 
-The digit teacher answers to 256 clips that never change: real ones (from its own training split),
-inverted ones (a bank of the quickstart, evenly over the run), smooth noise and white noise. The same
-student learns from each set with the same steps, and is scored on the 300 official test clips. With so
-few clips and nothing that widens them, what is in the clips decides.
+The digit teacher answers to 256 clips that never change: real ones (from its own training
+split), inverted ones (a bank of the quickstart, evenly over the run), smooth noise and white
+noise. The same student learns from each set with the same steps, and is scored on the 300
+official test clips. With so few clips and nothing that widens them, what is in them decides.
 """
 
 from __future__ import annotations

@@ -99,8 +99,9 @@ def distill(
         agreement = distillation.held_out_agreement(loaded, student, settings, choice)
         cost = macs_per_second(student, loaded.spec)
         metrics = {"synthetic_agreement": agreement, "steps": settings.distill.steps}
-        sha256 = distillation.save_student(run, student, loaded, settings, metrics)
+        card, sha256 = distillation.save_student(run, student, loaded, settings, metrics)
         pictures |= distillation.draw(run)
+        distillation.write_readme(run, card, student, source, pictures)
         file = run.path("student.safetensors")
         run.record(student={"sha256": sha256, "parameters": parameters(student), **metrics})
         output.table(

@@ -14,10 +14,12 @@ from frami_edge.config import Strict
 from frami_edge.device import Choice, generator
 from frami_edge.distillation.config import DistillConfig, JourneyConfig
 from frami_edge.distillation.loop import Distiller, Feed
+from frami_edge.distillation.model_card import student_readme
 from frami_edge.errors import CheckpointError
+from frami_edge.inversion.bank import Bank
 from frami_edge.inversion.procedural import procedural_mels
-from frami_edge.io import atomic_write_bytes
-from frami_edge.models.checkpoint import Card, Loaded, save_checkpoint
+from frami_edge.io import atomic_write_bytes, atomic_write_text
+from frami_edge.models.checkpoint import Card, Loaded, parameters, save_checkpoint
 from frami_edge.models.config import StudentArch
 from frami_edge.models.student import Student
 from frami_edge.models.teacher import ResNetTeacher
@@ -106,8 +108,8 @@ def held_out_agreement(
 
 def save_student(
     run: RunFolder, student: Student, teacher: Loaded, config: Strict, metrics: dict[str, Any]
-) -> str:
-    """Write student.safetensors with its card; returns the SHA-256."""
+) -> tuple[Card, str]:
+    """Write student.safetensors; returns its card and SHA-256."""
     card = Card(
         kind="student",
         arch=student.arch.model_dump(mode="json"),
@@ -119,7 +121,15 @@ def save_student(
         metrics=metrics,
         licence=teacher.card.licence,
     )
-    return save_checkpoint(run.path("student.safetensors"), student, card)
+    return card, save_checkpoint(run.path("student.safetensors"), student, card)
+
+
+def write_readme(
+    run: RunFolder, card: Card, student: Student, bank: Bank, pictures: dict[str, str]
+) -> None:
+    """The model card, README.md."""
+    text = student_readme(card, parameters(student), bank.index.health, pictures)
+    atomic_write_text(run.path("README.md"), text)
 
 
 def draw(run: RunFolder) -> dict[str, str]:

@@ -111,7 +111,7 @@ def journey(
     accuracy, agreement = tests.score(predict(student, tests.mels))
     noise_accuracy, noise_agreement = tests.score(predict(noise, tests.mels))
     metrics = {"accuracy": accuracy, "agreement": agreement, "scored_on": tests.what}
-    sha256 = distillation.save_student(run, student, teacher, config, metrics)
+    card, sha256 = distillation.save_student(run, student, teacher, config, metrics)
     with run.timed("export"):
         exported = _export(run, student, teacher, sha256, bank)
     int8 = exported.artifact("int8.cpu")
@@ -127,6 +127,7 @@ def journey(
     pictures = inversion.report(run, bank, out) | distillation.draw(run)
     if tests.labels_N is not None:
         pictures |= _confusion(run, student, tests, teacher)
+    distillation.write_readme(run, card, student, bank, pictures)
     seconds = run.manifest["seconds"]
     return {
         "teacher": {"accuracy": teacher_accuracy, "parameters": parameters(teacher.model)},
