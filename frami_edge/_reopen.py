@@ -66,7 +66,7 @@ def _content(folder: Path) -> list[Path]:
 
 
 def old_run(
-    folder: Path, command: str, config: Any, *, overwrite: bool, resume: bool
+    folder: Path, command: str, config: Any, *, overwrite: bool, resume: bool, way_on: str
 ) -> dict[str, Any] | None:
     """The manifest to go on from; None to begin anew, in a folder that is empty by then.
 
@@ -76,6 +76,7 @@ def old_run(
         config: Its config as plain values.
         overwrite: Delete an old run.
         resume: Go on with an old run.
+        way_on: What the command offers where a run lies in the way.
 
     Raises:
         RunError: There is a run in the way, another run, or none to resume.
@@ -90,7 +91,7 @@ def old_run(
         state = "a finished" if old.get("status") == "finished" else "an unfinished"
         raise RunError(
             f"{folder} already holds {state} run of {old.get('command')}.",
-            fix="Give another --out, or continue it with --resume.",
+            fix=f"Give another --out, or {way_on}." if way_on else "Give another --out.",
         )
     for entry in _content(folder):
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()

@@ -66,6 +66,7 @@ class RunFolder:
         inputs: Mapping[str, str | os.PathLike[str]] | None = None,
         seeds: Mapping[str, int] | None = None,
         device: str = "",
+        way_on: str = "continue it with --resume",
     ) -> RunFolder:
         """Make or reopen a run.
 
@@ -79,6 +80,7 @@ class RunFolder:
             inputs: Files by role; the manifest keeps the path as given, and the SHA-256.
             seeds: By name, for the manifest.
             device: Device, precision and their reason, for the manifest.
+            way_on: What the command offers where a run lies in the way; empty for nothing.
 
         Raises:
             RunError: The folder is in use, no run, another run, or there is nothing to resume.
@@ -91,7 +93,9 @@ class RunFolder:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FolderLock(folder)
         try:
-            old = old_run(folder, command, written, overwrite=overwrite, resume=resume)
+            old = old_run(
+                folder, command, written, overwrite=overwrite, resume=resume, way_on=way_on
+            )
             manifest = _new_manifest(command)
             if old is not None:
                 check_inputs(folder, old.get("inputs") or {}, hashes)

@@ -229,7 +229,7 @@ def _begin(
     config: dict[str, Any] = {"data": data.name, "fold": fold}
     if table:
         config |= {"controls": list(table.wanted.names), "unrelated": table.wanted.unrelated}
-    return RunFolder.create(out, command="evaluate", config=config, inputs=inputs)
+    return RunFolder.create(out, command="evaluate", config=config, inputs=inputs, way_on="")
 
 
 def _keep(

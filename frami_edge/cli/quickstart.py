@@ -74,6 +74,7 @@ def quickstart(
         inputs={"teacher": DIGITS_TEACHER},
         seeds={"seed": settings.seed},
         device=choice.reason,
+        way_on="replace it with --overwrite",
     ) as run:
         figures = journey(run, teacher, settings, choice, features, output)
         run.record(figures=figures)
