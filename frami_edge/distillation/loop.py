@@ -5,6 +5,7 @@ Shape legend: B batch, M mel bands, T frames.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -15,6 +16,7 @@ from frami_edge.augment import mix_pairs, random_crop, random_gain, random_masks
 from frami_edge.device import Choice, autocast, generator
 from frami_edge.distillation.config import DistillConfig
 from frami_edge.distillation.losses import FeatureScale, HiddenMatch, logits_loss
+from frami_edge.errors import RunError
 from frami_edge.models.hidden import TeacherLike
 from frami_edge.models.student import Student
 from frami_edge.optim import cosine_with_warmup, weight_groups
@@ -91,13 +93,16 @@ class Distiller:
         if c.after_pooling:
             terms["after"] = c.after_pooling * self.match.after(self.student, s, t)
         loss = torch.stack(list(terms.values())).sum()
+        value = loss.item()
+        if not math.isfinite(value):
+            raise self._diverged()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
         self.done += 1
         agree = (s.logits_BK.argmax(1) == t.logits_BK.argmax(1)).float().mean()
         return {
-            "loss": loss.item(),
+            "loss": value,
             **{name: value.item() for name, value in terms.items()},
             "agreement": agree.item(),
         }
@@ -125,14 +130,26 @@ class Distiller:
         Args:
             on_step: Called with the number of steps done and the losses.
             on_checkpoint: Called with `state` every ``checkpoint_steps``.
+
+        Raises:
+            RunError: The loss or a weight is no longer finite.
         """
         while self.done < self.config.steps:
             metrics = self.step()
             on_step(self.done, metrics)
             if on_checkpoint and self.done % self.config.checkpoint_steps == 0:
                 on_checkpoint(self.state())
+        if not all(torch.isfinite(p).all() for p in self.student.state_dict().values()):
+            raise self._diverged()
         self.student.eval()
         return self.student
+
+    def _diverged(self) -> RunError:
+        return RunError(
+            f"The distillation diverged by step {self.done + 1} of {self.config.steps}: "
+            "its loss or its weights are no longer finite.",
+            fix="Use a smaller distill.learning_rate and another --out, or --precision fp32.",
+        )
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs; tensors and plain values only."""

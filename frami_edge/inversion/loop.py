@@ -86,6 +86,12 @@ def _run_source(bank: Bank, context: Context, name: str, on_step: OnStep) -> Non
         full = sum(len(b.labels_B) for b in waiting) >= context.config.shard_clips
         if waiting and (full or i + 1 == source.steps):
             mels = torch.cat([b.mels_B1MT for b in waiting])
+            if not torch.isfinite(mels).all():
+                raise BankError(
+                    f"The source {name} diverged by step {i + 1}: its clips are not finite.",
+                    fix=f"Use a smaller bank.{name}.learning_rate and another --out, "
+                    "or --precision fp32.",
+                )
             asked = torch.cat([b.labels_B for b in waiting])
             # The state first, under its own step: whenever the run is killed, the state that the
             # last shard needs is there.
