@@ -81,7 +81,7 @@ def open_candidate(path: Path) -> Candidate:
     """
     if not path.is_file():
         raise CheckpointError(
-            f"There is no model {path}.",
+            f"{path} is a folder, not a model." if path.is_dir() else f"There is no model {path}.",
             fix="Give a teacher's or student's .safetensors file, or an .onnx file of `frami-edge "
             "export`.",
         )

@@ -129,7 +129,7 @@ def _read(name_or_path: str | Path) -> tuple[str, str]:
         if name not in known:
             listed = ", ".join(known) or "none is installed"
             raise ConfigError(
-                f"There is no config called '{name}'{did_you_mean(name, known)}",
+                f"There is no config called '{name}'{did_you_mean(name, known) or '.'}",
                 fix=f"Give a .yaml file, or one of: {listed}.",
             )
         path = known[name]

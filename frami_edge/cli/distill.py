@@ -57,6 +57,7 @@ def distill(
 ) -> None:
     """Distil a teacher into a compact student on synthetic log-mels. No audio goes in."""
     from frami_edge.distillation import run as distillation
+    from frami_edge.errors import BankError
     from frami_edge.inversion import run as inversion
     from frami_edge.inversion.bank import Bank, BankFeed, check_bank
     from frami_edge.models.checkpoint import load_checkpoint, parameters
@@ -70,6 +71,12 @@ def distill(
     given = Bank.open(bank) if bank else None
     if given:
         check_bank(given, loaded.spec, loaded.card.labels, loaded.sha256)
+        if given.index.frames != settings.bank.frames:
+            raise BankError(
+                f"The clips in {bank} have {given.index.frames} mel frames, bank.frames is "
+                f"{settings.bank.frames}.",
+                fix=f"Add --set bank.frames={given.index.frames}, or make another bank.",
+            )
         # Refuses a bank that lacks a source, before a run begins.
         BankFeed(given, settings.bank.shares)
     else:

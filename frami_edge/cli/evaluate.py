@@ -77,10 +77,16 @@ def evaluate(
     """
     from frami_edge.candidate import check_teacher, open_candidate
     from frami_edge.data import load_set
+    from frami_edge.errors import ConfigError
     from frami_edge.evaluation import check_labels, check_unheard, class_rows, score
     from frami_edge.training.material import load_features, warn_rejected
 
     output = Output(json=json, quiet=quiet)
+    if bank and controls is None:
+        raise ConfigError(
+            "--bank is read by controls alone, and none was asked for.",
+            fix="Add --controls inversion,translator, or leave --bank out.",
+        )
     judged = open_candidate(model)
     reference = open_candidate(teacher) if teacher else None
     if reference:

@@ -56,11 +56,14 @@ def invert(
     quiet: Quiet = False,
 ) -> None:
     """Invert a teacher into a bank of synthetic log-mels. No audio goes in."""
+    from frami_edge.errors import ConfigError
     from frami_edge.inversion import run as inversion
     from frami_edge.models.checkpoint import load_checkpoint
     from frami_edge.runs import RunFolder
 
     output = Output(json=json, quiet=quiet)
+    if listen and listen.exists() and not listen.is_dir():
+        raise ConfigError(f"--listen {listen} is a file.", fix="Give a folder.")
     settings = journey_config(config, overrides, sources, seed)
     choice = journey_device(device, precision)
     loaded = inversion.ready(load_checkpoint(teacher, "teacher"), choice)

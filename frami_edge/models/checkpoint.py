@@ -116,7 +116,9 @@ def read_card(path: Path) -> tuple[Card, dict[str, Tensor]]:
     """
     if not path.is_file():
         raise CheckpointError(
-            f"There is no checkpoint {path}.",
+            f"{path} is a folder, not a checkpoint."
+            if path.is_dir()
+            else f"There is no checkpoint {path}.",
             fix="Check the path; `frami-edge train-teacher` writes RUN/teacher.safetensors.",
         )
     if path.stat().st_size > _MAX_BYTES:

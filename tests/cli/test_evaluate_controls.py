@@ -165,7 +165,8 @@ def test_what_a_control_needs_is_checked_before_any_work(
     assert "no bank" in evaluate("inversion", "--bank", tmp_path / "nowhere", code=1).stderr.lower()
     alone = ("evaluate", student["student"], "--data", f"folder:{sounds}", "--controls", "real")
     assert "--teacher FILE" in call(*alone, code=1).stderr
-    assert bank.is_dir()
+    unused = ("evaluate", student["student"], "--data", f"folder:{sounds}", "--bank", bank)
+    assert "--bank is read by controls alone" in call(*unused, code=1).stderr
 
 
 def student_config(student: Student) -> Path:

@@ -254,7 +254,7 @@ def test_what_is_no_teacher_is_refused(
     save_checkpoint(nan, diverged.model, diverged.card)
     for file, words in (
         (tmp_path / "nowhere.safetensors", "no checkpoint"),
-        (tmp_path, "no checkpoint"),
+        (tmp_path, "is a folder, not a checkpoint"),
         (torn, "not a whole safetensors file"),
         (pickled, "not a whole safetensors file"),
         (empty, "not a whole safetensors file"),
@@ -283,6 +283,8 @@ def test_a_bank_of_another_teacher_or_none_is_refused(
         "no clips of smooth_noise"
         in distill(out, "--bank", bank, "--sources", "smooth_noise", code=1).stderr
     )
+    shorter = ("--set", "bank.frames=26", "--set", "distill.crop_max=26")
+    assert "have 24 mel frames" in distill(out, "--bank", bank, *shorter, code=1).stderr
     for nowhere in (tmp_path / "nowhere", tmp_path, other):
         assert "fix: " in distill(out, "--bank", nowhere, code=1).stderr
     damaged = tmp_path / "damaged"
@@ -313,6 +315,20 @@ def test_burn_in_that_leaves_no_clip(invert: Call, tmp_path: Path) -> None:
     assert "bank.inversion" in error
 
 
+def test_what_diverges_is_never_written(
+    distill: Call, invert: Call, student: dict[str, Any], tmp_path: Path
+) -> None:
+    bank, run = Path(student["run_dir"]) / "bank", tmp_path / "run"
+    wild = ("--set", "distill.learning_rate=1e30")
+    error = distill(run, "--bank", bank, *wild, code=1).stderr
+    assert "The distillation diverged" in error
+    assert "smaller distill.learning_rate" in error
+    assert not (run / "student.safetensors").exists()
+    error = invert("--set", "bank.inversion.learning_rate=1e30", code=1).stderr
+    assert "The source inversion diverged" in error
+    assert not list((tmp_path / "bank").rglob("*.safetensors"))
+
+
 def test_wrong_usage_ends_with_2(invert: Call, call: Call, config: Path) -> None:
     invert("--seed", "-1", code=2)
     invert("--precision", "fp8", code=2)
@@ -339,6 +355,8 @@ def test_an_out_that_is_a_file_or_full_of_other_things(invert: Call, tmp_path: P
     assert "is a file" in invert(code=1, **{"--out": file}).stderr
     assert "fix: " in invert(code=1, **{"--out": file / "below"}).stderr
     assert "holds no run" in invert(code=1, **{"--out": tmp_path}).stderr
+    assert "is a file" in invert("--listen", file, code=1).stderr
+    assert not (tmp_path / "bank").exists()
     assert file.read_text() == "mine"
 
 
