@@ -129,15 +129,17 @@ class Distiller:
 
         Args:
             on_step: Called with the number of steps done and the losses.
-            on_checkpoint: Called with `state` every ``checkpoint_steps``.
+            on_checkpoint: Called with `state` every ``checkpoint_steps`` and after the last step.
 
         Raises:
             RunError: The loss or a weight is no longer finite.
         """
-        while self.done < self.config.steps:
+        c = self.config
+        while self.done < c.steps:
             metrics = self.step()
             on_step(self.done, metrics)
-            if on_checkpoint and self.done % self.config.checkpoint_steps == 0:
+            due = self.done % c.checkpoint_steps == 0 or self.done == c.steps
+            if on_checkpoint and due:
                 on_checkpoint(self.state())
         if not all(torch.isfinite(p).all() for p in self.student.state_dict().values()):
             raise self._diverged()

@@ -76,7 +76,6 @@ def distill(
             run.log(step=done, phase=phase, **metrics)
 
         distiller.run(on_step, save)
-    saved.unlink(missing_ok=True)
     return student.collapse().requires_grad_(False)
 
 
