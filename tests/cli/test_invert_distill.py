@@ -113,9 +113,18 @@ def test_distil_makes_a_student_that_says_what_it_is(
     assert set(student["seconds"]) >= {"invert", "distill"}
     run = Path(student["run_dir"])
     assert steps(run)["distill"] == [1, 2, 3, 4, 5, 6]
-    assert not list(run.rglob("*state*"))
+    assert not list((run / "bank").rglob("*state*"))
     assert not [p for p in run.rglob("*") if ".tmp." in p.name]
     assert read_manifest(run)["student"]["sha256"] == student["sha256"]
+
+
+def test_a_finished_run_resumed_trains_no_more(
+    distill: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = json.loads(distill(tmp_path / "run", "--json").stdout)
+    monkeypatch.setattr(Distiller, "step", lambda _: pytest.fail("nothing is left to do"))
+    again = json.loads(distill(tmp_path / "run", "--resume", "--json").stdout)
+    assert again["sha256"] == first["sha256"]
 
 
 def test_a_bank_made_before_gives_the_same_student(
