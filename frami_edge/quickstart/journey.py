@@ -71,7 +71,7 @@ def test_clips(teacher: Loaded, features: Features | None, config: JourneyConfig
     """Real clips where there are any, fresh procedural ones otherwise."""
     if features is not None:
         logits = predict(teacher.model, features.mels)
-        what = f"{len(features)} real FSDD test clips, never used before this line"
+        what = f"{len(features)} real clips, the official FSDD test split"
         return TestClips(features.mels, features.labels, logits, what)
     seed = generator(config.seed, "held-out").initial_seed()
     made = procedural_mels(teacher.spec, SYNTHETIC_TEST_CLIPS, config.bank.frames, seed)
