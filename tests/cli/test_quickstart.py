@@ -165,7 +165,7 @@ def test_with_data_it_scores_on_real_clips_and_ends_with_a_table(
         "From a teacher to a device, without data",
         "student (data-free)",
         "control: same steps on white noise",
-        "30 real FSDD test clips",
+        "30 real clips, the official FSDD test split",
     ):
         assert text in result.stdout
     assert "{" not in result.stdout
