@@ -19,15 +19,16 @@ from frami_edge.device import Choice, generator
 from frami_edge.distillation import run as distillation
 from frami_edge.distillation.config import JourneyConfig
 from frami_edge.evaluation import Score, check_unheard, predict, score
+from frami_edge.exporting import bank_mels, facts_of
 from frami_edge.inversion import run as inversion
-from frami_edge.inversion.bank import Bank, BankFeed
+from frami_edge.inversion.bank import BankFeed
 from frami_edge.inversion.procedural import ProceduralAudio, procedural_mels
-from frami_edge.models.checkpoint import Loaded, parameters
+from frami_edge.models.checkpoint import Loaded, load_checkpoint, parameters
 from frami_edge.models.cost import macs_per_second
 from frami_edge.models.student import Student
 from frami_edge.quickstart.stream_check import check_stream
 from frami_edge.runs import RunFolder
-from frami_edge_export import ExportReport, StudentFacts, classify_mels, export_student
+from frami_edge_export import ExportReport, classify_mels, export_student
 
 CALIBRATION_CLIPS = 384
 """Clips of the bank that int8 is calibrated on and held to."""
@@ -111,9 +112,9 @@ def journey(
     accuracy, agreement = tests.score(predict(student, tests.mels))
     noise_accuracy, noise_agreement = tests.score(predict(noise, tests.mels))
     metrics = {"accuracy": accuracy, "agreement": agreement, "scored_on": tests.what}
-    card, sha256 = distillation.save_student(run, student, teacher, config, metrics)
+    card, _ = distillation.save_student(run, student, teacher, config, metrics)
     with run.timed("export"):
-        exported = _export(run, student, teacher, sha256, bank)
+        exported = _export(run)
     int8 = exported.artifact("int8.cpu")
     fp32 = exported.artifact("fp32")
     assert int8 is not None
@@ -179,21 +180,19 @@ def _distilled(
     )
 
 
-def _export(
-    run: RunFolder, student: Student, teacher: Loaded, sha256: str, bank: Bank
-) -> ExportReport:
-    facts = StudentFacts(
-        mel=teacher.spec,
-        labels=teacher.card.labels,
-        teacher_sha256=teacher.sha256,
-        student_sha256=sha256,
-        licence=teacher.card.licence,
-    )
-    share = -(-CALIBRATION_CLIPS // len(bank.sources))
-    calibration = torch.cat([bank.read(name, share).mels_N1MT for name in bank.sources])
+def _export(run: RunFolder) -> ExportReport:
+    """What `frami-edge export --int8 --bank` does, on the files that the run has written."""
+    student = load_checkpoint(run.path("student.safetensors"), "student")
+    assert isinstance(student.model, Student)
+    clips = bank_mels(run.path("bank"), student, CALIBRATION_CLIPS)
     folder = run.path("export/x").parent
     return export_student(
-        student.cpu(), facts, folder, int8=True, calibration=calibration.numpy(), source="bank"
+        student.model,
+        facts_of(student),
+        folder,
+        int8=True,
+        calibration=clips.mels,
+        source=clips.source,
     )
 
 
