@@ -31,7 +31,12 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: setup  ## ratios against named peers, measured in one run
+$(VENV)/.peers: $(STAMP)
+	@uv=$$(command -v uv || echo $(BIN)/uv); \
+	  "$$uv" pip install --python $(BIN)/python -c constraints.txt --group bench
+	@touch $@
+
+bench: $(VENV)/.peers  ## ratios against named peers, measured in one run
 	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 format: setup
