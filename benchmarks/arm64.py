@@ -1,0 +1,176 @@
+"""The runtime on an emulated Cortex-A76: its own tests, and the same answers as this machine.
+
+Real aarch64 wheels of NumPy, ONNX Runtime and the rest run under qemu-user on Debian's arm64
+Python 3.11; no root file system image, container or root access is needed. What is proven: the
+runtime's tests pass on arm64, int8 models give the very bits that they give here, fp32 models the
+same within rounding. Speed under emulation means nothing and is not reported.
+
+Needs: qemu-aarch64-static, apt-get and dpkg (Debian or Ubuntu: `apt-get install qemu-user-static`),
+an index of Python wheels, 600 MB in --work. The first run downloads, later ones reuse it.
+
+Run: python benchmarks/arm64.py [--model FILE.onnx ...] [--work DIR] [--json FILE] [-- PYTEST ARGS]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+QEMU = "qemu-aarch64-static"
+CPU = "cortex-a76"  # has the dot product instructions of Jetson Orin's A78AE, which qemu lacks
+PACKAGES = ["python3.11", "python3-distutils", "libstdc++6", "zlib1g", "libgomp1"]
+WHEELS = ["numpy", "onnxruntime", "onnx", "soxr", "soundfile", "pytest", "hypothesis", "rich"]
+PLATFORMS = [f"manylinux_2_{minor}_aarch64" for minor in (17, 26, 27, 28, 34, 35)]
+# onnxruntime reads it to know the CPU; without one qemu shows the x86 host's, and it crashes.
+CPUINFO = "".join(
+    f"processor\t: {core}\nBogoMIPS\t: 243.75\n"
+    "Features\t: fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm "
+    "lrcpc dcpop asimddp ssbs\nCPU implementer\t: 0x41\nCPU architecture: 8\n"
+    "CPU variant\t: 0x4\nCPU part\t: 0xd0b\nCPU revision\t: 1\n\n"
+    for core in range(4)
+)
+_COMPARE = ROOT / "benchmarks" / "arm64_answers.py"
+
+
+def main() -> int:
+    """Set up, run the tests, compare the answers; 3 where one differs."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, nargs="*", default=[], help="files of export")
+    parser.add_argument("--work", type=Path, default=Path("build/arm64"), help="kept between runs")
+    parser.add_argument("--json", type=Path, help="write the result there")
+    parser.add_argument("pytest", nargs="*", default=["tests/runtime", "-q"], help="after --")
+    args = parser.parse_args()
+    for tool in (QEMU, "apt-get", "dpkg"):
+        if shutil.which(tool) is None:
+            print(f"{tool} is missing: apt-get install qemu-user-static", file=sys.stderr)
+            return 1
+    work = args.work.resolve()
+    python = set_up(work)
+    result: dict[str, Any] = {"cpu": CPU, "python": version_of(python), "models": {}}
+    for model in args.model:
+        result["models"][model.name] = compare(python, model.resolve(), work)
+    result["pytest"] = run_tests(python, args.pytest)
+    print(json.dumps(result, indent=2))
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=2) + "\n")
+    same = all(row["passed"] for row in result["models"].values())
+    return 0 if same and result["pytest"]["exit_code"] == 0 else 3
+
+
+def set_up(work: Path) -> Path:
+    """Debian's arm64 Python and the wheels, unpacked; gives a launcher that emulates it."""
+    rootfs, site = work / "rootfs", work / "site"
+    ready = work / ".ready"
+    if not ready.exists():
+        begun = time.perf_counter()
+        _unpack_debian(work, rootfs)
+        _unpack_wheels(work, site)
+        (rootfs / "proc").mkdir(exist_ok=True)
+        (rootfs / "proc" / "cpuinfo").write_text(CPUINFO)
+        ready.touch()
+        print(f"set up in {time.perf_counter() - begun:.0f} s", file=sys.stderr)
+    # Tests start sys.executable: the launcher stands for it, so that children are emulated too.
+    launcher = work / "python-arm64"
+    launcher.write_text(
+        f'#!/bin/sh\nexec env -u PYTHONHOME PYTHONPATH="{site}:{ROOT / "runtime"}" '
+        f'FRAMI_EDGE_ARM64="{launcher}" PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=1 '
+        f'{QEMU} -cpu {CPU} -L "{rootfs}" "{rootfs}/usr/bin/python3.11" "$@"\n'
+    )
+    launcher.chmod(0o755)
+    (site / "sitecustomize.py").write_text(
+        "import os, sys\nsys.executable = os.environ.get('FRAMI_EDGE_ARM64', sys.executable)\n"
+    )
+    return launcher
+
+
+def _unpack_debian(work: Path, rootfs: Path) -> None:
+    state = work / "apt"
+    for folder in ("state/lists/partial", "cache/archives/partial", "dpkg"):
+        (state / folder).mkdir(parents=True, exist_ok=True)
+    (state / "dpkg" / "status").touch()
+    apt = [
+        "apt-get", "-qq", "-o", "APT::Architecture=arm64", "-o", "APT::Architectures=arm64",
+        "-o", f"Dir::State={state / 'state'}", "-o", f"Dir::Cache={state / 'cache'}",
+        "-o", f"Dir::State::status={state / 'dpkg' / 'status'}", "-o", "Debug::NoLocking=1",
+        "-o", "APT::Install-Recommends=0", "-o", "APT::Sandbox::User=",
+    ]  # fmt: skip
+    subprocess.run([*apt, "update"], check=True)
+    subprocess.run([*apt, "--download-only", "-y", "install", *PACKAGES], check=True)
+    rootfs.mkdir(parents=True, exist_ok=True)
+    for package in sorted((state / "cache" / "archives").glob("*.deb")):
+        subprocess.run(["dpkg", "-x", str(package), str(rootfs)], check=True)
+
+
+def _unpack_wheels(work: Path, site: Path) -> None:
+    wheels = work / "wheels"
+    platforms = [part for name in PLATFORMS for part in ("--platform", name)]
+    subprocess.run(
+        [
+            sys.executable, "-m", "pip", "download", "-q", "--only-binary=:all:",
+            "--python-version", "3.11", "--implementation", "cp", "--abi", "cp311", "--abi",
+            "abi3", "--abi", "none", *platforms, "-c", str(ROOT / "constraints.txt"), "-d",
+            str(wheels), *WHEELS,
+        ],
+        check=True,
+    )  # fmt: skip
+    for wheel in sorted(wheels.glob("*.whl")):
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(site)
+
+
+def version_of(python: Path) -> str:
+    """What the emulated interpreter says of itself."""
+    code = (
+        "import platform, numpy, onnxruntime as o; print(platform.machine(), "
+        "platform.python_version(), 'numpy', numpy.__version__, 'onnxruntime', o.__version__)"
+    )
+    done = subprocess.run([str(python), "-c", code], check=True, capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def compare(python: Path, model: Path, work: Path) -> dict[str, Any]:
+    """The same mels and the same audio through one file, here and there."""
+    answers = {}
+    for name, interpreter in (("here", sys.executable), ("arm64", str(python))):
+        path = work / f"{model.name}.{name}.npz"
+        subprocess.run([interpreter, str(_COMPARE), str(model), str(path)], check=True)
+        answers[name] = path
+    done = subprocess.run(
+        [sys.executable, str(_COMPARE), "--compare", *map(str, answers.values())],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def run_tests(python: Path, arguments: list[str]) -> dict[str, Any]:
+    """The runtime's tests under emulation."""
+    begun = time.perf_counter()
+    environment = {**os.environ, "FRAMI_EDGE_DATA": ""}
+    done = subprocess.run(
+        [str(python), "-m", "pytest", "-p", "no:cacheprovider", "-o", "addopts=", "-o",
+         "xfail_strict=true", "--import-mode=importlib", "-ra", *arguments],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    print(done.stdout[-6000:], done.stderr[-2000:], file=sys.stderr)
+    lines = done.stdout.strip().splitlines()
+    return {
+        "exit_code": done.returncode,
+        "summary": lines[-1] if lines else "",
+        "seconds": round(time.perf_counter() - begun),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
