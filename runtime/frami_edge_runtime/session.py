@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from frami_edge_runtime._strict_json import EXPORT_AGAIN
+from frami_edge_runtime.backends.protocol import UNBOUNDED
 from frami_edge_runtime.errors import ModelFileError
 from frami_edge_runtime.modelfile import (
     HEAD_INPUT,
@@ -60,6 +61,19 @@ class CpuModel:
         _check_port(self._head.get_inputs(), HEAD_INPUT, (None, size), head)
         _check_port(self._head.get_outputs(), HEAD_OUTPUT, (None, classes), head)
         self._probe()
+
+    @property
+    def max_batch(self) -> int:
+        """Any number of streams can be batched."""
+        return UNBOUNDED
+
+    @property
+    def max_mel_frames(self) -> int:
+        """Runs may be of any length."""
+        return UNBOUNDED
+
+    def close(self) -> None:
+        """Nothing to free: ONNX Runtime does it with the object."""
 
     def frames(self, mel_BMT: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Run the trunk: (B, 1, M, T) float32, T >= receptive field, to (B, C, T') float32."""

@@ -14,13 +14,13 @@ import numpy.typing as npt
 
 from frami_edge_runtime._state import StateReader
 from frami_edge_runtime.audio import check_rate, check_samples
+from frami_edge_runtime.backends.protocol import Backend
 from frami_edge_runtime.errors import AudioError, ModelFileError, StreamError
 from frami_edge_runtime.logmel import LogMelStream
 from frami_edge_runtime.pooling import Forgetting, SlidingWindow, StatsPool, WholeClip
 from frami_edge_runtime.resample import Resampler
 from frami_edge_runtime.result import Result, StreamStats, result_from
 from frami_edge_runtime.schedule import plan_results
-from frami_edge_runtime.session import CpuModel
 from frami_edge_runtime.trunk import TrunkStream
 
 
@@ -29,7 +29,7 @@ class Stream:
 
     def __init__(
         self,
-        model: CpuModel,
+        model: Backend,
         *,
         sample_rate: int | None = None,
         window_s: float | None = None,

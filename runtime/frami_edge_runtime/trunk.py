@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from frami_edge_runtime._state import StateReader
-from frami_edge_runtime.session import CpuModel
+from frami_edge_runtime.backends.protocol import Backend
 
 LONGEST_RUN: Final = 64
 """Trunk frames; bounds the memory of a run, and saves nearly all of the recomputed carry."""
@@ -34,7 +34,7 @@ class TrunkStream:
         hop: Trunk frames between results: no run crosses a multiple of it. None: no results.
     """
 
-    def __init__(self, model: CpuModel, *, hop: int | None = None) -> None:
+    def __init__(self, model: Backend, *, hop: int | None = None) -> None:
         """Allocate the input of the longest run."""
         info = model.info
         self._model = model
@@ -42,8 +42,9 @@ class TrunkStream:
         self._field = info.receptive_field
         self._stride = info.stride
         self._context = info.context
-        longest = min(LONGEST_RUN, hop or LONGEST_RUN)
-        width = self._field + (longest - 1) * self._stride
+        within = (model.max_mel_frames - self._field) // self._stride + 1
+        self._longest = min(LONGEST_RUN, hop or LONGEST_RUN, within)
+        width = self._field + (self._longest - 1) * self._stride
         self._mel = np.zeros((1, 1, info.mel.n_mels, width), np.float32)
         self.reset()
 
@@ -112,8 +113,8 @@ class TrunkStream:
 
     def _next_run(self) -> int:
         if self._hop is None:
-            return LONGEST_RUN
-        return min(LONGEST_RUN, self._hop - self.frames_out % self._hop)
+            return self._longest
+        return min(self._longest, self._hop - self.frames_out % self._hop)
 
     def _run(self, run: int) -> npt.NDArray[np.float32]:
         used = self._field + (run - 1) * self._stride

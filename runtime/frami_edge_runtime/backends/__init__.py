@@ -1,0 +1,1 @@
+"""What can run a model: one protocol, several backends behind it."""
