@@ -12,15 +12,15 @@ MAX_JSON_BYTES: Final = 1 << 20
 EXPORT_AGAIN: Final = "Export the model again with frami-edge export."
 
 
-def parse_object(text: str, where: str) -> dict[str, Any]:
-    """A JSON object.
+def parse_object(text: str, where: str, *, most: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """A JSON object of at most ``most`` characters.
 
     Raises:
         ModelFileError: The text is too long, damaged or something else; ``where`` names it.
     """
-    if len(text) > MAX_JSON_BYTES:
+    if len(text) > most:
         raise ModelFileError(
-            f"{where} takes {len(text)} bytes; at most {MAX_JSON_BYTES} are read.",
+            f"{where} takes {len(text)} bytes; at most {most} are read.",
             fix=EXPORT_AGAIN,
         )
     try:

@@ -44,5 +44,13 @@ class ModelFileError(FramiEdgeError):
     """A model file that is missing, damaged or of another schema."""
 
 
+class EngineError(ModelFileError):
+    """A TensorRT engine that is missing, damaged, built for another machine, or failed to run."""
+
+
+class BackendError(FramiEdgeError):
+    """A backend that is not installed, has no device here, or was asked for what it cannot do."""
+
+
 class StreamError(FramiEdgeError):
     """A stream that was asked for something impossible, or a saved state that does not fit it."""

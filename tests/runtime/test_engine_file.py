@@ -1,0 +1,207 @@
+"""An engine's sidecar and header: exact, strict, and plain about what does not fit."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from frami_edge_runtime.enginefile import (
+    EngineCard,
+    check_content,
+    check_loadable,
+    read_plan_version,
+    read_sidecar,
+    sidecar_path,
+    write_sidecar,
+)
+from frami_edge_runtime.errors import EngineError, ModelFileError
+
+PLAN = b"ftrt" + bytes(20) + bytes([10, 3, 0, 30]) + b"the rest"
+
+
+def make_card(tiny: Any, plan: bytes = PLAN, **changes: Any) -> EngineCard:
+    bands, field = tiny.info.mel.n_mels, tiny.info.receptive_field
+    values: dict[str, Any] = {
+        "engine_sha256": hashlib.sha256(plan).hexdigest(),
+        "engine_bytes": len(plan),
+        "onnx_name": "student.int8.trt.onnx",
+        "onnx_sha256": "0" * 64,
+        "tensorrt": "10.3.0.30",
+        "precision": "int8",
+        "sm": "8.7",
+        "gpu": "Orin",
+        "driver": "540.4.0",
+        "jetpack": "6.2",
+        "profile": {
+            "min": [1, 1, bands, field],
+            "opt": [1, 1, bands, 60],
+            "max": [8, 1, bands, 200],
+        },
+        "layers": {"int8": 9, "float": 2},
+        "created": "2026-11-22T00:00:00Z",
+        "model": tiny.info.to_json(),
+        "head_onnx": base64.b64encode(b"head").decode(),
+    }
+    return EngineCard(**{**values, **changes})
+
+
+def test_a_sidecar_survives_the_disk(tiny: Any, tmp_path: Path) -> None:
+    card = make_card(tiny)
+    path = write_sidecar(tmp_path / "student.int8.engine", card)
+    assert path.name == "student.int8.engine.json"
+    again = read_sidecar(tmp_path / "student.int8.engine")
+    assert again == card
+    assert again.to_json() == card.to_json()
+    assert again.info == tiny.info
+    assert again.head == b"head"
+    assert again.profile["max"] == (8, 1, 16, 200)
+    assert [p.name for p in tmp_path.iterdir()] == [path.name], "a scratch file was left"
+
+
+def test_a_failed_write_leaves_the_old_sidecar(tiny: Any, tmp_path: Path) -> None:
+    engine = tmp_path / "a.engine"
+    with pytest.raises(EngineError, match="Cannot write"):
+        write_sidecar(tmp_path / "no" / "folder" / "a.engine", make_card(tiny))
+    sidecar_path(engine).mkdir()  # os.replace cannot put a file over a folder
+    with pytest.raises(EngineError, match="Cannot write"):
+        write_sidecar(engine, make_card(tiny))
+    assert [p.name for p in tmp_path.iterdir()] == ["a.engine.json"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"engine_sha256": "F" * 64}, "engine_sha256"),
+        ({"onnx_sha256": None}, "onnx_sha256"),
+        ({"engine_bytes": 3}, "engine_bytes"),
+        ({"engine_bytes": True}, "engine_bytes"),
+        ({"tensorrt": "10.3"}, "tensorrt"),
+        ({"sm": 8.7}, "sm must be"),
+        ({"sm": "87"}, "sm must be"),
+        ({"precision": "int4"}, "precision"),
+        ({"gpu": None}, "gpu"),
+        ({"gpu": "x" * 300}, "gpu"),
+        ({"jetpack": 6}, "jetpack"),
+        ({"onnx_name": "/home/someone/student.onnx"}, "without folders"),
+        ({"onnx_name": ""}, "without folders"),
+        ({"layers": {"int8": -1}}, "layers"),
+        ({"layers": [1]}, "layers"),
+        ({"model": "{}"}, "schema"),
+        ({"model": None}, "model"),
+        ({"head_onnx": "***"}, "base64"),
+        ({"head_onnx": ""}, "frami.head_onnx"),
+        ({"schema": 2}, "schema"),
+        ({"profile": {"min": [1, 1, 16, 9]}}, "profile"),
+        ({"profile": None}, "profile"),
+    ],
+)
+def test_wrong_values_are_refused(tiny: Any, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(EngineError, match=words) as caught:
+        make_card(tiny, **changes)
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("low", "mid", "high"),
+    [
+        ([1, 1, 16, 10], [1, 1, 16, 60], [8, 1, 16, 200]),  # closed to one receptive field
+        ([1, 1, 16, 9], [1, 1, 16, 300], [8, 1, 16, 200]),
+        ([2, 1, 16, 9], [2, 1, 16, 60], [8, 1, 16, 200]),  # closed to one clip
+        ([1, 1, 16, 9], [1, 1, 17, 60], [8, 1, 16, 200]),
+        ([1, 1, 16, 9], [1, 2, 16, 60], [8, 1, 16, 200]),
+        ([1, 1, 16, 9], [1, 1, 16, 60], [1 << 20, 1, 16, 200]),
+        ([1, 1, 16, 0], [1, 1, 16, 60], [8, 1, 16, 200]),
+        ([1, 1, 16, 1], [1, 1, 16, 2], [8, 1, 16, 8]),
+    ],
+)
+def test_profiles_that_cannot_stream_are_refused(
+    tiny: Any, low: list[int], mid: list[int], high: list[int]
+) -> None:
+    with pytest.raises(EngineError, match="profile"):
+        make_card(tiny, profile={"min": low, "opt": mid, "max": high})
+
+
+def test_sidecars_are_read_strictly(tiny: Any, tmp_path: Path) -> None:
+    engine = tmp_path / "student.engine"
+    with pytest.raises(EngineError, match=r"has no student\.engine\.json beside it"):
+        read_sidecar(engine)
+    values = json.loads(make_card(tiny).to_json())
+    for text, words in [
+        ("", "not JSON"),
+        ("[]", "not a JSON object"),
+        (json.dumps({**values, "extra": 1}), "unknown keys: extra"),
+        (json.dumps({k: v for k, v in values.items() if k != "sm"}), "lacks keys: sm"),
+        (json.dumps({**values, "schema": 9}), "schema 9"),
+        (json.dumps({**values, "sm": 87}), "sm must be"),
+    ]:
+        sidecar_path(engine).write_text(text, encoding="utf-8")
+        with pytest.raises(EngineError, match=words) as caught:
+            read_sidecar(engine)
+        assert "student.engine.json" in str(caught.value)
+        assert caught.value.fix
+    sidecar_path(engine).write_bytes(b"\xff\xfe")
+    with pytest.raises(EngineError, match="Cannot read"):
+        read_sidecar(engine)
+
+
+def test_the_plan_tells_its_version(tmp_path: Path) -> None:
+    path = tmp_path / "a.engine"
+    path.write_bytes(b"ftrt" + bytes(20) + bytes([11, 4, 0, 106]))
+    assert read_plan_version(path) == read_plan_version(str(path)) == (11, 4, 0, 106)
+    assert read_plan_version(PLAN) == (10, 3, 0, 30)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "no TensorRT engine"),
+        (b"ft", "cut off after 2"),
+        (PLAN[:27], "cut off after 27"),
+        (b"\x08\x07\x12\x07pytorch" + bytes(40), "no TensorRT engine"),
+        (b"ftrt\x01" + bytes(40), "unknown plan header, version 1"),
+    ],
+)
+def test_what_is_no_plan_is_refused(tmp_path: Path, data: bytes, words: str) -> None:
+    path = tmp_path / "a.engine"
+    path.write_bytes(data)
+    for source in (path, data):
+        with pytest.raises(EngineError, match=words):
+            read_plan_version(source)
+    with pytest.raises(EngineError, match="Cannot read"):
+        read_plan_version(tmp_path / "none.engine")
+    with pytest.raises(EngineError, match="Cannot read"):
+        read_plan_version("\0")
+
+
+def test_another_engine_than_the_sidecars_is_refused(tiny: Any) -> None:
+    card = make_card(tiny)
+    check_content(card, PLAN)
+    with pytest.raises(EngineError, match="cut off or replaced"):
+        check_content(card, PLAN[:-1], "a.engine")
+    with pytest.raises(EngineError, match="sha256 differs"):
+        check_content(card, PLAN[:-1] + b"!", "a.engine")
+
+
+def test_engines_of_another_version_or_gpu_are_refused_with_both_named(tiny: Any) -> None:
+    card, plan = make_card(tiny), (10, 3, 0, 30)
+    check_loadable(card, plan, "10.3.0.30", "8.7")
+    check_loadable(card, plan, "10.3.0", "8.7")  # what JetPack's bindings say
+    with pytest.raises(EngineError) as caught:
+        check_loadable(card, plan, "11.4.0.106", "8.7", "student.int8.engine")
+    assert caught.value.message == (
+        "student.int8.engine was built with TensorRT 10.3.0.30 for SM 8.7 (Orin); this machine "
+        "runs TensorRT 11.4.0.106 on SM 8.7: engines do not carry over."
+    )
+    assert "student.int8.trt.onnx" in caught.value.fix
+    assert "frami-edge export --tensorrt" in caught.value.fix
+    for version, sm in (("10.3.1", "8.7"), ("10.3.0", "11.0"), ("10.13.0", "8.7"), ("", "8.7")):
+        with pytest.raises(EngineError, match="do not carry over"):
+            check_loadable(card, plan, version, sm)
+    with pytest.raises(EngineError, match="not of one build"):
+        check_loadable(card, (10, 3, 0, 26), "10.3.0", "8.7")
+    assert issubclass(EngineError, ModelFileError)
