@@ -1,42 +1,14 @@
-"""What an export needs of the trainer: facts, calibration mels, accuracy on real clips, a card.
-
-Shape legend: N clips, M mel bands, T frames, K classes.
-"""
+"""What an export needs of the trainer: facts, accuracy on real clips, a card."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import torch
-
 from frami_edge.data import Features
-from frami_edge.errors import BankError
-from frami_edge.inversion.bank import Bank, check_bank
-from frami_edge.inversion.procedural import procedural_mels
 from frami_edge.models.checkpoint import Loaded
 from frami_edge_export import ExportReport, StudentFacts, classify_mels, markdown_card
-
-
-@dataclass
-class CalibrationMels:
-    """What sets the int8 ranges, and judges them.
-
-    Attributes:
-        mels: (N, 1, M, T) normalised log-mels, none of them from a recording.
-        source: ``bank`` or ``procedural``.
-        clips: How many of each source of the bank.
-        reason: Where they come from, for the user.
-    """
-
-    mels: npt.NDArray[np.float32]
-    source: str
-    clips: dict[str, int]
-    reason: str
 
 
 def facts_of(student: Loaded) -> StudentFacts:
@@ -45,37 +17,6 @@ def facts_of(student: Loaded) -> StudentFacts:
     return StudentFacts(
         student.spec, card.labels, card.teacher_sha256, student.sha256, card.licence
     )
-
-
-def bank_mels(folder: Path, student: Loaded, count: int) -> CalibrationMels:
-    """Clips of a bank, as many of each of its sources.
-
-    Raises:
-        BankError: No whole bank, an empty one, or one of another teacher, front end or classes.
-    """
-    bank = Bank.open(folder)
-    teacher = student.card.teacher_sha256 or bank.index.teacher_sha256
-    check_bank(bank, student.spec, student.card.labels, teacher)
-    sources = bank.sources
-    if not sources:
-        raise BankError(f"The bank in {folder} is empty.", fix="Make it again.")
-    each = -(-count // len(sources))
-    parts = [bank.read(name, each).mels_N1MT for name in sources]
-    clips = {name: len(part) for name, part in zip(sources, parts, strict=True)}
-    listed = ", ".join(f"{n} {name}" for name, n in clips.items())
-    reason = f"{sum(clips.values())} clips of the bank {folder} ({listed}), no recording among them"
-    return CalibrationMels(torch.cat(parts).numpy(), "bank", clips, reason)
-
-
-def made_mels(student: Loaded, count: int, seed: int) -> CalibrationMels:
-    """Procedural clips: shaped noise, tones and impacts through the student's front end."""
-    bank = student.card.recipe.get("bank")
-    frames = bank.get("frames") if isinstance(bank, Mapping) else None
-    if not isinstance(frames, int) or frames < 1:
-        frames = max(1, student.spec.frames(student.spec.sample_rate))
-    mels = procedural_mels(student.spec, count, frames, seed).numpy()
-    reason = f"{count} procedural clips of {frames} mel frames, made for this: no bank was given"
-    return CalibrationMels(mels, "procedural", {"procedural": count}, reason)
 
 
 def accuracy_on(features: Features) -> Callable[[str | Path], float]:

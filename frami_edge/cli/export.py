@@ -11,8 +11,8 @@ from frami_edge.cli._app import Json, Quiet, Seed, command_app, examples
 from frami_edge.cli._output import Output
 
 if TYPE_CHECKING:
+    from frami_edge.calibrating import CalibrationMels
     from frami_edge.data import Features
-    from frami_edge.exporting import CalibrationMels
     from frami_edge.models.checkpoint import Loaded
     from frami_edge_export import Artifact, ExportReport
 
@@ -34,7 +34,15 @@ def export(
     int8: Annotated[bool, typer.Option("--int8", help="Quantise too, without real data.")] = False,
     bank: Annotated[
         Path | None,
-        typer.Option("--bank", help="Calibrate int8 on this bank; else on procedural clips."),
+        typer.Option("--bank", help="Calibrate int8 on this bank, the student's own."),
+    ] = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(
+            "--teacher",
+            help="Without a bank: make a small one from this teacher. Without both, int8 is "
+            "calibrated on procedural clips.",
+        ),
     ] = None,
     samples: Annotated[
         int, typer.Option("--samples", min=16, help="Synthetic clips to calibrate and judge int8.")
@@ -80,14 +88,22 @@ def export(
     from frami_edge_export import ExportOptions, export_student
 
     output = Output(json=json, quiet=quiet)
-    if bank and not int8:
-        raise ConfigError("--bank calibrates int8, and --int8 was not given.", fix="Add --int8.")
+    for option, value in (("--bank", bank), ("--teacher", teacher)):
+        if value and not int8:
+            raise ConfigError(
+                f"{option} calibrates int8, and --int8 was not given.", fix="Add --int8."
+            )
+    if bank and teacher:
+        raise ConfigError(
+            "--bank and --teacher exclude each other.",
+            fix="Give the bank where there is one; --teacher makes one.",
+        )
     if data is None and (fold or data_root):
         raise ConfigError("--fold and --data-root need --data.", fix="Add --data NAME.")
     options = ExportOptions(min_agreement=min_agreement, max_drop=max_drop, seed=seed)
     loaded = load_checkpoint(student, "student")
     assert isinstance(loaded.model, Student)
-    mels = _mels(loaded, student, bank, samples, seed, output) if int8 else None
+    mels = _mels(loaded, student, bank, teacher, samples, seed, output) if int8 else None
     features, measured = _features(loaded, data, fold, data_root, output)
     output.note("Exporting, comparing and timing; this takes seconds to minutes.")
     report = export_student(
@@ -119,11 +135,27 @@ def export(
 
 
 def _mels(
-    loaded: Loaded, student: Path, bank: Path | None, samples: int, seed: int, output: Output
+    loaded: Loaded,
+    student: Path,
+    bank: Path | None,
+    teacher: Path | None,
+    samples: int,
+    seed: int,
+    output: Output,
 ) -> CalibrationMels:
-    from frami_edge.exporting import bank_mels, made_mels
+    from frami_edge.calibrating import bank_mels, made_mels, teacher_mels
+    from frami_edge.device import choose_device
+    from frami_edge.inversion.run import step_bars
+    from frami_edge.models.checkpoint import load_checkpoint
 
-    mels = bank_mels(bank, loaded, samples) if bank else made_mels(loaded, samples, seed)
+    if bank:
+        mels = bank_mels(bank, loaded, samples)
+    elif teacher:
+        known = load_checkpoint(teacher, "teacher")
+        with step_bars(output) as show:
+            mels = teacher_mels(loaded, known, samples, seed, choose_device(), show)
+    else:
+        mels = made_mels(loaded, samples, seed)
     output.note(f"Calibration: {mels.reason}.")
     beside = student.parent / "bank"
     if bank is None and (beside / "bank.json").is_file():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from frami_edge.inversion.bn_loss import live_batch_norms
 from frami_edge.inversion.config import BankConfig
 from frami_edge.inversion.health import warnings
 from frami_edge.inversion.listen import write_wavs
-from frami_edge.inversion.loop import make_bank
+from frami_edge.inversion.loop import OnStep, make_bank
 from frami_edge.inversion.sources import Context
 from frami_edge.models.checkpoint import Loaded
 from frami_edge.runs import RunFolder
@@ -69,30 +70,40 @@ def invert(
     if finished:
         for name in context.config.shares:
             run.rewind(finished.next_step(name), phase=name)
-    bars: dict[str, Any] = {}
+    with run.timed("invert"), step_bars(out) as show:
 
-    def on_step(source: str, done: int, steps: int, metrics: dict[str, float]) -> None:
-        if source not in bars:
-            close()
-            bars[source] = out.progress(
-                source, steps, fields=("loss", "requested"), completed=done - 1
-            ).__enter__()
-        bars[source].update(**{k: metrics[k] for k in ("loss", "requested") if k in metrics})
-        if metrics:
-            run.log(step=done, phase=source, **metrics)
+        def on_step(source: str, done: int, steps: int, metrics: dict[str, float]) -> None:
+            show(source, done, steps, metrics)
+            if metrics:
+                run.log(step=done, phase=source, **metrics)
+
+        bank = make_bank(folder, context, labels, sha256, on_step)
+    run.record(bank={"clips": bank.sources, "health": bank.index.health})
+    return bank
+
+
+@contextmanager
+def step_bars(out: Output) -> Iterator[OnStep]:
+    """One progress bar a source, for `make_bank`."""
+    bars: dict[str, Any] = {}
 
     def close() -> None:
         for bar in bars.values():
             bar.__exit__(None, None, None)
         bars.clear()
 
-    with run.timed("invert"):
-        try:
-            bank = make_bank(folder, context, labels, sha256, on_step)
-        finally:
+    def show(source: str, done: int, steps: int, metrics: dict[str, float]) -> None:
+        if source not in bars:
             close()
-    run.record(bank={"clips": bank.sources, "health": bank.index.health})
-    return bank
+            bars[source] = out.progress(
+                source, steps, fields=("loss", "requested"), completed=done - 1
+            ).__enter__()
+        bars[source].update(**{k: metrics[k] for k in ("loss", "requested") if k in metrics})
+
+    try:
+        yield show
+    finally:
+        close()
 
 
 def report(run: RunFolder, bank: Bank, out: Output) -> dict[str, str]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from frami_edge import plots
+from frami_edge.calibrating import bank_mels
 from frami_edge.cli._output import Output
 from frami_edge.controls import control_feed
 from frami_edge.data import Features, FeatureStore, SoundSet, load_set, read_audio
@@ -19,7 +20,7 @@ from frami_edge.device import Choice, generator
 from frami_edge.distillation import run as distillation
 from frami_edge.distillation.config import JourneyConfig
 from frami_edge.evaluation import Score, check_unheard, predict, score
-from frami_edge.exporting import bank_mels, facts_of
+from frami_edge.exporting import facts_of
 from frami_edge.inversion import run as inversion
 from frami_edge.inversion.bank import BankFeed
 from frami_edge.inversion.procedural import ProceduralAudio, procedural_mels
