@@ -38,10 +38,16 @@ class StatsPool(ABC):
         self.eps = eps
         self.count = 0
         """Frames since the last reset."""
+        self.slots = 0
+        """Frame periods since the last reset: frames, and those that `skip` passed over."""
 
     @abstractmethod
-    def push(self, frames_Cn: Frames) -> None:
-        """Take (C, n) float32 frames, n >= 0."""
+    def push(self, frames_Cn: Frames, at: float = 0.0) -> None:
+        """Take (C, n) float32 frames, n >= 0; ``at`` is when the first begins, for windows."""
+
+    def skip(self, slots: int) -> None:
+        """Let time pass without frames, in frame periods."""
+        self.slots += slots
 
     @abstractmethod
     def _weight_and_sums(self) -> tuple[float, Sums]:
@@ -69,9 +75,9 @@ class StatsPool(ABC):
         Raises:
             StreamError: No frame has been pushed.
         """
-        if self.count == 0:
-            raise StreamError("There are no frames to pool.", fix="Push at least one frame.")
         weight, sums = self._weight_and_sums()
+        if weight == 0:
+            raise StreamError("There are no frames to pool.", fix="Push at least one frame.")
         mean, square = sums / weight
         std = np.sqrt(np.maximum(square - mean * mean, 0.0) + self.eps)
         return np.concatenate([mean, std]).astype(np.float32)
@@ -90,45 +96,48 @@ class WholeClip(StatsPool):
         super().__init__(channels, eps)
         self._sums = np.zeros((2, channels))
 
-    def push(self, frames_Cn: Frames) -> None:
+    def push(self, frames_Cn: Frames, at: float = 0.0) -> None:
         """Take (C, n) float32 frames, n >= 0."""
         _add_in_order(self._sums, frames_Cn)
         self.count += frames_Cn.shape[1]
+        self.slots += frames_Cn.shape[1]
 
     def _weight_and_sums(self) -> tuple[float, Sums]:
         return float(self.count), self._sums
 
     def reset(self) -> None:
         """Forget everything."""
-        self.count = 0
+        self.count = self.slots = 0
         self._sums[:] = 0
 
     def state(self) -> dict[str, Any]:
         """Plain integers and arrays: save them, pickle them."""
-        return {"count": self.count, "sums": self._sums.copy()}
+        return {"count": self.count, "slots": self.slots, "sums": self._sums.copy()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state` gave; see `StatsPool.load_state`."""
         read = StateReader(state, "WholeClip")
         count = read.integer("count", 0)
+        slots = read.integer("slots", count)
         sums = read.array("sums", np.float64, self._sums.shape)
         read.done()
-        self.count = count
+        self.count, self.slots = count, slots
         self._sums[:] = sums
 
 
 class SlidingWindow(StatsPool):
-    """The latest ``blocks`` blocks of ``block`` frames each, with equal weight.
+    """The latest ``blocks`` blocks of ``block`` frame periods each, frames with equal weight.
 
-    Offline definition after n frames, with b = ``block`` and W = ``blocks`` b: the plain statistics
-    of frames max(0, b ceil(n / b) - W) .. n - 1. At whole blocks, where a stream gives its results,
-    that is exactly the last W frames (all of them, while there are fewer). Nothing is ever
-    subtracted, so nothing drifts: a ring holds the sums of each block.
+    Offline definition after n periods, with b = ``block`` and W = ``blocks`` b: the plain
+    statistics of the frames in periods max(0, b ceil(n / b) - W) .. n - 1. At whole blocks, where a
+    stream gives its results, these are exactly the last W periods (all, while there are fewer).
+    Without gaps every period has its frame; those that `skip` passed over have none. Nothing is
+    ever subtracted, so nothing drifts: a ring holds the sums of each block.
 
     Args:
         channels: C.
         eps: Added to the variance, under the root.
-        block: Frames in a block.
+        block: Frame periods in a block.
         blocks: Blocks in the window.
     """
 
@@ -138,55 +147,94 @@ class SlidingWindow(StatsPool):
         self.block = block
         self.blocks = blocks
         self._ring = np.zeros((blocks, 2, channels))
+        self._filled = np.zeros(blocks, np.int64)  # frames in each block
+        self._begins = np.zeros(blocks)  # when the first of them begins
 
     @property
     def frames_in_window(self) -> int:
         """How many frames the statistics cover now."""
-        begun = -(-self.count // self.block)
-        return self.count - max(0, begun - self.blocks) * self.block
+        return int(self._filled.sum())
 
-    def push(self, frames_Cn: Frames) -> None:
+    @property
+    def begins(self) -> float:
+        """``at`` of the first frame of the oldest block that has any; 0 without frames."""
+        newest = (self.slots - 1) // self.block % self.blocks
+        oldest_first = np.roll(self._filled, -newest - 1).nonzero()[0]
+        if len(oldest_first) == 0:
+            return 0.0
+        return float(self._begins[(oldest_first[0] + newest + 1) % self.blocks])
+
+    def push(self, frames_Cn: Frames, at: float = 0.0) -> None:
         """Take (C, n) float32 frames, n >= 0."""
         done, n = 0, frames_Cn.shape[1]
         while done < n:
-            index, filled = divmod(self.count, self.block)
-            sums = self._ring[index % self.blocks]
-            if filled == 0:
-                sums[:] = 0
-            step = min(n - done, self.block - filled)
-            _add_in_order(sums, frames_Cn[:, done : done + step])
+            index, used = divmod(self.slots, self.block)
+            index %= self.blocks
+            if used == 0:
+                self._clear(index)
+            if self._filled[index] == 0:
+                self._begins[index] = at
+            step = min(n - done, self.block - used)
+            _add_in_order(self._ring[index], frames_Cn[:, done : done + step])
+            self._filled[index] += step
             self.count += step
+            self.slots += step
             done += step
+
+    def skip(self, slots: int) -> None:
+        """Let time pass: blocks that it enters start empty, old ones leave the window."""
+        first = -(-self.slots // self.block)
+        end = -(-(self.slots + slots) // self.block)
+        for index in range(max(first, end - self.blocks), end):
+            self._clear(index % self.blocks)
+        self.slots += slots
+
+    def _clear(self, index: int) -> None:
+        self._ring[index] = 0
+        self._filled[index] = 0
 
     def _weight_and_sums(self) -> tuple[float, Sums]:
         return float(self.frames_in_window), np.add.reduce(self._ring, axis=0)
 
     def reset(self) -> None:
         """Forget everything."""
-        self.count = 0
+        self.count = self.slots = 0
         self._ring[:] = 0
+        self._filled[:] = 0
 
     def state(self) -> dict[str, Any]:
         """Plain integers and arrays: save them, pickle them."""
-        return {"count": self.count, "block": self.block, "ring": self._ring.copy()}
+        return {
+            "count": self.count,
+            "slots": self.slots,
+            "block": self.block,
+            "ring": self._ring.copy(),
+            "filled": self._filled.copy(),
+            "begins": self._begins.copy(),
+        }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state` gave; see `StatsPool.load_state`."""
         read = StateReader(state, "SlidingWindow")
         count = read.integer("count", 0)
+        slots = read.integer("slots", count)
         read.integer("block", self.block, self.block)
         ring = read.array("ring", np.float64, self._ring.shape)
+        filled = read.array("filled", np.int64, self._filled.shape)
+        begins = read.array("begins", np.float64, self._begins.shape)
         read.done()
-        self.count = count
-        self._ring[:] = ring
+        inside = bool((filled >= 0).all() and (filled <= self.block).all())
+        read.require(inside and int(filled.sum()) <= count, "filled")
+        self.count, self.slots = count, slots
+        self._ring[:], self._filled[:], self._begins[:] = ring, filled, begins
 
 
 class Forgetting(StatsPool):
     """Every frame since the start, with a weight that halves every ``half_life`` frames.
 
-    Offline definition after n frames: w_t = 2^(-(n - 1 - t) / half_life), mean = sum_t w_t h_t /
-    sum_t w_t, var = sum_t w_t h_t^2 / sum_t w_t - mean^2. Memory does not grow: right for streams
-    without an end.
+    Offline definition after n frame periods, the sums over those t that have a frame: w_t =
+    2^(-(n - 1 - t) / half_life), mean = sum_t w_t h_t / sum_t w_t, var = sum_t w_t h_t^2 /
+    sum_t w_t - mean^2. Memory does not grow: right for streams without an end.
 
     Args:
         channels: C.
@@ -201,7 +249,7 @@ class Forgetting(StatsPool):
         self._weight = 0.0
         self._sums = np.zeros((2, channels))
 
-    def push(self, frames_Cn: Frames) -> None:
+    def push(self, frames_Cn: Frames, at: float = 0.0) -> None:
         """Take (C, n) float32 frames, n >= 0."""
         n = frames_Cn.shape[1]
         if n == 0:
@@ -214,31 +262,45 @@ class Forgetting(StatsPool):
         self._sums[1] += np.add.reduce(x * x * weights, axis=1)
         self._weight = self._weight * kept + float(weights.sum())
         self.count += n
+        self.slots += n
+
+    def skip(self, slots: int) -> None:
+        """Let time pass: what was heard weighs less against what follows."""
+        kept = 2.0 ** (-slots / self.half_life)
+        self._sums *= kept
+        self._weight *= kept
+        self.slots += slots
 
     def _weight_and_sums(self) -> tuple[float, Sums]:
         return self._weight, self._sums
 
     def reset(self) -> None:
         """Forget everything."""
-        self.count = 0
+        self.count = self.slots = 0
         self._weight = 0.0
         self._sums[:] = 0
 
     def state(self) -> dict[str, Any]:
         """Plain integers and arrays: save them, pickle them."""
         weight = np.array([self._weight, self.half_life])
-        return {"count": self.count, "weight": weight, "sums": self._sums.copy()}
+        return {
+            "count": self.count,
+            "slots": self.slots,
+            "weight": weight,
+            "sums": self._sums.copy(),
+        }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state` gave; see `StatsPool.load_state`."""
         read = StateReader(state, "Forgetting")
         count = read.integer("count", 0)
+        slots = read.integer("slots", count)
         weight, half_life = read.array("weight", np.float64, (2,))
         sums = read.array("sums", np.float64, self._sums.shape)
         read.done()
         read.require(half_life == self.half_life, "half_life")
         read.require((weight > 0) == (count > 0), "weight")
-        self.count = count
+        self.count, self.slots = count, slots
         self._weight = float(weight)
         self._sums[:] = sums
 

@@ -13,7 +13,7 @@ Shape legend: M mel bands, T mel frames, C channels, n trunk frames of one run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 import numpy as np
@@ -48,47 +48,70 @@ class TrunkStream:
         self._mel = np.zeros((1, 1, info.mel.n_mels, width), np.float32)
         self.reset()
 
-    def reset(self) -> None:
-        """Forget everything; a clip starts with its context."""
+    def reset(self, phase: int = 0) -> None:
+        """Forget everything; a clip starts with its context.
+
+        Args:
+            phase: Frame periods from the last result to the first frame.
+        """
         self._held = self._context.left
         self._mel[..., : self._held] = self._context.value
+        self._offered = self._mel[0, 0, :, :0].T
+        self._phase = phase
+        self._ending = False
         self.frames_out = 0
 
     @property
     def mel_frames_in(self) -> int:
-        """Mel frames of the clip that have been pushed."""
+        """Mel frames of the clip that have been taken."""
         return self.frames_out * self._stride + self._held - self._context.left
 
-    def push(self, mel_TM: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.float32]]:
-        """Take (T, M) float32 mel frames; give (C, n) float32 for each run that is due."""
-        taken = 0
-        while True:
-            run = self._next_run()
-            needed = self._field + (run - 1) * self._stride
-            step = min(needed - self._held, len(mel_TM) - taken)
-            self._mel[0, 0, :, self._held : self._held + step] = mel_TM[taken : taken + step].T
-            self._held += step
-            taken += step
-            if self._held < needed:
-                return
-            yield self._run(run)
+    def offer(self, mel_TM: npt.NDArray[np.float32]) -> None:
+        """Take (T, M) float32 mel frames; call `due` until it gives 0 before offering more."""
+        self._offered = mel_TM
 
-    def flush(self) -> Iterator[npt.NDArray[np.float32]]:
-        """End the clip: (C, n) float32 for each run still owed; the stream is then reset.
+    def end(self, mel_TM: npt.NDArray[np.float32]) -> None:
+        """As `offer` for the last frames of the clip, and the context after them.
 
-        The context after the end comes last, so that T >= 1 mel frames give at least one.
+        A clip of at least one mel frame gives at least one trunk frame.
         """
         end = (self._context.right, self._mel.shape[2])
-        yield from self.push(np.full(end, self._context.value, np.float32))
-        run = (self._held - self._field) // self._stride + 1
-        if run > 0:
-            yield self._run(run)
-        self.reset()
+        after = np.full(end, self._context.value, np.float32)
+        self._offered = np.concatenate([mel_TM, after])
+        self._ending = True
+
+    def due(self) -> int:
+        """Trunk frames of the run that is due now; 0: more mel frames are needed."""
+        run = self._next_run()
+        needed = self._field + (run - 1) * self._stride
+        step = min(needed - self._held, len(self._offered))
+        if step > 0:
+            self._mel[0, 0, :, self._held : self._held + step] = self._offered[:step].T
+            self._held += step
+            self._offered = self._offered[step:]
+        if self._held >= needed:
+            return run
+        return max(0, (self._held - self._field) // self._stride + 1) if self._ending else 0
+
+    def input(self, run: int) -> npt.NDArray[np.float32]:
+        """(1, 1, M, T) float32 for the run of `due`: a view, valid until `advance`."""
+        return self._mel[..., : self._field + (run - 1) * self._stride]
+
+    def advance(self, run: int) -> None:
+        """The run has been made: keep only what the next one needs of it."""
+        kept = self._held - run * self._stride
+        self._mel[..., :kept] = self._mel[..., self._held - kept : self._held]
+        self._held = kept
+        self.frames_out += run
+
+    def in_phase(self, slot: int) -> bool:
+        """Whether the first frame may lie in this slot, that is, `reset` was told so."""
+        return self._hop is None or slot % self._hop == self._phase
 
     def state(self) -> dict[str, Any]:
         """What the next frames depend on, as plain integers and arrays."""
         mel = self._mel[0, 0, :, : self._held].copy()
-        return {"mel": mel, "frames_out": self.frames_out}
+        return {"mel": mel, "frames_out": self.frames_out, "phase": self._phase}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state` gave for the same model and hop.
@@ -98,15 +121,18 @@ class TrunkStream:
         """
         read = StateReader(state, "TrunkStream")
         frames_out = read.integer("frames_out", 0)
+        phase = read.integer("phase", 0, (self._hop or 1) - 1)
         bands, width = self._mel.shape[2:]
         mel = read.array("mel", np.float32, (bands, None), most=width)
         read.done()
         carry = self._field - self._stride if frames_out else self._context.left
         read.require(mel.shape[1] >= carry, "mel")
-        before, self.frames_out = self.frames_out, frames_out
+        before = self._phase, self.frames_out
+        self._phase, self.frames_out = phase, frames_out
         needed = self._field + (self._next_run() - 1) * self._stride
-        self.frames_out = before
+        self._phase, self.frames_out = before
         read.require(mel.shape[1] < needed, "mel")
+        self.reset(phase)
         self.frames_out = frames_out
         self._held = mel.shape[1]
         self._mel[0, 0, :, : self._held] = mel
@@ -114,14 +140,4 @@ class TrunkStream:
     def _next_run(self) -> int:
         if self._hop is None:
             return self._longest
-        return min(self._longest, self._hop - self.frames_out % self._hop)
-
-    def _run(self, run: int) -> npt.NDArray[np.float32]:
-        used = self._field + (run - 1) * self._stride
-        frames_BCn = self._model.frames(np.ascontiguousarray(self._mel[..., :used]))
-        kept = self._held - run * self._stride
-        self._mel[..., :kept] = self._mel[..., self._held - kept : self._held]
-        self._held = kept
-        self.frames_out += run
-        frames_Cn: npt.NDArray[np.float32] = frames_BCn[0]
-        return frames_Cn
+        return min(self._longest, self._hop - (self._phase + self.frames_out) % self._hop)
