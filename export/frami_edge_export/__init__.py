@@ -11,6 +11,7 @@ from frami_edge_export.errors import (
     ParityError,
 )
 from frami_edge_export.exporter import export_student
+from frami_edge_export.lint import Finding, lint_tensorrt
 from frami_edge_export.markdown import markdown_card
 from frami_edge_export.mels import classify_mels
 from frami_edge_export.options import ExportOptions
@@ -28,6 +29,7 @@ __all__ = [
     "ExportOptions",
     "ExportReport",
     "ExportableStudent",
+    "Finding",
     "Gate",
     "GraphError",
     "LayerRange",
@@ -37,5 +39,6 @@ __all__ = [
     "check_parity",
     "classify_mels",
     "export_student",
+    "lint_tensorrt",
     "markdown_card",
 ]

@@ -44,19 +44,20 @@ class Bench:
         self._second: dict[str, Latency] = {}
         self._chunk: dict[str, Latency] = {}
 
-    def run(self, graphs: Mapping[str, onnx.ModelProto]) -> None:
-        """Time them; names are the artefacts' names."""
-        sessions = {name: cpu_session(graph) for name, graph in graphs.items()}
-        streaming = {name: s for name, s in sessions.items() if name != "model"}
-        self._second = self._measure(
-            sessions, {n: self.mel_1s if n == "model" else self.trunk_1s for n in sessions}
-        )
+    def run(self, graphs: Mapping[str, tuple[str, onnx.ModelProto]]) -> None:
+        """Time streaming graphs and classifiers: kind and graph by the artefact's name."""
+        second = {"streaming": self.trunk_1s, "classifier": self.mel_1s}
+        sessions = {n: cpu_session(g) for n, (kind, g) in graphs.items() if kind in second}
+        streaming = {n: s for n, s in sessions.items() if graphs[n][0] == "streaming"}
+        self._second = self._measure(sessions, {n: second[graphs[n][0]] for n in sessions})
         self._chunk = self._measure(streaming, dict.fromkeys(streaming, self.mel_chunk))
 
     def timed(self, artifact: Artifact) -> Artifact:
-        """The artefact with its latency fields filled in."""
+        """The artefact with its latency fields filled in, where it was timed."""
         name = artifact.name
-        second, chunk = self._second[name], self._chunk.get(name)
+        second, chunk = self._second.get(name), self._chunk.get(name)
+        if second is None:
+            return artifact
         return replace(
             artifact,
             p50_ms=second.p50_ms,

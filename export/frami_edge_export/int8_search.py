@@ -32,6 +32,9 @@ class Candidate:
     float_layers: frozenset[str]
     model: onnx.ModelProto
     comparison: Comparison
+    """With fp32."""
+    logits_BK: Array64
+    """On the hold-out."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,15 @@ class Int8Search:
             chosen, fallback, reason = self._fall_back(chosen, layers, reason)
         return Int8Result(chosen, tuple(self._tried), fallback, layers, reason)
 
+    def settle(self, flavour: Flavour) -> tuple[Candidate, tuple[str, ...]]:
+        """One flavour with its first convolution float, and the layers that had to follow it."""
+        chosen = self._build(flavour, self._quantiser.layers[:1])
+        if self._passes(chosen):
+            return chosen, ()
+        layers = self._layer_sqnr(flavour)
+        best, fallback, _ = self._fall_back(chosen, layers, "")
+        return best, fallback
+
     def _passes(self, candidate: Candidate) -> bool:
         return candidate.comparison.agreement >= self._options.min_agreement
 
@@ -104,7 +116,8 @@ class Int8Search:
         kept = frozenset(float_layers)
         model = self._quantiser.graph(flavour, kept)
         logits_BK = self._head(run_trunk(cpu_session(model), self._holdout))
-        candidate = Candidate(flavour, kept, model, Comparison.of(self._reference_BK, logits_BK))
+        comparison = Comparison.of(self._reference_BK, logits_BK)
+        candidate = Candidate(flavour, kept, model, comparison, logits_BK)
         self._tried.append(
             {
                 "flavour": flavour.name,

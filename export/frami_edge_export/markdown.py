@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from frami_edge_export.report import Artifact, ExportReport
+
+MAX_FINDINGS: Final = 5
+"""Of each file; the rest are in ``export_report.json``."""
+_FINDING_COLUMNS: Final = ["file", "node", "rule", "what", "fix"]
 
 
 def markdown_card(report: ExportReport) -> str:
@@ -17,7 +22,7 @@ def markdown_card(report: ExportReport) -> str:
         lines += [f"**{report.reason}**", ""]
     lines += _table(
         ["file", "size", "smaller", "p50 / p95 ms, 1 s", "chunk p50 ms", "faster (1 s / chunk)",
-         "max difference", "agreement", "SQNR dB", "accuracy", "verdict"],
+         "max difference", "agreement", "SQNR dB", "accuracy", "TensorRT lint", "verdict"],
         [_artifact_row(a, fp32) for a in report.artifacts],
     )  # fmt: skip
     lines += ["## Gates", ""]
@@ -30,6 +35,7 @@ def markdown_card(report: ExportReport) -> str:
         ],
     )  # fmt: skip
     lines += _int8_section(report)
+    lines += _lint_section(report)
     bench = report.bench
     lines += [
         f"Latency: of the graph alone, batch 1, {bench['threads']} thread, {bench['cpu']}, medians "
@@ -56,6 +62,17 @@ def _int8_section(report: ExportReport) -> list[str]:
     return lines + _table(["most sensitive layers, each int8 alone", "SQNR dB"], rows)
 
 
+def _lint_section(report: ExportReport) -> list[str]:
+    rows = [
+        [f"`{a.path}`", f["node"], f["rule"], f["message"], f["fix"]]
+        for a in report.artifacts
+        for f in a.findings[:MAX_FINDINGS]
+    ]
+    if not rows:
+        return []
+    return ["## What TensorRT would refuse", "", *_table(_FINDING_COLUMNS, rows)]
+
+
 def _artifact_row(a: Artifact, fp32: Artifact) -> list[str]:
     faster = "" if a.speedup is None else f"{a.speedup:.2f}x"
     if a.chunk_speedup is not None:
@@ -71,6 +88,7 @@ def _artifact_row(a: Artifact, fp32: Artifact) -> list[str]:
         _number(a.agreement, ".2%"),
         _number(a.sqnr_db, ".1f"),
         _number(a.accuracy, ".2%"),
+        a.lint,
         a.verdict,
     ]
 

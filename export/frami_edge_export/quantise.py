@@ -26,6 +26,8 @@ from frami_edge_runtime.modelfile import TRUNK_INPUT
 OP_TYPES: Final = ["Conv", "Relu", "Clip", "Add", "MaxPool"]
 """With the activations, or each would split a pair of int8 convolutions by float work (measured 2x
 slower). Everything else, the mean over frequency included, computes in float."""
+TENSORRT_OP_TYPES: Final = ["Conv", "Add"]
+"""Activations are fused into the convolution before them, so they get no Q/DQ of their own."""
 METHOD: Final = "minmax"
 
 
@@ -36,6 +38,16 @@ class Flavour:
     name: str
     activations: Any
     weights: Any
+    symmetric: bool = False
+    """Zero points of 0 and a float bias, as TensorRT demands."""
+    inputs_only: bool = False
+    """Q/DQ on the inputs of convolutions only, behind the activation: TensorRT then fuses
+    convolution, activation and quantisation into one kernel."""
+
+    @property
+    def op_types(self) -> list[str]:
+        """What is quantised."""
+        return TENSORRT_OP_TYPES if self.symmetric else OP_TYPES
 
 
 FLAVOURS: Final = (
@@ -43,6 +55,9 @@ FLAVOURS: Final = (
     Flavour("S8S8", QuantType.QInt8, QuantType.QInt8),
 )
 """x86 kernels fuse U8S8 best, ARM's like S8S8: neither wins everywhere, so both are timed."""
+TENSORRT: Final = Flavour("S8S8 TensorRT", QuantType.QInt8, QuantType.QInt8, True, True)
+PORTABLE: Final = Flavour("S8S8 portable", QuantType.QInt8, QuantType.QInt8, True)
+"""Q/DQ behind convolutions too, so that ONNX Runtime finds int8 on both sides of each."""
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -93,8 +108,8 @@ class Quantiser:
             self._table,
             [],
             sorted(float_layers),
-            OP_TYPES,
-            {},
+            flavour.op_types,
+            _options(flavour),
         )
         quantizer.quantize_model()
         quantizer.model.topological_sort()
@@ -120,3 +135,17 @@ class Quantiser:
             # Windows cannot remove the folder while the session holds the file.
             del calibrator
         return table
+
+
+def _options(flavour: Flavour) -> dict[str, Any]:
+    """The extra options of ONNX Runtime's quantiser."""
+    if not flavour.symmetric:
+        return {}
+    return {
+        "ActivationSymmetric": True,
+        "WeightSymmetric": True,
+        "QuantizeBias": False,
+        # Only an int32 bias needs weights that fit its scale.
+        "QDQDisableWeightAdjustForInt32Bias": True,
+        "OpTypesToExcludeOutputQuantization": flavour.op_types if flavour.inputs_only else [],
+    }

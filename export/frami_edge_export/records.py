@@ -8,7 +8,7 @@ import onnx
 
 from frami_edge_export.calibration import CalibrationSet
 from frami_edge_export.files import sha256
-from frami_edge_export.int8_search import Int8Result
+from frami_edge_export.int8_search import Candidate, Int8Result
 from frami_edge_export.metadata import serialised
 from frami_edge_export.quantise import METHOD, OP_TYPES, Quantiser
 from frami_edge_export.report import Artifact, Calibration
@@ -42,15 +42,15 @@ def calibration_table(
 
 
 def int8_info(
-    info: ModelInfo, found: Int8Result, used: Calibration, table: dict[str, Any]
+    info: ModelInfo, made: Candidate, used: Calibration, table: dict[str, Any]
 ) -> ModelInfo:
     """The int8 file's description; tables stay out of it, their hashes are in."""
     return info.replace(
         precision="int8",
         quantisation={
             "scheme": "static Q/DQ, per-channel weights",
-            "flavour": found.chosen.flavour.name,
-            "float_layers": sorted(found.chosen.float_layers),
+            "flavour": made.flavour.name,
+            "float_layers": sorted(made.float_layers),
         },
         calibration={
             "source": used.source,
@@ -62,11 +62,11 @@ def int8_info(
     )
 
 
-def int8_artifact(found: Int8Result, path: str) -> Artifact:
+def int8_artifact(name: str, path: str, made: Candidate, purpose: str) -> Artifact:
     """The artefact before it is timed and written."""
-    c = found.chosen.comparison
+    c = made.comparison
     return Artifact(
-        name="int8.cpu",
+        name=name,
         path=path,
         kind="streaming",
         precision="int8",
@@ -74,6 +74,7 @@ def int8_artifact(found: Int8Result, path: str) -> Artifact:
         max_abs_difference=c.max_abs_difference,
         agreement=c.agreement,
         sqnr_db=c.sqnr_db,
+        purpose=purpose,
     )
 
 

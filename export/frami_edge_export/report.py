@@ -14,7 +14,7 @@ class Artifact:
     """One file, measured. None stands for: not measured, or not applicable."""
 
     name: str
-    """``fp32``, ``model`` or ``int8.cpu``."""
+    """``fp32``, ``model``, ``int8.cpu``, ``int8.trt`` or ``int8.portable``."""
     path: str
     """File name, in the folder of the report."""
     kind: str
@@ -33,6 +33,8 @@ class Artifact:
     """Signal to quantisation noise of the logits on the hold-out, dB; None without noise."""
     accuracy: float | None = None
     """As the caller's ``evaluate`` gives it."""
+    lint: str = ""
+    """Of the rules of TensorRT's parser: ``clean``, ``n findings``, or "" where none apply."""
     verdict: str = ""
     """One sentence, from measurements only."""
     chunk_p50_ms: float | None = None
@@ -42,6 +44,10 @@ class Artifact:
     chunk_speedup: float | None = None
     """Likewise, on the streaming chunk."""
     sha256: str = ""
+    purpose: str = ""
+    """What the file is for where that is not this CPU, such as ``TensorRT``."""
+    findings: tuple[dict[str, str], ...] = ()
+    """What the lint found: rule, node, message and fix of each."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,8 @@ class Gate:
     passed: bool
     better: str = "lower"
     """``lower``: value <= limit passes; ``higher``: value >= limit passes."""
+    artifact: str = ""
+    """The one artefact that it concerns; "" for a gate without which no file can be trusted."""
 
     @classmethod
     def at_most(cls, name: str, value: float, limit: float) -> Gate:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Final
 
 from frami_edge_export.report import Artifact, Gate
+
+PURPOSES: Final = {"classifier": "for your own runtime: mel in, logits out"}
+"""Verdict of files that are no rival of the streaming ones, by their kind."""
 
 
 def judge(
@@ -13,42 +17,58 @@ def judge(
 ) -> tuple[tuple[Artifact, ...], str, str]:
     """Give every artefact its verdict.
 
-    An int8 file is recommended only where all gates passed and it was slower than fp32 neither on
-    1 s of audio nor on a streaming chunk.
+    A file is recommended only where all gates passed that concern it and it was slower than fp32
+    neither on 1 s of audio nor on a streaming chunk; of several such files, the fastest one.
 
     Returns:
         The artefacts with verdicts, the recommended file's name ("" where none), the reason.
     """
-    failed = [gate for gate in gates if not gate.passed]
-    broken = [gate for gate in failed if "int8" not in gate.name]
+    broken = [gate for gate in gates if not gate.passed and not gate.artifact]
     fp32 = next(a for a in artifacts if a.name == "fp32")
-    judged = [_judge(a, fp32, failed, broken) for a in artifacts]
-    int8 = next((a for a in judged if a.name == "int8.cpu"), None)
-    if broken:
-        return tuple(judged), "", f"Nothing is recommended: {_gates(broken)}."
-    if int8 is not None and int8.verdict.startswith("recommended"):
-        return tuple(judged), int8.path, f"int8 passed its gates: {_gains(int8, fp32)}."
-    reason = "fp32 is the only streaming file." if int8 is None else f"int8.cpu: {int8.verdict}."
-    judged = [replace(a, verdict="recommended") if a.name == "fp32" else a for a in judged]
-    return tuple(judged), fp32.path, reason
-
-
-def _judge(
-    artifact: Artifact, fp32: Artifact, failed: Sequence[Gate], broken: Sequence[Gate]
-) -> Artifact:
     if broken:
         verdict = f"not recommended: {_gates(broken)}"
-    elif artifact.name == "fp32":
-        verdict = "the reference"
-    elif artifact.kind == "classifier":
-        verdict = "for your own runtime: mel in, logits out"
-    elif failed:
-        verdict = f"not recommended: {_gates(failed)}"
-    elif slower := _slower(artifact):
-        verdict = f"not recommended: slower than fp32 {slower}"
+        judged = tuple(replace(a, verdict=verdict) for a in artifacts)
+        return judged, "", f"Nothing is recommended: {_gates(broken)}."
+    faults = {a.name: _faults(a, gates) for a in artifacts}
+    rivals = [a for a in artifacts if a.kind == "streaming" and a.name != "fp32"]
+    fit = [a for a in rivals if not faults[a.name]]
+    best = max(fit, key=_speed, default=None)
+    judged = tuple(replace(a, verdict=_verdict(a, fp32, best, faults[a.name])) for a in artifacts)
+    if best is not None:
+        return judged, best.path, f"{best.name} passed its gates: {_gains(best, fp32)}."
+    reasons = [f"{a.name}: not recommended: {faults[a.name]}." for a in rivals[:1]]
+    return judged, fp32.path, " ".join(reasons) or "fp32 is the only streaming file."
+
+
+def _verdict(a: Artifact, fp32: Artifact, best: Artifact | None, fault: str) -> str:
+    if a.name == "fp32":
+        return "recommended" if best is None else "the reference"
+    if a.kind in PURPOSES:
+        return f"not recommended: {fault}" if fault else PURPOSES[a.kind]
+    if a is best:
+        return f"recommended: {_gains(a, fp32)}"
+    if fault:
+        verdict = f"not recommended: {fault}"
     else:
-        verdict = f"recommended: {_gains(artifact, fp32)}"
-    return replace(artifact, verdict=verdict)
+        verdict = f"good, but {best.name if best else 'fp32'} is faster: {_gains(a, fp32)}"
+    if not a.purpose:
+        return verdict
+    if a.lint not in ("", "clean"):
+        return f"not for {a.purpose}: {a.lint} of the lint; on this CPU {verdict}"
+    return f"for {a.purpose}; on this CPU {verdict}"
+
+
+def _faults(a: Artifact, gates: Sequence[Gate]) -> str:
+    """Why this file is not recommended; "" where nothing speaks against it."""
+    if failed := [gate for gate in gates if not gate.passed and gate.artifact == a.name]:
+        return _gates(failed)
+    slower = _slower(a)
+    return f"slower than fp32 {slower}" if slower and a.kind == "streaming" else ""
+
+
+def _speed(a: Artifact) -> float:
+    """Of 1 s and of a chunk alike; 1 where nothing was measured."""
+    return (a.speedup or 1.0) * (a.chunk_speedup or 1.0)
 
 
 def _slower(artifact: Artifact) -> str:

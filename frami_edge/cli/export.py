@@ -44,6 +44,10 @@ def export(
             "calibrated on procedural clips.",
         ),
     ] = None,
+    portable: Annotated[
+        bool,
+        typer.Option("--portable", help="Also one int8 file for ONNX Runtime and TensorRT alike."),
+    ] = False,
     samples: Annotated[
         int, typer.Option("--samples", min=16, help="Synthetic clips to calibrate and judge int8.")
     ] = 1024,
@@ -98,6 +102,10 @@ def export(
             "--bank and --teacher exclude each other.",
             fix="Give the bank where there is one; --teacher makes one.",
         )
+    if portable and not int8:
+        raise ConfigError(
+            "--portable makes an int8 file, and --int8 was not given.", fix="Add --int8."
+        )
     if data is None and (fold or data_root):
         raise ConfigError("--fold and --data-root need --data.", fix="Add --data NAME.")
     options = ExportOptions(min_agreement=min_agreement, max_drop=max_drop, seed=seed)
@@ -114,6 +122,7 @@ def export(
         int8=int8,
         calibration=None if mels is None else mels.mels,
         source="" if mels is None else mels.source,
+        portable=portable,
         options=options,
         evaluate=None if features is None else accuracy_on(features),
     )
@@ -207,7 +216,7 @@ def _show(report: ExportReport, output: Output) -> None:
         ],
     )  # fmt: skip
     names = ["name", "kB", "smaller", "1 s, ms", "faster", "chunk, ms", "faster", "max diff.",
-             "agreement", "SQNR dB"]  # fmt: skip
+             "agreement", "SQNR dB", "lint"]  # fmt: skip
     rows = [_row(a, fp32) for a in report.artifacts]
     if fp32.accuracy is not None:
         names.append("accuracy")
@@ -239,6 +248,7 @@ def _row(a: Artifact, fp32: Artifact) -> list[object]:
         None if a.max_abs_difference is None else f"{a.max_abs_difference:.1e}",
         _share(a.agreement),
         _fixed(a.sqnr_db, 1),
+        a.lint or None,
     ]
 
 

@@ -30,7 +30,7 @@ ARCH = StudentArch(channels=(8, 12, 16), time_kernels=(3, 3, 3), out_channels=12
 LABELS = ("bell", "dog", "rain")
 TEACHER = "c" * 64
 FILES = ["MODEL.md", "calib.json", "export_report.json", "student.fp32.onnx",
-         "student.int8.cpu.onnx", "student.model.onnx"]  # fmt: skip
+         "student.int8.cpu.onnx", "student.int8.trt.onnx", "student.model.onnx"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_a_student_and_its_bank_become_files_that_run(checkpoint: Path, tmp_path
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert sorted(p.name for p in out.iterdir()) == FILES
-    assert [a["name"] for a in found["artifacts"]] == ["fp32", "model", "int8.cpu"]
+    assert [a["name"] for a in found["artifacts"]] == ["fp32", "model", "int8.cpu", "int8.trt"]
     assert found["calibration"]["source"] == "bank"
     assert found["calibration_clips"] == {"inversion": 60, "procedural": 60}
     assert found["calibration"]["samples"] + found["calibration"]["holdout"] == 120

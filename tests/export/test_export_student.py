@@ -32,7 +32,10 @@ from frami_edge_runtime.errors import FramiEdgeError
 from frami_edge_runtime.modelfile import read_head, read_model_info
 
 FAST = ExportOptions(bench_budget_s=0.05, bench_rounds=15)
-FILES = ["calib.json", "export_report.json", "kit.fp32.onnx", "kit.int8.cpu.onnx", "kit.model.onnx"]
+FILES = [
+    "calib.json", "export_report.json", "kit.fp32.onnx", "kit.int8.cpu.onnx", "kit.int8.trt.onnx",
+    "kit.model.onnx",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -138,10 +141,10 @@ def test_the_report_keeps_its_contract(exported: tuple[Path, ExportReport]) -> N
     folder, report = exported
     values = json.loads((folder / "export_report.json").read_text())
     assert values == json.loads(json.dumps(report.to_dict()))
-    assert [a["name"] for a in values["artifacts"]] == ["fp32", "model", "int8.cpu"]
+    assert [a["name"] for a in values["artifacts"]] == ["fp32", "model", "int8.cpu", "int8.trt"]
     needed = {
         "name", "path", "kind", "precision", "bytes", "p50_ms", "p95_ms", "max_abs_difference",
-        "agreement", "sqnr_db", "accuracy", "verdict",
+        "agreement", "sqnr_db", "accuracy", "lint", "verdict",
     }  # fmt: skip
     for artifact in values["artifacts"]:
         assert needed <= set(artifact)
@@ -169,8 +172,7 @@ def test_accuracy_is_the_callers(exported: tuple[Path, ExportReport]) -> None:
     assert report.artifact("fp32").accuracy == 0.91
     assert report.artifact("int8.cpu").accuracy == 0.9
     assert report.artifact("model").accuracy is None
-    gate = report.gates[-1]
-    assert gate.name == "accuracy lost by int8"
+    gate = next(g for g in report.gates if g.name == "accuracy lost by int8.cpu")
     assert gate.value == pytest.approx(0.01)
     assert gate.passed
 
@@ -247,7 +249,9 @@ def test_a_lost_point_is_a_failed_gate(
     )  # fmt: skip
     assert not report.ok
     assert report.recommended == "student.fp32.onnx"
-    assert "accuracy lost by int8 is 0.4, above its limit" in report.artifact("int8.cpu").verdict
+    assert (
+        "accuracy lost by int8.cpu is 0.4, above its limit" in report.artifact("int8.cpu").verdict
+    )
     assert (tmp_path / "student.int8.cpu.onnx").exists()
 
 
@@ -381,6 +385,7 @@ def test_the_readme_example_runs(
         "export_report.json",
         "student.fp32.onnx",
         "student.int8.cpu.onnx",
+        "student.int8.trt.onnx",
         "student.model.onnx",
     ]
     assert "**Use `student." in capsys.readouterr().out

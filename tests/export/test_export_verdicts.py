@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import Any
 
@@ -11,7 +12,15 @@ from frami_edge_export import Artifact, Gate
 from frami_edge_export.latency import MIN_ROUNDS, interleaved_latency
 from frami_edge_export.verdicts import judge
 
-GOOD = [Gate.at_most("torch = ONNX fp32", 1e-7, 1e-5), Gate.at_least("int8 agreement", 1.0, 0.98)]
+PARITY = Gate.at_most("torch = ONNX fp32", 1e-7, 1e-5)
+
+
+def agreement(value: float, artifact: str = "int8.cpu") -> Gate:
+    gate = Gate.at_least(f"{artifact} agreement", value, 0.98)
+    return dataclasses.replace(gate, artifact=artifact)
+
+
+GOOD = [PARITY, agreement(1.0)]
 
 
 def artifacts(speedup: float = 1.6, chunk_speedup: float = 1.3) -> list[Artifact]:
@@ -43,11 +52,10 @@ def test_slower_than_fp32_is_never_recommended(speedup: float, chunk_speedup: fl
 
 
 def test_a_failed_int8_gate_recommends_fp32() -> None:
-    gates = [GOOD[0], Gate.at_least("int8 agreement", 0.9, 0.98)]
-    judged, recommended, reason = judge(artifacts(), gates)
+    judged, recommended, reason = judge(artifacts(), [PARITY, agreement(0.9)])
     assert recommended == "s.fp32.onnx"
-    assert "int8 agreement is 0.9, below its limit 0.98" in judged[2].verdict
-    assert "int8 agreement is 0.9" in reason
+    assert "int8.cpu agreement is 0.9, below its limit 0.98" in judged[2].verdict
+    assert "int8.cpu agreement is 0.9" in reason
 
 
 def test_broken_parity_recommends_nothing() -> None:
