@@ -6,7 +6,7 @@ Shape legend: M mel bands, T mel frames, C channels, n trunk frames, D = 2 C, K 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,12 @@ from frami_edge_runtime.resample import Resampler
 from frami_edge_runtime.result import Result, StreamStats, result_from
 from frami_edge_runtime.schedule import plan_results
 from frami_edge_runtime.trunk import TrunkStream
+
+
+class _Part(Protocol):
+    def state(self) -> dict[str, Any]: ...
+
+    def load_state(self, state: Mapping[str, Any]) -> None: ...
 
 
 class Lane:
@@ -134,43 +140,48 @@ class Lane:
 
     def state(self) -> dict[str, Any]:
         """See `Stream.state`."""
-        self._no_resampler()
-        return {
-            "model": self._sha256,
-            "hop": self.hop or 0,
-            "time": self.time.state(),
-            "mel": self._mel.state(),
-            "trunk": self.trunk.state(),
-            "pool": self.pool.state(),
-        }
+        parts = {name: part.state() for name, part in self._parts().items()}
+        return {"model": self._sha256, "rate": self.sample_rate, "hop": self.hop or 0, **parts}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """See `Stream.load_state`."""
-        self._no_resampler()
         read = StateReader(state, "this stream")
         read.require(read.value("model") == self._sha256, "model")
-        read.integer("hop", self.hop or 0, self.hop or 0)
-        parts: dict[str, Any] = {
-            "time": self.time,
-            "mel": self._mel,
-            "trunk": self.trunk,
-            "pool": self.pool,
-        }
+        read.require(read.integer("rate", 0) == self.sample_rate, "rate")
+        read.require(read.integer("hop", 0) == (self.hop or 0), "hop")
+        parts = self._parts()
         states = {name: read.value(name) for name in parts}
         read.done()
         before = {name: part.state() for name, part in parts.items()}
         try:
             for name, part in parts.items():
                 part.load_state(states[name])
-            read.require(self._mel.samples_in == self.time.segment, "mel")
-            read.require(self._mel.frames_out == self.trunk.mel_frames_in, "trunk")
-            read.require(self.pool.count >= self.trunk.frames_out, "pool")
-            phase = self.pool.slots - self.trunk.frames_out
-            read.require(not self.time.segment or self.trunk.in_phase(phase), "phase")
+            self._check_parts(read)
         except StreamError:
             for name, part in parts.items():
                 part.load_state(before[name])
             raise
+
+    def _parts(self) -> dict[str, _Part]:
+        parts: dict[str, _Part] = {
+            "time": self.time,
+            "mel": self._mel,
+            "trunk": self.trunk,
+            "pool": self.pool,
+        }
+        return parts if self._resampler is None else {**parts, "resampler": self._resampler}
+
+    def _check_parts(self, read: StateReader) -> None:
+        heard = self.time.segment
+        if self._resampler is not None:
+            read.require(self._resampler.samples_in == heard, "resampler")
+            heard = self._resampler.samples_out
+        read.require(self._mel.samples_in == heard, "mel")
+        read.require(self._mel.frames_out == self.trunk.mel_frames_in, "trunk")
+        read.require(self.pool.count >= self.trunk.frames_out, "pool")
+        if self.time.segment:
+            slot = self.pool.slots - self.trunk.frames_out
+            read.require(slot >= 0 and self.trunk.in_phase(slot), "slots")
 
     def _begin(self) -> None:
         slot = self.time.begin(self.pool.slots, self.pool.count > 0)
@@ -185,11 +196,3 @@ class Lane:
             self._resampler.reset()
         self._mel.reset()
         self.trunk.reset()
-
-    def _no_resampler(self) -> None:
-        if self._resampler is not None:
-            raise StreamError(
-                f"A stream that resamples from {self.sample_rate} Hz has no state to save: soxr "
-                "keeps it to itself.",
-                fix=f"Push samples at {self.info.mel.sample_rate} Hz.",
-            )

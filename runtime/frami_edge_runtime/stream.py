@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from typing import Any, Final
@@ -11,6 +12,7 @@ import numpy.typing as npt
 
 from frami_edge_runtime._driver import Driver
 from frami_edge_runtime._lane import Lane
+from frami_edge_runtime._statefile import read_state, save_state
 from frami_edge_runtime.audio import check_samples
 from frami_edge_runtime.backends.protocol import Backend
 from frami_edge_runtime.errors import ModelFileError, StreamError
@@ -148,10 +150,9 @@ class Stream:
         self._lane.reset()
 
     def state(self) -> dict[str, Any]:
-        """All that future results depend on: plain integers, strings and arrays, to be pickled.
+        """All that future results depend on, as plain integers, strings and arrays.
 
-        Raises:
-            StreamError: The stream resamples, and soxr's state cannot be saved.
+        The counters of `stats` are no part of it.
         """
         return self._lane.state()
 
@@ -162,6 +163,22 @@ class Stream:
             StreamError: The state does not fit; the stream is unchanged then.
         """
         self._lane.load_state(state)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write `state` to a file; the one that was there is replaced only when all is written.
+
+        Raises:
+            StreamError: It cannot be written.
+        """
+        save_state(self.state(), path)
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """`load_state` from a file that `save` wrote.
+
+        Raises:
+            StreamError: The file cannot be read, or does not fit; the stream is unchanged then.
+        """
+        self.load_state(read_state(path))
 
     def _advance(self, results: list[Result], *, wanted: bool = True) -> None:
         try:

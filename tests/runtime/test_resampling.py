@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from frami_edge_runtime import AudioError, Classifier, StreamError
+from frami_edge_runtime import AudioError, Classifier
+from frami_edge_runtime.resample import Resampler
 
 CHUNKINGS: tuple[list[int], ...] = ([], [1] * 50, [441] * 300, [4800] * 20, [7, 0, 30_000, 1])
 
@@ -53,15 +54,6 @@ def test_resampled_audio_says_the_same(classifier: Classifier) -> None:
     assert np.abs(pcm.scores - two.scores).max() < 0.02
 
 
-def test_what_cannot_be_done_is_said(classifier: Classifier) -> None:
-    pytest.importorskip("soxr", reason="soxr, the runtime's extra 'resample', is not installed")
-    stream = classifier.stream(48_000)
-    with pytest.raises(StreamError, match="has no state to save"):
-        stream.state()
-    with pytest.raises(StreamError, match="has no state to save"):
-        stream.load_state({})
-
-
 def test_a_clip_of_no_sample_at_the_models_rate(
     classifier: Classifier, clip: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,3 +81,14 @@ def test_soxr_is_not_imported_unless_needed(model_path: object) -> None:
         "sys.exit('soxr' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize("rate", [1000, 6000, 22_050, 44_100, 44_101, 48_000, 192_000])
+def test_takeovers_are_not_heard(rate: int) -> None:
+    soxr = pytest.importorskip("soxr", reason="soxr, the extra 'resample', is not installed")
+    x = np.random.default_rng(0).uniform(-1, 1, int(3.3 * rate)).astype(np.float32)
+    resampler = Resampler(rate, 8000)
+    ours = np.concatenate([resampler.push(x), resampler.flush()])
+    theirs = soxr.resample(x, rate, 8000)
+    assert ours.shape == theirs.shape
+    assert np.abs(ours - theirs).max() <= 1e-6
