@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from frami_edge_runtime import Classifier
-from frami_edge_runtime.session import CpuModel
+from frami_edge_runtime.backends.ort import OrtModel
 
 FP32_TOLERANCE = 1e-4
 SECONDS = (0.3, 1.0, 4.0)
@@ -21,7 +21,7 @@ SECONDS = (0.3, 1.0, 4.0)
 def record(model: Path, out: Path) -> None:
     """Frames of seeded mels, and results of seeded audio, whole and streamed."""
     rng = np.random.default_rng(0)
-    trunk, classifier = CpuModel(model), Classifier(model)
+    trunk, classifier = OrtModel(model), Classifier(model)
     spec = classifier.info.mel
     mels = rng.uniform(-2, 3, (4, 1, spec.n_mels, classifier.info.receptive_field + 96))
     answers = {"frames": trunk.frames(mels.astype(np.float32))}

@@ -15,7 +15,7 @@ from frami_edge.models.student import Student
 from frami_edge_export import ExportOptions, StudentFacts, classify_mels, export_student
 from frami_edge_export.sessions import cpu_session
 from frami_edge_runtime import Classifier, Context, MelSpec
-from frami_edge_runtime.session import CpuModel
+from frami_edge_runtime.backends.ort import OrtModel
 
 SPEC = MelSpec(
     sample_rate=8000, n_fft=256, win_length=200, hop_length=80, n_mels=40, mean=-6.0, std=3.0
@@ -147,7 +147,7 @@ def test_int8_answers_nearly_as_fp32(exported: Path) -> None:
     int8 = classify_mels(exported / "student.int8.cpu.onnx", mels)
     noise = np.square(fp32 - int8).sum() / np.square(fp32 - fp32.mean(0)).sum()
     assert 0 < noise < 0.1  # int8 at work, at more than 10 dB
-    assert CpuModel(exported / "student.int8.cpu.onnx").info.precision == "int8"
+    assert OrtModel(exported / "student.int8.cpu.onnx").info.precision == "int8"
 
 
 def _whole(path: Path, mels: list[np.ndarray]) -> np.ndarray:

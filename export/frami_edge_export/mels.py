@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from frami_edge_export.errors import ExportError
-from frami_edge_runtime.session import CpuModel
+from frami_edge_runtime.backends.ort import OrtModel
 
 BATCH_FRAMES: Final = 4096
 """Mel frames per run, at least one clip: bounds memory."""
@@ -42,7 +42,7 @@ def classify_mels(
         ModelFileError: The file is no such model.
         ExportError: A mel is not (M, T) of this model's front end, or not finite.
     """
-    model = CpuModel(path, threads=threads)
+    model = OrtModel(path, threads=threads)
     info = model.info
     around = ((0, 0), (info.context.left, info.context.right))
     by_length: dict[int, list[int]] = {}

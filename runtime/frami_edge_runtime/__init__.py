@@ -8,6 +8,8 @@
 from frami_edge_runtime.classifier import Classifier
 from frami_edge_runtime.errors import (
     AudioError,
+    BackendError,
+    EngineError,
     FramiEdgeError,
     MelSpecError,
     ModelFileError,
@@ -23,8 +25,10 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AudioError",
+    "BackendError",
     "Classifier",
     "Context",
+    "EngineError",
     "FramiEdgeError",
     "LogMelStream",
     "MelSpec",

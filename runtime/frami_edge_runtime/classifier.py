@@ -7,10 +7,11 @@ import os
 import numpy.typing as npt
 
 from frami_edge_runtime.audio import check_samples
+from frami_edge_runtime.backends.choose import choose_backend, open_backend
+from frami_edge_runtime.backends.protocol import Backend
 from frami_edge_runtime.errors import AudioError
 from frami_edge_runtime.modelfile import ModelInfo
 from frami_edge_runtime.result import Result
-from frami_edge_runtime.session import CpuModel
 from frami_edge_runtime.stream import Stream
 
 
@@ -20,16 +21,33 @@ class Classifier:
     It can be shared between threads; a `Stream` belongs to one.
 
     Args:
-        model: Path of the ``.onnx`` file, or its bytes.
+        model: Path of the ``.onnx`` or ``.engine`` file, or the bytes of an ONNX file.
+        backend: ``cpu``; ``cuda`` or ``tensorrt-ep``, ONNX Runtime's providers; ``tensorrt`` for an
+            engine. ``auto``: an engine on TensorRT, all else on the CPU, which is faster for
+            models this small; see `backends.choose`.
         threads: CPU threads; small models gain nothing from more than one.
 
     Raises:
         ModelFileError: The file is missing, damaged, of another schema, or not such a model.
+        EngineError: Likewise for an engine, or it was built for another machine.
+        BackendError: The backend is unknown, not installed, or has no device here.
     """
 
-    def __init__(self, model: str | os.PathLike[str] | bytes, *, threads: int = 1) -> None:
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | bytes,
+        backend: str = "auto",
+        *,
+        threads: int = 1,
+    ) -> None:
         """Load the model and check that it does what its metadata says."""
-        self._model = CpuModel(model, threads=threads)
+        _, self.backend_reason = choose_backend(model, backend)
+        self._model: Backend = open_backend(model, backend, threads=threads)
+
+    @property
+    def backend(self) -> str:
+        """What runs the model; ``backend_reason`` says why."""
+        return self._model.kind
 
     @property
     def info(self) -> ModelInfo:

@@ -17,8 +17,10 @@ HEAVY = {"torch", "scipy", "typer", "pydantic", "rich", "torchaudio", "librosa",
 def test_public_names() -> None:
     assert frami_edge_runtime.__all__ == [
         "AudioError",
+        "BackendError",
         "Classifier",
         "Context",
+        "EngineError",
         "FramiEdgeError",
         "LogMelStream",
         "MelSpec",

@@ -24,6 +24,11 @@ class Backend(Protocol):
     """
 
     @property
+    def kind(self) -> str:
+        """``cpu``, ``cuda``, ``tensorrt-ep`` or ``tensorrt``."""
+        ...
+
+    @property
     def name(self) -> str:
         """The model file's name, for messages."""
         ...
