@@ -13,6 +13,7 @@ from frami_edge_runtime.errors import AudioError
 from frami_edge_runtime.modelfile import ModelInfo
 from frami_edge_runtime.result import Result
 from frami_edge_runtime.stream import Stream
+from frami_edge_runtime.streams import StreamGroup
 
 
 class Classifier:
@@ -58,6 +59,18 @@ class Classifier:
     def labels(self) -> tuple[str, ...]:
         """(K,) class names."""
         return self._model.info.labels
+
+    def close(self) -> None:
+        """Free a GPU's memory now; without one there is nothing to do. Streams end with it."""
+        self._model.close()
+
+    def __enter__(self) -> Classifier:
+        """For ``with Classifier(...) as classifier:``."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """`close`."""
+        self.close()
 
     def classify(self, samples: npt.ArrayLike, sample_rate: int | None = None) -> Result:
         """Classify one clip of any length: a stream, pushed once and flushed.
@@ -105,6 +118,36 @@ class Classifier:
         """
         return Stream(
             self._model,
+            sample_rate=sample_rate,
+            window_s=window_s,
+            forget_s=forget_s,
+            hop_s=hop_s,
+        )
+
+    def streams(
+        self,
+        n: int,
+        sample_rate: int | None = None,
+        window_s: float | None = None,
+        forget_s: float | None = None,
+        hop_s: float | None = None,
+    ) -> StreamGroup:
+        """Open n streams that share every call of the model: for many microphones.
+
+        Args:
+            n: How many, 1..65,536.
+            sample_rate: As for `stream`, and so are the others: one choice for all n.
+            window_s: Length of a sliding window.
+            forget_s: Half-life.
+            hop_s: Time between results.
+
+        Raises:
+            AudioError: The rate is absurd, or needs soxr, which is not installed.
+            StreamError: ``n`` or a duration is absurd, or two contradict each other.
+        """
+        return StreamGroup(
+            self._model,
+            n,
             sample_rate=sample_rate,
             window_s=window_s,
             forget_s=forget_s,
