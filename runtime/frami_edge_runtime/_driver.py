@@ -7,21 +7,27 @@ K classes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from frami_edge_runtime._lane import Lane
 from frami_edge_runtime.backends.protocol import Backend
-from frami_edge_runtime.errors import ModelFileError
+from frami_edge_runtime.errors import ModelFileError, StreamError
 from frami_edge_runtime.result import Result
 
+_T = TypeVar("_T")
 MOST_LANES: Final = 64
 """Lanes in one call; more gain nothing on a CPU and only take memory."""
+MOST_LOST: Final = 1 << 48
+"""Samples; over ten years at any rate."""
 
 
 class Driver:
     """Runs one model for any number of lanes.
+
+    Whatever raises `ModelFileError` resets all lanes that it was given: they would be useless.
 
     Args:
         model: What runs trunk and head.
@@ -32,62 +38,107 @@ class Driver:
         self._model = model
         self._most = max(1, min(MOST_LANES, model.max_batch))
 
-    def advance(
-        self, lanes: Sequence[Lane], results: Sequence[list[Result]], *, wanted: bool = True
-    ) -> None:
-        """Make all runs that are due.
+    def push(self, lanes: Sequence[Lane], chunks: Sequence[npt.NDArray[Any]]) -> list[list[Result]]:
+        """Take samples that `check_samples` has passed; give the results that became final."""
+        for lane, x in zip(lanes, chunks, strict=True):
+            lane.hear(x)
+        return self._advance(lanes)
 
-        Args:
-            lanes: Those that were given audio, or ended.
-            results: For each lane the list that its results go to.
-            wanted: Whether results that fall due are wanted.
+    def gap(self, lane: Lane, lost: int, *, keep_pooling: bool) -> list[Result]:
+        """See `Stream.gap`; ``lost`` has passed `check_lost`."""
+        lane.end()
+        results = self._advance([lane], wanted=keep_pooling)[0]
+        if not keep_pooling and lane.time.stretch and lane.pool.count:
+            results = self._results([lane], last=True)
+        lane.lose(lost, keep_pooling=keep_pooling)
+        return results
 
-        Raises:
-            ModelFileError: The model failed; the lanes are useless until they are reset.
-        """
-        active = list(range(len(lanes)))
-        while active:
-            by_run: dict[int, list[int]] = {}
-            for i in active:
-                if run := lanes[i].trunk.due():
-                    by_run.setdefault(run, []).append(i)
-            active, due = [], []
-            for run, members in by_run.items():
-                active += members
-                for part in _parts(members, self._most):
-                    inputs = [lanes[i].trunk.input(run) for i in part]
-                    # A copy in any case: the backend needs it contiguous.
-                    frames_BCn = self._model.frames(np.concatenate(inputs))
-                    for i, frames_Cn in zip(part, frames_BCn, strict=True):
-                        if lanes[i].take(frames_Cn) and wanted:
-                            due.append(i)
-            if due:
-                found = self.results([lanes[i] for i in due], last=False)
-                for i, result in zip(due, found, strict=True):
-                    results[i].append(result)
+    def flush(self, lanes: Sequence[Lane]) -> list[Result | None]:
+        """The last result of each lane, None where there is nothing to say; all are reset."""
+        try:
+            found = [i for i, lane in enumerate(lanes) if lane.time.stretch]
+            for i in found:
+                lanes[i].end()
+            self._advance([lanes[i] for i in found], wanted=False)
+            found = [i for i in found if lanes[i].pool.count]
+            results: list[Result | None] = [None] * len(lanes)
+            for i, result in zip(
+                found, self._results([lanes[i] for i in found], last=True), strict=True
+            ):
+                results[i] = result
+            return results
+        finally:
+            for lane in lanes:
+                lane.reset()
 
-    def results(self, lanes: Sequence[Lane], *, last: bool) -> list[Result]:
-        """The result of each lane from what it has pooled; ``last`` if its clip has ended.
+    def _advance(self, lanes: Sequence[Lane], *, wanted: bool = True) -> list[list[Result]]:
+        results: list[list[Result]] = [[] for _ in lanes]
+        try:
+            active = list(range(len(lanes)))
+            while active:
+                due, active = self._round(lanes, active)
+                if due and wanted:
+                    answers = self._results([lanes[i] for i in due], last=False)
+                    for i, result in zip(due, answers, strict=True):
+                        results[i].append(result)
+        except ModelFileError:
+            for lane in lanes:
+                lane.reset()
+            raise
+        return results
 
-        Raises:
-            ModelFileError: The model failed, or gave NaN; the lanes are useless until reset.
-        """
-        found = []
-        for part in _parts(list(range(len(lanes))), self._most):
-            pooled_BD = np.stack([lanes[i].pool.pooled() for i in part])
-            logits_BK = self._model.logits(pooled_BD)
+    def _round(self, lanes: Sequence[Lane], active: list[int]) -> tuple[list[int], list[int]]:
+        """Make at most one run of each lane; give where results are due, and where runs were."""
+        by_run: dict[int, list[int]] = {}
+        for i in active:
+            if run := lanes[i].trunk.due():
+                by_run.setdefault(run, []).append(i)
+        due, ran = [], []
+        for run, members in by_run.items():
+            ran += members
+            for part in _parts(members, self._most):
+                # A copy also for one: backends need it contiguous.
+                mel_BMT = np.concatenate([lanes[i].trunk.input(run) for i in part])
+                for i, frames_Cn in zip(part, self._model.frames(mel_BMT), strict=True):
+                    if lanes[i].take(frames_Cn):
+                        due.append(i)
+        return due, ran
+
+    def _results(self, lanes: Sequence[Lane], *, last: bool) -> list[Result]:
+        """The result of each lane from what it has pooled; ``last`` if its clip has ended."""
+        found: list[Result] = []
+        for part in _parts(lanes, self._most):
+            logits_BK = self._model.logits(np.stack([lane.pool.pooled() for lane in part]))
             if not np.isfinite(logits_BK).all():
+                for lane in lanes:
+                    lane.reset()
                 raise ModelFileError(
                     f"{self._model.name} gave logits that are not finite.",
                     fix="The model is damaged: export it again with frami-edge export.",
                 )
             found += [
-                lanes[i].result(logits_K, last=last)
-                for i, logits_K in zip(part, logits_BK, strict=True)
+                lane.result(logits_K, last=last)
+                for lane, logits_K in zip(part, logits_BK, strict=True)
             ]
         return found
 
 
-def _parts(members: list[int], most: int) -> Iterator[list[int]]:
+def check_lost(lost_samples: Any) -> int:
+    """A number of lost samples as a plain integer.
+
+    Raises:
+        StreamError: Not an integer of 0..2^48.
+    """
+    integer = isinstance(lost_samples, (int, np.integer)) and not isinstance(lost_samples, bool)
+    if not integer or not 0 <= lost_samples <= MOST_LOST:
+        raise StreamError(
+            f"lost_samples must be a whole number in 0..{MOST_LOST}, not "
+            f"{str(lost_samples)[:40]!r}.",
+            fix="Give how many samples were lost, or 0 if that is not known.",
+        )
+    return int(lost_samples)
+
+
+def _parts(members: Sequence[_T], most: int) -> Iterator[Sequence[_T]]:
     for start in range(0, len(members), most):
         yield members[start : start + most]

@@ -115,10 +115,10 @@ class Lane:
         if not keep_pooling:
             self.pool.reset()
 
-    def unheard(self) -> AudioError:
+    def unheard(self, samples: int) -> AudioError:
         """Why there is nothing to answer with though samples came."""
         return AudioError(
-            f"{self.time.stretch} samples at {self.sample_rate} Hz are less than one at "
+            f"{samples} samples at {self.sample_rate} Hz are less than one at "
             f"{self.info.mel.sample_rate} Hz.",
             fix="Pass more audio.",
         )
@@ -129,14 +129,30 @@ class Lane:
         self.pool.reset()
         self._clear_segment()
 
+    @property
+    def hop_s(self) -> float | None:
+        """Seconds between results; None: only at the end."""
+        return None if self.hop is None else self.hop * self.info.frame_s
+
+    @property
+    def window_s(self) -> float | None:
+        """Seconds of frames in a window; None: no window."""
+        if self.blocks is None or self.hop_s is None:
+            return None
+        return self.blocks * self.hop_s
+
+    @property
+    def lag_s(self) -> float:
+        """Seconds of audio that no trunk frame has covered yet."""
+        if self.time.segment == 0:
+            return 0.0
+        done = self.trunk.frames_out
+        behind = self.time.frame_end_s(done - 1) if done else self.time.origin_s
+        return max(0.0, self.time.end_s - behind)
+
     def stats(self) -> StreamStats:
-        """The counters, and how far the frames are behind the audio."""
-        lag_s = 0.0
-        if self.time.segment:
-            done = self.trunk.frames_out
-            behind = self.time.frame_end_s(done - 1) if done else self.time.origin_s
-            lag_s = max(0.0, self.time.end_s - behind)
-        return self.meter.stats(lag_s)
+        """The counters so far."""
+        return self.meter.stats(self.lag_s)
 
     def state(self) -> dict[str, Any]:
         """See `Stream.state`."""

@@ -5,21 +5,16 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
-from frami_edge_runtime._driver import Driver
+from frami_edge_runtime._driver import Driver, check_lost
 from frami_edge_runtime._lane import Lane
 from frami_edge_runtime._statefile import read_state, save_state
 from frami_edge_runtime.audio import check_samples
 from frami_edge_runtime.backends.protocol import Backend
-from frami_edge_runtime.errors import ModelFileError, StreamError
 from frami_edge_runtime.result import Result, StreamStats
-
-MOST_LOST: Final = 1 << 48
-"""Samples; over ten years at any rate."""
 
 
 class Stream:
@@ -46,14 +41,12 @@ class Stream:
     @property
     def hop_s(self) -> float | None:
         """Seconds between results, after rounding to whole trunk frames; None: only at flush."""
-        return None if self._lane.hop is None else self._lane.hop * self._lane.info.frame_s
+        return self._lane.hop_s
 
     @property
     def window_s(self) -> float | None:
         """Seconds of trunk frames in a window, after rounding to whole hops; None: no window."""
-        if self._lane.blocks is None or self.hop_s is None:
-            return None
-        return self._lane.blocks * self.hop_s
+        return self._lane.window_s
 
     @property
     def stats(self) -> StreamStats:
@@ -72,9 +65,7 @@ class Stream:
             ModelFileError: The model failed, or gave NaN; the stream is reset then.
         """
         begun = time.perf_counter()
-        self._lane.hear(check_samples(samples))
-        results: list[Result] = []
-        self._advance(results)
+        results = self._driver.push([self._lane], [check_samples(samples)])[0]
         self._lane.meter.step(begun)
         return results
 
@@ -111,12 +102,7 @@ class Stream:
         """
         begun = time.perf_counter()
         lost = check_lost(lost_samples)
-        results: list[Result] = []
-        self._lane.end()
-        self._advance(results, wanted=keep_pooling)
-        if not keep_pooling and self._lane.time.stretch and self._lane.pool.count:
-            results = self._last()
-        self._lane.lose(lost, keep_pooling=keep_pooling)
+        results = self._driver.gap(self._lane, lost, keep_pooling=keep_pooling)
         self._lane.meter.step(begun)
         return results
 
@@ -132,18 +118,12 @@ class Stream:
             ModelFileError: The model failed, or gave NaN.
         """
         begun = time.perf_counter()
-        try:
-            if self._lane.time.stretch == 0:
-                return None
-            self._lane.end()
-            self._advance([], wanted=False)
-            if self._lane.pool.count == 0:
-                raise self._lane.unheard()
-            result = self._last()[0]
-            self._lane.meter.step(begun)
-            return result
-        finally:
-            self._lane.reset()
+        heard = self._lane.time.stretch
+        result = self._driver.flush([self._lane])[0]
+        if heard and result is None:
+            raise self._lane.unheard(heard)
+        self._lane.meter.step(begun)
+        return result
 
     def reset(self) -> None:
         """Forget everything: the next sample is the first of a clip, at 0 s."""
@@ -179,33 +159,3 @@ class Stream:
             StreamError: The file cannot be read, or does not fit; the stream is unchanged then.
         """
         self.load_state(read_state(path))
-
-    def _advance(self, results: list[Result], *, wanted: bool = True) -> None:
-        try:
-            self._driver.advance([self._lane], [results], wanted=wanted)
-        except ModelFileError:
-            self._lane.reset()
-            raise
-
-    def _last(self) -> list[Result]:
-        try:
-            return self._driver.results([self._lane], last=True)
-        except ModelFileError:
-            self._lane.reset()
-            raise
-
-
-def check_lost(lost_samples: Any) -> int:
-    """A number of lost samples as a plain integer.
-
-    Raises:
-        StreamError: Not an integer of 0..2^48.
-    """
-    integer = isinstance(lost_samples, (int, np.integer)) and not isinstance(lost_samples, bool)
-    if not integer or not 0 <= lost_samples <= MOST_LOST:
-        raise StreamError(
-            f"lost_samples must be a whole number in 0..{MOST_LOST}, not "
-            f"{str(lost_samples)[:40]!r}.",
-            fix="Give how many samples were lost, or 0 if that is not known.",
-        )
-    return int(lost_samples)

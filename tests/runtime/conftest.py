@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,3 +147,42 @@ def noise(samples: int, seed: int = 0) -> np.ndarray:
     tone = np.sin(2 * np.pi * (300 + 200 * np.sin(t)) * t)
     loud = 0.05 + 0.2 * (1 + np.sin(1.7 * t + seed))
     return (loud * (tone + rng.standard_normal(samples)) * 0.4).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def build_quantised() -> Callable[[], bytes]:
+    """The tiny model, statically quantised to int8 with QDQ nodes as the exporter does."""
+
+    def quantise() -> bytes:
+        return _quantised(build())
+
+    return quantise
+
+
+def _quantised(model: TinyModel) -> bytes:
+    onnx = pytest.importorskip("onnx")
+    quantization = pytest.importorskip("onnxruntime.quantization")
+    rng = np.random.default_rng(0)
+    mels = [{"mel": rng.standard_normal((1, 1, 16, 40)).astype(np.float32)} for _ in range(4)]
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc,name-defined]
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return mels.pop() if mels else None
+
+    with tempfile.TemporaryDirectory() as folder:
+        source, target = Path(folder, "fp32.onnx"), Path(folder, "int8.onnx")
+        source.write_bytes(model.data)
+        quantization.quantize_static(
+            source,
+            target,
+            Reader(),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            weight_type=quantization.QuantType.QInt8,
+            activation_type=quantization.QuantType.QInt8,
+        )
+        quantised = onnx.load(target)
+    entries = {p.key: p.value for p in onnx.load_from_string(model.data).metadata_props}
+    onnx.helper.set_model_props(quantised, entries)
+    data: bytes = quantised.SerializeToString()
+    return data

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frami_edge_runtime import Classifier, Result, Stream, StreamError
+from frami_edge_runtime import AudioError, Classifier, Result, Stream, StreamError
 from frami_edge_runtime.resample import Resampler
 
 RATES = (8000, 22_050, 44_100, 48_000)
@@ -27,6 +27,14 @@ def same(one: list[Result], two: list[Result]) -> bool:
         np.array_equal(a.logits, b.logits) and (a.t0, a.t1, a.gap) == (b.t0, b.t1, b.gap)
         for a, b in zip(one, two, strict=True)
     )
+
+
+def ended(stream: Stream) -> list[Result]:
+    try:
+        last = stream.flush()
+    except AudioError:  # not one sample is left at the model's rate
+        return []
+    return [] if last is None else [last]
 
 
 def restarted(stream: Stream, classifier: Classifier, **options: Any) -> Stream:
@@ -81,7 +89,7 @@ def test_every_stream_goes_on_with_the_same_bits(
                 found[i] += streams[i].gap(lost, keep_pooling=keep)
         streams[1] = restarted(streams[1], classifier, **MODES[mode])
     for i in range(2):
-        found[i] += [r for r in [streams[i].flush()] if r]
+        found[i] += ended(streams[i])
     assert same(*found)
 
 
