@@ -7,6 +7,23 @@ Why chunkings cannot differ: every step up to the power spectrum works on one fr
 the product with the filter bank is always the same (ROWS, F) x (F, M) product, with frame t in row
 t % ROWS. A BLAS may round one row differently in products of other sizes, never in the same one.
 
+How exact: float32, like the torchaudio that teachers are trained with, and as exact as it. Largest
+error against the same front end in float64 (16 kHz, 64 bands, ln, eps 1e-6):
+
+=======================  =====  ==========
+signal                    here  torchaudio
+=======================  =====  ==========
+noise                     2e-6        2e-5
+sine sweep, energy        1e-3        2e-3
+sine sweep, magnitude      0.6         0.6
+16-bit sine, energy       5e-4        3e-3
+16-bit sine, magnitude    3e-2        3e-2
+=======================  =====  ==========
+
+All but the first happen in bands 100 dB below a tone, near the floor, and the training features
+carry the same errors. A float64 FFT gives 1e-6 for all, and costs a quarter more time for 100 ms.
+NumPy 1 has no other, so its features differ from NumPy 2's by what the table says.
+
 Shape legend: M mel bands, F frequency bins, T frames.
 """
 
@@ -32,21 +49,26 @@ class LogMelStream:
 
     Args:
         spec: The front end.
+        block: Half a megabyte of working memory, which streams of an equal ``spec`` may share where
+            they take turns on one thread. None: its own.
     """
 
-    def __init__(self, spec: MelSpec) -> None:
+    def __init__(self, spec: MelSpec, *, block: MelBlock | None = None) -> None:
         """Allocate all working memory."""
         self.spec = spec
-        self._block = MelBlock(spec)
+        self._block = MelBlock(spec) if block is None else block
         # Plain attributes: a property of the spec costs as much as a NumPy call on a short chunk.
         self._hop, self._n_fft, self._bands = spec.hop_length, spec.n_fft, spec.n_mels
         self._least = spec.min_samples
         self._pad = spec.n_fft // 2 if spec.center else 0
         self._left = (spec.n_fft - spec.win_length) // 2
+        self._lead = spec.n_fft - self._pad - spec.hop_length  # due = (samples - lead) // hop
         # What flush() may still have to reflect, the unread tail, and one block of fresh samples.
         self._kept = self._pad + 1
+        self._step = self._block.most * spec.hop_length
         held = max(spec.n_fft + spec.hop_length, self._kept)
-        self._samples = np.zeros(held + self._pad + self._block.size * spec.hop_length)
+        self._samples = np.zeros(held + self._pad + self._step, np.float32)
+        self._full = len(self._samples) - self._pad
         self._windows = np.lib.stride_tricks.sliding_window_view(self._samples, spec.win_length)
         self.reset()
 
@@ -85,15 +107,16 @@ class LogMelStream:
             self.reset()
             head = self.push_checked(repeat_to(clip, spec.min_samples))
         if self._pad and self.samples_in:
-            self._make_room(self._pad)
+            self._make_room()
             last = self._end - 1
             self._samples[self._end : self._end + self._pad] = self._samples[
                 last - self._pad : last
             ][::-1]
             self._end += self._pad
-        tail = self._drain()
+        tail_TM = np.empty((max(self._owed(), 0), self._bands), np.float32)
+        self._emit(tail_TM)
         self.reset()
-        return tail if len(head) == 0 else np.concatenate([head, tail])
+        return tail_TM if len(head) == 0 else np.concatenate([head, tail_TM])
 
     def state(self) -> dict[str, Any]:
         """What the next frames depend on, as plain integers and arrays: save it, pickle it."""
@@ -102,7 +125,7 @@ class LogMelStream:
             "samples_in": self.samples_in,
             "frames_out": self.frames_out,
             "unread": self._next - first,
-            "samples": self._samples[first : self._end].astype(np.float32),
+            "samples": self._samples[first : self._end].copy(),
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -131,26 +154,28 @@ class LogMelStream:
     def push_checked(self, x: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """As `push`, for samples (N,) that `check_samples` has passed."""
         total = self.samples_in + len(x)
-        ready = total >= self._least
-        due = 1 + (total + self._pad - self._n_fft) // self._hop if ready else 0
-        out_TM = np.empty((max(due - self.frames_out, 0), self._bands), np.float32)
-        done = taken = 0
-        while taken < len(x):
-            self._make_room(self._pad + self._hop)
-            n = min(len(x) - taken, len(self._samples) - self._end - self._pad)
-            self._take(x[taken : taken + n])
-            taken += n
+        due = (total - self._lead) // self._hop if total >= self._least else 0
+        out_TM = np.empty((due - self.frames_out, self._bands), np.float32)
+        if self._end + len(x) <= self._full:
+            self._take(x)
+            if due:
+                self._emit(out_TM)
+            return out_TM
+        done = 0
+        for first in range(0, len(x), self._step):
+            self._make_room()
+            self._take(x[first : first + self._step])
             if self.samples_in >= self._least:
                 done += self._emit(out_TM[done:])
         return out_TM
 
     def _take(self, x: npt.NDArray[Any]) -> None:
-        room = self._samples[self._end : self._end + len(x)]
+        end = self._end + len(x)
         if x.dtype.kind == "i":
-            np.multiply(x, INT16_SCALE, out=room)
+            np.multiply(x, INT16_SCALE, self._samples[self._end : end])
         else:
-            room[:] = x
-        self._end += len(x)
+            self._samples[self._end : end] = x
+        self._end = end
         before, self.samples_in = self.samples_in, self.samples_in + len(x)
         if self._pad and before < self._least <= self.samples_in:
             self._samples[: self._pad] = self._samples[self._pad + 1 : 2 * self._pad + 1][::-1]
@@ -158,30 +183,26 @@ class LogMelStream:
     def _first_kept(self) -> int:
         return max(0, min(self._next, self._end - self._kept))
 
-    def _make_room(self, wanted: int) -> None:
-        if len(self._samples) - self._end >= wanted:
-            return
+    def _make_room(self) -> None:
         first = self._first_kept()
         self._samples[: self._end - first] = self._samples[first : self._end]
         self._next -= first
         self._end -= first
 
-    def _drain(self) -> npt.NDArray[np.float32]:
-        out_TM = np.empty((max(self._ready(), 0), self._bands), np.float32)
-        self._emit(out_TM)
-        return out_TM
-
-    def _ready(self) -> int:
+    def _owed(self) -> int:
         return (self._end - self._next - self._n_fft) // self._hop + 1
 
     def _emit(self, out_TM: npt.NDArray[np.float32]) -> int:
-        owed, hop, done = self._ready(), self._hop, 0
+        hop, done = self._hop, 0
+        owed = self._owed()
         while done < owed:
             row = self.frames_out % ROWS
-            n = min(owed - done, self._block.size - row)
+            n = min(owed - done, self._block.most)
             first = self._next + self._left
-            windows = self._windows[first : first + (n - 1) * hop + 1 : hop]
-            self._block.compute(windows, row, out_TM[done : done + n])
+            windows_nN = self._windows[first : first + (n - 1) * hop + 1 : hop]
+            self._block.compute(
+                windows_nN, row, out_TM if n == len(out_TM) else out_TM[done : done + n]
+            )
             self._next += n * hop
             self.frames_out += n
             done += n

@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frami_edge_runtime import AudioError, LogMelStream, MelSpec, MelSpecError, StreamError, log_mel
+from frami_edge_runtime import (
+    AudioError,
+    LogMelStream,
+    MelSpec,
+    MelSpecError,
+    StreamError,
+    _rfft,
+    log_mel,
+)
+from frami_edge_runtime._melblock import MelBlock
 
 RNG = np.random.default_rng(7)
 NOISE = (RNG.standard_normal(20_000) * 0.2).astype(np.float32)
@@ -25,6 +34,7 @@ SPECS = {
     ),
     "odd lengths": BASE.replace(n_fft=255, win_length=199, hop_length=77, center=True),
     "long FFT": BASE.replace(n_fft=4096, win_length=4096, hop_length=512, n_mels=64),
+    "clamped, per band": BASE.replace(log_floor="clamp", mean=tuple(range(20)), n_fft=250),
     "magnitude dB, per band": BASE.replace(
         power=1.0, log="db", log_floor="clamp", mean=tuple(range(20)), std=(2.0,) * 20
     ),
@@ -227,6 +237,54 @@ def test_a_push_allocates_only_what_it_returns(center: bool) -> None:
             del out
     finally:
         tracemalloc.stop()
+
+
+def test_streams_that_take_turns_may_share_their_working_memory() -> None:
+    block = MelBlock(BASE)
+    streams = [LogMelStream(BASE, block=block) for _ in range(3)]
+    clips = [NOISE[:9000], PCM[5000:], NOISE[::-1]]
+    parts: list[list[np.ndarray]] = [[], [], []]
+    for start in range(0, 20_000, 777):
+        for stream, clip, found in zip(streams, clips, parts, strict=True):
+            found.append(stream.push(clip[start : start + 777]))
+    for stream, clip, found in zip(streams, clips, parts, strict=True):
+        assert np.array_equal(np.concatenate([*found, stream.flush()]), log_mel(clip, BASE))
+
+
+def test_irregular_chunks_keep_no_more_than_a_few_views() -> None:
+    stream = LogMelStream(BASE)
+    for n in range(0, 4000, 37):
+        stream.push(np.zeros(n, np.float32))
+    assert len(stream._block._views) <= 32
+
+
+@pytest.mark.parametrize("n_fft", [255, 256, 400, 512, 2048])
+def test_every_way_to_the_fft_gives_the_same_spectra(n_fft: int) -> None:
+    frames = RNG.standard_normal((7, n_fft)).astype(np.float32)
+    exact = np.fft.rfft(frames.astype(np.float64), axis=1) / n_fft
+    ways = [_rfft.rfft_over_n(n_fft), _rfft._old, *([_rfft._public] if _rfft._MODERN else [])]
+    found = []
+    for way in ways:
+        spectra = np.ones((7, n_fft // 2 + 2), np.complex64)
+        way(frames, spectra[:, :-1])
+        assert np.abs(spectra[:, :-1] - exact).max() <= 1e-6 * np.abs(exact).max()
+        assert (spectra[:, -1] == 1).all()
+        found.append(spectra)
+    assert np.array_equal(found[0], found[-1])
+
+
+def test_a_numpy_without_the_private_ufunc_gives_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected = log_mel(NOISE, BASE)
+
+    def missing(name: str) -> None:
+        raise ImportError(name)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_rfft.importlib, "import_module", missing)
+        assert _rfft.rfft_over_n(256) in (_rfft._public, _rfft._old)
+        assert np.array_equal(log_mel(NOISE, BASE), expected)
 
 
 def test_memory_is_bounded_for_long_clips() -> None:
