@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -111,6 +112,7 @@ class FakeContext:
         if "execute_async_v3" in trt.refused:
             trt.log(trt.ILogger.Severity.ERROR, "Cask convolution execution failed")
             return False
+        time.sleep(trt.run_s)
         size = int(np.prod(self.shape))
         memory = (ctypes.c_float * size).from_address(self.addresses[TRUNK_INPUT])
         mel = np.ctypeslib.as_array(memory).reshape(self.shape).copy()
@@ -128,6 +130,7 @@ class FakeTensorRT(types.ModuleType):
         self.refused: set[str] = set()
         self.contexts: list[FakeContext] = []
         self.shapes_set, self.error, self.half, self.output_name = 0, 0.0, "", TRUNK_OUTPUT
+        self.run_s = 0.0
         self.stride, self.field = tiny.info.stride, tiny.info.receptive_field
         self.log: Callable[[Any, str], None] = lambda severity, message: None
         trt = self
@@ -279,8 +282,11 @@ def test_a_short_profile_bounds_the_runs(
         assert np.abs(found.classify(x).logits - classifier.classify(x).logits).max() < 1e-5
 
 
-def test_threads_share_one_engine(engine: Path, classifier: Classifier, clip: np.ndarray) -> None:
+def test_threads_share_one_engine(
+    engine: Path, trt: FakeTensorRT, classifier: Classifier, clip: np.ndarray
+) -> None:
     found = Classifier(engine)
+    trt.run_s = 0.002  # long enough for another thread to come between
     parts = [clip[i * 3000 : (i + 1) * 3000 + 500 * i] for i in range(6)]
     answers: dict[int, np.ndarray] = {}
     workers = [
@@ -385,6 +391,11 @@ def test_shapes_outside_the_profile_never_reach_tensorrt(engine: Path, trt: Fake
         model.frames(np.zeros((1, 1, 16, 40), np.float32))
     trt.refused.clear()
     assert model.frames(np.zeros((1, 1, 16, 40), np.float32)).shape == (1, 12, 16)
+    trt.refused.add("set_input_shape")
+    with pytest.raises(EngineError, match="refused the shape"):
+        model.frames(np.zeros((1, 1, 16, 50), np.float32))
+    with pytest.raises(EngineError, match="refused the shape"):
+        model.frames(np.zeros((1, 1, 16, 40), np.float32))  # what TensorRT now holds is unknown
 
 
 def test_an_engine_of_another_machine_is_never_deserialised(

@@ -130,9 +130,12 @@ class OrtModel:
             self.max_batch = providers.PROFILE_BATCH
             self.max_mel_frames = providers.profile_mel_frames(self.info)
         wanted = providers.wanted(self.kind, self.info, self.sha256, self.name)
-        # On a failure, ONNX Runtime prints to stdout, which may be carrying results.
-        with contextlib.redirect_stdout(sys.stderr):
-            self._trunk = open_session(data, threads, self.name, providers=wanted)
+        try:
+            # On a failure, ONNX Runtime prints to stdout, which may be carrying results.
+            with contextlib.redirect_stdout(sys.stderr):
+                self._trunk = open_session(data, threads, self.name, providers=wanted)
+        except ModelFileError as error:
+            raise providers.failed(self.kind, error.message) from None
         self._trunk.disable_fallback()
         providers.check_taken(self._trunk, self.kind, self.name)
 

@@ -74,12 +74,7 @@ def check_taken(session: Any, kind: str, name: str) -> None:
     """
     provider, running = PROVIDERS[kind], list(session.get_providers())
     if provider not in running:
-        raise BackendError(
-            f"{name}: ONNX Runtime could not start {provider} and fell back to "
-            f"{', '.join(running)}.",
-            fix="CUDA, cuDNN or TensorRT is missing or of another version than this onnxruntime "
-            "was built for, or there is no GPU: see docs/JETPACK.md, or use backend='cpu'.",
-        )
+        raise failed(kind, f"{name} would run on {', '.join(running)}")
     if not hasattr(session, "get_provider_graph_assignment_info"):
         return  # before ONNX Runtime 1.24 it does not tell more
     strays = {
@@ -94,6 +89,15 @@ def check_taken(session: Any, kind: str, name: str) -> None:
             f"{name}: {provider} left convolutions to {where}: it cannot run this model.",
             fix="Use the fp32 file of the same export, or backend='cpu'.",
         )
+
+
+def failed(kind: str, what: str) -> BackendError:
+    """The error for a provider that is installed and did not start."""
+    return BackendError(
+        f"ONNX Runtime could not start its {PROVIDERS[kind]}: {what.rstrip('.')}.",
+        fix="CUDA, cuDNN or TensorRT is missing or of another version than this onnxruntime was "
+        "built for, or there is no GPU: see docs/JETPACK.md, or use backend='cpu'.",
+    )
 
 
 def _cuda_options() -> dict[str, str]:

@@ -1,0 +1,254 @@
+"""Which backend runs what, and ONNX Runtime's GPU providers as far as a CPU can prove them.
+
+The sessions of these tests are real and run on the CPU; what is faked is what they say about
+providers, and what was asked of them is recorded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from frami_edge_runtime import BackendError, Classifier, ModelFileError
+from frami_edge_runtime.backends.choose import choose_backend, open_backend
+
+CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
+GPU_BUILD = [TENSORRT, CUDA, CPU]
+real_session = onnxruntime.InferenceSession
+
+
+class Recorder:
+    """Stands in for ``onnxruntime.InferenceSession`` and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+        self.options: list[Any] = []
+        self.shapes: list[tuple[int, ...]] = []
+        self.running: list[str] | None = None
+        self.stray: str | None = None
+        self.broken = ""
+        self.told = True
+        self.fallback_off = 0
+
+    def __call__(self, data: bytes, options: Any, providers: Any, **rest: Any) -> Any:
+        self.asked.append(providers)
+        self.options.append(options)
+        names = [p if isinstance(p, str) else p[0] for p in providers]
+        if names != [CPU] and self.broken:
+            print("EP Error: falling back")
+            raise RuntimeError(self.broken)
+        assert rest == {"enable_fallback": 0}
+        return Session(self, real_session(data, options, providers=[CPU]), names)
+
+
+class Session:
+    def __init__(self, recorder: Recorder, session: Any, names: list[str]) -> None:
+        self.recorder, self.session, self.names = recorder, session, names
+        if names != [CPU] and recorder.told:
+            self.get_provider_graph_assignment_info = self.parts
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "get_provider_graph_assignment_info":
+            raise AttributeError(name)
+        return getattr(self.session, name)
+
+    def get_providers(self) -> list[str]:
+        return self.recorder.running or self.names
+
+    def parts(self) -> list[Any]:
+        node = SimpleNamespace(op_type="Conv")
+        stray = SimpleNamespace(op_type="Conv" if self.recorder.stray else "Squeeze")
+        return [
+            SimpleNamespace(ep_name=self.names[0], get_nodes=lambda: [node]),
+            SimpleNamespace(ep_name=self.recorder.stray or CPU, get_nodes=lambda: [stray]),
+        ]
+
+    def disable_fallback(self) -> None:
+        self.recorder.fallback_off += 1
+
+    def run(self, outputs: list[str], feeds: dict[str, np.ndarray]) -> Any:
+        if "mel" in feeds:
+            self.recorder.shapes.append(feeds["mel"].shape)
+        return self.session.run(outputs, feeds)
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Recorder:
+    found = Recorder()
+    monkeypatch.setattr(onnxruntime, "InferenceSession", found)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: GPU_BUILD)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return found
+
+
+def test_auto_takes_the_cpu_for_onnx_and_tensorrt_for_engines(
+    model_path: Path, tiny: Any, tmp_path: Path
+) -> None:
+    for source in (model_path, str(model_path), tiny.data, tmp_path / "none.onnx"):
+        kind, reason = choose_backend(source)
+        assert kind == "cpu"
+        assert "launch latency" in reason
+    named, unnamed = tmp_path / "none.engine", tmp_path / "plan"
+    unnamed.write_bytes(b"ftrt" + bytes(40))
+    for source in (named, str(named), unnamed, b"ftrt" + bytes(40)):
+        assert choose_backend(source) == ("tensorrt", "the model is a TensorRT engine")
+    assert choose_backend(model_path, "cuda") == ("cuda", "it was asked for")
+    classifier = Classifier(model_path, "cpu")
+    assert (classifier.backend, classifier.backend_reason) == ("cpu", "it was asked for")
+
+
+def test_a_backend_that_cannot_run_the_file_is_refused(model_path: Path, tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match="'gpu' is unknown") as caught:
+        Classifier(model_path, backend="gpu")
+    assert "auto, cpu, cuda, tensorrt-ep, tensorrt" in caught.value.fix
+    for backend in ("cpu", "cuda", "tensorrt-ep"):
+        with pytest.raises(BackendError, match="engine cannot run"):
+            Classifier(tmp_path / "a.engine", backend)
+    with pytest.raises(BackendError, match="runs engine files") as caught:
+        Classifier(model_path, "tensorrt")
+    assert "frami-edge export --tensorrt" in caught.value.fix
+
+
+@pytest.mark.parametrize("backend", ["cuda", "tensorrt-ep"])
+def test_a_missing_provider_is_named_with_those_that_are_there(
+    model_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["XyzProvider", CPU])
+    with pytest.raises(BackendError) as caught:
+        Classifier(model_path, backend)
+    assert f"has XyzProvider, {CPU}" in caught.value.message
+    assert onnxruntime.__version__ in caught.value.message
+    assert "pip install onnxruntime-gpu" in caught.value.fix
+    assert "docs/JETPACK.md" in caught.value.fix
+
+
+def test_the_cpu_is_asked_for_one_quiet_thread(model_path: Path, recorder: Recorder) -> None:
+    model = open_backend(model_path)
+    assert recorder.asked == [[CPU], [CPU]]
+    assert [o.intra_op_num_threads for o in recorder.options] == [1, 1]
+    for options in recorder.options:
+        assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    assert model.max_batch == model.max_mel_frames == 1 << 30
+    model.close()
+
+
+def test_cuda_is_asked_for_with_its_options(
+    model_path: Path, recorder: Recorder, classifier: Classifier, clip: np.ndarray
+) -> None:
+    found = Classifier(model_path, "cuda", threads=2)
+    (provider, options), last = recorder.asked[1]
+    assert (provider, last) == (CUDA, CPU)
+    assert options["use_tf32"] == "0"
+    assert options["cudnn_conv_algo_search"] == "HEURISTIC"
+    assert recorder.fallback_off == 1
+    assert found.backend == "cuda"
+    assert np.allclose(found.classify(clip).logits, classifier.classify(clip).logits, atol=1e-5)
+    assert recorder.asked[0] == recorder.asked[2] == [CPU], "description and head stay on the CPU"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_tensorrt_is_asked_for_with_profile_and_caches(
+    build_model: Any, recorder: Recorder, tmp_path: Path, clip: np.ndarray, precision: str
+) -> None:
+    data = build_model(precision=precision).data
+    found = Classifier(data, "tensorrt-ep")
+    (provider, options), (second, _), last = recorder.asked[1]
+    assert [provider, second, last] == GPU_BUILD
+    assert options["trt_int8_enable"] == str(precision == "int8")
+    assert options["trt_fp16_enable"] == "False"
+    assert options["trt_profile_min_shapes"] == "mel:1x1x16x9"
+    assert options["trt_profile_opt_shapes"] == "mel:1x1x16x72"
+    assert options["trt_profile_max_shapes"] == "mel:32x1x16x135"
+    cache = tmp_path / "cache" / "frami-edge" / f"onnxruntime-{onnxruntime.__version__}"
+    assert options["trt_engine_cache_path"] == options["trt_timing_cache_path"] == str(cache)
+    assert cache.is_dir()
+    assert options["trt_engine_cache_enable"] == options["trt_timing_cache_enable"] == "True"
+    other = build_model(seed=1).data
+    Classifier(other, "tensorrt-ep")
+    prefixes = {asked[0][1]["trt_engine_cache_prefix"] for asked in recorder.asked[1::3]}
+    assert len(prefixes) == 2, "students must not share an engine"
+    found.classify(clip)
+    stream = found.stream(window_s=2.0)
+    for start in range(0, len(clip), 9000):
+        stream.push(clip[start : start + 9000])
+    stream.flush()
+    assert {s[:3] for s in recorder.shapes} == {(1, 1, 16)}
+    widths = {s[3] for s in recorder.shapes}
+    assert min(widths) >= 9
+    assert max(widths) == 135, "the longest run is the profile's end"
+
+
+def test_shapes_outside_the_profile_are_refused(tiny: Any, recorder: Recorder) -> None:
+    model = open_backend(tiny.data, "tensorrt-ep")
+    assert (model.max_batch, model.max_mel_frames) == (32, 135)
+    runs = len(recorder.shapes)
+    for shape in ((33, 1, 16, 20), (1, 1, 16, 136)):
+        with pytest.raises(ModelFileError, match="at most 32 clips of 135 mel frames"):
+            model.frames(np.zeros(shape, np.float32))
+    assert len(recorder.shapes) == runs
+    assert model.frames(np.zeros((32, 1, 16, 135), np.float32)).shape == (32, 12, 64)
+
+
+def test_int8_that_tensorrt_would_misread_is_refused(build_model: Any, recorder: Recorder) -> None:
+    data = build_model(precision="int8", quantisation={"flavour": "U8S8"}).data
+    with pytest.raises(BackendError, match="quantised as U8S8") as caught:
+        Classifier(data, "tensorrt-ep")
+    assert "int8.trt" in caught.value.fix
+    Classifier(data, "cuda")
+    for flavour in ("S8S8", "S8S8 TensorRT"):
+        data = build_model(precision="int8", quantisation={"flavour": flavour}).data
+        Classifier(data, "tensorrt-ep")
+
+
+@pytest.mark.parametrize(("backend", "provider"), [("cuda", CUDA), ("tensorrt-ep", TENSORRT)])
+def test_a_silent_fallback_is_an_error(
+    model_path: Path, recorder: Recorder, backend: str, provider: str
+) -> None:
+    recorder.running = [CPU]
+    with pytest.raises(BackendError, match=f"could not start its {provider}") as caught:
+        Classifier(model_path, backend)
+    assert f"student.onnx would run on {CPU}" in caught.value.message
+    recorder.running, recorder.stray = None, CPU
+    with pytest.raises(BackendError, match=f"left convolutions to {CPU}"):
+        Classifier(model_path, backend)
+    recorder.stray = None
+    Classifier(model_path, backend)
+    recorder.told, recorder.running = False, [provider, CPU]  # ONNX Runtime before 1.24
+    recorder.asked.clear()
+    Classifier(model_path, backend)
+
+
+def test_a_provider_that_breaks_is_told_without_touching_stdout(
+    model_path: Path, recorder: Recorder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorder.broken = "CUDA failure 35: driver version is insufficient\nand a long trace"
+    with pytest.raises(BackendError, match="CUDA failure 35: driver version is insuff") as caught:
+        Classifier(model_path, "cuda")
+    assert "long trace" not in str(caught.value)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_cache_that_cannot_be_made_is_reported(
+    tiny: Any, recorder: Recorder, tmp_path: Path
+) -> None:
+    (tmp_path / "cache").write_text("a file is in the way")
+    with pytest.raises(BackendError, match="engine cache"):
+        Classifier(tiny.data, "tensorrt-ep")
+
+
+def test_onnx_runtime_itself_tells_where_nodes_went(model_path: Path) -> None:
+    """The real session's answer has the form that the check reads."""
+    from frami_edge_runtime.backends.ort import open_session
+    from frami_edge_runtime.backends.providers import check_taken
+
+    session = open_session(model_path.read_bytes(), 1, "student.onnx", providers=[CPU])
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        pytest.skip("this ONNX Runtime does not tell where nodes went")
+    session.get_providers = lambda: [CUDA, CPU]
+    with pytest.raises(BackendError, match=f"left convolutions to {CPU}"):
+        check_taken(session, "cuda", "student.onnx")
