@@ -52,23 +52,26 @@ class Cudart:
 
     def __init__(self, path: str | None = None) -> None:
         """Load the library and count the GPUs."""
-        failures = []
+        refusals = []
         for candidate in [path] if path else _candidates():
             try:
                 self._library = _load(candidate)
                 count = ctypes.c_int()
                 self._call("cudaGetDeviceCount", ctypes.byref(count))
-            except (OSError, AttributeError) as error:
-                failures.append(str(error))
+            except OSError:
+                continue  # it is not there
+            except AttributeError as error:
+                refusals.append(str(error))
             except EngineError as error:
-                # A newer libcudart than the driver lies about; an older one may fit.
-                failures.append(f"{candidate}: {error.message}")
+                # A newer libcudart than the driver says so; an older one may fit.
+                refusals.append(f"{candidate}: {error.message.rstrip('.')}")
             else:
                 if count.value > 0:
                     return
-                failures.append(f"{candidate}: it counts no GPU")
+                refusals.append(f"{candidate}: it counts no GPU")
+        reason = refusals[0] if refusals else f"{path or 'libcudart'} is not installed"
         raise BackendError(
-            f"No usable CUDA runtime: {'; '.join(failures)[:400]}.",
+            f"No usable CUDA runtime: {reason}.",
             fix="On a Jetson install nvidia-jetpack, elsewhere CUDA 12 or 13 and its driver; or "
             "run the .onnx file with backend='cpu'.",
         )
@@ -127,7 +130,7 @@ class Cudart:
             size = f" of {shown[0]} bytes" if shown else ""
             raise EngineError(
                 f"{name}{size} failed: {(label or b'unknown').decode(errors='replace')} "
-                f"({code}), {said}.",
+                f"({code}), {said.rstrip('.')}.",
                 fix="Free GPU memory or restart the process; `frami-edge doctor` shows the driver.",
             )
 
