@@ -72,7 +72,7 @@ class Bench:
         return {
             "threads": 1,
             "batch": 1,
-            "cpu": _cpu_name(),
+            "cpu": cpu_name(),
             "rounds": self._second["fp32"].rounds,
             "frames_1s": int(self.mel_1s.shape[3]),
             "frames_chunk": int(self.mel_chunk.shape[3]),
@@ -91,7 +91,8 @@ class Bench:
         )
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """Of this machine, for a report."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,11 +16,18 @@ _WARM_UP = 5
 
 @dataclass(frozen=True)
 class Latency:
-    """Percentiles of one graph, milliseconds."""
+    """Percentiles of one graph or call, milliseconds."""
 
     p50_ms: float
     p95_ms: float
+    p99_ms: float
     rounds: int
+
+    @classmethod
+    def of(cls, times_ms: Sequence[float]) -> Latency:
+        """Of the times of all rounds, milliseconds."""
+        p50, p95, p99 = (float(np.percentile(times_ms, p)) for p in (50, 95, 99))
+        return cls(p50, p95, p99, len(times_ms))
 
 
 def interleaved_latency(
@@ -30,7 +37,7 @@ def interleaved_latency(
     budget_s: float,
     max_rounds: int,
 ) -> dict[str, Latency]:
-    """Time each session once a round, in an order that turns from round to round.
+    """`interleaved` runs of ONNX Runtime sessions.
 
     Args:
         sessions: By name.
@@ -38,21 +45,37 @@ def interleaved_latency(
         budget_s: Seconds to spend in all; at least `MIN_ROUNDS` rounds are run.
         max_rounds: Stop after so many.
     """
-    names = list(sessions)
+
+    def call(name: str) -> Callable[[], object]:
+        return lambda: sessions[name].run(None, feeds[name])
+
+    return interleaved({n: call(n) for n in sessions}, budget_s=budget_s, max_rounds=max_rounds)
+
+
+def interleaved(
+    calls: Mapping[str, Callable[[], object]], *, budget_s: float, max_rounds: int
+) -> dict[str, Latency]:
+    """Time each call once a round, in an order that turns from round to round.
+
+    Args:
+        calls: By name; each does the same work every time.
+        budget_s: Seconds to spend in all; at least `MIN_ROUNDS` rounds are run.
+        max_rounds: Stop after so many.
+    """
+    names = list(calls)
     for name in names:
         for _ in range(_WARM_UP):
-            sessions[name].run(None, feeds[name])
+            calls[name]()
     times: dict[str, list[float]] = {name: [] for name in names}
     end = time.perf_counter() + budget_s
     rounds = 0
     while rounds < max_rounds and (rounds < MIN_ROUNDS or time.perf_counter() < end):
         turn = rounds % len(names)
         for name in names[turn:] + names[:turn]:
+            # Untimed: a device runs one model, so the others must not have emptied its caches.
+            calls[name]()
             start = time.perf_counter()
-            sessions[name].run(None, feeds[name])
+            calls[name]()
             times[name].append((time.perf_counter() - start) * 1e3)
         rounds += 1
-    return {
-        name: Latency(float(np.median(t)), float(np.percentile(t, 95)), rounds)
-        for name, t in times.items()
-    }
+    return {name: Latency.of(t) for name, t in times.items()}

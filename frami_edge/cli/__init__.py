@@ -25,6 +25,7 @@ class _Commands(CommandGroup):
         "frami_edge.cli.evaluate",
         "frami_edge.cli.export",
         "frami_edge.cli.verify",
+        "frami_edge.cli.bench",
         "frami_edge.cli.inspect",
         "frami_edge.cli.data",
     )

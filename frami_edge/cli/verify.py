@@ -119,8 +119,9 @@ def verify(
             "passed": all(gate.passed for gate in gates),
         }
     )
+    names = _names(a, b)
     output.table(
-        f"{a.name} and {b.name}",
+        f"a {names[0]}, b {names[1]}",
         ("", "a", "b", "same"),
         [(f.fact, _word(f.first), _word(f.second), f.same) for f in facts],
     )
@@ -145,7 +146,7 @@ def verify(
         ("gate", "value", "limit", "passed"),
         [(g.name, g.value, f"{_BOUND[g.better]} {g.limit:.4g}", g.passed) for g in gates],
     )
-    _conclude(found, gates, a, b, output)
+    _conclude(found, gates, names, output)
 
 
 def _batches(
@@ -220,12 +221,21 @@ def _side(side: Side) -> dict[str, object]:
     }
 
 
+def _names(a: Path, b: Path) -> tuple[str, str]:
+    """As short as tells them apart."""
+    if a.name != b.name:
+        return a.name, b.name
+    if a.parent.name != b.parent.name:
+        return f"{a.parent.name}/{a.name}", f"{b.parent.name}/{b.name}"
+    return str(a), str(b)
+
+
 def _word(value: object) -> object:
     return " + ".join(map(str, value)) if isinstance(value, tuple) else value
 
 
 def _conclude(
-    found: dict[str, Answers], gates: list[Gate], a: Path, b: Path, output: Output
+    found: dict[str, Answers], gates: list[Gate], names: tuple[str, str], output: Output
 ) -> None:
     from frami_edge.errors import GateFailed
 
@@ -240,7 +250,7 @@ def _conclude(
             for g in failed
         )
         raise GateFailed(
-            f"{b.name} does not say what {a.name} says: {worst}.",
-            fix="See where it goes wrong with --layers, or export again from the student's bank.",
+            f"{names[1]} does not say what {names[0]} says: {worst}.",
+            fix="Look at the worst clips named above; --layers shows where two ONNX files part.",
         )
-    output.note(f"{b.name} says what {a.name} says: {len(gates)} gates passed.")
+    output.note(f"{names[1]} says what {names[0]} says: {len(gates)} gates passed.")

@@ -70,10 +70,8 @@ def _same_labels(a: Side, b: Side) -> None:
         what = "hold the same classes in another order"
     else:
         missing = sorted(set(a.labels) ^ set(b.labels))
-        what = (
-            f"know {len(a.labels)} and {len(b.labels)} classes, not both of them "
-            f"{', '.join(missing[:5])}"
-        )
+        missing = sorted(set(a.labels) ^ set(b.labels))
+        what = f"know different classes ({', '.join(missing[:5])} only one of them)"
     raise CheckpointError(
         f"{a.path.name} and {b.path.name} {what}: their answers cannot be compared.",
         fix="Compare two models of the same teacher.",
