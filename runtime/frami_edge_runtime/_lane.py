@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from frami_edge_runtime._melblock import MelBlock
 from frami_edge_runtime._meter import Meter
 from frami_edge_runtime._state import StateReader
 from frami_edge_runtime._timeline import Timeline
@@ -41,8 +42,9 @@ class Lane:
         window_s: float | None,
         forget_s: float | None,
         hop_s: float | None,
+        block: MelBlock | None = None,
     ) -> None:
-        """Allocate everything that the stream will need."""
+        """Allocate everything that the stream will need; a ``block`` can serve all of a thread."""
         info = model.info
         self.info = info
         self._sha256 = model.sha256
@@ -51,7 +53,7 @@ class Lane:
         self._resampler = None
         if self.sample_rate != info.mel.sample_rate:
             self._resampler = Resampler(self.sample_rate, info.mel.sample_rate)
-        self._mel = LogMelStream(info.mel)
+        self._mel = LogMelStream(info.mel, block=block)
         self.trunk = TrunkStream(model, hop=self.hop)
         eps = info.pooling.eps
         self.pool: StatsPool

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from frami_edge_runtime._driver import Driver, check_lost
 from frami_edge_runtime._lane import Lane
+from frami_edge_runtime._melblock import MelBlock
 from frami_edge_runtime._meter import Meter
 from frami_edge_runtime.audio import check_samples
 from frami_edge_runtime.backends.protocol import Backend
@@ -48,9 +49,8 @@ class StreamGroup:
                 f"A group has 1..{MOST_STREAMS} streams, not {str(n)[:40]!r}.",
                 fix="Give the number of microphones.",
             )
-        self._lanes: list[Lane] = []
-        for _ in range(n):
-            self._lanes.append(Lane(model, sample_rate, window_s, forget_s, hop_s))
+        block = MelBlock(model.info.mel)
+        self._lanes = [Lane(model, sample_rate, window_s, forget_s, hop_s, block) for _ in range(n)]
         self._driver = Driver(model)
         self._meter = Meter(self.sample_rate)
 
