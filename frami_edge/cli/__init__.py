@@ -27,6 +27,7 @@ class _Commands(CommandGroup):
         "frami_edge.cli.verify",
         "frami_edge.cli.bench",
         "frami_edge.cli.inspect",
+        "frami_edge.cli.listen",
         "frami_edge.cli.data",
     )
 

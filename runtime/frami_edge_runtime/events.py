@@ -190,4 +190,4 @@ class EventDetector:
             events += track.step(begin, end, y, raw, at, after_gap=begin == self._gap_end)
             if track.idle(end):
                 del self._tracks[index]
-        return events
+        return sorted(events, key=lambda event: event.kind != "end")

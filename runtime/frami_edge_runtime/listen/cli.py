@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # A label or file name that the terminal's encoding lacks must not end a run.
             stream.reconfigure(errors="backslashreplace")
     try:
-        run(ListenOptions(events=_spec(given), **given))
+        run(ListenOptions(events=_event_settings(given), **given))
         sys.stdout.flush()
         return 0
     except BrokenPipeError:
@@ -113,7 +113,12 @@ def _add_events(group: argparse._ArgumentGroup) -> None:
         help=f"score from which a label is on (default {default.on:g})")  # fmt: skip
     add("--off", type=float, metavar="P", default=argparse.SUPPRESS,
         help="score below which it ends (default: --on less 0.15)")  # fmt: skip
-    add("--min-on", dest="min_on_s", **seconds, help="on for so long, to begin an event")
+    add(
+        "--min-on",
+        dest="min_on_s",
+        **seconds,
+        help="on for so long, to begin an event (default: half of the window)",
+    )
     add("--min-off", dest="min_off_s", **seconds, help="off for so long, to end it")
     add("--merge-gap", dest="merge_gap_s", **seconds, help="join events that are less apart")
     add("--cooldown", dest="cooldown_s", **seconds, help="deaf to the label after its event")
@@ -139,13 +144,13 @@ def _add_source(group: argparse._ArgumentGroup) -> None:
         help="audio that may wait before the oldest is dropped (default 10)")  # fmt: skip
 
 
-def _spec(given: dict[str, Any]) -> EventSpec:
+def _event_settings(given: dict[str, Any]) -> dict[str, Any]:
     """Take out what belongs to the events."""
     values: dict[str, Any] = {name: given.pop(name) for name in _SPEC_FIELDS if name in given}
     for name in ("watch", "ignore"):
         if name in values:
             values[name] = tuple(values[name])
-    return EventSpec(**values)
+    return values
 
 
 def _version() -> str:

@@ -138,11 +138,11 @@ def event_line(event: Event) -> str | None:
     """A start or an end for people; None for an update."""
     label, lost = printable(event.label), "  (audio was lost)" if event.gap else ""
     if event.kind == "start":
-        return f"{event.t0:9.2f} s  >> {label} began, {event.score:.2f}{lost}"
+        return f"{event.at:9.2f} s  >> {label} began at {event.t0:.2f} s, {event.score:.2f}{lost}"
     if event.kind == "end":
         return (
-            f"{event.t1:9.2f} s  << {label} ended after {event.duration_s:.2f} s, best "
-            f"{event.score:.2f}{lost}"
+            f"{event.at:9.2f} s  << {label} {event.t0:.2f}-{event.t1:.2f} s, "
+            f"{event.duration_s:.2f} s, best {event.score:.2f}{lost}"
         )
     return None
 

@@ -43,18 +43,20 @@ class LiveDisplay:
         self._heading = ""
         self._heard: Heard | None = None
         self._open: dict[str, float] = {}
-        self._live: Any = live.Live(
-            console=console.Console(highlight=False),
-            refresh_per_second=_FRAMES_A_SECOND,
-            get_renderable=self._draw,
-            transient=True,
-        )
+        self._module, self._console = live, console
+        self._live: Any = None
 
     def start(self, start: Start) -> None:
         """Draw from now on."""
         self._heading = (
             f"{printable(start.model)} on {start.backend}, {printable(start.source)} at "
             f"{start.sample_rate} Hz, {start.mode}"
+        )
+        self._live = self._module.Live(
+            console=self._console.Console(highlight=False),
+            refresh_per_second=_FRAMES_A_SECOND,
+            get_renderable=self._draw,
+            transient=True,
         )
         self._live.start()
         for note in start.notes:
@@ -88,13 +90,14 @@ class LiveDisplay:
 
     def close(self) -> None:
         """Give the terminal back."""
-        self._live.stop()
+        if self._live is not None:
+            self._live.stop()
 
     def _print(self, line: str) -> None:
         self._live.console.print(self._text(line))
 
     def _draw(self) -> Any:
-        heading = self._text(self._heading, style="dim")
+        heading = self._text(self._heading, style="dim", no_wrap=True, overflow="ellipsis")
         heard = self._heard
         if heard is None:
             return self._group(heading, self._text("waiting for the first result"))

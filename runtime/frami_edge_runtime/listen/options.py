@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from frami_edge_runtime.errors import StreamError
 from frami_edge_runtime.events import EventSpec
@@ -30,7 +31,8 @@ class ListenOptions:
     """Without this and ``forget_s``: `DEFAULT_WINDOW_S`."""
     hop_s: float | None = None
     forget_s: float | None = None
-    events: EventSpec = field(default_factory=EventSpec)
+    events: Mapping[str, Any] = field(default_factory=dict)
+    """What was given for the `EventSpec`; see `spec`."""
     top: int = 3
     """Classes shown with each result."""
     backend: str = "auto"
@@ -96,6 +98,20 @@ class ListenOptions:
                 "Raw samples on standard input do not say their rate.",
                 fix="Add --rate, the -ar of ffmpeg, for example --rate 16000.",
             )
+
+        self.spec  # noqa: B018 - its checks
+
+    @property
+    def spec(self) -> EventSpec:
+        """`EventSpec` of what was given; ``min_on_s`` is half of the window where it was not.
+
+        Where one sound gives way to another a few windows hold both, and name neither: half a
+        window leaves those out.
+        """
+        half = (self.window or self.forget_s or 0.0) / 2
+        if self.duration_s is not None:
+            half = min(half, self.duration_s)
+        return EventSpec(**{"min_on_s": half, **self.events})
 
     @property
     def kind(self) -> str:

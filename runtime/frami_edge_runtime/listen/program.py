@@ -109,15 +109,16 @@ class Session:
     def __init__(self, classifier: Classifier, source: Source, options: ListenOptions) -> None:
         """Open the stream and the detector."""
         self._classifier, self._source, self._options = classifier, source, options
+        self._spec = options.spec
         self._rate = source.sample_rate
         self._stream = classifier.stream(
             self._rate, options.window, options.forget_s, options.hop_s
         )
         hop_s = self._stream.hop_s
-        options.events.check_reach(hop_s=hop_s, length_s=options.duration_s)
+        self._spec.check_reach(hop_s=hop_s, length_s=options.duration_s)
         assert hop_s is not None  # or check_reach would have refused
         self._hop_s = hop_s
-        self._detector = EventDetector(options.events, classifier.labels, forget_s=options.forget_s)
+        self._detector = EventDetector(self._spec, classifier.labels, forget_s=options.forget_s)
         self._look_back_s = self._stream.window_s or 2 * (options.forget_s or 0)
         self._meter = LevelMeter(self._rate, self._look_back_s + _LEVEL_SPAN_S)
         self._clock = self._lost = self._gaps = self._results = 0
@@ -207,7 +208,7 @@ class Session:
         )
         self._shown_to = result.t1
         level_db = None
-        if self._options.events.min_level_db is not None:
+        if self._spec.min_level_db is not None:
             looked_back_to = max(result.t0, result.t1 - self._look_back_s)
             level_db = self._meter.level_db(looked_back_to, result.t1)
         self._tell(self._detector.push(result, level_db=level_db), display)
@@ -236,7 +237,7 @@ class Session:
             window_s=self._stream.window_s,
             forget_s=options.forget_s,
             hop_s=self._hop_s,
-            events=dataclasses.asdict(options.events),
+            events=dataclasses.asdict(self._spec),
             notes=tuple(notes),
             version=__version__,
         )
