@@ -94,35 +94,44 @@ def bench(
             "cpu": cpu_name(),
         }
     )  # fmt: skip
-    for place, name in enumerate(names):
-        subject = subjects[name]
-        output.note(f"{'With' if place else 'Model'} {name}: {subject.kind} on {subject.backend}.")
-    pushes = {name: load.latency for name, load in streams.items()}
-    timed = {f"graph, {what}": found for what, found in graphs.items()}
-    if pushes:
-        timed[f"stream, push of {chunk:g} s"] = pushes
-    heading = ["", "model", "p50 ms", "p95 ms", "p99 ms"] + (["times faster"] if vs else [])
-    output.table(
-        f"Latency, {threads} thread{'s' if threads > 1 else ''}",
-        heading,
-        _rows(timed, names),
-        caption=f"{cpu_name()}; a push is mel, trunk, pooling and head.",
-    )
+    for name, subject in subjects.items():
+        output.note(f"{name}: {subject.kind} on {subject.backend}.")
+    timed = dict(graphs)
+    if streams:
+        timed[f"push {chunk:g} s"] = {name: load.latency for name, load in streams.items()}
+    _show_latency(timed, names, threads, output)
     _show_rest(names, streams, starts, output)
 
 
-def _rows(timed: Mapping[str, Mapping[str, Latency]], names: tuple[str, ...]) -> list[list[object]]:
+def _show_latency(
+    timed: Mapping[str, Mapping[str, Latency]],
+    names: tuple[str, ...],
+    threads: int,
+    output: Output,
+) -> None:
+    from frami_edge_export.benching import cpu_name
+
+    percentiles = ("p50", "p95", "p99")
+    sides = ("",) if len(names) == 1 else (" a", " b")
+    heading = ["", *(f"{p}{side}" for p in percentiles for side in sides)]
+    if len(names) > 1:
+        heading.append("a faster")
     rows: list[list[object]] = []
     for what, found in timed.items():
-        for place, name in enumerate(n for n in names if n in found):
-            t = found[name]
-            row: list[object] = ["" if place else what, name]
-            row += [f"{ms:.3f}" for ms in (t.p50_ms, t.p95_ms, t.p99_ms)]
-            if len(names) > 1:
-                both = len(found) == len(names) and place == 0
-                row.append(f"{found[names[1]].p50_ms / t.p50_ms:.2f}" if both else None)
-            rows.append(row)
-    return rows
+        times = [found.get(name) for name in names]
+        row: list[object] = [what]
+        for p in percentiles:
+            row += [None if t is None else f"{getattr(t, f'{p}_ms'):.3f}" for t in times]
+        if len(names) > 1:
+            a, b = times
+            row.append(None if a is None or b is None else f"{b.p50_ms / a.p50_ms:.2f}x")
+        rows.append(row)
+    title = names[0] if len(names) == 1 else f"a {names[0]}, b {names[1]}"
+    output.table(
+        title, heading, rows,
+        caption=f"Milliseconds, {threads} thread{'s' if threads > 1 else ''}, {cpu_name()}. A push "
+        "is mel, trunk, pooling and head; all else the graph alone.",
+    )  # fmt: skip
 
 
 def _show_rest(

@@ -31,7 +31,7 @@ def graph_latency(
                 jobs.setdefault(f"{length:g} s", {})[name] = _call(subject, x)
         x = subject.chunk_input(chunk_s)
         if x is not None:
-            jobs.setdefault(f"chunk of {chunk_s:g} s", {})[name] = _call(subject, x)
+            jobs.setdefault(f"chunk {chunk_s:g} s", {})[name] = _call(subject, x)
     return {
         what: interleaved(calls, budget_s=BUDGET_S, max_rounds=rounds)
         for what, calls in jobs.items()
