@@ -19,6 +19,7 @@ from frami_edge.evaluation import predict
 from frami_edge.frontend import resample
 from frami_edge.io import sha256_file
 from frami_edge.models.checkpoint import Loaded, TrainedOn, load_checkpoint
+from frami_edge.teachers.opening import DESCRIPTIONS, open_teacher
 from frami_edge_runtime import Classifier, MelSpec
 
 Done = Callable[[int], None]
@@ -73,7 +74,7 @@ class Candidate:
 
 
 def open_candidate(path: Path) -> Candidate:
-    """A model by its file's suffix: `.onnx`, or a checkpoint.
+    """A model by its file's suffix: `.onnx`, a teacher's YAML description, or a checkpoint.
 
     Raises:
         CheckpointError: No such file, or no sound checkpoint.
@@ -92,7 +93,7 @@ def open_candidate(path: Path) -> Candidate:
             path, "onnx", info.labels, info.mel, sha256_file(path), info.teacher_sha256, None,
             classifier,
         )  # fmt: skip
-    loaded = load_checkpoint(path)
+    loaded = open_teacher(path) if path.suffix.lower() in DESCRIPTIONS else load_checkpoint(path)
     card = loaded.card
     return Candidate(
         path, card.kind, card.labels, loaded.spec, loaded.sha256, card.teacher_sha256, card.heard,

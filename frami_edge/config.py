@@ -43,6 +43,26 @@ def load_config(model: type[M], name_or_path: str | Path, overrides: Sequence[st
     Raises:
         ConfigError: With every mistake in the file and in the overrides, one a line.
     """
+    source, data = read_mapping(name_or_path)
+    problems = [problem for text in overrides if (problem := _override(data, text))]
+    try:
+        config = model.model_validate(data)
+    except ValidationError as error:
+        problems += describe(error, model, data)
+    if problems:
+        count = "a mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
+        lines = "".join(f"\n  {problem}" for problem in problems)
+        where = f"{source} with its overrides" if overrides else source
+        raise ConfigError(f"{where} has {count}:{lines}", fix="Correct the keys named above.")
+    return config
+
+
+def read_mapping(name_or_path: str | Path) -> tuple[str, dict[str, Any]]:
+    """A YAML file or preset as plain keys and values, and what to call it.
+
+    Raises:
+        ConfigError: It is missing, too large, or no mapping.
+    """
     source, text = _read(name_or_path)
     try:
         data = _yaml.parse(text)
@@ -55,17 +75,7 @@ def load_config(model: type[M], name_or_path: str | Path, overrides: Sequence[st
             f"{source} holds {_kind(data)}, not a mapping of keys to values.",
             fix="Write it as `key: value` lines.",
         )
-    problems = [problem for text in overrides if (problem := _override(data, text))]
-    try:
-        config = model.model_validate(data)
-    except ValidationError as error:
-        problems += describe(error, model, data)
-    if problems:
-        count = "a mistake" if len(problems) == 1 else f"{len(problems)} mistakes"
-        lines = "".join(f"\n  {problem}" for problem in problems)
-        where = f"{source} with its overrides" if overrides else source
-        raise ConfigError(f"{where} has {count}:{lines}", fix="Correct the keys named above.")
-    return config
+    return source, data
 
 
 def dump_config(model: BaseModel) -> str:

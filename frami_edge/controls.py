@@ -22,7 +22,6 @@ from frami_edge.inversion.controls import smooth_noise_mels, white_noise_mels
 from frami_edge.inversion.procedural import procedural_mels
 from frami_edge.models.checkpoint import Loaded
 from frami_edge.models.student import Student
-from frami_edge.models.teacher import ResNetTeacher
 from frami_edge.training.config import TrainConfig
 from frami_edge.training.loop import train_epochs
 from frami_edge_runtime.melspec import MelSpec
@@ -138,6 +137,5 @@ def distilled_on(
 ) -> Student:
     """A student distilled on a feed with the run's own recipe, ready to ship."""
     student = new_student(config.student, teacher, config.distill, config.seed)
-    assert isinstance(teacher.model, ResNetTeacher)
-    Distiller(teacher.model, student, config.distill, choice, config.seed, feed).run(on_step)
+    Distiller(teacher.teacher, student, config.distill, choice, config.seed, feed).run(on_step)
     return student.collapse().requires_grad_(False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shlex
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -15,9 +14,6 @@ if TYPE_CHECKING:
     from frami_edge.device import Choice
     from frami_edge.distillation.config import JourneyConfig
 
-TeacherFile = Annotated[
-    Path, typer.Option("--teacher", help="Checkpoint of the teacher (teacher.safetensors).")
-]
 Sources = Annotated[
     str | None,
     typer.Option(

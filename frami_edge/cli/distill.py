@@ -19,12 +19,23 @@ from frami_edge.cli._app import (
 from frami_edge.cli._journey import (
     Resume,
     Sources,
-    TeacherFile,
     journey_config,
     journey_device,
     resume_command,
 )
 from frami_edge.cli._output import Output
+from frami_edge.cli._teacher import (
+    Frames,
+    Labels,
+    Mel,
+    Pooled,
+    TeacherArgs,
+    TeacherSource,
+    Weights,
+    describe_in,
+    teacher_file,
+    teacher_source,
+)
 
 app = command_app()
 
@@ -38,7 +49,7 @@ app = command_app()
 )
 def distill(
     config: Annotated[str, typer.Argument(help="YAML file, or the name of a preset.")],
-    teacher: TeacherFile,
+    teacher: TeacherSource,
     out: Annotated[Path, typer.Option("--out", help="Run folder.")],
     bank: Annotated[
         Path | None,
@@ -49,6 +60,12 @@ def distill(
     seed: Annotated[
         int | None, typer.Option("--seed", min=0, help="Replaces the config's.")
     ] = None,
+    weights: Weights = None,
+    mel: Mel = None,
+    labels: Labels = None,
+    teacher_args: TeacherArgs = None,
+    frames: Frames = None,
+    pooled: Pooled = None,
     resume: Resume = False,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -60,14 +77,16 @@ def distill(
     from frami_edge.errors import BankError
     from frami_edge.inversion import run as inversion
     from frami_edge.inversion.bank import Bank, BankFeed, check_bank
-    from frami_edge.models.checkpoint import load_checkpoint, parameters
+    from frami_edge.models.checkpoint import parameters
     from frami_edge.models.cost import macs_per_second
     from frami_edge.runs import RunFolder
+    from frami_edge.teachers.opening import open_teacher
 
     output = Output(json=json, quiet=quiet)
     settings = journey_config(config, overrides, sources, seed)
     choice = journey_device(device, precision)
-    loaded = inversion.ready(load_checkpoint(teacher, "teacher"), choice)
+    origin = teacher_source(teacher, weights, mel, labels, teacher_args, frames, pooled)
+    loaded = inversion.ready(open_teacher(origin), choice)
     given = Bank.open(bank) if bank else None
     if given:
         check_bank(given, loaded.spec, loaded.card.labels, loaded.sha256)
@@ -87,11 +106,12 @@ def distill(
         command="distill",
         config=settings,
         resume=resume,
-        inputs={"teacher": teacher} | ({"bank": bank / "bank.json"} if bank else {}),
+        inputs={"teacher": teacher_file(origin)} | ({"bank": bank / "bank.json"} if bank else {}),
         seeds={"seed": settings.seed},
         device=choice.reason,
     ) as run:
         run.resume_hint = resume_command()
+        named = describe_in(run, origin)
         if given:
             source, pictures = given, {}
         else:
@@ -143,4 +163,4 @@ def distill(
     output.note(f"Pictures: {', '.join(str(out / p) for p in pictures.values())}")
     heard = loaded.card.trained_on
     data = f" --data {heard.data}" if heard else " --data NAME"
-    output.hint(f"frami-edge evaluate {file} --teacher {teacher}{data}")
+    output.hint(f"frami-edge evaluate {file} --teacher {named}{data}")

@@ -19,12 +19,23 @@ from frami_edge.cli._app import (
 from frami_edge.cli._journey import (
     Resume,
     Sources,
-    TeacherFile,
     journey_config,
     journey_device,
     resume_command,
 )
 from frami_edge.cli._output import Output
+from frami_edge.cli._teacher import (
+    Frames,
+    Labels,
+    Mel,
+    Pooled,
+    TeacherArgs,
+    TeacherSource,
+    Weights,
+    describe_in,
+    teacher_file,
+    teacher_source,
+)
 
 app = command_app()
 
@@ -38,7 +49,7 @@ app = command_app()
 )
 def invert(
     config: Annotated[str, typer.Argument(help="YAML file, or the name of a preset.")],
-    teacher: TeacherFile,
+    teacher: TeacherSource,
     out: Annotated[Path, typer.Option("--out", help="Run folder; the bank lies in OUT/bank.")],
     sources: Sources = None,
     listen: Annotated[
@@ -49,6 +60,12 @@ def invert(
     seed: Annotated[
         int | None, typer.Option("--seed", min=0, help="Replaces the config's.")
     ] = None,
+    weights: Weights = None,
+    mel: Mel = None,
+    labels: Labels = None,
+    teacher_args: TeacherArgs = None,
+    frames: Frames = None,
+    pooled: Pooled = None,
     resume: Resume = False,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -58,15 +75,16 @@ def invert(
     """Invert a teacher into a bank of synthetic log-mels. No audio goes in."""
     from frami_edge.errors import ConfigError
     from frami_edge.inversion import run as inversion
-    from frami_edge.models.checkpoint import load_checkpoint
     from frami_edge.runs import RunFolder
+    from frami_edge.teachers.opening import open_teacher
 
     output = Output(json=json, quiet=quiet)
     if listen and listen.exists() and not listen.is_dir():
         raise ConfigError(f"--listen {listen} is a file.", fix="Give a folder.")
     settings = journey_config(config, overrides, sources, seed)
     choice = journey_device(device, precision)
-    loaded = inversion.ready(load_checkpoint(teacher, "teacher"), choice)
+    origin = teacher_source(teacher, weights, mel, labels, teacher_args, frames, pooled)
+    loaded = inversion.ready(open_teacher(origin), choice)
     context = inversion.context_of(loaded, settings.bank, choice, settings.seed)
     output.note(f"Device: {choice.reason}")
     with RunFolder.create(
@@ -74,11 +92,12 @@ def invert(
         command="invert",
         config=settings,
         resume=resume,
-        inputs={"teacher": teacher},
+        inputs={"teacher": teacher_file(origin)},
         seeds={"seed": settings.seed},
         device=choice.reason,
     ) as run:
         run.resume_hint = resume_command()
+        named = describe_in(run, origin)
         bank = inversion.invert(
             run, run.path("bank"), context, loaded.card.labels, loaded.sha256, output
         )
@@ -102,5 +121,5 @@ def invert(
     output.note(f"Pictures: {', '.join(str(out / p) for p in pictures.values())}")
     mix = f" --sources {sources}" if sources else ""
     output.hint(
-        f"frami-edge distill {config} --teacher {teacher} --bank {out}/bank{mix} --out runs/student"
+        f"frami-edge distill {config} --teacher {named} --bank {out}/bank{mix} --out runs/student"
     )

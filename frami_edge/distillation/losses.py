@@ -86,7 +86,7 @@ class HiddenMatch(nn.Module):
         # Without the teacher's head there is no projector to lend: a plain one stands in.
         self.pooled_projector: nn.Module | None = None
         if not isinstance(student.head, ReusedHead):
-            self.pooled_projector = nn.Linear(2 * c_s, 2 * c_t)
+            self.pooled_projector = nn.Linear(2 * c_s, teacher.pooled_size)
         self.stride, self.offset = teacher.frame_stride, teacher.frame_offset
         self.register_buffer("scale_C", scale.frames_C)
         self.register_buffer("scale_D", scale.pooled_D)

@@ -22,7 +22,6 @@ from frami_edge.io import atomic_write_bytes, atomic_write_text
 from frami_edge.models.checkpoint import Card, Loaded, parameters, save_checkpoint
 from frami_edge.models.config import StudentArch
 from frami_edge.models.student import Student
-from frami_edge.models.teacher import ResNetTeacher
 from frami_edge.runs import RunFolder
 
 CHECKPOINT = "distill-state.pt"
@@ -31,8 +30,7 @@ CHECKPOINT = "distill-state.pt"
 def new_student(arch: StudentArch, teacher: Loaded, config: DistillConfig, seed: int) -> Student:
     """A student with the weights that the seed gives, and the teacher's head where it is reused."""
     torch.manual_seed(generator(seed, "student").initial_seed())
-    assert isinstance(teacher.model, ResNetTeacher)
-    head = teacher.model.head if config.reuse_head else None
+    head = teacher.teacher.head if config.reuse_head else None
     return Student(arch, teacher.spec.n_mels, len(teacher.card.labels), head)
 
 
@@ -52,8 +50,12 @@ def distill(
     The student comes back with projector and head collapsed into one matrix.
     """
     student = new_student(arch, teacher, config, seed)
-    assert isinstance(teacher.model, ResNetTeacher)
-    distiller = Distiller(teacher.model, student, config, choice, seed, feed)
+    if config.reuse_head and teacher.teacher.head is None:
+        out.note(
+            "The teacher's way from pooled state to logits is not affine: the student gets a head "
+            "of its own."
+        )
+    distiller = Distiller(teacher.teacher, student, config, choice, seed, feed)
     saved = run.path(CHECKPOINT if phase == "distill" else f"{phase}-state.pt")
     if saved.exists():
         distiller.load_state(_load(saved))

@@ -43,6 +43,7 @@ class FeatureInvariantContrast(nn.Module):
 
     Args:
         channels: C of the teacher's frame features.
+        pooled: D of its pooled state.
         embedding: Size of each half of the embedding.
         memory: Keys of earlier clips that serve as negatives.
         temperature: τ.
@@ -52,14 +53,19 @@ class FeatureInvariantContrast(nn.Module):
     filled: Tensor
 
     def __init__(
-        self, channels: int, embedding: int = 64, memory: int = 1024, temperature: float = 0.1
+        self,
+        channels: int,
+        pooled: int,
+        embedding: int = 64,
+        memory: int = 1024,
+        temperature: float = 0.1,
     ) -> None:
         super().__init__()
         self.temperature = temperature
         self.before = nn.Sequential(nn.Conv1d(channels, embedding, 1), nn.ReLU())
         self.before_out = nn.Linear(embedding, embedding)
         self.after = nn.Sequential(
-            nn.Linear(2 * channels, embedding), nn.ReLU(), nn.Linear(embedding, embedding)
+            nn.Linear(pooled, embedding), nn.ReLU(), nn.Linear(embedding, embedding)
         )
         self.register_buffer("memory", torch.zeros(memory, 2 * embedding))
         self.register_buffer("filled", torch.zeros((), dtype=torch.int64))

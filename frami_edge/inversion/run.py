@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from frami_edge import plots
 from frami_edge.cli._output import Output
@@ -52,9 +51,8 @@ def context_of(teacher: Loaded, config: BankConfig, choice: Choice, seed: int) -
             fix=f"Give the checkpoint from before folding, or run without that term: {switches} "
             "(expect a poorer bank).",
         )
-    model = teacher.model
-    assert isinstance(model, nn.Module)
-    return Context(model, teacher.spec, len(teacher.card.labels), config, choice, seed)  # type: ignore[arg-type]
+    labels = teacher.card.labels
+    return Context(teacher.teacher, teacher.spec, len(labels), config, choice, seed)
 
 
 def invert(

@@ -24,6 +24,7 @@ from frami_edge.io import atomic_write_bytes, sha256_file
 from frami_edge.models.config import StudentArch, TeacherArch
 from frami_edge.models.student import Student
 from frami_edge.models.teacher import ResNetTeacher
+from frami_edge.teachers.foreign import ForeignTeacher
 from frami_edge_runtime.errors import MelSpecError
 from frami_edge_runtime.melspec import MelSpec
 
@@ -94,10 +95,16 @@ class Loaded:
         sha256: Of the file.
     """
 
-    model: ResNetTeacher | Student
+    model: ResNetTeacher | ForeignTeacher | Student
     card: Card
     spec: MelSpec
     sha256: str
+
+    @property
+    def teacher(self) -> ResNetTeacher | ForeignTeacher:
+        """The model, which the caller knows to be no student."""
+        assert not isinstance(self.model, Student)
+        return self.model
 
 
 def save_checkpoint(path: Path, model: nn.Module, card: Card) -> str:

@@ -14,7 +14,7 @@ class Hidden:
 
     Attributes:
         frames_BCT: Frame features, before the pooling.
-        pooled_BD: [mean; std] of them, after the pooling (D = 2C).
+        pooled_BD: After the pooling; [mean; std] of them in our own networks (D = 2C).
         logits_BK: Class scores.
     """
 
@@ -28,6 +28,8 @@ class TeacherLike(Protocol):
 
     channels: int
     """C of the frame features."""
+    pooled_size: int
+    """D of the pooled state: 2C after statistics pooling, C after a mean."""
     frame_stride: int
     """Mel frames from one frame feature to the next."""
     frame_offset: float
@@ -38,6 +40,6 @@ class TeacherLike(Protocol):
         ...
 
     @property
-    def head(self) -> nn.Linear:
-        """The affine map from pooled statistics to logits."""
+    def head(self) -> nn.Linear | None:
+        """The affine map from pooled state to logits; None where that way is not affine."""
         ...

@@ -81,7 +81,7 @@ class ResNetTeacher(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.pool = StatsPool()
         self.dropout = nn.Dropout(arch.dropout)
-        self.channels = c_in
+        self.channels, self.pooled_size = c_in, 2 * c_in
         self.fc = nn.Linear(2 * c_in, n_classes)
 
     @property

@@ -18,7 +18,7 @@ def hidden(seed: int, n: int = 12, channels: int = 6) -> Hidden:
 
 def contrast(memory: int = 64) -> FeatureInvariantContrast:
     torch.manual_seed(0)
-    return FeatureInvariantContrast(6, embedding=8, memory=memory)
+    return FeatureInvariantContrast(6, 12, embedding=8, memory=memory)
 
 
 def rolled(h: Hidden) -> Hidden:

@@ -43,6 +43,7 @@ class Inversion:
         if config.contrastive:
             self.contrast = FeatureInvariantContrast(
                 context.teacher.channels,
+                context.teacher.pooled_size,
                 memory=config.contrastive_memory,
                 temperature=config.temperature,
             ).to(context.choice.device)

@@ -1,0 +1,158 @@
+"""Small foreign teachers, each with another habit of the field; untrained, with live statistics."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+M, K = 16, 5
+
+
+def conv(c_in: int, c_out: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(True)
+    )
+
+
+class KeywordNet(nn.Module):
+    """(B, T, M) in, mean over time inline, logits out: a common keyword spotter."""
+
+    def __init__(self, width: int = 12) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv1d(M, width, 5, 2, 2), nn.BatchNorm1d(width, affine=False)
+        self.conv2, self.bn2 = nn.Conv1d(width, width, 3, padding=1), nn.BatchNorm1d(width)
+        self.classify = nn.Linear(width, K)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[2] == M
+        x = torch.relu(self.bn1(self.conv1(x.transpose(1, 2))))
+        x = torch.relu(self.bn2(self.conv2(x)))
+        return self.classify(x.mean(-1))
+
+
+class XVector(nn.Module):
+    """(B, M, T), statistics pooling inline, two affine layers with a BatchNorm between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tdnn = nn.Sequential(
+            nn.Conv1d(M, 16, 5), nn.ReLU(), nn.BatchNorm1d(16),
+            nn.Conv1d(16, 12, 3, dilation=2), nn.ReLU(), nn.BatchNorm1d(12),
+        )  # fmt: skip
+        self.segment = nn.Linear(24, 10)
+        self.norm = nn.BatchNorm1d(10)
+        self.out = nn.Linear(10, K)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.ndim == 3
+        assert x.shape[1] == M
+        h = self.tdnn(x)
+        pooled = torch.cat([h.mean(2), h.std(2, unbiased=False)], 1)
+        return self.out(torch.relu(self.norm(self.segment(pooled))))
+
+
+class Attention(nn.Module):
+    """Attention pooling in a module of its own, log-softmax at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(conv(1, 8, 2), conv(8, 12, 2))
+        self.pool = AttentivePool(12)
+        self.fc = nn.Linear(12, K)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.pool(self.trunk(x).mean(2))).log_softmax(1)
+
+
+class AttentivePool(nn.Module):
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.score = nn.Sequential(nn.Conv1d(c, 8, 1), nn.Tanh(), nn.Conv1d(8, 1, 1))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return (h * self.score(h).softmax(2)).sum(2)
+
+
+class SqueezeExcite(nn.Module):
+    """Time is lost and comes back inside; global average pooling, dropout, softmax at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.more = conv(1, 8, 2), conv(8, 16, 2)
+        self.squeeze, self.excite = nn.Linear(8, 4), nn.Linear(4, 8)
+        self.pool, self.drop = nn.AdaptiveAvgPool2d(1), nn.Dropout(0.5)
+        self.fc = nn.Conv2d(16, K, 1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        h = self.stem(x)
+        gate = torch.sigmoid(self.excite(torch.relu(self.squeeze(h.mean((2, 3))))))
+        h = self.more(h * gate[:, :, None, None])
+        return {"logits": self.fc(self.drop(self.pool(h))).flatten(1).softmax(1)}
+
+
+class SubSpectral(nn.Module):
+    """BatchNorm over groups of bands, (B, 1, T, M) in, maximum plus mean over time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.band_norm = nn.BatchNorm2d(M)
+        self.conv = nn.Conv2d(1, 8, 3, padding=1)
+        self.sub = nn.BatchNorm2d(8 * 4)
+        self.last = conv(8, 12, 2)
+        self.fc1, self.fc2 = nn.Linear(12, 12), nn.Linear(12, K)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[3] == M
+        x = self.band_norm(x.transpose(1, 3)).transpose(1, 3)
+        h = self.conv(x)
+        b, c, t, m = h.shape
+        split = h.transpose(2, 3).reshape(b, c * 4, m // 4, t)
+        h = torch.relu(self.sub(split)).reshape(b, c, m, t).transpose(2, 3)
+        h = self.last(h).mean(3)
+        return self.fc2(F.relu(self.fc1(h.amax(2) + h.mean(2))))
+
+
+class Recurrent(nn.Module):
+    """Every frame sees the whole clip; (B, T, M)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(M)
+        self.gru = nn.GRU(M, 6, batch_first=True, bidirectional=True)
+        self.fc = nn.Linear(12, K)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[2] == M
+        h, _ = self.gru(self.norm(x.transpose(1, 2)).transpose(1, 2))
+        return self.fc(h.mean(1))
+
+
+class ScoresOverTime(nn.Module):
+    """Averages class scores over time: nothing runs behind the pooling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Conv1d(M, K, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[2] == M
+        return self.net(x.transpose(1, 2)).mean(2)
+
+
+class Sigmoid(KeywordNet):
+    """Several labels at once."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(super().forward(x))
+
+
+def lively(model: nn.Module, layout: str = "B1MT") -> nn.Module:
+    """BatchNorm statistics of some data, not the initial ones."""
+    from frami_edge.teachers.tracing import arrange, probe_mels
+
+    model.train()
+    with torch.no_grad():
+        for _ in range(10):
+            model(arrange(probe_mels(M, 64, batch=8), layout))
+    return model.eval()
