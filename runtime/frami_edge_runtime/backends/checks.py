@@ -77,9 +77,9 @@ def check_model(model: Backend, tolerance: float = EXACT) -> None:
 
 def _check_frames(model: Backend, tolerance: float) -> None:
     info = model.info
-    rng = np.random.default_rng(0)
-    mel = rng.standard_normal((1, 1, info.mel.n_mels, info.receptive_field + info.stride))
-    mel_BMT = mel.astype(np.float32)
+    shape = (1, 1, info.mel.n_mels, info.receptive_field + info.stride)
+    # As good as noise here, and a device need not load numpy.random, 7 ms, for it.
+    mel_BMT = np.sin(np.square(np.arange(np.prod(shape)))).astype(np.float32).reshape(shape)
     both = model.frames(mel_BMT)
     _check_shape(model, mel_BMT.shape[3], both.shape, 2)
     # One mel frame less than two trunk frames need: an overstated receptive field shows here.
