@@ -1,0 +1,234 @@
+"""Quantisation-aware fine-tuning without data: the int8 student learns to say what it said in fp32.
+
+Self-distillation on the bank: no teacher, no label, no recording. Per batch of synthetic mels the
+loss is
+
+    L = KL(softmax(z) ‖ softmax(z_q)) + w_f mean((h_q - h)² / var h) + w_s mean((s_q - s)² / var s)
+
+with frames h (B, C, T'), pooled statistics s (B, D) and logits z (B, K) of the fp32 graph, their
+int8 counterparts marked q, and variances per channel over the first batches. Pooling and head stay
+float and fixed. BatchNorm was folded when the fp32 graph was made: these are the exported weights.
+
+Shape legend: B batch, M mel bands, T mel frames, C channels, T' trunk frames, D = 2C, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from frami_edge_export.errors import ExportError
+from frami_edge_export.qat.requantise import GivenRanges, float_weights, with_weights
+from frami_edge_export.qat.torch_graph import TorchTrunk
+from frami_edge_export.quantise import Flavour, Quantiser
+from frami_edge_export.scoring import BATCH, Head, run_trunk
+from frami_edge_export.sessions import cpu_session
+
+Array = npt.NDArray[np.float32]
+Progress = Callable[[int, float], None]
+"""Step from 1, and its loss."""
+
+
+@dataclass(frozen=True)
+class QatOptions:
+    """How to fine-tune.
+
+    Raises:
+        ExportError: A value is out of range.
+    """
+
+    steps: int = 200
+    """Batches; the last step is what is exported, never the best on anything."""
+    batch: int = 16
+    """Clips in a step."""
+    lr: float = 1e-4
+    """Of Adam at the start; falls to 0 along a cosine."""
+    range_lr: float = 1e-2
+    """Of the logarithm of every activation's range; 0 keeps the calibration's ranges."""
+    frame_weight: float = 0.5
+    """w_f."""
+    pooled_weight: float = 0.5
+    """w_s."""
+    seed: int = 0
+    """Order of the clips; equal seeds on one machine give equal files."""
+
+    def __post_init__(self) -> None:
+        """Check every range."""
+        for name, holds, rule in (
+            ("steps", self.steps >= 1, "be at least 1"),
+            ("batch", self.batch >= 1, "be at least 1"),
+            ("lr", 0 < self.lr <= 1, "lie between 0 and 1"),
+            ("range_lr", 0 <= self.range_lr <= 1, "lie between 0 and 1"),
+            ("frame_weight", self.frame_weight >= 0, "not be negative"),
+            ("pooled_weight", self.pooled_weight >= 0, "not be negative"),
+        ):
+            if not holds:
+                raise ExportError(
+                    f"QatOptions.{name} must {rule}, not {getattr(self, name)!r}.",
+                    fix="Leave it out to use the default.",
+                )
+
+    def to_dict(self) -> dict[str, float | int]:
+        """Plain values, for the report."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+@dataclass(frozen=True)
+class Target:
+    """One int8 graph that will be written: training rounds as it does."""
+
+    flavour: Flavour
+    float_layers: frozenset[str]
+
+
+@dataclass(frozen=True)
+class QatResult:
+    """Fine-tuned weights and ranges."""
+
+    quantiser: Quantiser
+    """Gives int8 graphs of the fine-tuned trunk, in any flavour."""
+    trunk: onnx.ModelProto
+    """The fp32 graph with the fine-tuned weights; a means to int8, not a file to ship."""
+    losses: tuple[float, ...]
+    """One a step."""
+    seconds: float
+
+    def record(self, options: QatOptions) -> dict[str, Any]:
+        """For the report: options, time, mean loss of the first and the last tenth."""
+        tenth = max(1, len(self.losses) // 10)
+        return {
+            **options.to_dict(),
+            "seconds": round(self.seconds, 3),
+            "loss_first": float(np.mean(self.losses[:tenth])),
+            "loss_last": float(np.mean(self.losses[-tenth:])),
+        }
+
+
+def qat_finetune(
+    trunk: onnx.ModelProto,
+    quantiser: Quantiser,
+    head: Head,
+    mels_N1MT: Array,
+    targets: Sequence[Target],
+    options: QatOptions,
+    progress: Progress | None = None,
+) -> QatResult:
+    """Fine-tune a trunk for the grids of the graphs that will be written.
+
+    Args:
+        trunk: The fp32 graph; not changed.
+        quantiser: Of that graph, with its calibration table.
+        head: Pooling and head.
+        mels_N1MT: Clamped synthetic mels with their context: the calibration set, never what judges
+            the result.
+        targets: Graphs to train for, in turn, on shared weights and ranges.
+        options: Steps, rates and weights.
+        progress: Called after every step.
+
+    Raises:
+        ExportError: No target, no mels, or the loss is not finite.
+        GraphError: The trunk has an operator that cannot be trained.
+    """
+    if not targets or len(mels_N1MT) == 0:
+        raise ExportError(
+            "Fine-tuning with fake quantisation needs an int8 graph and synthetic mels.",
+            fix="Add --int8 and a bank, or leave out --qat.",
+        )
+    started = time.perf_counter()
+    weights = {n: torch.from_numpy(v).requires_grad_() for n, v in float_weights(trunk).items()}
+    learned = options.range_lr > 0
+    widths = {n: torch.zeros(()).requires_grad_(learned) for n in quantiser.ranges}
+    rivals = [
+        TorchTrunk(quantiser.graph(t.flavour, t.float_layers), weights, widths) for t in targets
+    ]
+    session = cpu_session(trunk)
+    loss_of = _Loss(head, run_trunk(session, mels_N1MT[: 4 * BATCH]), options)
+    optimiser = torch.optim.Adam(
+        [
+            {"params": list(weights.values()), "lr": options.lr},
+            {"params": list(widths.values()) if learned else [], "lr": options.range_lr},
+        ]
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: 0.5 * (1 + math.cos(math.pi * step / options.steps))
+    )
+    losses = []
+    for step, index in enumerate(_batches(len(mels_N1MT), options)):
+        x = mels_N1MT[index]
+        loss = loss_of(rivals[step % len(rivals)](torch.from_numpy(x)), run_trunk(session, x))
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise ExportError(
+                f"The loss of step {step + 1} of --qat is not finite.", fix="Use a lower rate."
+            )
+        optimiser.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        optimiser.step()
+        schedule.step()
+        losses.append(value)
+        if progress is not None:
+            progress(step + 1, losses[-1])
+    tuned = with_weights(trunk, {n: w.detach().numpy().copy() for n, w in weights.items()})
+    ranges = {
+        name: (low * factor, high * factor)
+        for name, (low, high) in quantiser.ranges.items()
+        for factor in [math.exp(float(widths[name].detach()))]
+    }
+    seconds = time.perf_counter() - started
+    return QatResult(GivenRanges(tuned, ranges), tuned, tuple(losses), seconds)
+
+
+class _Loss:
+    """The loss of the module's text; the variances come from fp32 frames (B, C, T')."""
+
+    def __init__(self, head: Head, frames_BCT: Array, options: QatOptions) -> None:
+        self._weight_KD = torch.from_numpy(head.weight.astype(np.float32))
+        self._bias_K = torch.from_numpy(head.bias.astype(np.float32))
+        self._eps = head.eps
+        self._options = options
+        h_BCT = torch.from_numpy(frames_BCT)
+        self._var_C1 = _raised(h_BCT.var(dim=(0, 2)))[:, None]
+        self._var_D = _raised(self._pooled(h_BCT).var(dim=0))
+
+    def __call__(self, found_BCT: Tensor, expected_BCT: Array) -> Tensor:
+        """A scalar."""
+        h_BCT = torch.from_numpy(expected_BCT)
+        s_BD, found_BD = self._pooled(h_BCT), self._pooled(found_BCT)
+        z_BK = F.linear(s_BD, self._weight_KD, self._bias_K).log_softmax(1)
+        found_BK = F.linear(found_BD, self._weight_KD, self._bias_K).log_softmax(1)
+        kl = F.kl_div(found_BK, z_BK, log_target=True, reduction="batchmean")
+        frames = ((found_BCT - h_BCT).square() / self._var_C1).mean()
+        pooled = ((found_BD - s_BD).square() / self._var_D).mean()
+        return kl + self._options.frame_weight * frames + self._options.pooled_weight * pooled
+
+    def _pooled(self, h_BCT: Tensor) -> Tensor:
+        mean_BC = h_BCT.mean(dim=2)
+        var_BC = (h_BCT - mean_BC[:, :, None]).square().mean(dim=2)
+        return torch.cat([mean_BC, torch.sqrt(var_BC + self._eps)], dim=1)
+
+
+def _raised(variance: Tensor) -> Tensor:
+    """Small variances are raised, so that dead channels stay harmless."""
+    return variance.clamp_min(0.05 * float(variance.mean()) + 1e-12)
+
+
+def _batches(count: int, options: QatOptions) -> Iterator[npt.NDArray[np.int64]]:
+    """``options.steps`` batches of indices, every clip once before any is seen again."""
+    rng = np.random.default_rng(options.seed)
+    size = min(options.batch, count)
+    order = rng.permutation(count)
+    for _ in range(options.steps):
+        if len(order) < size:
+            order = np.concatenate([order, rng.permutation(count)])
+        yield order[:size]
+        order = order[size:]
