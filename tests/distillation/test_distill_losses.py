@@ -73,6 +73,10 @@ class Sizes:
     frame_offset: float = 0.0
     stride: int = 4
 
+    @property
+    def pooled_size(self) -> int:
+        return 2 * self.channels
+
     def frame_centres(self, frames: int, device: Any = None) -> torch.Tensor:
         return torch.arange(frames) * float(self.stride)
 
