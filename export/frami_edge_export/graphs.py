@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from frami_edge_export.errors import GraphError
+from frami_edge_export.frequency_mean import mean_as_pooling
 from frami_edge_export.protocol import ExportableStudent
 from frami_edge_runtime.modelfile import HEAD_INPUT, HEAD_OUTPUT, TRUNK_INPUT, TRUNK_OUTPUT
 
@@ -187,7 +188,7 @@ def _name_axes(model: onnx.ModelProto, output_axes: dict[int, str]) -> None:
 
 
 def _finish(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
-    strip(model)
+    strip(mean_as_pooling(model))
     model.graph.name = name
     _name_nodes(model)
     model.ir_version = min(model.ir_version, MAX_IR)

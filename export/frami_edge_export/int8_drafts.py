@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from frami_edge_export.bias_correction import BiasCorrector
 from frami_edge_export.calibration import CalibrationSet
 from frami_edge_export.drafts import Bundle, Draft
 from frami_edge_export.files import json_bytes
@@ -68,7 +69,8 @@ def add_int8(
         options: Gates and budgets.
     """
     quantiser = Quantiser(trunk, sample.ranges)
-    search = Int8Search(trunk, quantiser, sample.holdout, head, trunk_1s, options)
+    corrector = BiasCorrector(trunk, quantiser, sample.ranges)
+    search = Int8Search(trunk, quantiser, corrector, sample.holdout, head, trunk_1s, options)
     found = search.run()
     used = calibration_record(sample, source)
     table = calibration_table(trunk, quantiser, used)
@@ -92,5 +94,5 @@ def add_int8(
     together = Comparison.of(found.chosen.logits_BK, tensorrt.logits_BK).agreement
     bundle.notes.append(f"int8.trt names the same class as int8.cpu on {together:.2%}.")
     if portable:
-        add("int8.portable", *search.settle(PORTABLE))
+        add("int8.portable", *search.settle(PORTABLE, len(found.chosen.float_layers)))
     return Int8Files(found, used, table)

@@ -1,4 +1,4 @@
-"""Choose the int8 graph by measuring: flavour, first convolution, layers that must stay float.
+"""Choose the int8 graph by measuring: flavour, first layers, layers that must stay float.
 
 Shape legend: N samples, M mel bands, T mel frames, K classes.
 """
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from frami_edge_export.bias_correction import BiasCorrector
 from frami_edge_export.latency import interleaved_latency
 from frami_edge_export.options import ExportOptions
 from frami_edge_export.quantise import FLAVOURS, Flavour, Quantiser
@@ -22,6 +23,8 @@ from frami_edge_runtime.modelfile import TRUNK_INPUT
 
 Array = npt.NDArray[np.float32]
 _LAYER_SAMPLES = 32
+_MAX_FIRST = 4
+"""So many first layers may stay float for speed: they hold few of the weights."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class Candidate:
     """With fp32."""
     logits_BK: Array64
     """On the hold-out."""
+    corrected: bool = False
+    """Its biases take back the shift of each channel's mean (`bias_correction`)."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ class Int8Search:
     Args:
         trunk: The fp32 graph.
         quantiser: With the calibration table.
+        corrector: Of the same trunk and calibration mels.
         holdout_N1MT: Mels that set no range, with their context.
         head: Pooling and head.
         trunk_1s: (1, 1, M, T), what is timed.
@@ -67,12 +73,14 @@ class Int8Search:
         self,
         trunk: onnx.ModelProto,
         quantiser: Quantiser,
+        corrector: BiasCorrector,
         holdout_N1MT: Array,
         head: Head,
         trunk_1s: Array,
         options: ExportOptions,
     ) -> None:
         self._quantiser, self._head, self._options = quantiser, head, options
+        self._corrector = corrector
         self._holdout, self._trunk_1s = holdout_N1MT, trunk_1s
         self._few = holdout_N1MT[:_LAYER_SAMPLES]
         session = cpu_session(trunk)
@@ -81,47 +89,64 @@ class Int8Search:
         self._tried: list[dict[str, Any]] = []
 
     def run(self) -> Int8Result:
-        """Fastest flavour that passes; then the first convolution; float layers, if need be."""
-        first = frozenset(self._quantiser.layers[:1])
-        rivals = [self._build(flavour, first) for flavour in FLAVOURS]
+        """Fastest flavour that passes; then how many first layers; float layers, if need be."""
+        rivals = [self._build(flavour, self._first(1)) for flavour in FLAVOURS]
         times = self._time(rivals)
-        order = sorted(range(len(rivals)), key=lambda i: (not self._passes(rivals[i]), times[i]))
-        chosen = rivals[order[0]]
+        # A tie goes to the first flavour: noise must not change the file from run to run.
+        handicap = [self._options.first_layers_gain, *[1.0] * (len(rivals) - 1)]
+        chosen = min(
+            zip(rivals, times, handicap, strict=True),
+            key=lambda one: (not self._passes(one[0]), one[1] * one[2]),
+        )[0]
         listed = ", ".join(
             f"{c.flavour.name} {t:.3f} ms" for c, t in zip(rivals, times, strict=True)
         )
         passing = sum(self._passes(c) for c in rivals)
         why = "fastest" if passing != 1 else "the only one to pass the agreement gate"
         reason = f"{chosen.flavour.name} is {why} on this CPU ({listed})"
-        chosen, reason = self._try_first_conv(chosen, reason)
+        chosen, reason = self._choose_first_layers(chosen, reason)
+        chosen = self._correct(chosen)
         layers = self._layer_sqnr(chosen.flavour)
         fallback: tuple[str, ...] = ()
         if not self._passes(chosen):
             chosen, fallback, reason = self._fall_back(chosen, layers, reason)
+        if chosen.corrected:
+            reason = f"{reason}; biases are corrected for the shift of each channel's mean"
         return Int8Result(chosen, tuple(self._tried), fallback, layers, reason)
 
-    def settle(self, flavour: Flavour) -> tuple[Candidate, tuple[str, ...]]:
-        """One flavour with its first convolution float, and the layers that had to follow it."""
-        chosen = self._build(flavour, self._quantiser.layers[:1])
+    def settle(self, flavour: Flavour, first: int = 1) -> tuple[Candidate, tuple[str, ...]]:
+        """One flavour with so many first layers float, and the layers that had to follow them."""
+        chosen = self._correct(self._build(flavour, self._first(first)))
         if self._passes(chosen):
             return chosen, ()
-        layers = self._layer_sqnr(flavour)
-        best, fallback, _ = self._fall_back(chosen, layers, "")
+        best, fallback, _ = self._fall_back(chosen, self._layer_sqnr(flavour), "")
         return best, fallback
 
     def _passes(self, candidate: Candidate) -> bool:
         return candidate.comparison.agreement >= self._options.min_agreement
 
-    def _build(self, flavour: Flavour, float_layers: Iterable[str]) -> Candidate:
+    def _correct(self, candidate: Candidate) -> Candidate:
+        """With corrected biases, where the hold-out is answered better for it."""
+        rival = self._build(candidate.flavour, candidate.float_layers, corrected=True)
+        before, after = candidate.comparison, rival.comparison
+        if after.agreement < before.agreement and before.agreement < self._options.min_agreement:
+            return candidate
+        return rival if _quality(after) > _quality(before) else candidate
+
+    def _build(
+        self, flavour: Flavour, float_layers: Iterable[str], corrected: bool = False
+    ) -> Candidate:
         kept = frozenset(float_layers)
-        model = self._quantiser.graph(flavour, kept)
+        biases = self._corrector.biases(flavour, kept) if corrected else None
+        model = self._quantiser.graph(flavour, kept, biases)
         logits_BK = self._head(run_trunk(cpu_session(model), self._holdout))
         comparison = Comparison.of(self._reference_BK, logits_BK)
-        candidate = Candidate(flavour, kept, model, comparison, logits_BK)
+        candidate = Candidate(flavour, kept, model, comparison, logits_BK, corrected)
         self._tried.append(
             {
                 "flavour": flavour.name,
                 "float_layers": sorted(kept),
+                "bias_correction": corrected,
                 "p50_ms": None,
                 "agreement": candidate.comparison.agreement,
                 "sqnr_db": candidate.comparison.sqnr_db,
@@ -145,16 +170,34 @@ class Int8Search:
                     row["p50_ms"] = p50_ms
         return times
 
-    def _try_first_conv(self, chosen: Candidate, reason: str) -> tuple[Candidate, str]:
-        rival = self._build(chosen.flavour, ())
-        before, after = self._time([chosen, rival])
-        better = (
-            after <= before * self._options.first_conv_gain
-            and rival.comparison.agreement >= chosen.comparison.agreement
-        )
-        if better:
-            return rival, f"{reason}; the first convolution is int8: {before / after:.2f}x faster"
-        return chosen, f"{reason}; the first convolution stays float"
+    def _first(self, count: int) -> frozenset[str]:
+        return frozenset(self._quantiser.layers[:count])
+
+    def _choose_first_layers(self, chosen: Candidate, reason: str) -> tuple[Candidate, str]:
+        """Where the graph goes from float to int8.
+
+        The first maps are the largest and their convolutions the cheapest: converting them to int8
+        can cost more than int8 gains on them, and each layer more that stays float adds only
+        agreement.
+        """
+        most = min(_MAX_FIRST, len(self._quantiser.layers) - 1)
+        counts = [n for n in range(most + 1) if n != 1]
+        rivals = [chosen, *(self._build(chosen.flavour, self._first(n)) for n in counts)]
+        times = self._time(rivals)
+        best = 0
+        for i, rival in enumerate(rivals[1:], start=1):
+            if rival.comparison.agreement < chosen.comparison.agreement and not (
+                self._passes(rival) and rival.float_layers
+            ):
+                continue
+            if times[i] <= times[best] * self._options.first_layers_gain:
+                best = i
+        count = len(rivals[best].float_layers)
+        if best == 0:
+            return chosen, f"{reason}; the first convolution stays float"
+        which = "no convolution stays" if count == 0 else f"the first {count} convolutions stay"
+        gain = times[0] / times[best]
+        return rivals[best], f"{reason}; {which} float: {gain:.2f}x faster than with one"
 
     def _layer_sqnr(self, flavour: Flavour) -> tuple[dict[str, Any], ...]:
         rows = []
@@ -176,10 +219,28 @@ class Int8Search:
             fallback = (*fallback, row["layer"])
             if len(chosen.float_layers) + len(fallback) == len(self._quantiser.layers):
                 break
-            candidate = self._build(chosen.flavour, chosen.float_layers | set(fallback))
+            kept = chosen.float_layers | set(fallback)
+            candidate = self._build(chosen.flavour, kept, chosen.corrected)
             if candidate.comparison.agreement > best.comparison.agreement:
                 best, best_layers = candidate, fallback
             if self._passes(candidate):
+                candidate, fallback = self._prune(candidate, fallback)
                 names = ", ".join(fallback)
                 return candidate, fallback, f"{reason}; back to float by SQNR: {names}"
         return best, best_layers, f"{reason}; no choice of float layers passes the agreement gate"
+
+    def _prune(
+        self, candidate: Candidate, fallback: tuple[str, ...]
+    ) -> tuple[Candidate, tuple[str, ...]]:
+        """Back to int8 with every layer that the gate can do without, the least sensitive first."""
+        for layer in reversed(fallback[:-1]):
+            kept = candidate.float_layers - {layer}
+            rival = self._build(candidate.flavour, kept, candidate.corrected)
+            if self._passes(rival):
+                candidate = rival
+                fallback = tuple(name for name in fallback if name != layer)
+        return candidate, fallback
+
+
+def _quality(comparison: Comparison) -> float:
+    return np.inf if comparison.sqnr_db is None else comparison.sqnr_db

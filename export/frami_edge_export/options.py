@@ -32,8 +32,9 @@ class ExportOptions:
     way (`calibration_gate`)."""
     max_range_shift: float = 1.0
     """How many of its standard deviations a layer's mean may be off, averaged over channels."""
-    first_conv_gain: float = 0.95
-    """The first convolution goes to int8 only where that takes at most this share of the time."""
+    first_layers_gain: float = 0.95
+    """More or fewer than one of the first convolutions stay float only where that takes at most
+    this share of the time."""
     chunk_s: float = 0.1
     """Seconds of new audio in a streaming chunk, for the second latency figure."""
     bench_budget_s: float = 1.0
@@ -45,7 +46,7 @@ class ExportOptions:
 
     def __post_init__(self) -> None:
         """Check every range."""
-        for name in ("min_agreement", "max_drop", "holdout_fraction", "first_conv_gain"):
+        for name in ("min_agreement", "max_drop", "holdout_fraction", "first_layers_gain"):
             self._require(name, 0.0 <= getattr(self, name) <= 1.0, "lie between 0 and 1")
         for name in ("parity_tolerance", "max_range_shift", "chunk_s", "bench_budget_s"):
             self._require(name, getattr(self, name) > 0, "be positive")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import onnx
+from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType
 from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
@@ -97,10 +98,25 @@ class Quantiser:
             for low, high in [data.range_value]
         }
 
-    def graph(self, flavour: Flavour, float_layers: Iterable[str]) -> onnx.ModelProto:
-        """The int8 trunk: per-channel weights, per-tensor activations, the given layers float."""
+    def graph(
+        self,
+        flavour: Flavour,
+        float_layers: Iterable[str],
+        biases: Mapping[str, npt.NDArray[np.float32]] | None = None,
+    ) -> onnx.ModelProto:
+        """The int8 trunk: per-channel weights, per-tensor activations, the given layers float.
+
+        Args:
+            flavour: Types and placement.
+            float_layers: Of `layers`.
+            biases: Instead of the trunk's, by the name of their initialiser.
+        """
+        trunk = copy.deepcopy(self._trunk)
+        for tensor in trunk.graph.initializer:
+            if biases and tensor.name in biases:
+                tensor.CopyFrom(numpy_helper.from_array(biases[tensor.name], tensor.name))
         quantizer = QDQQuantizer(
-            copy.deepcopy(self._trunk),
+            trunk,
             True,
             False,
             flavour.weights,

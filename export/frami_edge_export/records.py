@@ -51,6 +51,7 @@ def int8_info(
             "scheme": "static Q/DQ, per-channel weights",
             "flavour": made.flavour.name,
             "float_layers": sorted(made.float_layers),
+            "bias_correction": made.corrected,
         },
         calibration={
             "source": used.source,
@@ -83,6 +84,7 @@ def quantisation_record(found: Int8Result) -> dict[str, Any]:
     return {
         "flavour": found.chosen.flavour.name,
         "float_layers": sorted(found.chosen.float_layers),
+        "bias_correction": found.chosen.corrected,
         "fallback": list(found.fallback),
         "tried": list(found.tried),
         "reason": found.reason,
