@@ -9,16 +9,18 @@ import pytest
 from pydantic import BaseModel
 
 from frami_edge import _yaml
-from frami_edge.config import load_config, presets
+from frami_edge.config import load_config, presets, read_mapping
 from frami_edge.data import known_sets
 from frami_edge.distillation.config import JourneyConfig
 from frami_edge.training.config import TeacherConfig
+from frami_edge_runtime import MelSpec
 
 MODELS: dict[str, type[BaseModel]] = {
     "-teacher": TeacherConfig,
     "-student": JourneyConfig,
 }
-SHIPPED = presets()
+FRONT_ENDS = [name for name in presets() if name.startswith("mel/")]
+SHIPPED = {name: path for name, path in presets().items() if name not in FRONT_ENDS}
 TEACHERS = [name for name in SHIPPED if name.endswith("-teacher")]
 
 
@@ -35,6 +37,12 @@ def test_there_is_a_teacher_for_every_large_set() -> None:
 def test_it_is_valid_by_its_name(name: str) -> None:
     assert name.endswith(tuple(MODELS)), "call it NAME-teacher.yaml or NAME-student.yaml"
     assert load_config(model_of(name), name) == load_config(model_of(name), SHIPPED[name])
+
+
+@pytest.mark.parametrize("name", FRONT_ENDS)
+def test_it_is_a_front_end(name: str) -> None:
+    spec = MelSpec.from_dict(read_mapping(name)[1])
+    assert f"-{spec.sample_rate // 1000}k-{spec.n_mels}" in name
 
 
 @pytest.mark.parametrize("name", TEACHERS)
