@@ -58,6 +58,46 @@ def test_a_failed_int8_gate_recommends_fp32() -> None:
     assert "int8.cpu agreement is 0.9" in reason
 
 
+def with_rivals(trt: float, portable: float, lint: str = "clean") -> list[Artifact]:
+    return [
+        *artifacts(),
+        Artifact("int8.trt", "s.int8.trt.onnx", "streaming", "int8", 900, speedup=trt,
+                 chunk_speedup=trt, purpose="TensorRT", lint=lint),
+        Artifact("int8.portable", "s.int8.portable.onnx", "streaming", "int8", 950,
+                 speedup=portable, chunk_speedup=portable),
+    ]  # fmt: skip
+
+
+def test_each_int8_file_is_judged_by_its_own_gates() -> None:
+    gates = [*GOOD, agreement(0.5, "int8.trt")]
+    judged, recommended, _ = judge(with_rivals(0.4, 0.9), gates)
+    assert recommended == "s.int8.cpu.onnx"
+    assert "int8.trt agreement is 0.5, below" in judged[3].verdict
+    assert "slower than fp32" in judged[4].verdict
+
+
+def test_the_fastest_of_several_good_files_is_recommended() -> None:
+    judged, recommended, reason = judge(with_rivals(0.4, 2.0), GOOD)
+    assert recommended == "s.int8.portable.onnx"
+    assert reason.startswith("int8.portable passed its gates")
+    assert judged[2].verdict.startswith("good, but int8.portable is faster: 1.60x")
+    assert judged[3].verdict == (
+        "for TensorRT; on this CPU not recommended: slower than fp32 on 1 s of audio (2.50x the "
+        "time) and on a chunk of audio (2.50x the time)"
+    )
+
+
+def test_the_file_for_tensorrt_is_for_the_cpu_only_where_measured_faster() -> None:
+    judged, recommended, _ = judge(with_rivals(3.0, 0.9), GOOD)
+    assert recommended == "s.int8.trt.onnx"
+    assert judged[3].verdict.startswith("recommended: 3.00x faster")
+
+
+def test_what_the_lint_refuses_is_not_for_tensorrt() -> None:
+    judged, _, _ = judge(with_rivals(0.4, 0.9, "2 findings"), GOOD)
+    assert judged[3].verdict.startswith("not for TensorRT: 2 findings of the lint; on this CPU")
+
+
 def test_broken_parity_recommends_nothing() -> None:
     judged, recommended, reason = judge(
         artifacts(), [Gate.at_most("torch = ONNX fp32", 1.0, 1e-5), GOOD[1]]
