@@ -175,6 +175,7 @@ def test_tensorrt_absent_broken_or_too_old(monkeypatch: pytest.MonkeyPatch) -> N
         {"batch": (1, 8, 4)},
         {"workspace_mb": 0},
         {"bench_s": 0.0},
+        {"min_agreement": 1.5},
     ],
 )
 def test_options_out_of_range(wrong: dict[str, Any]) -> None:

@@ -85,6 +85,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         return seen[source.name]
 
     monkeypatch.setattr(engines, "open_backend", open_any)
+    monkeypatch.setattr(engines.measure, "CLIPS", 24)
     monkeypatch.setattr(engines.Cudart, "__init__", lambda self: None)
     monkeypatch.setattr(engines.Cudart, "sm", lambda self: SM)
     return seen
@@ -178,6 +179,8 @@ def test_an_engine_that_answers_wrongly_is_never_recommended(
     opened["spoil"] = {"s.fp16.engine": 0.5, "s.fp32.engine": 0.01}
     report = rebuild(bundle, options=OPTIONS)
     assert [e.passed for e in report.engines] == [False, False, True]
+    opened["spoil"]["s.int8.engine"] = 0.02  # other roundings, the same classes
+    assert [e.passed for e in rebuild(bundle, options=OPTIONS).engines] == [False, False, True]
     assert not report.ok
     assert report.recommended == "s.int8.engine"
     assert "does not answer" in report.engines[1].verdict

@@ -7,10 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from export_kit import MEL
 
 from frami_edge_export.errors import ExportError
+from frami_edge_export.scoring import Comparison
 from frami_edge_export.tensorrt import (
     LayerCounts,
     Seconds,
@@ -19,7 +21,7 @@ from frami_edge_export.tensorrt import (
     profile_for,
 )
 from frami_edge_export.tensorrt.device_facts import jetpack
-from frami_edge_export.tensorrt.measure import plausible_mels
+from frami_edge_export.tensorrt.measure import compare, plausible_mels, within
 from frami_edge_runtime.modelfile import ModelInfo
 
 INFO = ModelInfo(mel=MEL, labels=("a", "b"), receptive_field=11, stride=2, channels=4)
@@ -184,3 +186,16 @@ def test_plausible_mels_stay_in_the_front_ends_range() -> None:
     assert mels.std() > 0.1 * span  # they use it, too
     assert (mels[:, :, :, 1:] - mels[:, :, :, :-1]).std() < mels.std()
     assert (plausible_mels(MEL, 6) == mels).all()
+
+
+def test_parity_is_judged_by_what_the_precision_can_hold() -> None:
+    near = Comparison(1.0, 0.05, 30.0)
+    assert not within("fp32", near, 1.0, 0.95)
+    assert within("fp16", near, 10.0, 0.95)
+    assert not within("fp16", near, 1.0, 0.95)
+    assert within("int8", near, 1.0, 0.95)
+    assert not within("int8", Comparison(1.0, 0.5, 12.0), 1.0, 0.95)
+    assert not within("int8", Comparison(0.9, 0.05, 30.0), 1.0, 0.95)
+    for precision in ("fp32", "fp16", "int8"):
+        assert within(precision, Comparison(1.0, 0.0, None), 1.0, 0.95)
+        assert not within(precision, compare(np.ones((2, 3)), np.full((2, 3), np.nan)), 1.0, 0.0)

@@ -51,6 +51,7 @@ def rebuild(
     *,
     out_dir: Path | None = None,
     options: EngineOptions | None = None,
+    mels: measure.Array | None = None,
     say: Say | None = None,
 ) -> EngineReport:
     """Build engines from a folder of ``frami-edge export``, on the device, without torch or onnx.
@@ -59,6 +60,7 @@ def rebuild(
         folder: Holds ``export_report.json`` and its ONNX files.
         out_dir: For the engines; None: the folder itself.
         options: What to build and how.
+        mels: As in `build_engines`.
         say: Told what is being done: a build takes minutes on a small device.
 
     Raises:
@@ -68,7 +70,9 @@ def rebuild(
     """
     options = options or EngineOptions()
     name, sources, missing = read_bundle(folder, options.precisions)
-    report = build_engines(sources, out_dir or folder, name=name, options=options, say=say)
+    report = build_engines(
+        sources, out_dir or folder, name=name, options=options, mels=mels, say=say
+    )
     return dataclasses.replace(report, notes=(*missing, *report.notes))
 
 

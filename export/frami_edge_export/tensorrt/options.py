@@ -74,13 +74,16 @@ class EngineOptions:
     """``strong``; ``auto`` retries ``weak`` where a TensorRT before 10.12 refuses strong typing."""
     compat: str = "none"
     """``version``: loads in newer releases of the same major; ``ampere+``: on every desktop GPU
-    from Ampere on, not on Jetson. Both cost speed."""
+    from Ampere on, not on Jetson. Both cost speed, and both are for other programs:
+    frami-edge-runtime runs an engine only on the release and architecture that built it."""
     tf32: bool = False
     """Lets fp32 layers round to 10 bits; off, so that the fp32 engine is a true reference."""
     detailed: bool = True
     """Keeps layer types in the engine: without them nobody can say what runs in int8."""
-    min_agreement: float = 0.98
-    """Share of test mels on which an engine must name the class of its ONNX file."""
+    min_agreement: float = 0.95
+    """Share of test mels on which an engine must name the class of its ONNX file. Made-up mels lie
+    closer to the borders between classes than sounds do: on them an int8 ONNX file of 32 dB names
+    the class of fp32 on 94 to 98 %."""
     bench_s: float = 2.0
     """Seconds of measuring in all."""
 
@@ -96,6 +99,11 @@ class EngineOptions:
                 f"batch {low}:{usual}:{high} must rise from 1 to at most 1024, and at least one "
                 "precision must be built.",
                 fix="Leave both out to use the defaults.",
+            )
+        if not 0 <= self.min_agreement <= 1:
+            raise ExportError(
+                f"min_agreement {self.min_agreement:g} must lie between 0 and 1.",
+                fix="Leave it out to use the default.",
             )
         if not 1 <= self.workspace_mb <= 1 << 16 or not 0 < self.bench_s <= 600:
             raise ExportError(

@@ -1,0 +1,108 @@
+"""The fp16 files of an export: named, judged against fp32, linted, left out where impossible."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import onnx
+import pytest
+from export_kit import MEL, TinyStudent
+from onnx import numpy_helper
+
+from frami_edge_export import ExportOptions, StudentFacts, half_drafts
+from frami_edge_export.drafts import Bundle, Draft
+from frami_edge_export.graphs import frozen_head, head_graph
+from frami_edge_export.half import half_graph
+from frami_edge_export.half_drafts import add_half
+from frami_edge_export.metadata import described, model_info, serialised
+from frami_edge_export.quantise import TENSORRT, Quantiser
+from frami_edge_export.report import Artifact
+from frami_edge_export.scoring import Head, with_context
+from frami_edge_runtime.backends.choose import open_backend
+from frami_edge_runtime.errors import ModelFileError
+from frami_edge_runtime.modelfile import ModelInfo
+
+
+def _knows_half() -> bool:
+    try:
+        ModelInfo(MEL, ("a",), 11, 2, 4, precision="fp16")
+    except ModelFileError:
+        return False
+    return True
+
+
+pytestmark = pytest.mark.skipif(
+    not _knows_half(), reason="frami_edge_runtime.modelfile does not know the precision fp16 yet"
+)
+
+
+@pytest.fixture
+def parts(
+    student: TinyStudent, trunk: onnx.ModelProto, calibration: np.ndarray
+) -> tuple[Bundle, dict[str, object]]:
+    info = model_info(student, StudentFacts(mel=MEL, labels=tuple(f"class{k}" for k in range(6))))
+    head_bytes = serialised(head_graph(student))
+    weight, bias = (t.double().numpy() for t in frozen_head(student))
+    mels = with_context(calibration.astype(np.float32), student.context)
+    quantiser = Quantiser(trunk, mels[:96])
+    int8 = quantiser.graph(TENSORRT, [quantiser.layers[0]])
+    bundle = Bundle()
+    artifact = Artifact("int8.trt", "s.int8.trt.onnx", "streaming", "int8", 0)
+    data = described(int8, info.replace(precision="int8"), head_bytes)
+    bundle.add(Draft.of(artifact, data, int8))
+    return bundle, {
+        "trunk": trunk,
+        "head_bytes": head_bytes,
+        "head": Head(weight, bias, student.pool_eps),
+        "info": info,
+        "mels_N1MT": mels[96:],
+        "name": "s",
+        "options": ExportOptions(),
+    }
+
+
+def test_both_files_pass_their_gates_and_load(parts: tuple[Bundle, dict[str, object]]) -> None:
+    bundle, given = parts
+    add_half(bundle, **given)
+    assert [a.name for a in bundle.artifacts] == ["int8.trt", "fp16", "int8.trt.fp16"]
+    assert all(gate.passed for gate in bundle.gates), bundle.gates
+    assert {gate.artifact for gate in bundle.gates} == {"fp16", "int8.trt.fp16"}
+    for artifact, precision in zip(bundle.artifacts[1:], ("fp16", "int8"), strict=True):
+        assert artifact.lint == "clean", artifact.findings
+        assert (artifact.precision, artifact.purpose) == (precision, "TensorRT")
+        assert artifact.sqnr_db is not None
+        backend = open_backend(bundle.blobs[artifact.name], "cpu")
+        assert backend.info.precision == precision
+        backend.close()
+    assert bundle.blobs["int8.trt.fp16"] != bundle.blobs["int8.trt"]
+
+
+def test_what_half_cannot_hold_is_left_out_with_a_note(
+    parts: tuple[Bundle, dict[str, object]], trunk: onnx.ModelProto
+) -> None:
+    bundle, given = parts
+    huge = copy.deepcopy(trunk)
+    weight = next(t for t in huge.graph.initializer if len(t.dims) == 4)
+    scaled = numpy_helper.to_array(weight) * np.float32(1e6)
+    weight.CopyFrom(numpy_helper.from_array(scaled, weight.name))
+    add_half(bundle, **{**given, "trunk": huge})
+    assert "fp16" not in {a.name for a in bundle.artifacts}
+    assert "There is no fp16 file" in bundle.notes[0]
+    assert weight.name in bundle.notes[0]
+
+
+def test_a_gate_fails_where_the_numbers_differ(
+    parts: tuple[Bundle, dict[str, object]],
+    trunk: onnx.ModelProto,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bundle, given = parts
+    other = copy.deepcopy(trunk)
+    weight = next(t for t in other.graph.initializer if len(t.dims) == 4)
+    halved = numpy_helper.to_array(weight) * np.float32(0.5)
+    weight.CopyFrom(numpy_helper.from_array(halved, weight.name))
+    monkeypatch.setattr(half_drafts, "half_graph", lambda _: half_graph(other))
+    add_half(bundle, **given)
+    failed = {gate.name for gate in bundle.gates if not gate.passed}
+    assert "fp16 difference from fp32" in failed
