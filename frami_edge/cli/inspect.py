@@ -9,6 +9,15 @@ import typer
 
 from frami_edge.cli._app import Json, Quiet, command_app, examples
 from frami_edge.cli._output import Output
+from frami_edge.cli._teacher import (
+    Frames,
+    Labels,
+    Mel,
+    Pooled,
+    TeacherArgs,
+    Weights,
+    teacher_source,
+)
 
 app = command_app()
 
@@ -19,27 +28,45 @@ app = command_app()
         "frami-edge inspect student.int8.engine",
         "frami-edge inspect runs/student/bank",
         "frami-edge inspect runs/export --json",
+        "frami-edge inspect my_teacher.yaml",
+        "frami-edge inspect my_package.nets:KeywordNet --weights kws.pt --mel mel/log-mel-16k-64 "
+        "--labels labels.txt",
     )
 )
 def inspect(
     file: Annotated[
-        Path,
+        str,
         typer.Argument(
-            help="An ONNX file, TensorRT engine or checkpoint; or the folder of a bank or export."
+            metavar="FILE|MODULE:CALLABLE",
+            help="An ONNX file, TensorRT engine or checkpoint; the folder of a bank or export; or "
+            "a teacher in Python code.",
         ),
     ],
+    weights: Weights = None,
+    mel: Mel = None,
+    labels: Labels = None,
+    teacher_args: TeacherArgs = None,
+    frames: Frames = None,
+    pooled: Pooled = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Show what a file is: shapes, weights, front end, classes, origin, and what is wrong with it.
 
-    Nothing in it is executed. An engine's version is read from its header.
+    Nothing in a file is executed; an engine's version is read from its header. A teacher in Python
+    code is built and run.
     """
     from frami_edge.describing import describe
 
     output = Output(json=json, quiet=quiet)
-    found = describe(file)
-    output.result({"file": str(file), **found.to_dict()})
+    source = teacher_source(file, weights, mel, labels, teacher_args, frames, pooled)
+    if isinstance(source, Path):
+        found = describe(source)
+    else:
+        from frami_edge.describing.foreign_teacher import describe_teacher
+
+        found = describe_teacher(source)
+    output.result({"file": file, **found.to_dict()})
     for section in found.sections:
         rows = [(fact.label, fact.shown()) for fact in section.facts if fact.text != ""]
         title = found.title if section is found.sections[0] else ""

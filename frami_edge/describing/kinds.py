@@ -41,6 +41,11 @@ def _file(path: Path) -> Describer:
         from frami_edge.describing.checkpoint import describe_checkpoint
 
         return describe_checkpoint
+    if suffix in (".yaml", ".yml"):
+        from frami_edge.describing.foreign_teacher import describe_teacher
+        from frami_edge.teachers.description import read_description
+
+        return lambda file: describe_teacher(read_description(file))
     if path.name == "bank.json":
         return lambda file: _bank(file.parent)
     if path.name == "export_report.json":
@@ -52,7 +57,8 @@ def _file(path: Path) -> Describer:
         )
     raise CheckpointError(
         f"{path} is of no known kind: {suffix or 'no suffix'}.",
-        fix="Give an .onnx, .engine or .safetensors file, a bank's folder or an export's folder.",
+        fix="Give an .onnx, .engine or .safetensors file, a teacher's .yaml, a bank's folder or an "
+        "export's folder.",
     )
 
 
