@@ -164,7 +164,7 @@ class Lane:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """See `Stream.load_state`."""
         read = StateReader(state, "this stream")
-        read.require(read.value("model") == self._sha256, "model")
+        read.text("model", self._sha256)
         read.require(read.integer("rate", 0) == self.sample_rate, "rate")
         read.require(read.integer("hop", 0) == (self.hop or 0), "hop")
         parts = self._parts()

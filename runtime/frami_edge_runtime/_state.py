@@ -42,6 +42,11 @@ class StateReader:
             raise self._error(f"{key} is missing")
         return self._state[key]
 
+    def text(self, key: str, wanted: str) -> None:
+        """Refuse anything but this string."""
+        value = self.value(key)
+        self.require(isinstance(value, str) and value == wanted, key)
+
     def integer(self, key: str, least: int, most: int = 1 << 62) -> int:
         """An integer within bounds."""
         value = self.value(key)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -186,3 +189,16 @@ def _quantised(model: TinyModel) -> bytes:
     onnx.helper.set_model_props(quantised, entries)
     data: bytes = quantised.SerializeToString()
     return data
+
+
+@pytest.fixture(scope="session")
+def stream_equality() -> ModuleType:
+    """The benchmark that knows the offline answers by definition."""
+    path = Path(__file__).parents[2] / "benchmarks" / "stream_equality.py"
+    spec = importlib.util.spec_from_file_location("stream_equality", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
