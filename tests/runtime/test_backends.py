@@ -218,7 +218,7 @@ def test_a_silent_fallback_is_an_error(
         Classifier(model_path, backend)
     recorder.stray = None
     Classifier(model_path, backend)
-    recorder.told, recorder.running = False, [provider, CPU]  # ONNX Runtime before 1.24
+    recorder.told, recorder.running = False, [provider, CPU]  # as in ONNX Runtime 1.23
     recorder.asked.clear()
     Classifier(model_path, backend)
 

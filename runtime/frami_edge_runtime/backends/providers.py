@@ -76,7 +76,7 @@ def check_taken(session: Any, kind: str, name: str) -> None:
     if provider not in running:
         raise failed(kind, f"{name} would run on {', '.join(running)}")
     if not hasattr(session, "get_provider_graph_assignment_info"):
-        return  # before ONNX Runtime 1.24 it does not tell more
+        return  # older ones, such as 1.23, do not tell more
     strays = {
         (part.ep_name, node.op_type)
         for part in session.get_provider_graph_assignment_info()

@@ -86,6 +86,29 @@ def test_threads_share_one_engine(
         assert np.abs(answers[i] - classifier.classify(part).logits).max() < 1e-5
 
 
+def test_a_group_fills_the_profile_and_no_more(
+    engine: Path, trt: FakeTensorRT, classifier: Classifier, clip: np.ndarray, gpu: Gpu
+) -> None:
+    found, batches = Classifier(engine), set[int]()
+    model, run = found._model, found._model.frames
+
+    def watched(mel_BMT: np.ndarray) -> np.ndarray:
+        batches.add(len(mel_BMT))
+        return run(mel_BMT)
+
+    model.frames = watched  # type: ignore[method-assign]
+    group = found.streams(6, window_s=0.5)
+    parts = [clip[1000 * i : 1000 * i + 20_000] for i in range(6)]
+    results = group.push(parts)
+    for part, mine in zip(parts, results, strict=True):
+        alone = classifier.stream(window_s=0.5).push(part)
+        assert [r.t1 for r in mine] == [r.t1 for r in alone]
+        for a, b in zip(mine, alone, strict=True):
+            assert np.abs(a.logits - b.logits).max() < 1e-5
+    assert batches == {2, 4}
+    assert gpu.calls("cudaMalloc") == 2
+
+
 def test_closing_frees_the_gpu(engine: Path, gpu: Gpu, clip: np.ndarray) -> None:
     model = Classifier(engine)
     assert gpu.live() == 5  # two buffers on each side, one stream
