@@ -5,7 +5,7 @@ get the smallest carry buffer that gives every frame once. Peers that cannot be 
 and left out. One thread; methods take turns, so that a busy machine slows all of them alike; the
 ratios are of medians.
 
-Run: python benchmarks/bench_logmel.py [--rounds 7] [--json FILE]
+Run: python benchmarks/bench_logmel.py [--rounds 7] [--strict] [--json FILE]
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 
 import numpy as np  # noqa: E402
+from bars import Bar, judge  # noqa: E402
 
 from frami_edge_runtime import LogMelStream, MelSpec, log_mel  # noqa: E402
 
@@ -35,6 +36,13 @@ SPEC = MelSpec(
 )
 CHUNKS_MS = (10, 100, 1000)
 CLIP_S = 60
+BARS = (
+    ("torchaudio", "100 ms", 3.0),
+    ("kaldi-native-fbank", "100 ms", 3.0),
+    ("kaldi-native-fbank", "10 ms", 1.0),
+    ("torchaudio", f"{CLIP_S} s", 1.2),
+)
+"""Peer, chunk, and how many times our time it must take."""
 Audio = Any
 Push = Callable[[Audio], Any]
 
@@ -171,16 +179,28 @@ def show(medians: dict[str, dict[str, float]]) -> None:
     print(f"ours, offline: {real_time:,.0f} times real time on one core")
 
 
-def main() -> None:
+def bars_of(medians: dict[str, dict[str, float]]) -> list[Bar]:
+    return [
+        Bar(f"{peer} at {chunk}", medians[peer][chunk] / medians["ours"][chunk], limit, "x")
+        for peer, chunk, limit in BARS
+        if peer in medians
+    ]
+
+
+def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7, help="turns of each method")
-    parser.add_argument("--json", type=Path, help="also write the medians here, in us")
+    parser.add_argument("--strict", action="store_true", help="exit with 3 where a bar is missed")
+    parser.add_argument("--json", type=Path, help="also write medians (us) and bars here")
     options = parser.parse_args()
     medians = measure(max(1, options.rounds))
     show(medians)
+    bars = bars_of(medians)
     if options.json:
-        options.json.write_text(json.dumps(medians, indent=2) + "\n", encoding="utf-8")
+        found = {"median_us": medians, "bars": [bar.to_dict() for bar in bars]}
+        options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    return judge(bars, strict=options.strict)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -158,7 +158,7 @@ class LogMelStream:
         out_TM = np.empty((due - self.frames_out, self._bands), np.float32)
         if self._end + len(x) <= self._full:
             self._take(x)
-            if due:
+            if len(out_TM):
                 self._emit(out_TM)
             return out_TM
         done = 0
