@@ -62,7 +62,7 @@ class Arecord:
                 fix="apt-get install alsa-utils, or pip install 'frami-edge-runtime[mic]'.",
             ) from None
         self._threads = [
-            threading.Thread(target=work, daemon=True) for work in (self._carry, self._listen)
+            threading.Thread(target=work, daemon=True) for work in (self._listen, self._carry)
         ]
         for thread in self._threads:
             thread.start()
@@ -101,7 +101,7 @@ class Arecord:
                 self.ring.fail(error)
                 return
         self._process.wait()
-        self._threads[1].join(2)  # its last words
+        self._threads[0].join(2)  # its last words
         if self._closing:
             self.ring.close()
             return

@@ -49,8 +49,8 @@ class LiveDisplay:
     def start(self, start: Start) -> None:
         """Draw from now on."""
         self._heading = (
-            f"{printable(start.model)} on {start.backend}, {printable(start.source)} at "
-            f"{start.sample_rate} Hz, {start.mode}"
+            f"{printable(start.model)} on {start.backend}, {start.mode}, from "
+            f"{printable(start.source)} at {start.sample_rate} Hz"
         )
         self._live = self._module.Live(
             console=self._console.Console(highlight=False),
