@@ -127,3 +127,32 @@ def student(
     assert result.exit_code == 0, result.output
     found: dict[str, Any] = json.loads(result.stdout)
     return found
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory, student: dict[str, Any]) -> Path:
+    """The student's export: fp32, whole classifier and int8, without gates."""
+    from frami_edge.calibrating import bank_mels
+    from frami_edge.exporting import facts_of
+    from frami_edge.models.checkpoint import load_checkpoint
+    from frami_edge.models.student import Student
+    from frami_edge_export import ExportOptions, export_student
+
+    run = Path(student["run_dir"])
+    loaded = load_checkpoint(run / "student.safetensors", "student")
+    assert isinstance(loaded.model, Student)
+    out = tmp_path_factory.mktemp("exported")
+    # Six steps of training leave BatchNorm far from the bank, and answers of no meaning.
+    options = ExportOptions(
+        min_agreement=0.0,
+        max_range_ratio=1e9,
+        max_range_shift=1e9,
+        bench_budget_s=0.02,
+        bench_rounds=15,
+    )
+    calibration = bank_mels(run / "bank", loaded, 64).mels
+    export_student(
+        loaded.model.collapse(), facts_of(loaded), out, int8=True, calibration=calibration,
+        source="bank", options=options,
+    )  # fmt: skip
+    return out
