@@ -1,0 +1,256 @@
+"""The whole stream on one core: mel, trunk, 1 s sliding window and head, 100 ms at a time.
+
+Beside it, in turns, the same model file on the last 1 s again at every hop, as classifiers without
+a stream are run: once whole (mel too), once the model only, on mel frames that were kept. Share of
+the core is CPU time of this process; p50 and p99 are wall time of a hop. --streams N adds N streams
+batched in one group.
+
+Without --model a student of 135 k parameters with random weights is exported for the occasion
+(needs torch): its speed does not depend on what it has learnt.
+
+Run: python benchmarks/bench_stream.py [--model FILE.onnx ...] [--streams 500] [--live] [--strict]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# Before NumPy is imported: its BLAS reads them once.
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
+
+import numpy as np  # noqa: E402
+from bars import Bar, judge  # noqa: E402
+
+from frami_edge_runtime import Classifier, LogMelStream, MelSpec  # noqa: E402
+
+HOP_S = 0.1
+WINDOW_S = 1.0
+GROUP_CHUNK_S = 0.2
+TURN = 50  # hops of one method before the next has its turn
+MOST_SHARE = 0.3  # per cent of one core
+MOST_P99_MS = 2.0
+LEAST_RATIO = 2.0
+Audio = Any
+Hop = Callable[[Audio], Any]
+
+
+@contextmanager
+def models(paths: list[Path]) -> Iterator[list[Path]]:
+    """The files to measure; a random student's where none is given."""
+    if paths:
+        yield paths
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield random_student(Path(folder))
+
+
+def random_student(folder: Path) -> list[Path]:
+    try:
+        import torch
+
+        from frami_edge.models.config import STUDENT_PRESETS
+        from frami_edge.models.student import Student
+        from frami_edge_export import ExportOptions, StudentFacts, export_student
+    except (ImportError, OSError) as error:
+        raise SystemExit(f"Without --model this needs frami-edge and torch: {error}") from None
+    torch.manual_seed(0)
+    mel = MelSpec(mean=-6.0, std=3.0)
+    mels = np.random.default_rng(0).normal(0, 1, (96, 1, mel.n_mels, 101)).astype(np.float32)
+    arch = STUDENT_PRESETS["base"].model_copy(update={"out_channels": 160})
+    student = Student(arch, mel.n_mels, 10)
+    for module in student.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0  # one pass, and its statistics fit the weights
+    with torch.no_grad():
+        student(torch.from_numpy(mels))
+    parameters = sum(p.numel() for p in student.parameters())
+    print(f"A student with {parameters:,} random parameters is exported ...", file=sys.stderr)
+    # Its gates are about answers, and these mean nothing.
+    export_student(
+        student.eval(),
+        StudentFacts(mel=mel, labels=tuple(f"class {k}" for k in range(10))),
+        folder,
+        name="random",
+        int8=True,
+        calibration=mels,
+        source="noise",
+        options=ExportOptions(bench_budget_s=0.05, bench_rounds=3),
+    )
+    return [folder / "random.fp32.onnx", folder / "random.int8.cpu.onnx"]
+
+
+class Timed:
+    """One way of answering every hop, and what it cost."""
+
+    def __init__(self, hop: Hop) -> None:
+        self.hop = hop
+        self.wall_s: list[float] = []
+        self.cpu_s = 0.0
+
+    def __call__(self, chunk: Audio) -> None:
+        """Answer one hop."""
+        cpu, wall = time.process_time(), time.perf_counter()
+        self.hop(chunk)
+        self.wall_s.append(time.perf_counter() - wall)
+        self.cpu_s += time.process_time() - cpu
+
+    def row(self) -> dict[str, float]:
+        """The figures of all hops."""
+        wall_ms = np.asarray(self.wall_s) * 1e3
+        return {
+            "p50_ms": float(np.median(wall_ms)),
+            "p99_ms": float(np.quantile(wall_ms, 0.99)),
+            "core_percent": 100 * self.cpu_s / (len(wall_ms) * HOP_S),
+        }
+
+
+def last_second(classifier: Classifier) -> Hop:
+    """The model on the last 1 s, all of it anew."""
+    held = np.zeros(round(WINDOW_S * classifier.info.mel.sample_rate), np.float32)
+
+    def hop(chunk: Audio) -> Any:
+        held[: -len(chunk)] = held[len(chunk) :]
+        held[-len(chunk) :] = chunk
+        return classifier.classify(held)
+
+    return hop
+
+
+def last_mels(classifier: Classifier) -> Hop:
+    """Streaming mel as ours, but the trunk on all mel frames of the last 1 s."""
+    info, model = classifier.info, classifier._model
+    mel = LogMelStream(info.mel)
+    frames = round(WINDOW_S / info.mel.hop_s)
+    kept = np.zeros((1, 1, info.mel.n_mels, frames), np.float32)
+
+    def hop(chunk: Audio) -> Any:
+        new_TM = mel.push(chunk)
+        if len(new_TM):
+            kept[..., : -len(new_TM)] = kept[..., len(new_TM) :]
+            kept[0, 0, :, -len(new_TM) :] = new_TM.T
+        h_CT = model.frames(kept)[0].astype(np.float64)
+        std_C = np.sqrt(h_CT.var(axis=1) + info.pooling.eps)
+        pooled = np.concatenate([h_CT.mean(axis=1), std_C]).astype(np.float32)
+        return model.logits(pooled[None])
+
+    return hop
+
+
+def measure(path: Path, seconds: float, live: bool) -> dict[str, Any]:
+    classifier = Classifier(path, backend="cpu")
+    rate = classifier.info.mel.sample_rate
+    stream = classifier.stream(window_s=WINDOW_S, hop_s=HOP_S)
+    methods = {
+        "stream": Timed(stream.push),
+        "last 1 s again": Timed(last_second(classifier)),
+        "last 1 s again, mel kept": Timed(last_mels(classifier)),
+    }
+    rng = np.random.default_rng(0)
+    step = round(HOP_S * rate)
+    clip = (rng.standard_normal(step * TURN) * 0.1).astype(np.float32)
+    chunks = np.split(clip, TURN)
+    for method in methods.values():  # warm
+        for chunk in chunks[:20]:
+            method.hop(chunk)
+    for _ in range(max(1, round(seconds / HOP_S / TURN))):
+        for method in methods.values():
+            for chunk in chunks:
+                method(chunk)
+                if live:
+                    time.sleep(max(0.0, HOP_S - method.wall_s[-1]))
+    rows = {name: method.row() for name, method in methods.items()}
+    found: dict[str, Any] = {"results_every_s": stream.hop_s, "rows": rows}
+    ours = rows["stream"]["core_percent"]
+    found["ratio"] = {name: row["core_percent"] / ours for name, row in rows.items()}
+    return found
+
+
+def measure_group(path: Path, n: int, seconds: float) -> dict[str, float]:
+    classifier = Classifier(path, backend="cpu")
+    rate = classifier.info.mel.sample_rate
+    group = classifier.streams(n, window_s=WINDOW_S, hop_s=GROUP_CHUNK_S)
+    step = round(GROUP_CHUNK_S * rate)
+    clip = (np.random.default_rng(1).standard_normal(step + n) * 0.1).astype(np.float32)
+    chunks = [clip[i : i + step] for i in range(n)]
+    for _ in range(2):
+        group.push(chunks)
+    wall = []
+    for _ in range(max(3, round(seconds / GROUP_CHUNK_S))):
+        begun = time.perf_counter()
+        group.push(chunks)
+        wall.append(time.perf_counter() - begun)
+    median = float(np.median(wall))
+    return {
+        "streams": n,
+        "chunk_ms": GROUP_CHUNK_S * 1e3,
+        "p50_ms": median * 1e3,
+        "p99_ms": float(np.quantile(wall, 0.99)) * 1e3,
+        "times_real_time": GROUP_CHUNK_S / median,
+    }
+
+
+def show(name: str, found: dict[str, Any]) -> None:
+    print(f"\n{name}: {HOP_S * 1e3:.0f} ms hops, a result every {found['results_every_s']:.3g} s")
+    print(f"{'':26}{'p50 ms':>9}{'p99 ms':>9}{'% of core':>11}{'ratio':>8}")
+    for method, row in found["rows"].items():
+        cells = f"{row['p50_ms']:9.3f}{row['p99_ms']:9.3f}{row['core_percent']:11.3f}"
+        print(f"{method:26}{cells}{found['ratio'][method]:7.2f}x")
+    if group := found.get("group"):
+        print(
+            f"{group['streams']} streams, {group['chunk_ms']:.0f} ms chunks: {group['p50_ms']:.0f} "
+            f"ms a push (p99 {group['p99_ms']:.0f}), {group['times_real_time']:.2f} x real time"
+        )
+
+
+def bars_of(name: str, found: dict[str, Any]) -> list[Bar]:
+    row = found["rows"]["stream"]
+    bars = [
+        Bar(f"{name}: share of the core", row["core_percent"], MOST_SHARE, " %", at_most=True),
+        Bar(f"{name}: p99 of a hop", row["p99_ms"], MOST_P99_MS, " ms", at_most=True),
+        Bar(f"{name}: last 1 s again", found["ratio"]["last 1 s again"], LEAST_RATIO, "x"),
+    ]
+    if group := found.get("group"):
+        streams = f"{name}: {group['streams']} streams"
+        bars.append(Bar(streams, group["times_real_time"], 1.0, " x real time"))
+    return bars
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", type=Path, nargs="*", default=[], help="files of export")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of audio for each method")
+    parser.add_argument("--streams", type=int, default=0, help="also so many in one group")
+    parser.add_argument("--live", action="store_true", help="wait for each chunk as on a device")
+    parser.add_argument("--strict", action="store_true", help="exit with 3 where a bar is missed")
+    parser.add_argument("--json", type=Path, help="also write all figures here")
+    options = parser.parse_args()
+    print(f"NumPy {np.__version__}, Python {platform.python_version()}, {platform.machine()}")
+    all_found, bars = {}, []
+    with models(options.model) as paths:
+        for path in paths:
+            found = measure(path, options.seconds, options.live)
+            if options.streams:
+                found["group"] = measure_group(path, options.streams, options.seconds / 10)
+            show(path.name, found)
+            all_found[path.name] = found
+            bars += bars_of(path.name, found)
+    print()
+    if options.json:
+        report = {"models": all_found, "bars": [bar.to_dict() for bar in bars]}
+        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return judge(bars, strict=options.strict)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
