@@ -195,8 +195,8 @@ _OPERATORS: Mapping[str, _Make] = {
     "Clip": _clip,
     "Add": lambda *_: torch.add,
     "MaxPool": _max_pool,
-    "ReduceMean": _reduce_mean,
     "AveragePool": _average_pool,
+    "ReduceMean": _reduce_mean,
     "Squeeze": _squeeze,
     "Identity": lambda *_: lambda x: x,
 }
