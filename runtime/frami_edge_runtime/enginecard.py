@@ -61,6 +61,9 @@ class EngineCard:
     """None where it is no Jetson."""
     layers: Mapping[str, int] | None = None
     """How many layers run in what, as the inspector counted; None where unknown."""
+    compat: str = "none"
+    """``none``: this TensorRT release and architecture; ``version``: also newer ones of its major,
+    which makes TensorRT run code out of the file; ``ampere+``: also other GPUs from SM 8.0 on."""
     created: str = ""
     """ISO 8601."""
     schema: int = SCHEMA
@@ -77,6 +80,8 @@ class EngineCard:
         _match(_SM, "sm", "a compute capability like 8.7", self.sm)
         known = self.precision in ("fp32", "fp16", "int8")
         _need(known, "precision", "'fp32', 'fp16' or 'int8'", self.precision)
+        compats = ("none", "version", "ampere+")
+        _need(self.compat in compats, "compat", f"one of {', '.join(compats)}", self.compat)
         for key in ("onnx_name", "gpu", "driver", "created", "jetpack"):
             value = getattr(self, key)
             text = (value is None and key == "jetpack") or (

@@ -134,7 +134,8 @@ def check_loadable(
 ) -> None:
     """Check that this machine can load an engine: same TensorRT release, same architecture.
 
-    The fourth part of the version is not compared: system packages of TensorRT do not tell it.
+    `EngineCard.compat` widens one of the two. The fourth part of the version is not compared:
+    system packages of TensorRT do not tell it.
 
     Args:
         card: The engine's sidecar.
@@ -153,14 +154,24 @@ def check_loadable(
             "not of one build.",
             fix="Copy both files again, or rebuild: frami-edge export --tensorrt.",
         )
-    same_release = running_tensorrt_version.split(".")[:3] == [str(n) for n in plan_version[:3]]
-    if not same_release or running_sm != card.sm:
+    running = tuple(int(n) for n in running_tensorrt_version.split(".")[:3] if n.isdigit())
+    release = running == plan_version[:3]
+    if card.compat == "version":
+        release = release or (running[:1] == plan_version[:1] and running > plan_version[:3])
+    architecture = running_sm == card.sm
+    if card.compat == "ampere+":
+        architecture = architecture or min(_sm(running_sm), _sm(card.sm)) >= (8, 0)
+    if not release or not architecture:
         gpu = f" ({card.gpu})" if card.gpu else ""
         raise EngineError(
             f"{name} was built with TensorRT {built} for SM {card.sm}{gpu}; this machine runs "
             f"TensorRT {running_tensorrt_version} on SM {running_sm}: engines do not carry over.",
             fix=f"Rebuild it here from {card.onnx_name}: frami-edge export --tensorrt.",
         )
+
+
+def _sm(text: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in text.split(".") if n.isdigit())
 
 
 def _reason(error: Exception) -> str:

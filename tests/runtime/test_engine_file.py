@@ -84,6 +84,7 @@ def test_a_failed_write_leaves_the_old_sidecar(tiny: Any, tmp_path: Path) -> Non
         ({"sm": 8.7}, "sm must be"),
         ({"sm": "87"}, "sm must be"),
         ({"precision": "int4"}, "precision"),
+        ({"compat": "all"}, "compat"),
         ({"gpu": None}, "gpu"),
         ({"gpu": "x" * 300}, "gpu"),
         ({"jetpack": 6}, "jetpack"),
@@ -205,3 +206,23 @@ def test_engines_of_another_version_or_gpu_are_refused_with_both_named(tiny: Any
     with pytest.raises(EngineError, match="not of one build"):
         check_loadable(card, (10, 3, 0, 26), "10.3.0", "8.7")
     assert issubclass(EngineError, ModelFileError)
+
+
+def test_compatibility_widens_what_can_be_loaded(tiny: Any) -> None:
+    plan = (10, 3, 0, 30)
+    fits = {
+        "none": [("10.3.0", "8.7")],
+        "version": [("10.3.0", "8.7"), ("10.3.1", "8.7"), ("10.16.1.11", "8.7")],
+        "ampere+": [("10.3.0", "8.7"), ("10.3.0", "8.6"), ("10.3.0.30", "11.0")],
+    }
+    tried = {pair for pairs in fits.values() for pair in pairs}
+    tried |= {("11.4.0.106", "8.7"), ("10.2.0", "8.7"), ("10.3.0", "7.5"), ("10.16.1", "11.0")}
+    for compat, pairs in fits.items():
+        card = make_card(tiny, compat=compat)
+        assert EngineCard.from_json(card.to_json()) == card
+        for version, sm in sorted(tried):
+            if (version, sm) in pairs:
+                check_loadable(card, plan, version, sm)
+            else:
+                with pytest.raises(EngineError, match="do not carry over"):
+                    check_loadable(card, plan, version, sm)

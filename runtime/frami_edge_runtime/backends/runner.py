@@ -111,6 +111,9 @@ class EngineRunner:
                 fix="Check nvidia-smi, on a Jetson the JetPack version; or run the .onnx file "
                 "with backend='cpu'.",
             ) from None
+        if self._card.compat == "version":
+            # Such a plan carries the code that runs it, and TensorRT wants to be told.
+            self._runtime.engine_host_code_allowed = True
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             raise self._failed("TensorRT could not load it")

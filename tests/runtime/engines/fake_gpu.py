@@ -122,7 +122,7 @@ class FakeTensorRT(types.ModuleType):
         self.refused: set[str] = set()
         self.contexts: list[FakeContext] = []
         self.shapes_set, self.error, self.half, self.output_name = 0, 0.0, "", TRUNK_OUTPUT
-        self.run_s = 0.0
+        self.run_s, self.host_code = 0.0, False
         self.stride, self.field = tiny.info.stride, tiny.info.receptive_field
         self.log: Callable[[Any, str], None] = lambda severity, message: None
         trt = self
@@ -139,6 +139,8 @@ class FakeTensorRT(types.ModuleType):
             FLOAT, HALF = range(2)
 
         class Runtime:
+            engine_host_code_allowed = False
+
             def __init__(self, logger: Any) -> None:
                 if "Runtime" in trt.refused:
                     raise TypeError("pybind11::init(): factory function returned nullptr")
@@ -146,6 +148,9 @@ class FakeTensorRT(types.ModuleType):
 
             def deserialize_cuda_engine(self, plan: bytes) -> Any:
                 trt.log(Severity.WARNING, "a mere warning")
+                if trt.host_code and not self.engine_host_code_allowed:
+                    trt.log(Severity.ERROR, "host code is not allowed")
+                    return None
                 if "deserialize_cuda_engine" in trt.refused:
                     trt.log(Severity.ERROR, "Serialization assertion failed.")
                     return None

@@ -117,6 +117,17 @@ def test_an_engine_of_another_machine_is_never_deserialised(
     assert gpu.calls("cudaMalloc") == 0
 
 
+def test_code_in_a_plan_runs_only_where_the_sidecar_says_so(
+    engine: Path, trt: FakeTensorRT, tiny: Any, shapes: list[Shape], tmp_path: Path
+) -> None:
+    trt.host_code = True
+    with pytest.raises(EngineError, match="host code is not allowed"):
+        Classifier(engine)
+    save_engine(tmp_path, tiny, shapes, compat="version")
+    trt.__version__ = "10.13.3.9"
+    Classifier(engine)
+
+
 def test_damaged_files_are_refused_before_the_gpu_is_touched(
     engine: Path, tiny: Any, gpu: Gpu, tmp_path: Path
 ) -> None:
