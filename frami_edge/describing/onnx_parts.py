@@ -20,7 +20,7 @@ _QDQ = ("QuantizeLinear", "DequantizeLinear")
 _INT8 = (TensorProto.INT8, TensorProto.UINT8)
 _WEIGHT_TYPES = (
     TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE,
-    TensorProto.INT8, TensorProto.UINT8, TensorProto.INT32,
+    TensorProto.INT8, TensorProto.UINT8,
 )  # fmt: skip
 _LEAK = re.compile(
     r"Traceback \(most recent|File \"[^\"]+\", line \d+"
@@ -69,12 +69,15 @@ def parts_of(model: onnx.ModelProto) -> Parts:
     auxiliary = {
         name for node in nodes if node.op_type in _QDQ for name in list(node.input)[1:] if name
     }
+    # An int32 tensor is a table of indices, unless it is the bias of an int8 layer.
+    dequantised = {node.input[0] for node in nodes if node.op_type == "DequantizeLinear"}
     types: Counter[str] = Counter()
     weight_bytes = 0
     for name, tensor in tensors.items():
         weight_bytes += _bytes(tensor)
         count = math.prod(tensor.dims)
-        if name not in auxiliary and tensor.data_type in _WEIGHT_TYPES and count > 1:
+        weight = tensor.data_type in _WEIGHT_TYPES or name in dequantised
+        if weight and name not in auxiliary and count > 1:
             types[_type(tensor.data_type)] += count
     operators = Counter(node.op_type for node in nodes)
     return Parts(
