@@ -1,22 +1,91 @@
-"""The program in the runtime's README runs as it is printed."""
+"""The programs in the runtime's README run as they are printed."""
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-README = Path(__file__).parents[2] / "runtime" / "README.md"
+import pytest
+
+from frami_edge_runtime.events import Event
+from frami_edge_runtime.listen.records import Gap, Start, Summary
+
+README = (Path(__file__).parents[2] / "runtime" / "README.md").read_text(encoding="utf-8")
+PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
-def test_the_ten_lines_run(model_path: Path, tmp_path: Path) -> None:
-    (program,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    run = subprocess.run(
-        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60
+@pytest.fixture
+def folder(model_path: Path, tmp_path: Path) -> Path:
+    """student.onnx, and an arecord that records 3 s of noise and is then unplugged."""
+    arecord = tmp_path / "bin" / "arecord"
+    arecord.parent.mkdir()
+    arecord.write_text(
+        f"#!{sys.executable}\nimport random, sys\nrandom.seed(0)\n"
+        "sys.stdout.buffer.write(random.randbytes(48_000))\nsys.exit('arecord: unplugged')\n"
     )
-    assert run.returncode == 0, run.stderr
-    assert run.stderr == ""
-    lines = run.stdout.splitlines()
+    arecord.chmod(0o755)
+    (tmp_path / "sounddevice.py").write_text("raise ImportError")
+    assert model_path.parent == tmp_path
+    return tmp_path
+
+
+def run(program: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, timeout=60,
+        env={**os.environ, "PATH": str(folder / "bin"), "PYTHONPATH": str(folder)},
+    )  # fmt: skip
+
+
+def program(word: str) -> str:
+    (found,) = (p for p in PROGRAMS if word in p)
+    return str(found)
+
+
+def test_no_program_goes_untested() -> None:
+    assert len(PROGRAMS) == 4
+    assert all(len(line) <= 100 for p in PROGRAMS for line in p.splitlines())
+
+
+def test_the_ten_lines_run(folder: Path) -> None:
+    done = run(program("clf.classify"), folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
     assert len(lines) == 1 + 9
     assert re.fullmatch(r"\d\.\d\d-\d\.\d\d s  [a-z ]+  [01]\.\d\d", lines[1])
+
+
+def test_the_program_for_a_pi_listens_until_the_microphone_goes(folder: Path) -> None:
+    done = run(program("Microphone("), folder)
+    assert done.returncode == 1
+    assert "AudioError: arecord stopped recording: unplugged" in done.stderr
+    assert re.match(r"start [a-z ]+ \d\.\d s 0\.\d\d\n", done.stdout)
+
+
+def test_the_program_for_a_jetson_runs_on_what_is_here(folder: Path) -> None:
+    text = program("clf.streams(8")
+    assert text.count('"student.engine"') == 1
+    done = run(text.replace("student.engine", "student.onnx"), folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    heard = {line.split(":")[0] for line in done.stdout.splitlines()}
+    assert heard == {f"microphone {i}" for i in range(8)}
+
+
+def test_the_program_with_events_tells_starts_and_ends(folder: Path) -> None:
+    done = run(program("ignore="), folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    kinds = [line.split()[0] for line in done.stdout.splitlines()]
+    assert kinds.count("start") == kinds.count("end") >= 1
+
+
+@pytest.mark.parametrize(("kind", "record"), [("start", Start), ("event", Event), ("gap", Gap),
+                                              ("summary", Summary)])  # fmt: skip
+def test_the_table_of_records_names_every_field(kind: str, record: type) -> None:
+    (row,) = (line for line in README.splitlines() if line.startswith(f"| `{kind}` |"))
+    # What stands in brackets explains values.
+    named = set(re.findall(r"`(\w+)`", re.sub(r"\([^)]*\)", "", row))) - {kind}
+    fields = {f.name for f in dataclasses.fields(record)}
+    assert named == fields
