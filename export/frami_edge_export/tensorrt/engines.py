@@ -192,6 +192,7 @@ def _build_one(
         layers=counts.as_dict() if counts.total else None,
         model=source.model,
         head_onnx=source.head_onnx,
+        compat=options.compat,
         created=time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
     )
     file = f"{name}.{source.precision}.engine"

@@ -99,6 +99,7 @@ def inspect_plan(trt: Any, plan: bytes) -> LayerCounts:
         runtime = trt.Runtime(logger)
     except TypeError as error:
         raise no_driver(error) from None
+    runtime.engine_host_code_allowed = True  # version-compatible plans hold code; this one is ours
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise BuildError(
