@@ -27,7 +27,7 @@ def describe(path: Path) -> Description:
 
 
 def _file(path: Path) -> Describer:
-    # One import a kind: an ONNX file is described without torch, which takes seconds to load.
+    # One import a kind: each needs libraries that take a while to load, and only its own.
     suffix = path.suffix.lower()
     if suffix == ".onnx":
         from frami_edge.describing.onnx_file import describe_onnx

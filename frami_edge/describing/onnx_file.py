@@ -136,7 +136,8 @@ def _graph(model: onnx.ModelProto, path: Path) -> tuple[list[Fact], dict[str, in
     quantised = [layer.name for layer in parts.layers if layer.quantised]
     floats = [layer.name for layer in parts.layers if not layer.quantised]
     flavours = sorted({_flavour(x.activations, x.weights) for x in parts.layers if x.quantised})
-    precision = f"all {len(floats)} layers with weights in {listed(sorted({x.weights for x in parts.layers})) or 'float'}"
+    kinds = listed(sorted({x.weights for x in parts.layers}))
+    precision = f"all {len(floats)} layers with weights in {kinds}" if floats else "none"
     if quantised:
         kept = f"; float: {listed([repr(name) for name in floats])}" if floats else ""
         precision = (
