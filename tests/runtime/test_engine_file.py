@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from frami_edge_runtime.enginefile import (
     EngineCard,
@@ -226,3 +228,33 @@ def test_compatibility_widens_what_can_be_loaded(tiny: Any) -> None:
             else:
                 with pytest.raises(EngineError, match="do not carry over"):
                     check_loadable(card, plan, version, sm)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_mutated_sidecars_are_read_whole_or_refused(tiny: Any, data: st.DataObject) -> None:
+    text = make_card(tiny).to_json()
+    if data.draw(st.booleans()):
+        values = json.loads(text)
+        key = data.draw(st.sampled_from(sorted(values)))
+        values[key] = data.draw(JSON)
+        text = json.dumps(values)
+    else:
+        at = data.draw(st.integers(0, len(text) - 1))
+        text = (
+            text[:at] + data.draw(st.text(max_size=3)) + text[at + data.draw(st.integers(0, 9)) :]
+        )
+    try:
+        card = EngineCard.from_json(text)
+    except EngineError:
+        return
+    assert EngineCard.from_json(card.to_json()) == card
+    assert card.info.labels
+    assert isinstance(card.head, bytes)

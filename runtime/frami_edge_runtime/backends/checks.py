@@ -18,6 +18,9 @@ from frami_edge_runtime.modelfile import METADATA_KEY
 EXACT: Final = 1e-3
 """Largest difference, absolute and relative, where runs of other lengths must give the same bits or
 nearly so; a trunk that looks beyond its receptive field differs by 0.1 and more."""
+ON_GPU: Final = {"fp32": 2e-3, "fp16": 2e-2, "int8": 1e-1}
+"""Likewise on a GPU, which may run other lengths with other kernels that round differently: int8 by
+whole steps."""
 
 
 def check_threads(threads: int) -> int:

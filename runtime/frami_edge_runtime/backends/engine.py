@@ -11,12 +11,12 @@ from __future__ import annotations
 import importlib
 import os
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from frami_edge_runtime.backends.checks import check_model, check_threads
+from frami_edge_runtime.backends.checks import ON_GPU, check_model, check_threads
 from frami_edge_runtime.backends.cudart import Cudart
 from frami_edge_runtime.backends.ort import Head
 from frami_edge_runtime.backends.runner import EngineRunner
@@ -28,9 +28,6 @@ from frami_edge_runtime.enginefile import (
     read_sidecar,
 )
 from frami_edge_runtime.errors import BackendError, EngineError
-
-TOLERANCES: Final = {"fp32": 2e-3, "fp16": 2e-2, "int8": 1e-1}
-"""Of the probe. TensorRT may run other lengths with other kernels, which round differently."""
 
 
 class EngineModel:
@@ -70,7 +67,7 @@ class EngineModel:
         self._head = Head(card.head, self.info, threads, self.name)
         self._runner = EngineRunner(trt, cudart, plan, card, self.name)
         try:
-            check_model(self, TOLERANCES[card.precision])
+            check_model(self, ON_GPU[card.precision])
         except BaseException:
             self.close()
             raise

@@ -16,7 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from frami_edge_runtime._strict_json import EXPORT_AGAIN
-from frami_edge_runtime.backends.checks import check_model, check_port, check_threads
+from frami_edge_runtime.backends.checks import (
+    EXACT,
+    ON_GPU,
+    check_model,
+    check_port,
+    check_threads,
+)
 from frami_edge_runtime.backends.protocol import UNBOUNDED
 from frami_edge_runtime.backends.source import read_model
 from frami_edge_runtime.errors import ModelFileError
@@ -100,7 +106,7 @@ class OrtModel:
         check_port(self._trunk.get_inputs(), TRUNK_INPUT, mel_shape, who)
         check_port(self._trunk.get_outputs(), TRUNK_OUTPUT, (None, info.channels, None), who)
         self._head = Head(read_head(self._trunk), info, threads, self.name)
-        check_model(self)
+        check_model(self, EXACT if kind == "cpu" else ON_GPU[info.precision])
 
     def frames(self, mel_BMT: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Run the trunk: (B, 1, M, T) float32, T >= receptive field, to (B, C, T') float32."""
