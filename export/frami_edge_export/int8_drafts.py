@@ -89,7 +89,7 @@ def add_int8(
             )
 
     add("int8.cpu", found.chosen, found.fallback)
-    tensorrt, fallen = search.settle(TENSORRT)
+    tensorrt, fallen = search.settle(TENSORRT, quantiser.stem)
     add("int8.trt", tensorrt, fallen, "TensorRT")
     together = Comparison.of(found.chosen.logits_BK, tensorrt.logits_BK).agreement
     bundle.notes.append(f"int8.trt names the same class as int8.cpu on {together:.2%}.")

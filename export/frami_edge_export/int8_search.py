@@ -114,7 +114,7 @@ class Int8Search:
             reason = f"{reason}; biases are corrected for the shift of each channel's mean"
         return Int8Result(chosen, tuple(self._tried), fallback, layers, reason)
 
-    def settle(self, flavour: Flavour, first: int = 1) -> tuple[Candidate, tuple[str, ...]]:
+    def settle(self, flavour: Flavour, first: int) -> tuple[Candidate, tuple[str, ...]]:
         """One flavour with so many first layers float, and the layers that had to follow them."""
         chosen = self._correct(self._build(flavour, self._first(first)))
         if self._passes(chosen):
