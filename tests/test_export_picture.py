@@ -92,3 +92,11 @@ def test_no_artefact_is_an_error_and_no_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least one artefact"):
         draw_export_report(REPORT | {"artifacts": []}, tmp_path / "p.png")
     assert not list(tmp_path.iterdir())
+
+
+def test_one_slow_round_does_not_squeeze_the_medians(tmp_path: Path) -> None:
+    blue = (0x25 / 255, 0x63 / 255, 0xA8 / 255)
+    slow = copy.deepcopy(REPORT)
+    slow["artifacts"][0]["p95_ms"] = 100.0
+    usual = share(pixels(REPORT, tmp_path / "a.png"), blue)
+    assert share(pixels(slow, tmp_path / "b.png"), blue) > 0.9 * usual
