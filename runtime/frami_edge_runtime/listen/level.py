@@ -35,19 +35,23 @@ class LevelMeter:
 
     def push(self, samples: npt.NDArray[Any]) -> None:
         """Take (N,) int16 or float samples with full scale at 32768 or 1."""
-        done = 0
-        while done < len(samples):
-            index, used = divmod(self._clock, self._block)
-            at = index % len(self._energy)
-            if used == 0:
-                self._energy[at] = self._count[at] = 0
-            part = samples[done : done + self._block - used].astype(np.float64)
-            if samples.dtype.kind == "i":
-                part *= float(INT16_SCALE)
-            self._energy[at] += float(part @ part)
-            self._count[at] += len(part)
-            done += len(part)
-            self._clock += len(part)
+        most = (len(self._energy) - 1) * self._block
+        for begin in range(0, len(samples), most):
+            self._add(samples[begin : begin + most])
+
+    def _add(self, samples: npt.NDArray[Any]) -> None:
+        index, used = divmod(self._clock, self._block)
+        x = samples.astype(np.float64)
+        if samples.dtype.kind == "i":
+            x *= float(INT16_SCALE)
+        starts = np.arange(-used, len(x), self._block)
+        starts[0] = 0
+        at = (index + np.arange(len(starts))) % len(self._energy)
+        fresh = at[1:] if used else at
+        self._energy[fresh] = self._count[fresh] = 0
+        self._energy[at] += np.add.reduceat(x * x, starts)
+        self._count[at] += np.diff(starts, append=len(x))
+        self._clock += len(x)
 
     def lose(self, samples: int) -> None:
         """Let time pass unheard."""
