@@ -100,6 +100,7 @@ class FakeTensorRT:
         self.no_driver = self.refuses_profile = self.rejects_cache = False
         self.parse_errors: list[tuple[str, str, str]] = []
         self.builds = {"strong": True, "weak": True}
+        self.refused: set[bytes] = set()
         self.configs: list[Config] = []
         self.alive: list[str] = []
         self.ports = [("mel", FLOAT), ("frames", FLOAT)]
@@ -167,7 +168,7 @@ class _Builder:
         fake, typing = self._fake, "strong" if network.strong else "weak"
         fake.say("build", typing, frozenset(config.flags))
         assert fake.alive == ["parser"], "the parser owns the weights and must outlive the build"
-        if not fake.builds[typing]:
+        if not fake.builds[typing] or network.onnx in fake.refused:
             self._logger.log(Severity.WARNING, "a warning that nobody needs")
             self._logger.log(Severity.ERROR, "Could not find any implementation\nfor node conv_3")
             return None

@@ -34,6 +34,7 @@ from frami_edge_export.tensorrt import (
     read_bundle,
     read_source,
     rebuild,
+    trials,
 )
 from frami_edge_runtime.backends.choose import open_backend
 from frami_edge_runtime.enginefile import (
@@ -84,7 +85,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         seen[source.name] = Engine(source, seen["spoil"].get(source.name, 0.0))
         return seen[source.name]
 
-    monkeypatch.setattr(engines, "open_backend", open_any)
+    monkeypatch.setattr(trials, "open_backend", open_any)
     monkeypatch.setattr(engines.measure, "CLIPS", 24)
     monkeypatch.setattr(engines.Cudart, "__init__", lambda self: None)
     monkeypatch.setattr(engines.Cudart, "sm", lambda self: SM)
@@ -199,6 +200,26 @@ def test_one_failure_does_not_stop_the_others(
     assert report.failures == {"int8": "s.int8.engine does not load."}
     assert not report.ok
     assert not (bundle / "s.int8.engine").exists()
+
+
+def test_the_next_file_is_tried_where_the_best_cannot_be_built(
+    bundle: Path, trt: FakeTensorRT, blobs: dict[str, bytes]
+) -> None:
+    best = blobs["int8.trt"] + b"\x1a\x00"  # the same graph, other bytes
+    (bundle / "s.int8.trt.fp16.onnx").write_bytes(best)
+    report = json.loads((bundle / "export_report.json").read_text())
+    report["artifacts"].append({"name": "int8.trt.fp16", "path": "s.int8.trt.fp16.onnx"})
+    (bundle / "export_report.json").write_text(json.dumps(report))
+    assert rebuild(bundle, options=OPTIONS).engines[2].card.onnx_name == "s.int8.trt.fp16.onnx"
+    trt.refused = {best}
+    found = rebuild(bundle, options=OPTIONS)
+    assert found.ok
+    assert found.engines[2].card.onnx_name == "s.int8.trt.onnx"
+    assert "Built from s.int8.trt.onnx, because" in found.engines[2].notes[0]
+    trt.refused = {best, blobs["int8.trt"]}
+    found = rebuild(bundle, options=OPTIONS)
+    assert not found.ok
+    assert "s.int8.trt.onnx" in found.failures["int8"]
 
 
 def test_nothing_is_half_written(

@@ -79,6 +79,8 @@ def read_bundle(
 ) -> tuple[str, tuple[EngineSource, ...], tuple[str, ...]]:
     """What a folder of ``frami-edge export`` offers: its name, the files, and what is not there.
 
+    Several files may offer one precision; the best comes first.
+
     Args:
         folder: Holds ``export_report.json`` and the ONNX files that it names.
         precisions: Wanted; the third result names those that the folder cannot give.
@@ -88,26 +90,30 @@ def read_bundle(
     """
     report = _read_report(folder)
     known = {a["name"]: a for a in report["artifacts"]}
-    sources, missing = [], []
+    sources: list[EngineSource] = []
+    missing: list[str] = []
     for precision in precisions:
-        found = next((known[n] for n in CANDIDATES[precision] if n in known), None)
-        if found is None:
+        found = [known[name] for name in CANDIDATES[precision] if name in known]
+        sources += [_source(folder, artifact, precision) for artifact in found]
+        if not found:
             missing.append(
                 f"The export has no {CANDIDATES[precision][0]} file, so no {precision} engine is "
                 "built."
             )
-            continue
-        data = _read_file(folder / Path(found["path"]).name)
-        expected = found.get("sha256")
-        if expected and hashlib.sha256(data).hexdigest() != expected:
-            raise ExportError(
-                f"{found['path']} is not the file that {REPORT} describes: the sha256 differs.",
-                fix=_AGAIN,
-            )
-        sources.append(read_source(Path(found["path"]).name, data, precision))
     if not sources:
         raise ExportError(f"{folder} holds nothing to build from. {' '.join(missing)}", fix=_AGAIN)
     return report["name"], tuple(sources), tuple(missing)
+
+
+def _source(folder: Path, artifact: dict[str, Any], precision: str) -> EngineSource:
+    name = Path(artifact["path"]).name
+    data = _read_file(folder / name)
+    expected = artifact.get("sha256")
+    if expected and hashlib.sha256(data).hexdigest() != expected:
+        raise ExportError(
+            f"{name} is not the file that {REPORT} describes: the sha256 differs.", fix=_AGAIN
+        )
+    return read_source(name, data, precision)
 
 
 def _read_report(folder: Path) -> dict[str, Any]:

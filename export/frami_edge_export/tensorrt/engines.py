@@ -30,10 +30,9 @@ from frami_edge_export.tensorrt.options import EngineOptions
 from frami_edge_export.tensorrt.profiles import profile_for
 from frami_edge_export.tensorrt.report import EngineArtifact, EngineReport
 from frami_edge_export.tensorrt.timing_cache import cache_path
+from frami_edge_export.tensorrt.trials import measure_all
 from frami_edge_export.tensorrt.verdicts import judge
-from frami_edge_runtime.backends.choose import open_backend
 from frami_edge_runtime.backends.cudart import Cudart
-from frami_edge_runtime.backends.protocol import Backend
 from frami_edge_runtime.enginefile import (
     EngineCard,
     read_plan_version,
@@ -92,7 +91,7 @@ def build_engines(
     then replaces its predecessor. An engine that fails does not stop the others.
 
     Args:
-        sources: At most one of each precision.
+        sources: Several of one precision stand in order: the first that can be built is used.
         out_dir: Made where missing.
         name: Prefix of the files.
         options: What to build and how.
@@ -112,7 +111,7 @@ def build_engines(
     try:
         built, failures = _build_all(sources, stage, out_dir, name, options, facts, trt, tell)
         tell("Comparing with the ONNX files and timing.")
-        measured = _measure_all(built, failures, sources, stage, options, mels)
+        measured = measure_all(built, failures, sources, stage, options, mels)
         engines, recommended, reason = judge(measured)
         report = EngineReport(
             name, engines, recommended, reason, dataclasses.asdict(facts), failures
@@ -147,12 +146,19 @@ def _build_all(
     failures: dict[str, str] = {}
     last: ExportError | None = None
     for source in sources:
+        if source.precision in {engine.precision for engine in built}:
+            continue
         tell(f"Building {source.precision} from {source.name}; minutes on a small device.")
         try:
-            built.append(_build_one(source, stage, out_dir, name, options, facts, trt))
+            engine = _build_one(source, stage, out_dir, name, options, facts, trt)
         except (BuildError, ParseError) as error:
             # Without its traceback, which would keep the failed network in memory.
             failures[source.precision], last = error.message, error.with_traceback(None)
+            continue
+        if instead := failures.pop(source.precision, ""):
+            note = f"Built from {source.name}, because {instead}"
+            engine = dataclasses.replace(engine, notes=(*engine.notes, note))
+        built.append(engine)
     if not built:
         raise last or BuildError("Nothing was to be built.", fix="Name at least one precision.")
     return built, failures
@@ -215,78 +221,6 @@ def _build_one(
         sqnr_db=None,
         passed=False,
         notes=built.notes,
-    )
-
-
-def _measure_all(
-    built: list[EngineArtifact],
-    failures: dict[str, str],
-    sources: Sequence[EngineSource],
-    stage: Path,
-    options: EngineOptions,
-    mels: measure.Array | None,
-) -> list[EngineArtifact]:
-    """Every engine loaded as the runtime loads it, compared and timed against the others."""
-    if mels is None:
-        mels = measure.plausible_mels(sources[0].info.mel)
-    truth = {}
-    for source in sources:
-        reference = open_backend(source.data, "cpu")
-        truth[source.precision] = measure.logits(reference, mels)
-        reference.close()
-    loaded: dict[str, Backend] = {}
-    try:
-        for engine in built:
-            try:
-                loaded[engine.precision] = open_backend(stage / engine.path, "tensorrt")
-            except FramiEdgeError as error:
-                failures[engine.precision] = error.message
-        if not loaded:
-            raise BuildError(
-                f"No engine could be loaded after the build: {' '.join(failures.values())}",
-                fix="Free GPU memory and build again.",
-            )
-        second = measure.latencies(loaded, 1.0, options.bench_s / 2)
-        chunk = measure.latencies(loaded, None, options.bench_s / 2)
-        return [
-            _measured(
-                engine,
-                measure.logits(loaded[engine.precision], mels),
-                truth,
-                (second, chunk),
-                options,
-            )
-            for engine in built
-            if engine.precision in loaded
-        ]
-    finally:
-        for backend in loaded.values():
-            backend.close()
-
-
-def _measured(
-    engine: EngineArtifact,
-    found_NK: measure.Array64,
-    truth: dict[str, measure.Array64],
-    times: tuple[measure.Times, measure.Times],
-    options: EngineOptions,
-) -> EngineArtifact:
-    own = measure.compare(truth[engine.precision], found_NK)
-    largest = float(abs(truth[engine.precision]).max())
-    fp32 = measure.compare(truth["fp32"], found_NK) if "fp32" in truth else None
-    second, chunk = times
-    p50, p95 = second[engine.precision]
-    return dataclasses.replace(
-        engine,
-        p50_ms=p50,
-        p95_ms=p95,
-        chunk_p50_ms=chunk[engine.precision][0],
-        speedup=second["fp32"][0] / p50 if "fp32" in second else None,
-        max_abs_difference=own.max_abs_difference,
-        agreement=own.agreement,
-        sqnr_db=own.sqnr_db,
-        passed=measure.within(engine.precision, own, largest, options.min_agreement),
-        agreement_fp32=None if fp32 is None else fp32.agreement,
     )
 
 
