@@ -7,6 +7,7 @@ PCM WAV (8, 16, 24, 32 bit) needs the standard library only. Everything else tha
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import struct
 import wave
@@ -23,6 +24,9 @@ from frami_edge_runtime.errors import AudioError
 Channel: TypeAlias = "int | Literal['mix']"
 BLOCK_BYTES: Final = 1 << 18
 MOST_CHANNELS: Final = 256
+_MOST_CHUNKS: Final = 64  # before fmt; it is the first one nearly always
+_EXTENSIBLE: Final = b"\xfe\xff"
+_PCM: Final = b"\x01\x00"
 _BROKEN = (
     wave.Error, EOFError, OSError, ValueError, RuntimeError, OverflowError, MemoryError,
     struct.error, ZeroDivisionError,
@@ -161,14 +165,19 @@ class _Wave:
     """PCM WAV by the standard library."""
 
     def __init__(self, path: Path) -> None:
-        self._file: wave.Wave_read = wave.open(str(path), "rb")  # noqa: SIM115 - closed by close()
+        self._raw = _PlainHeader(path)
+        try:
+            self._file = wave.open(self._raw, "rb")  # noqa: SIM115 - closed by close()
+        except BaseException:
+            self._raw.close()
+            raise
         self.sample_rate = self._file.getframerate()
         self.channels = self._file.getnchannels()
         self._bytes = self._file.getsampwidth()
         self.frames: int | None = self._file.getnframes()
         self.encoding = f"{8 * self._bytes}-bit PCM"
         if self._bytes not in (1, 2, 3, 4):
-            self._file.close()
+            self.close()
             raise wave.Error(f"unknown sample format: {8 * self._bytes} bits")
 
     def read(self, frames: int) -> npt.NDArray[Any]:
@@ -179,6 +188,39 @@ class _Wave:
 
     def close(self) -> None:
         self._file.close()
+        self._raw.close()
+
+
+class _PlainHeader(io.FileIO):
+    """A WAV file whose header says PCM where it says WAVE_FORMAT_EXTENSIBLE with PCM inside.
+
+    ffmpeg and sox write 24-bit files so; the standard library reads them from Python 3.12 on.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "rb")
+        self._tag_at = -2
+        at = 12
+        for _ in range(_MOST_CHUNKS):
+            self.seek(at)
+            head = super().read(8 + 26)
+            if len(head) < 8 + 26 or head[:4] == b"data":
+                break
+            if head[:4] == b"fmt ":
+                if head[8:10] == _EXTENSIBLE and head[32:34] == _PCM:
+                    self._tag_at = at + 8
+                break
+            at += 8 + int.from_bytes(head[4:8], "little")
+            at += at % 2
+        self.seek(0)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        at = self.tell()
+        data = super().read(-1 if size is None else size) or b""
+        if at <= self._tag_at and self._tag_at + 2 <= at + len(data):
+            tag = self._tag_at - at
+            data = data[:tag] + _PCM + data[tag + 2 :]
+        return data
 
 
 def _decode_pcm(data: bytes, size: int) -> npt.NDArray[Any]:

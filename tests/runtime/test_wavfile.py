@@ -62,6 +62,26 @@ def test_24_bit_is_exact(tmp_path: Path) -> None:
     assert (heard.astype(np.float64) * 2**23).tolist() == values
 
 
+@pytest.mark.parametrize("junk", [b"", b"JUNK\x05\0\0\0hello\0"])
+def test_the_extensible_header_of_24_bit_files_is_understood(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, junk: bytes
+) -> None:
+    monkeypatch.setitem(sys.modules, "soundfile", None)  # type: ignore[arg-type]
+    data = pcm(WAVE, 3)
+    guid = b"\x01\0\0\0\0\0\x10\0\x80\0\0\xaa\0\x38\x9b\x71"
+    fmt = struct.pack("<HHIIHHHHI", 0xFFFE, 1, 8000, 24_000, 3, 24, 22, 24, 4) + guid
+    body = b"WAVE" + junk + b"fmt " + struct.pack("<I", 40) + fmt
+    body += b"data" + struct.pack("<I", len(data)) + data
+    path = tmp_path / "a.wav"
+    path.write_bytes(b"RIFF" + struct.pack("<I", len(body)) + body)
+    heard = read_all(path)
+    assert len(heard) == 1000
+    assert np.abs(heard - WAVE).max() < 1e-6
+    path.write_bytes(path.read_bytes().replace(guid, b"\x03" + guid[1:]))  # float inside
+    with pytest.raises(AudioError, match="soundfile"):
+        AudioFile(path)
+
+
 def test_channels_are_mixed_or_chosen(tmp_path: Path) -> None:
     stereo = np.array([[1000, 3000], [-500, 500]], "<i2").tobytes()
     path = write_wav(tmp_path / "a.wav", stereo, channels=2)
