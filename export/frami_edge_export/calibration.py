@@ -5,6 +5,7 @@ Shape legend: N samples, M mel bands, T mel frames.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -72,6 +73,31 @@ def prepare_calibration(
     ranges = with_context(x[order[:count]], context)
     holdout = with_context(x[order[count : count + options.max_holdout]], context)
     return CalibrationSet(ranges, holdout, clamped, sha256(ranges.tobytes()))
+
+
+def at_other_levels(
+    mels_N1MT: Array, mel: MelSpec, context: tuple[int, int], gain_db: float, seed: int
+) -> Array:
+    """The same clips louder or softer, each by its own gain between -gain_db and +gain_db.
+
+    A gain shifts a log-mel; the result is clamped to the front end's floor and ceiling.
+
+    Args:
+        mels_N1MT: (N, 1, M, T) normalised log-mels with their context, which stays as it is.
+        mel: The front end.
+        context: The student's, in mel frames.
+        gain_db: Largest gain, dB of the waveform.
+        seed: Draws the gains.
+    """
+    per_db = mel.power * math.log(10) / 20 * mel.log_scale / np.asarray(mel.std)
+    gains_N = np.random.default_rng(seed).uniform(-gain_db, gain_db, len(mels_N1MT))
+    shift_N1M1 = (gains_N[:, None] * np.broadcast_to(per_db, mel.n_mels))[:, None, :, None]
+    low, high = mel.floor[None, None, :, None], mel.ceiling[None, None, :, None]
+    left, right = context
+    clip = slice(left, mels_N1MT.shape[3] - right)
+    shifted = mels_N1MT.copy()
+    shifted[..., clip] = np.clip(mels_N1MT[..., clip] + shift_N1M1, low, high)
+    return shifted
 
 
 def _checked(samples: npt.NDArray[np.floating] | None, mel: MelSpec) -> Array:

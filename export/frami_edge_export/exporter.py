@@ -119,7 +119,9 @@ def export_student(
         reason=reason,
         calibration=None if made is None else made.calibration,
         gates=tuple(bundle.gates),
-        quantisation=None if made is None else quantisation_record(made.found),
+        quantisation=None
+        if made is None
+        else quantisation_record(made.found, made.levels, options.level_db),
         layers=() if made is None else made.found.layers,
         bench=bench.description(),
         options=options.to_dict(),

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx
 
 from frami_edge_export.bias_correction import BiasCorrector
-from frami_edge_export.calibration import CalibrationSet
+from frami_edge_export.calibration import CalibrationSet, at_other_levels
 from frami_edge_export.drafts import Bundle, Draft
 from frami_edge_export.files import json_bytes
 from frami_edge_export.int8_search import Candidate, Int8Result, Int8Search
@@ -37,6 +37,8 @@ class Int8Files:
     calibration: Calibration
     table: dict[str, Any]
     """``calib.json``."""
+    levels: Comparison
+    """Of ``int8.cpu`` with fp32 on the hold-out at other levels (`ExportOptions.level_db`)."""
 
 
 def add_int8(
@@ -95,4 +97,12 @@ def add_int8(
     bundle.notes.append(f"int8.trt names the same class as int8.cpu on {together:.2%}.")
     if portable:
         add("int8.portable", *search.settle(PORTABLE, len(found.chosen.float_layers)))
-    return Int8Files(found, used, table)
+    context = (info.context.left, info.context.right)
+    other = at_other_levels(sample.holdout, info.mel, context, options.level_db, options.seed)
+    levels = search.judge(found.chosen, other)
+    if levels.agreement < options.min_agreement:
+        bundle.notes.append(
+            f"int8.cpu agrees with fp32 on {levels.agreement:.2%} only where sounds are up to "
+            f"{options.level_db:g} dB louder or softer than the calibration set."
+        )
+    return Int8Files(found, used, table, levels)

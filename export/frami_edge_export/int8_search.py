@@ -83,9 +83,9 @@ class Int8Search:
         self._corrector = corrector
         self._holdout, self._trunk_1s = holdout_N1MT, trunk_1s
         self._few = holdout_N1MT[:_LAYER_SAMPLES]
-        session = cpu_session(trunk)
-        self._reference_BK: Array64 = head(run_trunk(session, holdout_N1MT))
-        self._reference_frames = run_trunk(session, self._few)
+        self._fp32 = cpu_session(trunk)
+        self._reference_BK: Array64 = head(run_trunk(self._fp32, holdout_N1MT))
+        self._reference_frames = run_trunk(self._fp32, self._few)
         self._tried: list[dict[str, Any]] = []
 
     def run(self) -> Int8Result:
@@ -121,6 +121,11 @@ class Int8Search:
             return chosen, ()
         best, fallback, _ = self._fall_back(chosen, self._layer_sqnr(flavour), "")
         return best, fallback
+
+    def judge(self, candidate: Candidate, mels_N1MT: Array) -> Comparison:
+        """A graph against fp32 on other mels, with their context."""
+        logits_BK = self._head(run_trunk(cpu_session(candidate.model), mels_N1MT))
+        return Comparison.of(self._head(run_trunk(self._fp32, mels_N1MT)), logits_BK)
 
     def _passes(self, candidate: Candidate) -> bool:
         return candidate.comparison.agreement >= self._options.min_agreement

@@ -58,6 +58,12 @@ def _int8_section(report: ExportReport) -> list[str]:
         f"{c.clamped:.2%} of the values were clamped to the front end's range. {q['reason']}.",
         "",
     ]
+    levels = q["levels"]
+    lines += [
+        f"At levels up to {levels['level_db']:g} dB louder or softer: agreement "
+        f"{levels['agreement']:.2%}, SQNR {_number(levels['sqnr_db'], '.1f')} dB.",
+        "",
+    ]
     rows = [[row["layer"], _number(row["sqnr_db"], ".1f")] for row in report.layers[:8]]
     return lines + _table(["most sensitive layers, each int8 alone", "SQNR dB"], rows)
 

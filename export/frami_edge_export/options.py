@@ -35,6 +35,9 @@ class ExportOptions:
     first_layers_gain: float = 0.95
     """More or fewer than one of the first convolutions stay float only where that takes at most
     this share of the time."""
+    level_db: float = 12.0
+    """int8 is also judged on the hold-out louder and softer by up to this, for the report: ranges
+    set on narrow levels would show there."""
     chunk_s: float = 0.1
     """Seconds of new audio in a streaming chunk, for the second latency figure."""
     bench_budget_s: float = 1.0
@@ -48,7 +51,13 @@ class ExportOptions:
         """Check every range."""
         for name in ("min_agreement", "max_drop", "holdout_fraction", "first_layers_gain"):
             self._require(name, 0.0 <= getattr(self, name) <= 1.0, "lie between 0 and 1")
-        for name in ("parity_tolerance", "max_range_shift", "chunk_s", "bench_budget_s"):
+        for name in (
+            "parity_tolerance",
+            "max_range_shift",
+            "level_db",
+            "chunk_s",
+            "bench_budget_s",
+        ):
             self._require(name, getattr(self, name) > 0, "be positive")
         for name in ("max_calibration", "max_holdout", "bench_rounds"):
             self._require(name, getattr(self, name) >= 1, "be at least 1")

@@ -12,6 +12,7 @@ from frami_edge_export.int8_search import Candidate, Int8Result
 from frami_edge_export.metadata import serialised
 from frami_edge_export.quantise import METHOD, OP_TYPES, Quantiser
 from frami_edge_export.report import Artifact, Calibration
+from frami_edge_export.scoring import Comparison
 from frami_edge_runtime.modelfile import ModelInfo
 
 
@@ -79,13 +80,18 @@ def int8_artifact(name: str, path: str, made: Candidate, purpose: str) -> Artifa
     )
 
 
-def quantisation_record(found: Int8Result) -> dict[str, Any]:
-    """How the int8 graph was chosen."""
+def quantisation_record(found: Int8Result, levels: Comparison, level_db: float) -> dict[str, Any]:
+    """How the int8 graph was chosen, and how it does at other levels than those of the set."""
     return {
         "flavour": found.chosen.flavour.name,
         "float_layers": sorted(found.chosen.float_layers),
         "bias_correction": found.chosen.corrected,
         "fallback": list(found.fallback),
+        "levels": {
+            "level_db": level_db,
+            "agreement": levels.agreement,
+            "sqnr_db": levels.sqnr_db,
+        },
         "tried": list(found.tried),
         "reason": found.reason,
     }

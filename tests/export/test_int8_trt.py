@@ -10,15 +10,23 @@ import pytest
 from export_kit import MEL, TinyStudent
 from onnx import TensorProto, numpy_helper
 
-from frami_edge_export import ExportError, ExportOptions, ExportReport, StudentFacts, export_student
+from frami_edge_export import (
+    ExportError,
+    ExportOptions,
+    ExportReport,
+    StudentFacts,
+    export_student,
+    markdown_card,
+)
 from frami_edge_export.bias_correction import BiasCorrector
+from frami_edge_export.calibration import at_other_levels
 from frami_edge_export.frequency_mean import mean_as_pooling
 from frami_edge_export.graphs import frozen_head
 from frami_edge_export.lint import lint_tensorrt
 from frami_edge_export.quantise import PORTABLE, TENSORRT, Quantiser
 from frami_edge_export.scoring import Comparison, Head, run_trunk
 from frami_edge_export.sessions import cpu_session
-from frami_edge_runtime import Classifier
+from frami_edge_runtime import Classifier, log_mel
 
 FAST = ExportOptions(bench_budget_s=0.05, bench_rounds=15)
 
@@ -165,3 +173,33 @@ def test_the_mean_over_frequency_is_the_same_as_pooling(trunk: onnx.ModelProto) 
 
 def test_a_mean_over_time_stays_a_mean(whole: onnx.ModelProto) -> None:
     assert [n.op_type for n in whole.graph.node].count("ReduceMean") == 2
+
+
+def test_a_gain_shifts_a_log_mel_inside_the_physical_range() -> None:
+    t = np.arange(8000) / MEL.sample_rate
+    samples = (0.05 * np.sin(2 * np.pi * 800 * t)).astype(np.float32)
+    mel = log_mel(samples, MEL).T.copy()[None, None]
+    padded = np.pad(mel, ((0, 0), (0, 0), (0, 0), (3, 2)))
+    gain_db = float(np.random.default_rng(4).uniform(-12, 12))
+    found = at_other_levels(padded, MEL, (3, 2), 12.0, seed=4)
+    expected = log_mel(samples * np.float32(10 ** (gain_db / 20)), MEL).T
+    # A gain does not move what log_eps adds, so only bands above it are compared.
+    loud = mel[0, 0] > MEL.floor[:, None] + 1.5
+    assert loud.any()
+    np.testing.assert_allclose(found[0, 0, :, 3:-2][loud], expected[loud], atol=5e-3)
+    assert not found[..., :3].any()
+    assert not found[..., -2:].any()
+    loudest = at_other_levels(padded, MEL, (3, 2), 200.0, seed=1)[0, 0, :, 3:-2]
+    assert (loudest <= MEL.ceiling[:, None] + 1e-5).all()
+    assert (loudest >= MEL.floor[:, None] - 1e-5).all()
+
+
+def test_the_report_says_how_int8_does_at_other_levels(
+    exported: tuple[Path, ExportReport],
+) -> None:
+    report = exported[1]
+    assert report.quantisation is not None
+    levels = report.quantisation["levels"]
+    assert levels["level_db"] == 12.0
+    assert levels["agreement"] > 0.9
+    assert "12 dB louder or softer" in markdown_card(report)
