@@ -158,11 +158,13 @@ class SlidingWindow(StatsPool):
     @property
     def begins(self) -> float:
         """``at`` of the first frame of the oldest block that has any; 0 without frames."""
-        newest = (self.slots - 1) // self.block % self.blocks
-        oldest_first = np.roll(self._filled, -newest - 1).nonzero()[0]
-        if len(oldest_first) == 0:
-            return 0.0
-        return float(self._begins[(oldest_first[0] + newest + 1) % self.blocks])
+        oldest = ((self.slots - 1) // self.block + 1) % self.blocks
+        if self._filled[oldest] == 0:  # the window is not full yet, or has a gap in front
+            in_order = np.roll(self._filled, -oldest).nonzero()[0]
+            if len(in_order) == 0:
+                return 0.0
+            oldest = (oldest + int(in_order[0])) % self.blocks
+        return float(self._begins[oldest])
 
     def push(self, frames_Cn: Frames, at: float = 0.0) -> None:
         """Take (C, n) float32 frames, n >= 0."""

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frami_edge_runtime import AudioError, Classifier, ModelFileError, Result, StreamError
-from frami_edge_runtime._driver import MOST_LANES
+from frami_edge_runtime._driver import CPU_LANES
 from frami_edge_runtime.streams import StreamGroup
 
 MODES: dict[str, dict[str, Any]] = {
@@ -87,7 +87,7 @@ def test_more_streams_than_go_in_one_call(
     classifier: Classifier, clip: np.ndarray, rate: int
 ) -> None:
     pytest.importorskip("soxr", reason="soxr, the runtime's extra 'resample', is not installed")
-    n = MOST_LANES + 7
+    n = CPU_LANES + 7
     group = classifier.streams(n, rate, window_s=0.4, hop_s=0.1)
     assert len(group) == n
     found: list[list[Result]] = [[] for _ in range(n)]
@@ -95,7 +95,7 @@ def test_more_streams_than_go_in_one_call(
         chunks = [np.roll(clip, 100 * i)[start : start + 1600 - i] for i in range(n)]
         for i, results in enumerate(group.push(chunks)):
             found[i] += results
-    for i in (0, 1, MOST_LANES - 1, MOST_LANES, n - 1):
+    for i in (0, 1, CPU_LANES - 1, CPU_LANES, n - 1):
         stream, expected = classifier.stream(rate, window_s=0.4, hop_s=0.1), []
         for start in range(0, 16_000, 1600):
             expected += stream.push(np.roll(clip, 100 * i)[start : start + 1600 - i])
