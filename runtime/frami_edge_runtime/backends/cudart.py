@@ -131,7 +131,7 @@ class Cudart:
             raise EngineError(
                 f"{name}{size} failed: {(label or b'unknown').decode(errors='replace')} "
                 f"({code}), {said.rstrip('.')}.",
-                fix="Free GPU memory or restart the process; `frami-edge doctor` shows the driver.",
+                fix="Free GPU memory, or restart the process; nvidia-smi shows the driver.",
             )
 
 
