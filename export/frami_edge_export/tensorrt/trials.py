@@ -55,8 +55,9 @@ def measure_all(
                 failures[engine.precision] = error.message
         if not loaded:
             raise BuildError(
-                f"No engine could be loaded after the build: {' '.join(failures.values())}",
-                fix="Free GPU memory and build again.",
+                f"No engine could be loaded after the build: "
+                f"{' '.join(dict.fromkeys(failures.values()))}",
+                fix="See to that and build again; the ONNX files run in ONNX Runtime as they are.",
             )
         second = measure.latencies(loaded, 1.0, options.bench_s / 2)
         chunk = measure.latencies(loaded, None, options.bench_s / 2)
