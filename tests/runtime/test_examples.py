@@ -109,7 +109,8 @@ def test_microphone(model_path: Path, tmp_path: Path) -> None:
     (tmp_path / "sounddevice.py").write_text("raise ImportError")
     lines = run(
         "microphone.py", model_path, "--device", "plughw:1", "--seconds", 3,
-        PATH=str(path.parent), PYTHONPATH=str(tmp_path),
+        PATH=str(path.parent),
+        PYTHONPATH=os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")])),
     )  # fmt: skip
     assert lines[0] == "listening to ALSA device plughw:1 at 8000 Hz"
     assert lines[-1].startswith("0 samples lost, ")

@@ -225,6 +225,10 @@ while True:
 """
 
 
+def python_path(first: Path) -> str:
+    return os.pathsep.join(filter(None, [str(first), os.environ.get("PYTHONPATH")]))
+
+
 def microphone(folder: Path, script: str = ENDLESS) -> dict[str, str]:
     """An environment whose only microphone is an arecord that runs this script."""
     path = folder / "bin" / "arecord"
@@ -234,7 +238,7 @@ def microphone(folder: Path, script: str = ENDLESS) -> dict[str, str]:
     blocked = folder / "blocked" / "sounddevice.py"
     blocked.parent.mkdir()
     blocked.write_text("raise ImportError")
-    return {**os.environ, "PATH": str(path.parent), "PYTHONPATH": str(blocked.parent)}
+    return {**os.environ, "PATH": str(path.parent), "PYTHONPATH": python_path(blocked.parent)}
 
 
 def rest(process: subprocess.Popen[str]) -> tuple[str, str]:

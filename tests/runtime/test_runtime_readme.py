@@ -34,9 +34,10 @@ def folder(model_path: Path, tmp_path: Path) -> Path:
 
 
 def run(program: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
     return subprocess.run(
         [sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, timeout=60,
-        env={**os.environ, "PATH": str(folder / "bin"), "PYTHONPATH": str(folder)},
+        env={**os.environ, "PATH": str(folder / "bin"), "PYTHONPATH": path},
     )  # fmt: skip
 
 
