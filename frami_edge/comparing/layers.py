@@ -16,8 +16,8 @@ from frami_edge.comparing.clips import Batch
 from frami_edge.comparing.sides import Side
 from frami_edge.describing.onnx_file import read_onnx
 from frami_edge.errors import ConfigError
+from frami_edge.onnx_session import OnnxSession
 from frami_edge_export.scoring import sqnr_db
-from frami_edge_export.sessions import cpu_session
 
 CLIPS: Final = 16
 _ACTIVATIONS = ("Relu", "Clip")
@@ -96,11 +96,9 @@ def _run(
     for name in dict.fromkeys(tensors):
         if name not in known:
             model.graph.output.append(onnx.ValueInfoProto(name=name))
-    session = cpu_session(model)
     if side.kind == "streaming" and side.context is not None:
         x_B1MT = np.pad(x_B1MT, ((0, 0), (0, 0), (0, 0), side.context))
     unique = list(dict.fromkeys(tensors))
-    found = dict(
-        zip(unique, session.run(unique, {session.get_inputs()[0].name: x_B1MT}), strict=True)
-    )
+    session = OnnxSession(model.SerializeToString(), side.path.name)
+    found = dict(zip(unique, session.run(x_B1MT, unique), strict=True))
     return [found[name] for name in tensors]

@@ -20,8 +20,8 @@ from frami_edge.errors import CheckpointError, ModelFileError
 from frami_edge.evaluation import predict
 from frami_edge.models.checkpoint import TrainedOn, load_checkpoint
 from frami_edge.models.student import Student
+from frami_edge.onnx_session import OnnxSession
 from frami_edge_export.mels import classify_mels
-from frami_edge_export.sessions import cpu_session
 from frami_edge_runtime import Classifier, MelSpec
 from frami_edge_runtime.backends.choose import open_backend
 from frami_edge_runtime.modelfile import METADATA_KEY, ModelInfo
@@ -140,12 +140,10 @@ def _onnx(path: Path, backend: str) -> Side:
         if classifier.backend != "cpu":
             answer = _through(path, backend)
         return _described(path, kind, info, answer, classifier)
-    session = cpu_session(path.read_bytes())
-    source, target = session.get_inputs()[0].name, session.get_outputs()[0].name
+    session = OnnxSession(path, path.name)
 
     def run(x: npt.NDArray[np.float32]) -> Logits:
-        logits: Logits = session.run([target], {source: x})[0]
-        return logits
+        return session.run(x)[0]
 
     if kind == "waveform":
         rate = info.mel.sample_rate

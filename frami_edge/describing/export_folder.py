@@ -22,10 +22,9 @@ def read_report(folder: Path) -> dict[str, Any]:
     path = folder / REPORT
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-        whole = report["schema"] == 1 and isinstance(report["artifacts"], list)
-        whole = whole and all({"name", "path", "bytes"} <= set(a) for a in report["artifacts"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        whole = False
+    except (ValueError, RecursionError):
+        report = None
+    whole = isinstance(report, dict) and _is_report(report)
     if not whole:
         raise ModelFileError(
             f"{path} is damaged or of another version.",
@@ -33,6 +32,26 @@ def read_report(folder: Path) -> dict[str, Any]:
         )
     found: dict[str, Any] = report
     return found
+
+
+def _is_report(report: dict[str, Any]) -> bool:
+    """Of this schema, as far as it is read here."""
+    artifacts, gates = report.get("artifacts"), report.get("gates", [])
+    return (
+        report.get("schema") == 1
+        and isinstance(report.get("recommended", ""), str)
+        and isinstance(report.get("notes", []), list)
+        and isinstance(report.get("bench", {}), dict)
+        and isinstance(artifacts, list)
+        and all(_has(a, name=str, path=str, bytes=int) for a in artifacts)
+        and len({a["name"] for a in artifacts}) == len(artifacts)
+        and isinstance(gates, list)
+        and all(_has(gate, name=str, passed=bool) for gate in gates)
+    )
+
+
+def _has(value: Any, **types: type) -> bool:
+    return isinstance(value, dict) and all(isinstance(value.get(k), t) for k, t in types.items())
 
 
 def describe_export(folder: Path) -> Description:
@@ -56,7 +75,7 @@ def describe_export(folder: Path) -> Description:
             Fact("reason", report.get("reason")),
             Fact("gates", report.get("gates"), f"{gates - len(failed)} of {gates} passed"),
             Fact("calibration", report.get("calibration"), _calibration(report)),
-            Fact("measured_on", (report.get("bench") or {}).get("cpu")),
+            Fact("measured_on", report.get("bench", {}).get("cpu")),
         ),
     )  # fmt: skip
     files = Section(

@@ -7,6 +7,7 @@ import binascii
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import onnx
 
@@ -54,12 +55,24 @@ def read_onnx(path: Path) -> onnx.ModelProto:
         raise
     except Exception:  # protobuf's errors differ between its implementations
         model = onnx.ModelProto()
-    if not model.ir_version or not model.graph.node:
+    if not model.ir_version or not model.graph.node or not _all_text(model):
         raise ModelFileError(
             f"{path} is no whole ONNX file: it is damaged, truncated, or something else.",
             fix="Copy it again, and compare its size and hash with those of export_report.json.",
         )
     return model
+
+
+def _all_text(message: Any) -> bool:
+    """Protobuf hands over text that is no UTF-8 as bytes, which no reader expects."""
+    for field, value in message.ListFields():
+        if field.type not in (field.TYPE_STRING, field.TYPE_MESSAGE):
+            continue
+        single = isinstance(value, (str, bytes)) or hasattr(value, "ListFields")
+        for item in (value,) if single else value:
+            if isinstance(item, bytes) or (hasattr(item, "ListFields") and not _all_text(item)):
+                return False
+    return True
 
 
 def read_info(model: onnx.ModelProto) -> tuple[str, ModelInfo] | None:
@@ -101,14 +114,12 @@ def describe_onnx(path: Path) -> Description:
             sections = () if found is None else info_sections(found[1])
         except ModelFileError as error:
             findings.append(f"Its description cannot be read: {error}")
-    findings += _unsound(model) + [
-        f"A local path or stack trace is inside: {x}" for x in leaks(model)
-    ]
+    unsound = _unsound(model)
+    findings += unsound + [f"A local path or stack trace is inside: {x}" for x in leaks(model)]
     graph, size = _graph(model, path)
-    return Description(
-        kind, title, (_file(path, size), Section("graph", (*graph, _lint(model))), *sections),
-        tuple(findings),
-    )  # fmt: skip
+    graph.append(_lint(model, sound=not unsound))
+    first = (_file(path, size), Section("graph", tuple(graph)))
+    return Description(kind, title, (*first, *sections), tuple(findings))
 
 
 def _file(path: Path, parts: dict[str, int]) -> Section:
@@ -213,8 +224,10 @@ def _inner_model(text: str) -> str:
         ) from None
 
 
-def _lint(model: onnx.ModelProto) -> Fact:
+def _lint(model: onnx.ModelProto, *, sound: bool) -> Fact:
     """Whether TensorRT would take the graph, by the exporter's static rules."""
+    if not sound:
+        return Fact("tensorrt_lint", None, "not checked, because the graph is not sound")
     found = lint_tensorrt(model)
     counts = Counter(f.rule for f in found)
     text = "clean: no rule speaks against building an engine from it"

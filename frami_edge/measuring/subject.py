@@ -8,16 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from frami_edge.describing.onnx_file import CLASSIFIER_KEY, WAVEFORM_KEY, read_info, read_onnx
 from frami_edge.errors import CheckpointError, ConfigError, ModelFileError
+from frami_edge.onnx_session import OnnxSession
 from frami_edge_export.parity import parity_inputs
 from frami_edge_runtime import Classifier
 from frami_edge_runtime.backends.choose import open_backend
+from frami_edge_runtime.backends.protocol import UNBOUNDED
 from frami_edge_runtime.modelfile import ModelInfo
 
 Kind = Literal["streaming", "classifier", "waveform", "engine"]
@@ -116,25 +118,5 @@ def _whole(path: Path, kind: Kind, info: ModelInfo, backend: str, threads: int) 
             f"{path.name} is a whole classifier; it is timed on the CPU alone.",
             fix="Leave --backend out, or give a streaming file.",
         )
-    session = _session(path, threads)
-    source = session.get_inputs()[0].name
-
-    def run(x: npt.NDArray[np.float32]) -> object:
-        return session.run(None, {source: x})
-
-    return Subject(path, kind, "cpu", info, threads, run, 1 << 30)
-
-
-def _session(path: Path, threads: int) -> Any:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 4  # what it would print, the error says
-    try:
-        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime raises a dozen unrelated types
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelFileError(
-            f"ONNX Runtime cannot load {path}: {first[:300]}", fix="Export it again."
-        ) from None
+    session = OnnxSession(path, path.name, threads=threads)
+    return Subject(path, kind, "cpu", info, threads, session.run, UNBOUNDED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,10 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 from typer.testing import Result
 
+from frami_edge.describing import describe
 from frami_edge.describing.description import Fact, listed, size_text, thousands
+from frami_edge.errors import FramiEdgeError
+from frami_edge.io import json_text
 from frami_edge_runtime.enginefile import EngineCard, write_sidecar
 from frami_edge_runtime.modelfile import HEAD_KEY, METADATA_KEY
 
@@ -299,3 +303,28 @@ def test_values_are_shown_for_people() -> None:
     assert [Fact("x", v).shown() for v in (None, True, 3.14159, [1, 2])] == [
         "-", "yes", "3.142", "1, 2",
     ]  # fmt: skip
+
+
+def test_no_mutation_gets_past_the_known_errors(exported: Path, tmp_path: Path) -> None:
+    rng = random.Random(0)
+    (tmp_path / "x").mkdir()
+    names = ("student.fp32.onnx", "student.int8.cpu.onnx", "export_report.json")
+    whole = {name: (exported / name).read_bytes() for name in names}
+    read, refused = 0, []
+    for _ in range(300):
+        name = rng.choice(names)
+        data = bytearray(whole[name])
+        for _ in range(rng.choice((1, 1, 4))):
+            data[rng.randrange(min(len(data), 8000))] = rng.randrange(256)
+        if rng.random() < 0.1:
+            del data[rng.randrange(len(data)) :]
+        path = tmp_path / "x" / name
+        path.write_bytes(data)
+        try:
+            json_text(describe(path).to_dict())
+            read += 1
+        except FramiEdgeError as error:
+            refused.append(error.fix)
+    assert read > 20
+    assert len(refused) > 20
+    assert all(refused)

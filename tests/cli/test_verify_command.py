@@ -17,6 +17,7 @@ from frami_edge.comparing import Batch, compare_answers, length_batch, open_side
 from frami_edge.comparing.streaming import check_stream
 from frami_edge.errors import FramiEdgeError, ModelFileError
 from frami_edge_runtime import Classifier
+from frami_edge_runtime.backends.choose import open_backend
 from frami_edge_runtime.modelfile import METADATA_KEY
 
 Call = Callable[..., Result]
@@ -261,3 +262,42 @@ def test_log_mels_have_no_audio_behind_them(exported: Path) -> None:
     batch = Batch("bank", ["x"], mels=[np.zeros((spec.n_mels, 9), np.float32)], spec=spec)
     with pytest.raises(FramiEdgeError, match="takes samples"):
         batch.audio_for(spec.sample_rate)
+
+
+def test_an_engine_answers_through_the_runtime(
+    exported: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from frami_edge.comparing import sides
+
+    source = exported / "student.fp32.onnx"
+    asked: list[tuple[str, str]] = []
+
+    def stand_in(real: Callable[..., Any]) -> Callable[..., Any]:
+        def run(path: Path, backend: str) -> Any:
+            asked.append((Path(path).name, backend))
+            return real(source)
+
+        return run
+
+    engine = tmp_path / "student.engine"
+    engine.write_bytes(b"ftrt")
+    reference = open_side(source)
+    monkeypatch.setattr(sides, "Classifier", stand_in(Classifier))
+    monkeypatch.setattr(sides, "open_backend", stand_in(open_backend))
+    side = open_side(engine)
+    assert side.kind == "engine"
+    assert asked == [("student.engine", "auto")] * 2
+    batch = length_batch(side.spec, side.receptive_field or 1, side.stride or 1, 0)
+    assert np.abs(side.answer(batch) - reference.answer(batch)).max() < 1e-5
+    assert check_stream(side, batch, 0) is not None
+
+
+def test_a_graph_that_onnx_runtime_refuses_is_a_sentence(
+    exported: Path, call: Call, tmp_path: Path
+) -> None:
+    model = onnx.load(exported / "student.model.onnx")
+    model.graph.node[0].op_type = "Convolution"
+    onnx.save(model, tmp_path / "odd.onnx")
+    result = call("verify", exported / "student.fp32.onnx", tmp_path / "odd.onnx", code=1)
+    assert "cannot load odd.onnx" in result.stderr
+    assert "cannot load odd.onnx" in call("bench", tmp_path / "odd.onnx", code=1).stderr
