@@ -102,8 +102,10 @@ class Int8Search:
             f"{c.flavour.name} {t:.3f} ms" for c, t in zip(rivals, times, strict=True)
         )
         passing = sum(self._passes(c) for c in rivals)
-        why = "fastest" if passing != 1 else "the only one to pass the agreement gate"
-        reason = f"{chosen.flavour.name} is {why} on this CPU ({listed})"
+        why = "is the only one to pass the agreement gate" if passing == 1 else "is fastest"
+        if passing != 1 and chosen is rivals[0] and min(times) < times[0]:
+            why = f"is fastest within {1 - self._options.first_layers_gain:.0%}"
+        reason = f"{chosen.flavour.name} {why} on this CPU ({listed})"
         chosen, reason = self._choose_first_layers(chosen, reason)
         chosen = self._correct(chosen)
         layers = self._layer_sqnr(chosen.flavour)
