@@ -9,6 +9,7 @@ Shape legend: n frames, N samples of a frame, F = N // 2 + 1 frequency bins.
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable
 from typing import Any, Final
@@ -22,6 +23,7 @@ Rfft = Callable[[npt.NDArray[np.float32], npt.NDArray[np.complex64]], None]
 _MODERN: Final = int(np.__version__.split(".")[0]) >= 2
 
 
+@functools.lru_cache(maxsize=16)  # the trial costs more than a push
 def rfft_over_n(n_fft: int) -> Rfft:
     """A function of frames (n, N) that puts their spectra, divided by N, into an array (n, F).
 
