@@ -1,23 +1,30 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from export_kit import TinyStudent, synthetic_mels
+from export_kit import MEL, TinyStudent, synthetic_mels
 from onnx import numpy_helper
 
-from frami_edge_export import ExportError, GraphError
-from frami_edge_export.graphs import frozen_head
+from frami_edge_export import ExportError, ExportOptions, GraphError, StudentFacts
+from frami_edge_export.calibration import prepare_calibration
+from frami_edge_export.drafts import Bundle
+from frami_edge_export.graphs import frozen_head, head_graph
 from frami_edge_export.lint import lint_tensorrt
+from frami_edge_export.metadata import model_info, serialised
 from frami_edge_export.qat import QatOptions, QatResult, Target, TorchTrunk, qat_finetune
+from frami_edge_export.qat.drafts import add_qat
 from frami_edge_export.qat.fake_quant import fake_quant, fake_quant_weight, weight_scales
 from frami_edge_export.qat.requantise import GivenRanges, float_weights
 from frami_edge_export.quantise import FLAVOURS, PORTABLE, TENSORRT, Flavour, Quantiser
+from frami_edge_export.records import calibration_record
 from frami_edge_export.scoring import Head, run_trunk, sqnr_db, with_context
 from frami_edge_export.sessions import cpu_session
+from frami_edge_runtime import Classifier
 
 ALL = [*FLAVOURS, TENSORRT, PORTABLE]
 STEPS = 60
@@ -256,3 +263,37 @@ def test_nothing_to_train_on_is_an_error(
 def test_options_are_checked(values: dict[str, float]) -> None:
     with pytest.raises(ExportError, match=next(iter(values))):
         QatOptions(**values)  # type: ignore[arg-type]
+
+
+def test_the_files_join_the_export_and_run_on_the_device(
+    student: TinyStudent,
+    trunk: onnx.ModelProto,
+    head: Head,
+    facts: StudentFacts,
+    calibration: np.ndarray,
+) -> None:
+    options = ExportOptions()
+    sample = prepare_calibration(calibration, MEL, student.context, options)
+    info = model_info(student, facts)
+    layers = [node.name for node in trunk.graph.node if node.op_type == "Conv"]
+    targets = {
+        "int8.qat.cpu": Target(FLAVOURS[0], frozenset(layers[:1])),
+        "int8.qat.trt": Target(TENSORRT, frozenset(layers[:1])),
+    }
+    bundle = Bundle()
+    record = add_qat(
+        bundle, trunk, serialised(head_graph(student)), head, info, sample,
+        calibration_record(sample, "bank"), targets,
+        name="student", options=options, qat=QatOptions(steps=3),
+    )  # fmt: skip
+    assert [a.path for a in bundle.artifacts] == [f"student.{name}.onnx" for name in targets]
+    assert [gate.artifact for gate in bundle.gates] == list(targets)
+    assert all(gate.passed for gate in bundle.gates)
+    table = json.loads(bundle.files["calib.qat.json"])
+    assert table["method"] == "fine-tuned"
+    assert set(record["without"]) == set(targets)
+    for name, data in bundle.blobs.items():
+        classifier = Classifier(data)
+        assert classifier.info.quantisation is not None
+        assert classifier.info.quantisation["fine_tuning"]["steps"] == 3, name
+        assert classifier.classify(np.zeros(4000, np.float32)).label in facts.labels

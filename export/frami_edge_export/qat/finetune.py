@@ -3,10 +3,12 @@
 Self-distillation on the bank: no teacher, no label, no recording. Per batch of synthetic mels the
 loss is
 
-    L = KL(softmax(z) ‖ softmax(z_q)) + w_f mean((h_q - h)² / var h) + w_s mean((s_q - s)² / var s)
+    L = KL(softmax(z) ‖ softmax(z_q)) + w_f mean((h_q - h)² / var h)
+        + w_s mean((s_q - s)² / var s) + w_z mean((z_q - z)² / var z)
 
 with frames h (B, C, T'), pooled statistics s (B, D) and logits z (B, K) of the fp32 graph, their
-int8 counterparts marked q, and variances per channel over the first batches. Pooling and head stay
+int8 counterparts marked q, and variances per channel over the first batches. The KL alone hardly
+moves a student that already agrees; the distances do. Pooling and head stay
 float and fixed. BatchNorm was folded when the fp32 graph was made: these are the exported weights.
 
 Shape legend: B batch, M mel bands, T mel frames, C channels, T' trunk frames, D = 2C, K classes.
@@ -59,6 +61,8 @@ class QatOptions:
     """w_f."""
     pooled_weight: float = 0.5
     """w_s."""
+    logit_weight: float = 1.0
+    """w_z."""
     seed: int = 0
     """Order of the clips; equal seeds on one machine give equal files."""
 
@@ -71,6 +75,7 @@ class QatOptions:
             ("range_lr", 0 <= self.range_lr <= 1, "lie between 0 and 1"),
             ("frame_weight", self.frame_weight >= 0, "not be negative"),
             ("pooled_weight", self.pooled_weight >= 0, "not be negative"),
+            ("logit_weight", self.logit_weight >= 0, "not be negative"),
         ):
             if not holds:
                 raise ExportError(
@@ -198,18 +203,26 @@ class _Loss:
         self._options = options
         h_BCT = torch.from_numpy(frames_BCT)
         self._var_C1 = _raised(h_BCT.var(dim=(0, 2)))[:, None]
-        self._var_D = _raised(self._pooled(h_BCT).var(dim=0))
+        s_BD = self._pooled(h_BCT)
+        self._var_D = _raised(s_BD.var(dim=0))
+        self._var_K = _raised(self._logits(s_BD).var(dim=0))
 
     def __call__(self, found_BCT: Tensor, expected_BCT: Array) -> Tensor:
         """A scalar."""
         h_BCT = torch.from_numpy(expected_BCT)
         s_BD, found_BD = self._pooled(h_BCT), self._pooled(found_BCT)
-        z_BK = F.linear(s_BD, self._weight_KD, self._bias_K).log_softmax(1)
-        found_BK = F.linear(found_BD, self._weight_KD, self._bias_K).log_softmax(1)
-        kl = F.kl_div(found_BK, z_BK, log_target=True, reduction="batchmean")
+        z_BK, found_BK = self._logits(s_BD), self._logits(found_BD)
+        kl = F.kl_div(
+            found_BK.log_softmax(1), z_BK.log_softmax(1), log_target=True, reduction="batchmean"
+        )
         frames = ((found_BCT - h_BCT).square() / self._var_C1).mean()
         pooled = ((found_BD - s_BD).square() / self._var_D).mean()
-        return kl + self._options.frame_weight * frames + self._options.pooled_weight * pooled
+        logits = ((found_BK - z_BK).square() / self._var_K).mean()
+        w = self._options
+        return kl + w.frame_weight * frames + w.pooled_weight * pooled + w.logit_weight * logits
+
+    def _logits(self, s_BD: Tensor) -> Tensor:
+        return F.linear(s_BD, self._weight_KD, self._bias_K)
 
     def _pooled(self, h_BCT: Tensor) -> Tensor:
         mean_BC = h_BCT.mean(dim=2)
