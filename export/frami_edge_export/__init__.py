@@ -3,21 +3,27 @@
 `export_student` writes every file and measures each; its `ExportReport` says which one to use.
 """
 
-from frami_edge_export.calibration_gate import LayerRange, calibration_ranges
-from frami_edge_export.errors import (
-    CalibrationError,
-    ExportError,
-    GraphError,
-    ParityError,
-)
-from frami_edge_export.exporter import export_student
-from frami_edge_export.lint import Finding, lint_tensorrt
-from frami_edge_export.markdown import markdown_card
-from frami_edge_export.mels import classify_mels
-from frami_edge_export.options import ExportOptions
-from frami_edge_export.parity import check_parity
-from frami_edge_export.protocol import ExportableStudent, StudentFacts
-from frami_edge_export.report import Artifact, Calibration, ExportReport, Gate
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from frami_edge_export.calibration_gate import LayerRange, calibration_ranges
+    from frami_edge_export.errors import (
+        CalibrationError,
+        ExportError,
+        GraphError,
+        ParityError,
+    )
+    from frami_edge_export.exporter import export_student
+    from frami_edge_export.lint import Finding, lint_tensorrt
+    from frami_edge_export.markdown import markdown_card
+    from frami_edge_export.mels import classify_mels
+    from frami_edge_export.options import ExportOptions
+    from frami_edge_export.parity import check_parity
+    from frami_edge_export.protocol import ExportableStudent, StudentFacts
+    from frami_edge_export.report import Artifact, Calibration, ExportReport, Gate
 
 __version__ = "0.1.0"
 
@@ -42,3 +48,34 @@ __all__ = [
     "lint_tensorrt",
     "markdown_card",
 ]
+
+_HOMES = {
+    "Artifact": "report",
+    "Calibration": "report",
+    "CalibrationError": "errors",
+    "ExportError": "errors",
+    "ExportOptions": "options",
+    "ExportReport": "report",
+    "ExportableStudent": "protocol",
+    "Finding": "lint",
+    "Gate": "report",
+    "GraphError": "errors",
+    "LayerRange": "calibration_gate",
+    "ParityError": "errors",
+    "StudentFacts": "protocol",
+    "calibration_ranges": "calibration_gate",
+    "check_parity": "parity",
+    "classify_mels": "mels",
+    "export_student": "exporter",
+    "lint_tensorrt": "lint",
+    "markdown_card": "markdown",
+}
+"""Where each name lives. Imported when first used: on a device `frami_edge_export.tensorrt` must
+work without torch and onnx."""
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, each from its module."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

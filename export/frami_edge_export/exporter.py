@@ -21,6 +21,7 @@ from frami_edge_export.drafts import Bundle, Draft
 from frami_edge_export.errors import ExportError
 from frami_edge_export.files import json_bytes, write_files
 from frami_edge_export.graphs import frozen_head, frozen_trunk, head_graph, trunk_graph, whole_graph
+from frami_edge_export.half_drafts import add_half
 from frami_edge_export.int8_drafts import Int8Files, add_int8
 from frami_edge_export.metadata import described, described_classifier, model_info, serialised
 from frami_edge_export.options import ExportOptions
@@ -28,13 +29,14 @@ from frami_edge_export.proof import prove_fp32
 from frami_edge_export.protocol import ExportableStudent, StudentFacts
 from frami_edge_export.records import quantisation_record
 from frami_edge_export.report import Artifact, ExportReport, Gate
-from frami_edge_export.scoring import Head
+from frami_edge_export.scoring import Head, with_context
 from frami_edge_export.streamable import check_streamable
+from frami_edge_export.tensorrt.measure import plausible_mels
 from frami_edge_export.verdicts import judge
 
 CLASSIFIER_KEY = "frami.classifier"
 """Metadata key of ``model.onnx``: not the streaming file's, so that they cannot be mixed up."""
-_INT8_FILES = ("int8.cpu", "int8.trt", "int8.portable")
+_OPTIONAL_FILES = ("int8.cpu", "int8.trt", "int8.portable", "fp16", "int8.trt.fp16")
 
 
 def export_student(
@@ -47,6 +49,7 @@ def export_student(
     calibration: npt.NDArray[np.floating[Any]] | None,
     source: str,
     portable: bool = False,
+    half: bool = False,
     options: ExportOptions | None = None,
     evaluate: Callable[[str | Path], float] | None = None,
 ) -> ExportReport:
@@ -66,6 +69,8 @@ def export_student(
         calibration: (N, 1, M, T) normalised log-mels, never real audio; needed for int8 only.
         source: What the calibration samples are, for the report: ``bank``, ``procedural``.
         portable: With int8, also ``{name}.int8.portable.onnx``: one graph for both runtimes.
+        half: Also ``{name}.fp16.onnx``, and with int8 ``{name}.int8.trt.fp16.onnx``: what
+            TensorRT builds its fp16 and int8 engines from.
         options: Gates and budgets.
         evaluate: Accuracy (0 to 1) of a streaming model file on real data; reported, never used to
             choose layers or flavours.
@@ -105,6 +110,10 @@ def export_student(
             bundle, trunk, head_bytes, head, info, sample, source,
             trunk_1s=bench.trunk_1s, name=name, portable=portable, options=options,
         )  # fmt: skip
+    if half:
+        mels = with_context(plausible_mels(facts.mel), student.context)
+        heard = mels if sample is None else sample.holdout
+        add_half(bundle, trunk, head_bytes, head, info, heard, name=name, options=options)
     bench.run(bundle.graphs)
     artifacts = [bench.timed(a) for a in bundle.artifacts]
     if evaluate is not None:
@@ -196,7 +205,7 @@ def _accuracy_gates(artifacts: list[Artifact], options: ExportOptions) -> list[G
 
 def _stale(out_dir: Path, name: str, bundle: Bundle) -> list[str]:
     made = {a.name for a in bundle.artifacts}
-    paths = [out_dir / f"{name}.{kind}.onnx" for kind in _INT8_FILES if kind not in made]
+    paths = [out_dir / f"{name}.{kind}.onnx" for kind in _OPTIONAL_FILES if kind not in made]
     return [
         f"{path.name} in this folder is from an earlier export, not from this one."
         for path in paths

@@ -30,7 +30,9 @@ def judge(
         judged = tuple(replace(a, verdict=verdict) for a in artifacts)
         return judged, "", f"Nothing is recommended: {_gates(broken)}."
     faults = {a.name: _faults(a, gates) for a in artifacts}
-    rivals = [a for a in artifacts if a.kind == "streaming" and a.name != "fp32"]
+    # What is for TensorRT alone was not timed here, and is no choice for this CPU.
+    streaming = [a for a in artifacts if a.kind == "streaming" and a.name != "fp32"]
+    rivals = [a for a in streaming if not _untimed(a)]
     fit = [a for a in rivals if not faults[a.name]]
     best = max(fit, key=_speed, default=None)
     judged = tuple(replace(a, verdict=_verdict(a, fp32, best, faults[a.name])) for a in artifacts)
@@ -45,6 +47,8 @@ def _verdict(a: Artifact, fp32: Artifact, best: Artifact | None, fault: str) -> 
         return "recommended" if best is None else "the reference"
     if a.kind in PURPOSES:
         return f"not recommended: {fault}" if fault else PURPOSES[a.kind]
+    if _untimed(a) and not fault:
+        return f"for {a.purpose}; not timed on this CPU"
     if a is best:
         return f"recommended: {_gains(a, fp32)}"
     if fault:
@@ -64,6 +68,10 @@ def _faults(a: Artifact, gates: Sequence[Gate]) -> str:
         return _gates(failed)
     slower = _slower(a)
     return f"slower than fp32 {slower}" if slower and a.kind == "streaming" else ""
+
+
+def _untimed(a: Artifact) -> bool:
+    return bool(a.purpose) and a.speedup is None
 
 
 def _speed(a: Artifact) -> float:

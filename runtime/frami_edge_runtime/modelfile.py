@@ -70,7 +70,7 @@ class ModelInfo:
     """Around a clip, ``left + right = receptive_field - 1``; default: `Context.around`."""
     pooling: Pooling = field(default_factory=Pooling)
     precision: str = "fp32"
-    """``fp32`` or ``int8``."""
+    """``fp32``, ``fp16`` or ``int8``."""
     quantisation: Mapping[str, Any] | None = None
     """How it was quantised; None for fp32."""
     calibration: Mapping[str, Any] | None = None
@@ -110,7 +110,8 @@ class ModelInfo:
                 f"{self.receptive_field}: mel frames would go unheard.",
                 fix=EXPORT_AGAIN,
             )
-        require(self.precision in ("fp32", "int8"), "precision", "'fp32' or 'int8'", self.precision)
+        known = self.precision in ("fp32", "fp16", "int8")
+        require(known, "precision", "'fp32', 'fp16' or 'int8'", self.precision)
         self._check_context()
         for name in ("quantisation", "calibration"):
             value = getattr(self, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -10,7 +11,7 @@ import pytest
 from export_kit import MEL, TinyStudent
 from onnx import numpy_helper
 
-from frami_edge_export import ExportOptions, StudentFacts, half_drafts
+from frami_edge_export import ExportOptions, StudentFacts, export_student, half_drafts
 from frami_edge_export.drafts import Bundle, Draft
 from frami_edge_export.graphs import frozen_head, head_graph
 from frami_edge_export.half import half_graph
@@ -19,22 +20,8 @@ from frami_edge_export.metadata import described, model_info, serialised
 from frami_edge_export.quantise import TENSORRT, Quantiser
 from frami_edge_export.report import Artifact
 from frami_edge_export.scoring import Head, with_context
+from frami_edge_export.tensorrt import read_bundle
 from frami_edge_runtime.backends.choose import open_backend
-from frami_edge_runtime.errors import ModelFileError
-from frami_edge_runtime.modelfile import ModelInfo
-
-
-def _knows_half() -> bool:
-    try:
-        ModelInfo(MEL, ("a",), 11, 2, 4, precision="fp16")
-    except ModelFileError:
-        return False
-    return True
-
-
-pytestmark = pytest.mark.skipif(
-    not _knows_half(), reason="frami_edge_runtime.modelfile does not know the precision fp16 yet"
-)
 
 
 @pytest.fixture
@@ -106,3 +93,36 @@ def test_a_gate_fails_where_the_numbers_differ(
     add_half(bundle, **given)
     failed = {gate.name for gate in bundle.gates if not gate.passed}
     assert "fp16 difference from fp32" in failed
+
+
+@pytest.mark.usefixtures("ready_graphs")
+def test_an_export_with_half_files_is_a_bundle_for_tensorrt(
+    student: TinyStudent, facts: StudentFacts, calibration: np.ndarray, tmp_path: Path
+) -> None:
+    report = export_student(
+        student, facts, tmp_path, name="s", int8=True, half=True, calibration=calibration,
+        source="test", options=ExportOptions(bench_budget_s=0.02, bench_rounds=15),
+    )  # fmt: skip
+    half = report.artifact("fp16")
+    assert half.verdict == "for TensorRT; not timed on this CPU"
+    assert half.p50_ms is None
+    assert report.recommended not in ("s.fp16.onnx", "s.int8.trt.fp16.onnx")
+    name, sources, missing = read_bundle(tmp_path)
+    assert (name, missing) == ("s", ())
+    assert [source.name for source in sources] == [
+        "s.fp32.onnx",
+        "s.fp16.onnx",
+        "s.int8.trt.fp16.onnx",
+        "s.int8.trt.onnx",
+    ]
+
+
+@pytest.mark.usefixtures("ready_graphs")
+def test_half_files_without_int8(student: TinyStudent, facts: StudentFacts, tmp_path: Path) -> None:
+    report = export_student(
+        student, facts, tmp_path, name="s", int8=False, half=True, calibration=None,
+        source="test", options=ExportOptions(bench_budget_s=0.02, bench_rounds=15),
+    )  # fmt: skip
+    assert [a.name for a in report.artifacts] == ["fp32", "model", "fp16"]
+    assert report.recommended == "s.fp32.onnx"
+    assert report.ok

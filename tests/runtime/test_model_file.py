@@ -94,7 +94,7 @@ def test_the_usual_context_centres_frames(field: int, left: int, right: int) -> 
         ({"context": {"left": 17, "right": 17, "value": "0"}}, "context.value"),
         ({"context": {"left": 17, "right": 17, "value": 1e30}}, "context.value"),
         ({"pooling": [1]}, "pooling"),
-        ({"precision": "fp16"}, "precision"),
+        ({"precision": "bf16"}, "precision"),
         ({"quantisation": 3}, "quantisation"),
         ({"calibration": []}, "calibration"),
         ({"teacher_sha256": "ABC"}, "64 lower-case hex"),
