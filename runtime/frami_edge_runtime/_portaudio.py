@@ -57,6 +57,8 @@ class PortAudio:
             self._stream.start()
         except (sounddevice.PortAudioError, ValueError) as error:
             first = (str(error).splitlines() or ["no reason given"])[0]
+            if "querying device -1" in first:  # PortAudio's number for "there is none"
+                first = "there is no default input device"
             raise AudioError(
                 f"The microphone cannot be opened: {first.rstrip('.')}.",
                 fix="`python -m sounddevice` lists the devices; choose one by name or number.",

@@ -200,6 +200,8 @@ class FakeSoundDevice:
 
     def query_devices(self, device: Any, kind: str) -> dict[str, Any]:
         assert kind == "input"
+        if not self.rates:
+            raise self.PortAudioError("Error querying device -1")
         return {"default_samplerate": float(self.rates[0])}
 
     def InputStream(self, **settings: Any) -> FakeSoundDevice:  # noqa: N802
@@ -264,6 +266,10 @@ def test_a_device_of_another_rate_is_opened_at_its_own(
 def test_devices_that_fail_are_explained(portaudio: FakeSoundDevice) -> None:
     with pytest.raises(AudioError, match="No input device matching") as error:
         Microphone(RATE, "nowhere")
+    portaudio.rates = ()
+    with pytest.raises(AudioError, match="there is no default input device"):
+        Microphone(RATE)
+    portaudio.rates = (RATE,)
     assert "lists the devices" in error.value.fix
     with Microphone(RATE) as mic, pytest.raises(AudioError, match=r"No audio came .* for 0.01 s"):
         mic.read(timeout=0.01)

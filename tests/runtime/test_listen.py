@@ -20,8 +20,10 @@ import pytest
 from frami_edge_runtime import Classifier
 from frami_edge_runtime.events import EventDetector, EventSpec
 from frami_edge_runtime.listen.cli import main
+from frami_edge_runtime.listen.displays import Losses
 from frami_edge_runtime.listen.level import LevelMeter
 from frami_edge_runtime.listen.live import live_display
+from frami_edge_runtime.listen.records import Gap
 
 RATE = 8000
 PROGRAM = [sys.executable, "-m", "frami_edge_runtime.listen.cli"]
@@ -200,6 +202,17 @@ def test_plain_lines_are_for_people(
     assert "5 classes, 8000 Hz, on cpu" in err
     assert "3.8 s heard" in err
     assert "times real time in the model" in err
+
+
+def test_many_gaps_are_told_together() -> None:
+    losses = Losses()
+    told = [losses.add(Gap(t / 10, 80, 0.01)) for t in range(0, 210)]
+    lines = [line for line in told if line]
+    assert lines == [
+        "0.010 s of audio were lost at 0.00 s",
+        "1.000 s of audio were lost in 100 gaps up to 10.00 s",
+        "1.000 s of audio were lost in 100 gaps up to 20.00 s",
+    ]
 
 
 def test_control_characters_of_a_label_do_not_reach_the_terminal(

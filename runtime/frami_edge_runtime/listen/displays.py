@@ -11,6 +11,7 @@ from frami_edge_runtime.listen.records import Gap, Heard, Start, Summary, printa
 
 _BAR: Final = 12
 _BAR_FLOOR_DB: Final = -60.0
+_LOSSES_EVERY_S: Final = 10.0
 
 
 class Display(Protocol):
@@ -44,6 +45,7 @@ class Plain:
     def __init__(self, *, quiet: bool, flush: bool) -> None:
         """`quiet` leaves events and warnings."""
         self._quiet, self._flush = quiet, flush
+        self._losses = Losses()
 
     def start(self, start: Start) -> None:
         """Two lines on stderr."""
@@ -68,8 +70,9 @@ class Plain:
             self._print(line)
 
     def gap(self, gap: Gap) -> None:
-        """On stderr."""
-        self._say(f"warning: {gap.lost_s:.3f} s of audio were lost at {gap.t:.2f} s")
+        """On stderr, but not each of many."""
+        if line := self._losses.add(gap):
+            self._say(f"warning: {line}")
 
     def warn(self, text: str) -> None:
         """On stderr."""
@@ -132,6 +135,31 @@ class JsonLines:
     def _print(self, kind: str, fields: dict[str, Any]) -> None:
         rounded = {k: round(v, 6) if isinstance(v, float) else v for k, v in fields.items()}
         print(json.dumps({"type": kind, **rounded}, allow_nan=False), flush=self._flush)
+
+
+class Losses:
+    """Sums gaps up, so that a machine that does not keep up does not fill a log."""
+
+    def __init__(self) -> None:
+        """Nothing lost yet."""
+        self._lost_s = 0.0
+        self._gaps = 0
+        self._quiet_until = -1.0
+
+    def add(self, gap: Gap) -> str | None:
+        """A sentence about all since the last one; None within `_LOSSES_EVERY_S` of it."""
+        self._lost_s += gap.lost_s
+        self._gaps += 1
+        if gap.t < self._quiet_until:
+            return None
+        self._quiet_until = gap.t + _LOSSES_EVERY_S
+        line = f"{self._lost_s:.3f} s of audio were lost at {gap.t:.2f} s"
+        if self._gaps > 1:
+            line = (
+                f"{self._lost_s:.3f} s of audio were lost in {self._gaps} gaps up to {gap.t:.2f} s"
+            )
+        self._lost_s, self._gaps = 0.0, 0
+        return line
 
 
 def event_line(event: Event) -> str | None:

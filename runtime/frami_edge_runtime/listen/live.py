@@ -7,7 +7,7 @@ import sys
 from typing import Any, Final
 
 from frami_edge_runtime.events import Event
-from frami_edge_runtime.listen.displays import event_line
+from frami_edge_runtime.listen.displays import Losses, event_line
 from frami_edge_runtime.listen.records import Gap, Heard, Start, Summary, printable
 
 _FRAMES_A_SECOND: Final = 10
@@ -43,6 +43,7 @@ class LiveDisplay:
         self._heading = ""
         self._heard: Heard | None = None
         self._open: dict[str, float] = {}
+        self._losses = Losses()
         self._module, self._console = live, console
         self._live: Any = None
 
@@ -77,7 +78,8 @@ class LiveDisplay:
 
     def gap(self, gap: Gap) -> None:
         """A line above."""
-        self._print(f"warning: {gap.lost_s:.3f} s of audio were lost at {gap.t:.2f} s")
+        if line := self._losses.add(gap):
+            self._print(f"warning: {line}")
 
     def warn(self, text: str) -> None:
         """A line above."""
