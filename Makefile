@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
 PROJECTS := pyproject.toml export/pyproject.toml runtime/pyproject.toml constraints.txt
 
-.PHONY: setup quickstart test check bench format clean
+.PHONY: setup quickstart test bindings check bench format clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -25,6 +25,9 @@ quickstart: setup  ## the main job: invert, distil, score, export, stream
 
 test: setup  ## needs no data set, GPU or network; what is absent is skipped and named
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bindings: setup  ## TensorRT's Python bindings, against which the tests check every name we use
+	$(BIN)/python tests/export/tensorrt_stub/fetch.py
 
 check: setup
 	$(BIN)/ruff check .
