@@ -54,7 +54,7 @@ class QatOptions:
     batch: int = 16
     """Clips in a step."""
     lr: float = 1e-4
-    """Of Adam at the start; falls to 0 along a cosine."""
+    """Of Adam at most; falls to 0 along a cosine."""
     range_lr: float = 1e-2
     """Of the logarithm of every activation's range; 0 keeps the calibration's ranges."""
     frame_weight: float = 0.5
@@ -164,9 +164,7 @@ def qat_finetune(
             {"params": list(widths.values()) if learned else [], "lr": options.range_lr},
         ]
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: 0.5 * (1 + math.cos(math.pi * step / options.steps))
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, options.steps))
     losses = []
     for step, index in enumerate(_batches(len(mels_N1MT), options)):
         x = mels_N1MT[index]
@@ -191,6 +189,12 @@ def qat_finetune(
     }
     seconds = time.perf_counter() - started
     return QatResult(GivenRanges(tuned, ranges), tuned, tuple(losses), seconds)
+
+
+def _rate(step: int, steps: int) -> float:
+    """A tenth of the steps up, for Adam's first ones are as large as any; then a cosine down."""
+    up = min(1.0, (step + 1) / max(1, steps // 10))
+    return up * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 class _Loss:
