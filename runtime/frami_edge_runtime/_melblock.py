@@ -90,7 +90,7 @@ class MelBlock:
         views = self._views.get((row, len(windows))) or self._new_views(row, len(windows))
         # Local names and positional outputs: attributes and keywords cost 5 % of a short push.
         windowed, flat, taper, frames, spectra, pairs, real, imag, power, groups, bands, mel = views
-        windowed[...] = windows
+        np.copyto(windowed, windows)
         np.multiply(flat, taper, flat)
         self._rfft(frames, spectra)
         np.multiply(pairs, pairs, pairs)
