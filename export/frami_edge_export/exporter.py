@@ -27,12 +27,15 @@ from frami_edge_export.metadata import described, described_classifier, model_in
 from frami_edge_export.options import ExportOptions
 from frami_edge_export.proof import prove_fp32
 from frami_edge_export.protocol import ExportableStudent, StudentFacts
+from frami_edge_export.qat.drafts import add_qat
+from frami_edge_export.qat.finetune import Progress, QatOptions, Target
 from frami_edge_export.records import quantisation_record
 from frami_edge_export.report import Artifact, ExportReport, Gate
 from frami_edge_export.scoring import Head, with_context
 from frami_edge_export.streamable import check_streamable
 from frami_edge_export.tensorrt.measure import plausible_mels
 from frami_edge_export.verdicts import judge
+from frami_edge_export.wave_draft import add_waveform
 
 CLASSIFIER_KEY = "frami.classifier"
 """Metadata key of ``model.onnx``: not the streaming file's, so that they cannot be mixed up."""
@@ -50,6 +53,9 @@ def export_student(
     source: str,
     portable: bool = False,
     half: bool = False,
+    waveform: bool = False,
+    qat: QatOptions | None = None,
+    on_qat_step: Progress | None = None,
     options: ExportOptions | None = None,
     evaluate: Callable[[str | Path], float] | None = None,
 ) -> ExportReport:
@@ -71,6 +77,10 @@ def export_student(
         portable: With int8, also ``{name}.int8.portable.onnx``: one graph for both runtimes.
         half: Also ``{name}.fp16.onnx``, and with int8 ``{name}.int8.trt.fp16.onnx``: what
             TensorRT builds its fp16 and int8 engines from.
+        waveform: Also ``{name}.wave.onnx``: samples to logits, with the front end in the graph.
+        qat: With int8, also ``{name}.int8.qat.cpu.onnx`` and ``{name}.int8.qat.trt.onnx``,
+            fine-tuned with fake quantisation on the calibration set.
+        on_qat_step: Called with the number of steps done and the loss.
         options: Gates and budgets.
         evaluate: Accuracy (0 to 1) of a streaming model file on real data; reported, never used to
             choose layers or flavours.
@@ -84,8 +94,9 @@ def export_student(
     """
     options = options or ExportOptions()
     _check(student, facts, name)
-    if portable and not int8:
-        raise ExportError("A portable file is an int8 file, and int8 is off.", fix="Add int8.")
+    if (portable or qat) and not int8:
+        what = "portable" if portable else "fine-tuned"
+        raise ExportError(f"A {what} file is an int8 file, and int8 is off.", fix="Add int8.")
     info = model_info(student, facts)
     check_streamable(student, facts.mel, options)
     sample = None
@@ -110,10 +121,20 @@ def export_student(
             bundle, trunk, head_bytes, head, info, sample, source,
             trunk_1s=bench.trunk_1s, name=name, portable=portable, options=options,
         )  # fmt: skip
+    tuning = None
+    if sample is not None and made is not None and qat is not None:
+        like = {"int8.qat.cpu": made.found.chosen, "int8.qat.trt": made.tensorrt}
+        tuning = add_qat(
+            bundle, trunk, head_bytes, head, info, sample, made.calibration,
+            {name: Target(c.flavour, c.float_layers) for name, c in like.items()},
+            name=name, options=options, qat=qat, progress=on_qat_step,
+        )  # fmt: skip
     if half:
         mels = with_context(plausible_mels(facts.mel), student.context)
         heard = mels if sample is None else sample.holdout
         add_half(bundle, trunk, head_bytes, head, info, heard, name=name, options=options)
+    if waveform:
+        add_waveform(bundle, trunk, head, info, name=name, options=options)
     bench.run(bundle.graphs)
     artifacts = [bench.timed(a) for a in bundle.artifacts]
     if evaluate is not None:
@@ -131,6 +152,7 @@ def export_student(
         quantisation=None
         if made is None
         else quantisation_record(made.found, made.levels, options.level_db),
+        fine_tuning=tuning,
         layers=() if made is None else made.found.layers,
         bench=bench.description(),
         options=options.to_dict(),

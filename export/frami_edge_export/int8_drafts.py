@@ -34,6 +34,8 @@ class Int8Files:
     """How the int8 files of one export came about."""
 
     found: Int8Result
+    tensorrt: Candidate
+    """Of ``int8.trt``."""
     calibration: Calibration
     table: dict[str, Any]
     """``calib.json``."""
@@ -105,4 +107,4 @@ def add_int8(
             f"int8.cpu agrees with fp32 on {levels.agreement:.2%} only where sounds are up to "
             f"{options.level_db:g} dB louder or softer than the calibration set."
         )
-    return Int8Files(found, used, table, levels)
+    return Int8Files(found, tensorrt, used, table, levels)

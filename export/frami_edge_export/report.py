@@ -103,6 +103,8 @@ class ExportReport:
     gates: tuple[Gate, ...]
     quantisation: dict[str, Any] | None = None
     """Flavour, candidates tried, layers left float and why; None for fp32 only."""
+    fine_tuning: dict[str, Any] | None = None
+    """Steps, losses, and what the fine-tuned files would be without it; None where not asked."""
     layers: tuple[dict[str, Any], ...] = ()
     """SQNR of each int8 convolution on its own, worst first."""
     bench: dict[str, Any] = field(default_factory=dict)

@@ -8,7 +8,10 @@ from typing import Final
 
 from frami_edge_export.report import Artifact, Gate
 
-PURPOSES: Final = {"classifier": "for your own runtime: mel in, logits out"}
+PURPOSES: Final = {
+    "classifier": "for your own runtime: mel in, logits out",
+    "waveform": "for your own runtime: samples in, logits out",
+}
 """Verdict of files that are no rival of the streaming ones, by their kind."""
 
 

@@ -2,35 +2,55 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from frami_edge.cli._app import Json, Quiet, Seed, command_app, examples
+from frami_edge.cli._export_report import check_engines, conclude, show_engines, show_export
 from frami_edge.cli._output import Output
 
 if TYPE_CHECKING:
     from frami_edge.calibrating import CalibrationMels
     from frami_edge.data import Features
     from frami_edge.models.checkpoint import Loaded
-    from frami_edge_export import Artifact, ExportReport
+    from frami_edge_export.tensorrt import EngineOptions
+    from frami_edge_export.tensorrt.report import EngineReport
 
 app = command_app()
 
 CARD = "MODEL.md"
+PICTURE = Path("plots/export.png")
+HEARD_BY_ENGINES = 256
+"""Synthetic clips on which an engine is compared with its ONNX file."""
 
 
 @app.command(
     epilog=examples(
         "frami-edge export runs/s/student.safetensors --int8 --bank runs/s/bank --out runs/export",
         "frami-edge export student.safetensors --int8 --bank bank --data fsdd --out runs/export",
-        "frami-edge export student.safetensors --out runs/export --json",
+        "frami-edge export student.safetensors --int8 --qat 200 --with-frontend --out runs/export",
+        "frami-edge export student.safetensors --int8 --tensorrt --seconds 0:1:10 --out runs/e",
+        "frami-edge export --tensorrt runs/export",
     )
 )
 def export(
-    student: Annotated[Path, typer.Argument(help="Checkpoint of the student.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder; older files are replaced.")],
+    student: Annotated[
+        Path,
+        typer.Argument(
+            help="Checkpoint of the student; with --tensorrt alone, the folder of an export."
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Folder; older files are replaced. Engines of an export go beside its files "
+            "where this is left out.",
+        ),
+    ] = None,
     int8: Annotated[bool, typer.Option("--int8", help="Quantise too, without real data.")] = False,
     bank: Annotated[
         Path | None,
@@ -48,6 +68,29 @@ def export(
         bool,
         typer.Option("--portable", help="Also one int8 file for ONNX Runtime and TensorRT alike."),
     ] = False,
+    qat: Annotated[
+        int,
+        typer.Option(
+            "--qat", min=0, metavar="STEPS", help="Also int8 files fine-tuned for so many steps."
+        ),
+    ] = 0,
+    with_frontend: Annotated[
+        bool,
+        typer.Option("--with-frontend", help="Also a model that takes samples, mel in the graph."),
+    ] = False,
+    tensorrt: Annotated[
+        bool,
+        typer.Option("--tensorrt", help="Build engines too, where TensorRT and a GPU are."),
+    ] = False,
+    seconds: Annotated[
+        str | None,
+        typer.Option(
+            "--seconds",
+            metavar="MIN:OPT:MAX",
+            help="Audio in one call of an engine.",
+            show_default="what streams need",
+        ),
+    ] = None,
     samples: Annotated[
         int, typer.Option("--samples", min=16, help="Synthetic clips to calibrate and judge int8.")
     ] = 1024,
@@ -82,30 +125,29 @@ def export(
     """Write a student as ONNX, fp32 and int8, and prove that every file still says the same.
 
     No audio is needed; with --data the accuracy of each file is measured too, and never used to
-    choose anything. Exit code 3 when a gate fails; the files are kept.
+    choose anything. Exit code 3 when a gate fails; the files are kept. Without TensorRT or a GPU
+    the ONNX files are complete, and the device builds the engines from them.
     """
     from frami_edge.errors import ConfigError
     from frami_edge.exporting import accuracy_on, facts_of, model_card
     from frami_edge.io import atomic_write_text
     from frami_edge.models.checkpoint import load_checkpoint
     from frami_edge.models.student import Student
+    from frami_edge.plots import draw_export_report
     from frami_edge_export import ExportOptions, export_student
+    from frami_edge_export.qat import QatOptions
+    from frami_edge_export.tensorrt import EngineOptions, Seconds
 
     output = Output(json=json, quiet=quiet)
-    for option, value in (("--bank", bank), ("--teacher", teacher)):
-        if value and not int8:
-            raise ConfigError(
-                f"{option} calibrates int8, and --int8 was not given.", fix="Add --int8."
-            )
-    if bank and teacher:
-        raise ConfigError(
-            "--bank and --teacher exclude each other.",
-            fix="Give the bank where there is one; --teacher makes one.",
-        )
-    if portable and not int8:
-        raise ConfigError(
-            "--portable makes an int8 file, and --int8 was not given.", fix="Add --int8."
-        )
+    span = Seconds.parse(seconds) if seconds else None
+    if seconds and not tensorrt:
+        raise ConfigError("--seconds sizes engines; --tensorrt was not given.", fix="Add it.")
+    if student.is_dir() and tensorrt:
+        _engines_alone(student, out, EngineOptions(seconds=span), output)
+        return
+    if out is None:
+        raise ConfigError("--out is missing.", fix="Name a folder for the files.")
+    _check_int8_options(int8, bank=bank, teacher=teacher, portable=portable, qat=qat)
     if data is None and (fold or data_root):
         raise ConfigError("--fold and --data-root need --data.", fix="Add --data NAME.")
     options = ExportOptions(min_agreement=min_agreement, max_drop=max_drop, seed=seed)
@@ -114,33 +156,97 @@ def export(
     mels = _mels(loaded, student, bank, teacher, samples, seed, output) if int8 else None
     features, measured = _features(loaded, data, fold, data_root, output)
     output.note("Exporting, comparing and timing; this takes seconds to minutes.")
-    report = export_student(
-        loaded.model.collapse(),
-        facts_of(loaded),
-        out,
-        name=student.stem,
-        int8=int8,
-        calibration=None if mels is None else mels.mels,
-        source="" if mels is None else mels.source,
-        portable=portable,
-        options=options,
-        evaluate=None if features is None else accuracy_on(features),
-    )
+    with ExitStack() as stack:
+        step = None
+        if qat:
+            bar = stack.enter_context(output.progress("int8 fine-tuning", qat, fields=("loss",)))
+
+            def step(done: int, loss: float) -> None:
+                bar.update(done - bar.completed, loss=loss)
+
+        report = export_student(
+            loaded.model.collapse(),
+            facts_of(loaded),
+            out,
+            name=student.stem,
+            int8=int8,
+            calibration=None if mels is None else mels.mels,
+            source="" if mels is None else mels.source,
+            portable=portable,
+            half=tensorrt,
+            waveform=with_frontend,
+            qat=QatOptions(steps=qat, seed=seed) if qat else None,
+            on_qat_step=step,
+            options=options,
+            evaluate=None if features is None else accuracy_on(features),
+        )
     atomic_write_text(out / CARD, model_card(report, loaded, measured))
+    draw_export_report(report.to_dict(), out / PICTURE)
+    show_export(report, output)
+    engines, why = (
+        _engines(out, EngineOptions(seconds=span), mels, output) if tensorrt else (None, "")
+    )
     output.result(
         report.to_dict()
         | {
             "out": str(out),
             "card": str(out / CARD),
+            "picture": str(out / PICTURE),
             "student": {"path": str(student), "sha256": loaded.sha256},
             "calibration_clips": None if mels is None else mels.clips,
             "data": measured,
+            "engines": None if engines is None else engines.to_dict(),
+            "engines_missing": why,
         }
     )
-    _show(report, output)
     for note in report.notes:
         output.note(note)
-    _conclude(report, out, data, output)
+    output.note(f"Picture: {out / PICTURE}")
+    conclude(report, engines, out, data, output)
+
+
+def _check_int8_options(
+    int8: bool, *, bank: Path | None, teacher: Path | None, portable: bool, qat: int
+) -> None:
+    from frami_edge.errors import ConfigError
+
+    given = {"--bank": bank, "--teacher": teacher, "--portable": portable, "--qat": qat}
+    alone = [option for option, value in given.items() if value and not int8]
+    if alone:
+        raise ConfigError(
+            f"{alone[0]} is about int8 files, and --int8 was not given.", fix="Add --int8."
+        )
+    if bank and teacher:
+        raise ConfigError(
+            "--bank and --teacher exclude each other.",
+            fix="Give the bank where there is one; --teacher makes one.",
+        )
+
+
+def _engines(
+    out: Path, options: EngineOptions, mels: CalibrationMels | None, output: Output
+) -> tuple[EngineReport | None, str]:
+    """Engines beside the files just written, or why there are none: no fault of the export."""
+    from frami_edge_export.tensorrt import TensorRTUnavailable, rebuild
+
+    heard = None if mels is None else mels.mels[:HEARD_BY_ENGINES]
+    try:
+        report = rebuild(out, options=options, mels=heard, say=output.note)
+    except TensorRTUnavailable as missing:
+        output.warn(f"No engines were built: {missing}")
+        return None, missing.message
+    show_engines(report, output)
+    return report, ""
+
+
+def _engines_alone(folder: Path, out: Path | None, options: EngineOptions, output: Output) -> None:
+    from frami_edge_export.tensorrt import rebuild
+
+    report = rebuild(folder, out_dir=out, options=options, say=output.note)
+    output.result(report.to_dict() | {"out": str(out or folder)})
+    show_engines(report, output)
+    check_engines(report, out or folder)
+    output.note(f"Use {(out or folder) / report.recommended}: {report.reason}")
 
 
 def _mels(
@@ -202,73 +308,3 @@ def _features(
     features = load_features(loaded.spec, clips, output, "Log-mels of real clips")
     warn_rejected(features, "test clips", output)
     return features, {"name": sound_set.name, "fold": fold, "clips": len(features)}
-
-
-def _show(report: ExportReport, output: Output) -> None:
-    fp32 = report.artifact("fp32")
-    output.table(
-        "Gates",
-        ("gate", "value", "limit", "passed"),
-        [
-            (g.name, g.value, f"{'at most' if g.better == 'lower' else 'at least'} {g.limit:.4g}",
-             g.passed)
-            for g in report.gates
-        ],
-    )  # fmt: skip
-    names = ["name", "kB", "smaller", "1 s, ms", "faster", "chunk, ms", "faster", "max diff.",
-             "agreement", "SQNR dB", "lint"]  # fmt: skip
-    rows = [_row(a, fp32) for a in report.artifacts]
-    if fp32.accuracy is not None:
-        names.append("accuracy")
-        rows = [[*r, _share(a.accuracy)] for r, a in zip(rows, report.artifacts, strict=True)]
-    bench = report.bench
-    output.table(
-        f"Export of {report.name}",
-        names,
-        rows,
-        caption=f"Medians of {bench['rounds']} interleaved rounds, one thread, {bench['cpu']}; "
-        f"a chunk is {bench['chunk_s']:g} s.",
-    )
-    output.table(
-        "Verdicts",
-        ("name", "file", "verdict"),
-        [(a.name, a.path, a.verdict) for a in report.artifacts],
-    )
-
-
-def _row(a: Artifact, fp32: Artifact) -> list[object]:
-    return [
-        a.name,
-        f"{a.bytes / 1000:.1f}",
-        f"{fp32.bytes / a.bytes:.2f}",
-        _fixed(a.p50_ms, 3),
-        _fixed(a.speedup, 2),
-        _fixed(a.chunk_p50_ms, 3),
-        _fixed(a.chunk_speedup, 2),
-        None if a.max_abs_difference is None else f"{a.max_abs_difference:.1e}",
-        _share(a.agreement),
-        _fixed(a.sqnr_db, 1),
-        a.lint or None,
-    ]
-
-
-def _fixed(value: float | None, digits: int) -> str | None:
-    return None if value is None else f"{value:.{digits}f}"
-
-
-def _share(value: float | None) -> str | None:
-    return None if value is None else f"{100 * value:.2f} %"
-
-
-def _conclude(report: ExportReport, out: Path, data: str | None, output: Output) -> None:
-    from frami_edge.errors import GateFailed
-
-    failed = [gate.name for gate in report.gates if not gate.passed]
-    if failed:
-        rest = f"{report.recommended} passed its own gates" if report.recommended else "use no file"
-        raise GateFailed(
-            f"Gate failed: {', '.join(failed)}. The files are kept in {out}; {rest}.",
-            fix="Calibrate on the student's own bank (--bank), or distil the student longer.",
-        )
-    output.note(f"Use {out / report.recommended}: {report.reason}")
-    output.hint(f"frami-edge evaluate {out / report.recommended} --data {data or 'NAME'}")
