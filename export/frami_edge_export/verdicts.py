@@ -13,6 +13,8 @@ PURPOSES: Final = {
     "waveform": "for your own runtime: samples in, logits out",
 }
 """Verdict of files that are no rival of the streaming ones, by their kind."""
+AS_FAST: Final = 0.95
+"""Two timings of one graph differ by as much: below this a choice by speed would be one by luck."""
 
 
 def judge(
@@ -21,7 +23,8 @@ def judge(
     """Give every artefact its verdict.
 
     A file is recommended only where all gates passed that concern it and it was slower than fp32
-    neither on 1 s of audio nor on a streaming chunk; of several such files, the fastest one.
+    neither on 1 s of audio nor on a streaming chunk; of several such files, the fastest one, and
+    of those within 5 % of its speed the one whose logits are nearest to fp32.
 
     Returns:
         The artefacts with verdicts, the recommended file's name ("" where none), the reason.
@@ -37,7 +40,9 @@ def judge(
     streaming = [a for a in artifacts if a.kind == "streaming" and a.name != "fp32"]
     rivals = [a for a in streaming if not _untimed(a)]
     fit = [a for a in rivals if not faults[a.name]]
-    best = max(fit, key=_speed, default=None)
+    fastest = max(map(_speed, fit), default=1.0)
+    alike = [a for a in fit if _speed(a) >= AS_FAST * fastest]
+    best = max(alike, key=lambda a: a.sqnr_db or 0.0, default=None)
     judged = tuple(replace(a, verdict=_verdict(a, fp32, best, faults[a.name])) for a in artifacts)
     if best is not None:
         return judged, best.path, f"{best.name} passed its gates: {_gains(best, fp32)}."
@@ -57,7 +62,8 @@ def _verdict(a: Artifact, fp32: Artifact, best: Artifact | None, fault: str) -> 
     if fault:
         verdict = f"not recommended: {fault}"
     else:
-        verdict = f"good, but {best.name if best else 'fp32'} is faster: {_gains(a, fp32)}"
+        better = "is faster" if best is None or _speed(best) > _speed(a) else "is nearer to fp32"
+        verdict = f"good, but {best.name if best else 'fp32'} {better}: {_gains(a, fp32)}"
     if not a.purpose:
         return verdict
     if a.lint not in ("", "clean"):

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import soundfile
 import torch
@@ -29,7 +30,7 @@ SPEC = MelSpec(
 ARCH = StudentArch(channels=(8, 12, 16), time_kernels=(3, 3, 3), out_channels=12)
 LABELS = ("bell", "dog", "rain")
 TEACHER = "c" * 64
-FILES = ["MODEL.md", "calib.json", "export_report.json", "student.fp32.onnx",
+FILES = ["MODEL.md", "calib.json", "export_report.json", "plots", "student.fp32.onnx",
          "student.int8.cpu.onnx", "student.int8.trt.onnx", "student.model.onnx"]  # fmt: skip
 
 
@@ -104,6 +105,44 @@ def test_a_student_and_its_bank_become_files_that_run(checkpoint: Path, tmp_path
     assert "Classifier(" in code
 
 
+def test_every_file_at_once(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = run(
+        checkpoint, "--int8", "--bank", make_bank(tmp_path / "bank"), "--out", out, "--samples", 60,
+        "--portable", "--qat", 3, "--with-frontend", "--tensorrt", "--min-agreement", 0, "--json",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    names = {a["name"] for a in found["artifacts"]}
+    assert names == {
+        "fp32", "model", "int8.cpu", "int8.trt", "int8.portable", "int8.qat.cpu", "int8.qat.trt",
+        "fp16", "int8.trt.fp16", "wave",
+    }  # fmt: skip
+    assert all((out / a["path"]).stat().st_size == a["bytes"] for a in found["artifacts"])
+    assert found["fine_tuning"]["steps"] == 3
+    assert set(found["fine_tuning"]["without"]) == {"int8.qat.cpu", "int8.qat.trt"}
+    assert (out / "plots" / "export.png").stat().st_size > 10_000
+    assert found["engines"] is None
+    assert "TensorRT" in found["engines_missing"]
+    assert "frami-edge export --tensorrt FOLDER" in result.stderr
+    wave = onnxruntime.InferenceSession(out / "student.wave.onnx")
+    x = np.random.default_rng(0).normal(0, 0.1, 9000).astype(np.float32)
+    logits = wave.run(None, {"waveform": x[None]})[0][0]
+    expected = Classifier(out / "student.fp32.onnx").classify(x).logits
+    assert np.abs(logits - expected).max() <= 1e-4
+
+
+def test_a_folder_without_tensorrt_says_what_to_do(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run(checkpoint, "--out", out, "--quiet").exit_code == 0
+    before = sorted(p.name for p in out.iterdir())
+    result = run("--tensorrt", out)
+    assert result.exit_code == 1
+    assert "TensorRT" in result.stderr
+    assert "fix:" in result.stderr
+    assert sorted(p.name for p in out.iterdir()) == before
+
+
 def test_without_a_bank_the_clips_are_made_and_that_is_said(
     checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -167,6 +206,11 @@ def test_accuracy_on_a_folder_of_real_clips(
     [
         (["--bank", "b"], "--int8 was not given"),
         (["--fold", "1"], "need --data"),
+        (["--teacher", "t"], "--int8 was not given"),
+        (["--qat", "5"], "--int8 was not given"),
+        (["--int8", "--teacher", "t", "--bank", "b"], "exclude each other"),
+        (["--seconds", "1"], "--tensorrt was not given"),
+        (["--tensorrt", "--seconds", "3:1"], "is not MIN:OPT:MAX"),
         (["--int8", "--bank", "nowhere"], "There is no bank in nowhere"),
     ],
 )
