@@ -40,7 +40,9 @@ $(VENV)/.peers: $(STAMP)
 	@touch $@
 
 bench: $(VENV)/.peers  ## ratios against named peers, measured in one run
-	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@failed=""; for script in benchmarks/bench_*.py; do \
+	  echo "== $$script"; $(BIN)/python $$script || failed="$$failed $$script"; done; \
+	  test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
 
 format: setup
 	$(BIN)/ruff check --fix .

@@ -3,13 +3,12 @@
 Beside it, in turns, the same model file on the last 1 s at every hop, as classifiers without a
 stream are run: by `Classifier.classify`, by the leanest code for mel and model (the ratio that has
 a bar), and by the model only, on mel frames that a stream kept. p50 and p99 are wall time of a hop,
-the rest is CPU time of this process, which a busy machine disturbs less. --streams N adds N streams
-batched in one group.
+the rest is CPU time of this process, which a busy machine disturbs less.
 
 Without --model a student of 135 k parameters with random weights is exported for the occasion
 (needs torch): its speed does not depend on what it has learnt.
 
-Run: python benchmarks/bench_stream.py [--model FILE.onnx ...] [--streams 500] [--live] [--strict]
+Run: python benchmarks/bench_stream.py [--model FILE.onnx ...] [--live] [--strict]
 """
 
 from __future__ import annotations
@@ -37,7 +36,6 @@ from frami_edge_runtime import Classifier, LogMelStream, MelSpec  # noqa: E402
 
 HOP_S = 0.1
 WINDOW_S = 1.0
-GROUP_CHUNK_S = 0.2
 AGAIN = "last 1 s, mel and model"
 TURN = 50  # hops of one method before the next has its turn
 MOST_SHARE = 0.3  # per cent of one core
@@ -196,32 +194,6 @@ def measure(path: Path, seconds: float, live: bool) -> dict[str, Any]:
     return found
 
 
-def measure_group(path: Path, n: int, seconds: float) -> dict[str, float]:
-    classifier = Classifier(path, backend="cpu")
-    rate = classifier.info.mel.sample_rate
-    group = classifier.streams(n, window_s=WINDOW_S, hop_s=GROUP_CHUNK_S)
-    step = round(GROUP_CHUNK_S * rate)
-    clip = (np.random.default_rng(1).standard_normal(step + n) * 0.1).astype(np.float32)
-    chunks = [clip[i : i + step] for i in range(n)]
-    for _ in range(2):
-        group.push(chunks)
-    wall, cpu = [], []
-    for _ in range(max(3, round(seconds / GROUP_CHUNK_S))):
-        cpu_begun, begun = time.process_time(), time.perf_counter()
-        group.push(chunks)
-        wall.append(time.perf_counter() - begun)
-        cpu.append(time.process_time() - cpu_begun)
-    median = float(np.median(wall))
-    return {
-        "streams": n,
-        "chunk_ms": GROUP_CHUNK_S * 1e3,
-        "p50_ms": median * 1e3,
-        "p99_ms": float(np.quantile(wall, 0.99)) * 1e3,
-        "cpu_ms": float(np.median(cpu)) * 1e3,
-        "times_real_time": GROUP_CHUNK_S / median,
-    }
-
-
 def show(name: str, found: dict[str, Any]) -> None:
     print(f"\n{name}: {HOP_S * 1e3:.0f} ms hops, a result every {found['results_every_s']:.3g} s")
     print(f"{'':26}{'p50 ms':>9}{'p99 ms':>9}{'cpu p99':>9}{'% of core':>11}{'ratio':>8}")
@@ -229,32 +201,21 @@ def show(name: str, found: dict[str, Any]) -> None:
         cells = f"{row['p50_ms']:9.3f}{row['p99_ms']:9.3f}{row['cpu_p99_ms']:9.3f}"
         cells += f"{row['core_percent']:11.3f}"
         print(f"{method:26}{cells}{found['ratio'][method]:7.2f}x")
-    if group := found.get("group"):
-        print(
-            f"{group['streams']} streams, {group['chunk_ms']:.0f} ms chunks: {group['p50_ms']:.0f} "
-            f"ms a push (p99 {group['p99_ms']:.0f}, CPU {group['cpu_ms']:.0f}), "
-            f"{group['times_real_time']:.2f} x real time"
-        )
 
 
 def bars_of(name: str, found: dict[str, Any]) -> list[Bar]:
     row = found["rows"]["stream"]
-    bars = [
+    return [
         Bar(f"{name}: share of the core", row["core_percent"], MOST_SHARE, " %", at_most=True),
         Bar(f"{name}: p99 of a hop", row["p99_ms"], MOST_P99_MS, " ms", at_most=True),
         Bar(f"{name}: {AGAIN}", found["ratio"][AGAIN], LEAST_RATIO, "x"),
     ]
-    if group := found.get("group"):
-        streams = f"{name}: {group['streams']} streams"
-        bars.append(Bar(streams, group["times_real_time"], 1.0, " x real time"))
-    return bars
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", type=Path, nargs="*", default=[], help="files of export")
     parser.add_argument("--seconds", type=float, default=60.0, help="of audio for each method")
-    parser.add_argument("--streams", type=int, default=0, help="also so many in one group")
     parser.add_argument("--live", action="store_true", help="wait for each chunk as on a device")
     parser.add_argument("--strict", action="store_true", help="exit with 3 where a bar is missed")
     parser.add_argument("--json", type=Path, help="also write all figures here")
@@ -264,8 +225,6 @@ def main() -> int:
     with models(options.model) as paths:
         for path in paths:
             found = measure(path, options.seconds, options.live)
-            if options.streams:
-                found["group"] = measure_group(path, options.streams, options.seconds / 10)
             show(path.name, found)
             all_found[path.name] = found
             bars += bars_of(path.name, found)

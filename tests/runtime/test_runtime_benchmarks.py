@@ -73,10 +73,7 @@ def test_the_stream_benchmark_compares_equal_answers(
     assert set(found["rows"]) == set(found["ratio"])
     assert found["ratio"]["stream"] == 1
     assert all(row["core_percent"] > 0 for row in found["rows"].values())
-    found["group"] = bench.measure_group(model_path, 3, seconds=0.6)
-    figures = [bar.figure for bar in bench.bars_of("tiny", found)]
-    assert figures[-1] == "tiny: 3 streams"
-    assert len(figures) == 4
+    assert len(bench.bars_of("tiny", found)) == 3
 
 
 def test_redoing_the_last_second_gives_the_same_logits_both_ways(scripts: Any, tiny: Any) -> None:

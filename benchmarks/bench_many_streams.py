@@ -5,7 +5,9 @@ one call of the model. Time is the processor time of this process on one thread,
 machine counts little; rounds of the group and of single streams take turns. Where the time goes is
 measured around the model and the log-mel; the rest is our Python.
 
-Run: python benchmarks/many_streams.py --model A.onnx [--streams 500] [--strict] [--json FILE]
+Without --model a student of random weights is exported for the occasion (needs torch).
+
+Run: python benchmarks/bench_many_streams.py [--model A.onnx ...] [--streams 500] [--strict]
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 import numpy as np  # noqa: E402
 from bars import Bar, judge  # noqa: E402
+from bench_stream import models  # noqa: E402
 
 from frami_edge_runtime import Classifier, LogMelStream, Stream  # noqa: E402
 from frami_edge_runtime._melblock import MelBlock  # noqa: E402
@@ -108,7 +111,7 @@ def measure(
 def main() -> int:
     """Measure, print, judge."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", action="append", required=True, help="an .onnx file; repeatable")
+    parser.add_argument("--model", type=Path, nargs="*", default=[], help="files of export")
     parser.add_argument("--streams", type=int, default=500)
     parser.add_argument("--chunk-ms", type=float, default=200.0)
     parser.add_argument("--rounds", type=int, default=20)
@@ -116,18 +119,19 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the figures here too")
     given = parser.parse_args()
     figures = {}
-    for path in given.model:
-        found = measure(path, given.streams, given.chunk_ms / 1e3, given.rounds)
-        figures[Path(path).name] = found
-        ours = found["group"] - found["model"] - found["mel"]
-        print(
-            f"{Path(path).name}: {given.streams} streams, {given.chunk_ms:g} ms chunks, one core: "
-            f"{1 / found['group']:.2f} times real time ({found['group'] * 100:.0f} % of the core: "
-            f"model {found['model'] * 100:.0f}, log-mel {found['mel'] * 100:.0f}, rest "
-            f"{ours * 100:.0f}, which is {ours / found['pushes_per_s'] * 1e6:.0f} us a chunk); "
-            f"one by one {found['alone'] / found['group']:.2f} times the time; "
-            f"scores apart {found['apart']:.1e}"
-        )
+    with models(given.model) as paths:
+        for path in paths:
+            found = measure(path, given.streams, given.chunk_ms / 1e3, given.rounds)
+            figures[path.name] = found
+            ours = found["group"] - found["model"] - found["mel"]
+            print(
+                f"{path.name}: {given.streams} streams, {given.chunk_ms:g} ms chunks, one core: "
+                f"{1 / found['group']:.2f} times real time ({found['group'] * 100:.0f} % of the core: "
+                f"model {found['model'] * 100:.0f}, log-mel {found['mel'] * 100:.0f}, rest "
+                f"{ours * 100:.0f}, which is {ours / found['pushes_per_s'] * 1e6:.0f} us a chunk); "
+                f"one by one {found['alone'] / found['group']:.2f} times the time; "
+                f"scores apart {found['apart']:.1e}"
+            )
     if given.json:
         given.json.write_text(json.dumps(figures, indent=2) + "\n")
     bars = []
