@@ -126,7 +126,7 @@ def main() -> int:
             ours = found["group"] - found["model"] - found["mel"]
             print(
                 f"{path.name}: {given.streams} streams, {given.chunk_ms:g} ms chunks, one core: "
-                f"{1 / found['group']:.2f} times real time ({found['group'] * 100:.0f} % of the core: "
+                f"{1 / found['group']:.2f} times real time ({found['group'] * 100:.0f} % of it: "
                 f"model {found['model'] * 100:.0f}, log-mel {found['mel'] * 100:.0f}, rest "
                 f"{ours * 100:.0f}, which is {ours / found['pushes_per_s'] * 1e6:.0f} us a chunk); "
                 f"one by one {found['alone'] / found['group']:.2f} times the time; "
