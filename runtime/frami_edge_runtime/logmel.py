@@ -153,12 +153,28 @@ class LogMelStream:
 
     def push_checked(self, x: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """As `push`, for samples (N,) that `check_samples` has passed."""
+        end = self._end + len(x)
         total = self.samples_in + len(x)
-        due = (total - self._lead) // self._hop if total >= self._least else 0
-        out_TM = np.empty((due - self.frames_out, self._bands), np.float32)
-        if self._end + len(x) <= self._full:
+        hop, next_ = self._hop, self._next
+        n = ((total - self._lead) // hop if total >= self._least else 0) - self.frames_out
+        out_TM = np.empty((n, self._bands), np.float32)
+        if end <= self._full and self.samples_in >= self._least and n <= self._block.most:
+            # The steady state, all in one place: a call costs as much as a ufunc here.
+            if x.dtype.kind == "i":
+                np.multiply(x, INT16_SCALE, self._samples[self._end : end])
+            else:
+                self._samples[self._end : end] = x
+            self._end, self.samples_in = end, total
+            if n:
+                first = next_ + self._left
+                windows_nN = self._windows[first : first + (n - 1) * hop + 1 : hop]
+                self._block.compute(windows_nN, self.frames_out % ROWS, out_TM)
+                self._next = next_ + n * hop
+                self.frames_out += n
+            return out_TM
+        if end <= self._full:
             self._take(x)
-            if len(out_TM):
+            if n:
                 self._emit(out_TM)
             return out_TM
         done = 0

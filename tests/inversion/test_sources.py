@@ -123,7 +123,7 @@ class Folded(nn.Module):
             if isinstance(module, nn.BatchNorm2d):
                 parent = teacher.get_submodule(name.rpartition(".")[0])
                 setattr(parent, name.rpartition(".")[2], nn.Identity())
-        self.channels = teacher.channels
+        self.channels, self.pooled_size = teacher.channels, teacher.pooled_size
         self.hidden = teacher.hidden
 
 
