@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -24,7 +25,12 @@ def parse_object(text: str, where: str, *, most: int = MAX_JSON_BYTES) -> dict[s
             fix=EXPORT_AGAIN,
         )
     try:
-        values = json.loads(text, object_pairs_hook=_no_twins, parse_constant=_no_constant)
+        values = json.loads(
+            text,
+            object_pairs_hook=_no_twins,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+        )
     except (ValueError, RecursionError) as error:
         raise ModelFileError(f"{where} is not JSON: {error}.", fix=EXPORT_AGAIN) from None
     if not isinstance(values, dict):
@@ -52,6 +58,13 @@ def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) != len(pairs):
         raise ValueError("a key appears twice")
     return values
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):  # such as 1e999, which is no constant
+        raise ValueError(f"{digits[:40]} is too large")
+    return number
 
 
 def _no_constant(name: str) -> None:

@@ -23,6 +23,7 @@ import binascii
 import dataclasses
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -43,6 +44,7 @@ HEAD_INPUT: Final = "pooled"
 HEAD_OUTPUT: Final = "logits"
 
 MAX_HEAD_BYTES: Final = 1 << 26
+_MAX_FIELD_VALUES = 1 << 20  # of one trunk frame's input: 16 s and more of any usual front end
 _MAX_LABELS = 65_536
 _MAX_LABEL_LENGTH = 512
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -104,6 +106,12 @@ class ModelInfo:
                 f"an integer of 1..{MAX_FRAMES}",
                 value,
             )
+        require(
+            self.mel.n_mels * self.receptive_field <= _MAX_FIELD_VALUES,
+            "receptive_field",
+            f"at most {_MAX_FIELD_VALUES // self.mel.n_mels} with {self.mel.n_mels} mel bands",
+            self.receptive_field,
+        )
         if self.stride > self.receptive_field:
             raise ModelFileError(
                 f"{METADATA_KEY}: stride {self.stride} exceeds receptive_field "
@@ -153,7 +161,7 @@ class ModelInfo:
             named = isinstance(label, str) and 0 < len(label) <= _MAX_LABEL_LENGTH
             require(named, "labels", f"names of 1..{_MAX_LABEL_LENGTH} characters", label)
         if len(set(labels)) != len(labels):
-            twice = next(name for name in labels if labels.count(name) > 1)
+            twice = Counter(labels).most_common(1)[0][0]
             raise ModelFileError(
                 f"{METADATA_KEY}: labels has {twice!r} twice.", fix="Give every class its own name."
             )
@@ -275,7 +283,12 @@ def read_head(source: Any) -> bytes:
 def _entry(source: Any, key: str) -> str:
     metadata = source
     if not isinstance(source, Mapping):
-        metadata = source.get_modelmeta().custom_metadata_map
+        try:
+            metadata = source.get_modelmeta().custom_metadata_map
+        except UnicodeDecodeError as error:
+            raise ModelFileError(
+                f"The model's metadata is damaged: {error}.", fix=EXPORT_AGAIN
+            ) from None
     value = metadata.get(key)
     if not isinstance(value, str) or not value:
         raise ModelFileError(

@@ -40,7 +40,10 @@ def check_port(ports: Sequence[Any], name: str, shape: tuple[int | None, ...], w
     Raises:
         ModelFileError: It has others.
     """
-    found = ", ".join(f"{p.name} {p.type} {list(p.shape)}" for p in ports)[:300]
+    try:
+        found = ", ".join(f"{p.name} {p.type} {list(p.shape)}" for p in ports)[:300]
+    except UnicodeDecodeError as error:
+        raise ModelFileError(f"{who} has damaged names: {error}.", fix=EXPORT_AGAIN) from None
     fits = len(ports) == 1 and ports[0].name == name and ports[0].type == "tensor(float)"
     fits = fits and len(ports[0].shape) == len(shape)
     # A dimension without a fixed size is a name or None; where it must be dynamic it has to be one.

@@ -8,9 +8,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +40,8 @@ from frami_edge_runtime.modelfile import (
 
 Providers = Sequence[str | tuple[str, dict[str, str]]]
 CPU: Providers = ("CPUExecutionProvider",)
+_LOCATION: Final = b"location"
+_LOCATION_KEY: Final = re.compile(rb"(?:\x0a|\x8a\x80*\x00)(?:\x08|\x88\x80*\x00)\Z")
 
 
 class Head:
@@ -166,6 +169,9 @@ def open_session(
     Raises:
         ModelFileError: It cannot be loaded.
     """
+    if _refers_elsewhere(data):
+        # ONNX Runtime would look in the working folder, older ones anywhere.
+        raise ModelFileError(f"{name} keeps weights in another file.", fix=EXPORT_AGAIN)
     # Imported here: reading a MelSpec must not cost the 80 ms that ONNX Runtime takes to load.
     import onnxruntime
 
@@ -208,6 +214,20 @@ def run_session(
             fix=EXPORT_AGAIN,
         ) from None
     return result
+
+
+def _refers_elsewhere(data: bytes) -> bool:
+    """Whether a tensor has its data in another file: such a one has the key ``location``.
+
+    In the wire format of protobuf a key is preceded by its tag, field 1, and its length, 8; both
+    may be written in more bytes than they need.
+    """
+    at = data.find(_LOCATION)
+    while at >= 0:
+        if _LOCATION_KEY.search(data, max(0, at - 20), at):
+            return True
+        at = data.find(_LOCATION, at + 1)
+    return False
 
 
 def first_line(error: Exception) -> str:
