@@ -82,9 +82,8 @@ def calibration_sets(
         "real clips": ClipFeed(train.mels, frames).batch(count, draw).numpy(),
         "bank": own,
         "procedural": made_mels(student, count, seed).mels,
-        "smooth noise (audio)": smooth_noise_mels(spec, count, frames, seed).numpy(),
-        "white noise (audio)": white_noise_mels(spec, count, frames, seed).numpy(),
-        "N(0, 1)": rng.standard_normal(shape).astype(np.float32),
+        "smooth noise": smooth_noise_mels(spec, count, frames, seed).numpy(),
+        "white noise": white_noise_mels(spec, count, frames, seed).numpy(),
         "uniform(0, 1)": rng.uniform(0, 1, shape).astype(np.float32),
     }
 
