@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from frami_edge.device import upload
+
 
 def random_crop(x_B1MT: Tensor, frames: int, generator: torch.Generator) -> Tensor:
     """One random stretch of ``frames`` frames for each clip; all of it where it has no more."""
@@ -16,7 +18,7 @@ def random_crop(x_B1MT: Tensor, frames: int, generator: torch.Generator) -> Tens
     if frames >= t:
         return x_B1MT
     start_B = torch.randint(0, t - frames + 1, (b,), generator=generator)
-    index_BT = (start_B[:, None] + torch.arange(frames)).to(x_B1MT.device)
+    index_BT = upload(start_B[:, None] + torch.arange(frames), x_B1MT.device)
     return x_B1MT.gather(3, index_BT[:, None, None, :].expand(b, 1, m, frames))
 
 
@@ -24,13 +26,14 @@ def random_roll(x_B1MT: Tensor, generator: torch.Generator) -> Tensor:
     """Start each clip at a random frame and wrap around."""
     b, _, m, t = x_B1MT.shape
     shift_B = torch.randint(0, t, (b,), generator=generator)
-    index_BT = ((shift_B[:, None] + torch.arange(t)) % t).to(x_B1MT.device)
+    index_BT = upload((shift_B[:, None] + torch.arange(t)) % t, x_B1MT.device)
     return x_B1MT.gather(3, index_BT[:, None, None, :].expand(b, 1, m, t))
 
 
 def random_gain(x_B1MT: Tensor, std: float, generator: torch.Generator) -> Tensor:
     """Add N(0, std²) to each clip: a change of loudness, in units of the front end's std."""
-    gain_B = torch.randn(x_B1MT.shape[0], generator=generator).to(x_B1MT.device, x_B1MT.dtype)
+    gain_B = torch.randn(x_B1MT.shape[0], generator=generator).to(x_B1MT.dtype)
+    gain_B = upload(gain_B, x_B1MT.device)
     return x_B1MT + std * gain_B[:, None, None, None]
 
 
@@ -50,7 +53,7 @@ def random_masks(
         start_B = torch.rand(b, generator=generator) * (size - width_B)
         index = torch.arange(size)[None, :]
         stripe = (index >= start_B[:, None]) & (index < (start_B + width_B)[:, None])
-        masked |= stripe.to(x_B1MT.device).view(shape)
+        masked |= upload(stripe, x_B1MT.device).view(shape)
     return x_B1MT.masked_fill(masked, value)
 
 

@@ -80,6 +80,22 @@ def autocast(choice: Choice) -> contextlib.AbstractContextManager[object]:
     return torch.autocast(choice.device.type, dtype=choice.dtype, enabled=enabled)
 
 
+READ_EVERY = 20
+"""Steps between two looks at the losses on a GPU; looking makes the host wait for the device."""
+
+
+def read_every(choice: Choice) -> int:
+    """After how many steps the losses are read; at once on a CPU, where nothing waits."""
+    return 1 if choice.device.type == "cpu" else READ_EVERY
+
+
+def upload(x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy to the device of a run; on a GPU through pinned memory, so that nobody waits for it."""
+    if device.type == "cpu" or x.device.type != "cpu":
+        return x.to(device)
+    return x.pin_memory().to(device, non_blocking=True)
+
+
 def set_seed(seed: int, *, deterministic: bool = False) -> None:
     """Seed Python, NumPy and torch, which decide whatever does not use a `generator`.
 

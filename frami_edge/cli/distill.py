@@ -24,6 +24,7 @@ from frami_edge.cli._journey import (
     resume_command,
 )
 from frami_edge.cli._output import Output
+from frami_edge.cli._ranks import on_every_rank
 from frami_edge.cli._teacher import (
     Frames,
     Labels,
@@ -47,6 +48,7 @@ app = command_app()
         "frami-edge distill my.yaml --teacher t.safetensors --out runs/s --resume",
     )
 )
+@on_every_rank
 def distill(
     config: Annotated[str, typer.Argument(help="YAML file, or the name of a preset.")],
     teacher: TeacherSource,
@@ -74,12 +76,13 @@ def distill(
 ) -> None:
     """Distil a teacher into a compact student on synthetic log-mels. No audio goes in."""
     from frami_edge.distillation import run as distillation
+    from frami_edge.distributed import world
+    from frami_edge.distributed.follower import shared_run
     from frami_edge.errors import BankError
     from frami_edge.inversion import run as inversion
     from frami_edge.inversion.bank import Bank, BankFeed, check_bank
     from frami_edge.models.checkpoint import parameters
     from frami_edge.models.cost import macs_per_second
-    from frami_edge.runs import RunFolder
     from frami_edge.teachers.opening import open_teacher
 
     output = Output(json=json, quiet=quiet)
@@ -101,7 +104,7 @@ def distill(
     else:
         context = inversion.context_of(loaded, settings.bank, choice, settings.seed)
     output.note(f"Device: {choice.reason}")
-    with RunFolder.create(
+    with shared_run(
         out,
         command="distill",
         config=settings,
@@ -111,18 +114,20 @@ def distill(
         device=choice.reason,
     ) as run:
         run.resume_hint = resume_command()
-        named = describe_in(run, origin)
+        named = describe_in(run, origin) if world().main else ""
         if given:
             source, pictures = given, {}
         else:
             source = inversion.invert(
                 run, run.path("bank"), context, loaded.card.labels, loaded.sha256, output
             )
-            pictures = inversion.report(run, source, output)
+            pictures = inversion.report(run, source, output) if world().main else {}
         feed = BankFeed(source, settings.bank.shares)
         student = distillation.distill(
             run, loaded, settings.student, settings.distill, feed, choice, settings.seed, output
         )
+        if not world().main:
+            return
         agreement = distillation.held_out_agreement(loaded, student, settings, choice)
         cost = macs_per_second(student, loaded.spec)
         metrics = {"synthetic_agreement": agreement, "steps": settings.distill.steps}

@@ -24,6 +24,7 @@ from frami_edge.cli._journey import (
     resume_command,
 )
 from frami_edge.cli._output import Output
+from frami_edge.cli._ranks import on_every_rank
 from frami_edge.cli._teacher import (
     Frames,
     Labels,
@@ -47,6 +48,7 @@ app = command_app()
         "frami-edge invert my.yaml --teacher t.safetensors --out runs/bank --listen runs/wav",
     )
 )
+@on_every_rank
 def invert(
     config: Annotated[str, typer.Argument(help="YAML file, or the name of a preset.")],
     teacher: TeacherSource,
@@ -73,9 +75,10 @@ def invert(
     quiet: Quiet = False,
 ) -> None:
     """Invert a teacher into a bank of synthetic log-mels. No audio goes in."""
+    from frami_edge.distributed import world
+    from frami_edge.distributed.follower import shared_run
     from frami_edge.errors import ConfigError
     from frami_edge.inversion import run as inversion
-    from frami_edge.runs import RunFolder
     from frami_edge.teachers.opening import open_teacher
 
     output = Output(json=json, quiet=quiet)
@@ -87,7 +90,7 @@ def invert(
     loaded = inversion.ready(open_teacher(origin), choice)
     context = inversion.context_of(loaded, settings.bank, choice, settings.seed)
     output.note(f"Device: {choice.reason}")
-    with RunFolder.create(
+    with shared_run(
         out,
         command="invert",
         config=settings,
@@ -97,10 +100,12 @@ def invert(
         device=choice.reason,
     ) as run:
         run.resume_hint = resume_command()
-        named = describe_in(run, origin)
+        named = describe_in(run, origin) if world().main else ""
         bank = inversion.invert(
             run, run.path("bank"), context, loaded.card.labels, loaded.sha256, output
         )
+        if not world().main:
+            return
         pictures = inversion.report(run, bank, output)
         wavs = [
             str(path)

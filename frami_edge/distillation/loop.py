@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from frami_edge.augment import mix_pairs, random_crop, random_gain, random_masks
-from frami_edge.device import Choice, autocast, generator
+from frami_edge.device import Choice, autocast, generator, read_every, upload
 from frami_edge.distillation.config import DistillConfig
-from frami_edge.distillation.losses import FeatureScale, HiddenMatch, logits_loss
+from frami_edge.distillation.losses import FeatureScale, HiddenMatch
+from frami_edge.distillation.terms import Terms, over_processes
+from frami_edge.distributed import Rows, share_batch_norms
 from frami_edge.errors import RunError
 from frami_edge.models.hidden import TeacherLike
 from frami_edge.models.student import Student
@@ -34,6 +36,8 @@ class Distiller:
     """Teaches a student on clips whose labels nobody knows: the teacher answers.
 
     Every random choice of step i comes from the seed and i, so that a resumed run is the same run.
+    Several processes share each batch out by rows; gradients, BatchNorm statistics and losses are
+    those of the whole batch.
 
     Args:
         teacher: Frozen.
@@ -59,6 +63,8 @@ class Distiller:
         # CPU.
         self.student_autocast = choice.device.type != "cpu" and choice.dtype != torch.float32
         self.done = 0
+        self.rows = Rows(config.batch_size)
+        share_batch_norms(student)
         student.to(choice.device)
         if choice.channels_last:
             student.to(memory_format=torch.channels_last)
@@ -71,41 +77,45 @@ class Distiller:
             self.match, config.weight_decay
         )
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
+        self.terms = Terms(student, self.match, config, choice, self.student_autocast)
+        self._terms = over_processes(self.terms)
 
     def step(self) -> dict[str, float]:
-        """One step; returns its losses."""
+        """One step; returns its losses, over all processes."""
+        return self._read([self._advance()])[0]
+
+    def _advance(self) -> Tensor:
+        """One step; its loss, terms and agreement, which nobody waits for."""
         c, i = self.config, self.done
         rng = generator(self.seed, f"distill/{i}")
-        x = self._augmented(rng).to(self.choice.device)
+        x = upload(self.rows.take(self._augmented(rng)), self.choice.device)
         for group in self.optimizer.param_groups:
             group["lr"] = c.learning_rate * cosine_with_warmup(i, c.steps, c.warmup)
         self.student.train()
-        with autocast(self.choice):
-            with torch.no_grad():
-                t = self.teacher.hidden(x)
-            with torch.autocast(self.choice.device.type, self.choice.dtype, self.student_autocast):
-                s = self.student.hidden(x)
-        terms: dict[str, Tensor] = {}
-        if c.logits:
-            terms["logits"] = c.logits * logits_loss(s.logits_BK, t.logits_BK, c.temperature)
-        if c.before_pooling:
-            terms["before"] = c.before_pooling * self.match.before(self.student, s, t)
-        if c.after_pooling:
-            terms["after"] = c.after_pooling * self.match.after(self.student, s, t)
-        loss = torch.stack(list(terms.values())).sum()
-        value = loss.item()
-        if not math.isfinite(value):
-            raise self._diverged()
+        with torch.no_grad(), autocast(self.choice):
+            t = self.teacher.hidden(x)
+        terms, logits_BK = self._terms(x, t)
+        loss = terms.sum()
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        # DistributedDataParallel takes the mean over processes, whose parts may differ by a row.
+        size = self.rows.world.size
+        (loss if size == 1 else loss * (size * self.rows.share)).backward()
         self.optimizer.step()
         self.done += 1
-        agree = (s.logits_BK.argmax(1) == t.logits_BK.argmax(1)).float().mean()
-        return {
-            "loss": value,
-            **{name: value.item() for name, value in terms.items()},
-            "agreement": agree.item(),
-        }
+        agree = (logits_BK.argmax(1) == t.logits_BK.argmax(1)).float().mean()
+        return torch.cat([loss.detach()[None], terms.detach(), agree[None]])
+
+    def _read(self, latest: list[Tensor]) -> list[dict[str, float]]:
+        """The numbers of the latest steps, over all processes, in one copy from the device."""
+        names = ("loss", *self.terms.names, "agreement")
+        rows = [
+            dict(zip(names, values, strict=True))
+            for values in self.rows.mean(torch.stack(latest)).tolist()
+        ]
+        for i, row in enumerate(rows):
+            if not math.isfinite(row["loss"]):
+                raise self._diverged(self.done - len(rows) + i + 1)
+        return rows
 
     def _augmented(self, rng: torch.Generator) -> Tensor:
         c = self.config
@@ -135,20 +145,25 @@ class Distiller:
             RunError: The loss or a weight is no longer finite.
         """
         c = self.config
+        unread: list[Tensor] = []
         while self.done < c.steps:
-            metrics = self.step()
-            on_step(self.done, metrics)
+            unread.append(self._advance())
             due = self.done % c.checkpoint_steps == 0 or self.done == c.steps
+            if due or len(unread) >= read_every(self.choice):
+                first = self.done - len(unread) + 1
+                for i, metrics in enumerate(self._read(unread)):
+                    on_step(first + i, metrics)
+                unread.clear()
             if on_checkpoint and due:
                 on_checkpoint(self.state())
         if not all(torch.isfinite(p).all() for p in self.student.state_dict().values()):
-            raise self._diverged()
+            raise self._diverged(self.done)
         self.student.eval()
         return self.student
 
-    def _diverged(self) -> RunError:
+    def _diverged(self, step: int) -> RunError:
         return RunError(
-            f"The distillation diverged by step {self.done + 1} of {self.config.steps}: "
+            f"The distillation diverged by step {step} of {self.config.steps}: "
             "its loss or its weights are no longer finite.",
             fix="Use a smaller distill.learning_rate and another --out, or --precision fp32.",
         )

@@ -15,6 +15,7 @@ from frami_edge.device import Choice, generator
 from frami_edge.distillation.config import DistillConfig, JourneyConfig
 from frami_edge.distillation.loop import Distiller, Feed
 from frami_edge.distillation.model_card import student_readme
+from frami_edge.distributed import broadcast, world
 from frami_edge.errors import CheckpointError
 from frami_edge.inversion.bank import Bank
 from frami_edge.inversion.procedural import procedural_mels
@@ -57,8 +58,9 @@ def distill(
         )
     distiller = Distiller(teacher.teacher, student, config, choice, seed, feed)
     saved = run.path(CHECKPOINT if phase == "distill" else f"{phase}-state.pt")
-    if saved.exists():
-        distiller.load_state(_load(saved))
+    state = broadcast(_load(saved) if world().main and saved.exists() else None)
+    if state is not None:
+        distiller.load_state(state)
         out.note(f"Going on from step {distiller.done} of {config.steps}.")
     # Also without a checkpoint: a run that was killed before its first one has written rows.
     run.rewind(distiller.done, phase=phase)
@@ -77,7 +79,7 @@ def distill(
             bar.update(loss=metrics["loss"], agreement=metrics["agreement"])
             run.log(step=done, phase=phase, **metrics)
 
-        distiller.run(on_step, save)
+        distiller.run(on_step, save if world().main else None)
     return student.collapse().requires_grad_(False)
 
 

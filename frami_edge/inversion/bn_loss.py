@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from frami_edge.distributed import Rows, shared_layer_moments
 from frami_edge.errors import TeacherError
 
 
@@ -74,17 +75,23 @@ class BatchNormStatistics:
 
         return observe
 
-    def loss(self) -> Tensor:
+    def loss(self, rows: Rows | None = None) -> Tensor:
         """Mean over layers of ‖Δμ‖² / Σ(μ² + σ²) + ‖Δσ²‖² / ‖σ²‖².
 
         Δ is batch minus running statistics. Each layer's error is relative to that layer's own
         scale, so that wide or loud layers do not swamp the class term (a plain sum of norms does).
 
+        Args:
+            rows: What of a batch this process has seen; the loss is that of the whole batch.
+
         Returns:
             Scalar; below about 0.05 the bank's activations look like the training data's.
         """
         errors = []
-        for i, (mean_C, var_C) in self._observed.items():
+        moments = list(self._observed.values())
+        if rows:
+            moments = shared_layer_moments(moments, rows)
+        for i, (mean_C, var_C) in zip(self._observed, moments, strict=True):
             layer = self.layers[i][1]
             assert layer.running_mean is not None
             assert layer.running_var is not None

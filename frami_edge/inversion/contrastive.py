@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from frami_edge.augment import random_crop, random_gain, random_masks, random_roll
+from frami_edge.distributed import Rows
 from frami_edge.models.hidden import Hidden
 
 
@@ -69,6 +70,9 @@ class FeatureInvariantContrast(nn.Module):
         )
         self.register_buffer("memory", torch.zeros(memory, 2 * embedding))
         self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
+        # A copy on the host: reading the buffer on a GPU would wait for it at every step.
+        self._filled = 0
+        self.register_load_state_dict_post_hook(_recount)
 
     def embed(self, hidden: Hidden) -> Tensor:
         """(B, 2E) float32 of unit length."""
@@ -77,11 +81,18 @@ class FeatureInvariantContrast(nn.Module):
         joined = torch.cat([F.normalize(before, dim=1), F.normalize(after, dim=1)], dim=1)
         return F.normalize(joined, dim=1)
 
-    def forward(self, query: Hidden, key: Hidden) -> tuple[Tensor, Tensor]:
-        """The loss of two views, row by row, and the keys (B, 2E)."""
+    def forward(
+        self, query: Hidden, key: Hidden, rows: Rows | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of two views, row by row, and the keys (B, 2E).
+
+        With ``rows``, the views are those of this process, loss and keys those of the whole batch.
+        """
         q = self.embed(query)
         k = self.embed(key).detach()
-        stored = self.memory[: min(int(self.filled), self.memory.shape[0])]
+        if rows:
+            q, k = rows.gather(q), rows.gather(k)
+        stored = self.memory[: min(self._filled, self.memory.shape[0])]
         similarity = q @ torch.cat([k, stored]).T / self.temperature
         return F.cross_entropy(similarity, torch.arange(q.shape[0], device=q.device)), k
 
@@ -90,6 +101,12 @@ class FeatureInvariantContrast(nn.Module):
         """Store keys of clips that entered the bank, over the oldest ones."""
         size = self.memory.shape[0]
         keys = keys[-size:]
-        index = (int(self.filled) + torch.arange(keys.shape[0], device=keys.device)) % size
+        index = (self._filled + torch.arange(keys.shape[0], device=keys.device)) % size
         self.memory[index] = keys
         self.filled += keys.shape[0]
+        self._filled += keys.shape[0]
+
+
+def _recount(module: nn.Module, _: object) -> None:
+    assert isinstance(module, FeatureInvariantContrast)
+    module._filled = int(module.filled)

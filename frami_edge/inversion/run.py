@@ -12,6 +12,7 @@ import torch
 from frami_edge import plots
 from frami_edge.cli._output import Output
 from frami_edge.device import Choice
+from frami_edge.distributed import world
 from frami_edge.errors import TeacherError
 from frami_edge.inversion.bank import Bank
 from frami_edge.inversion.bn_loss import live_batch_norms
@@ -64,7 +65,8 @@ def invert(
     out: Output,
 ) -> Bank:
     """Make the bank, or finish it, with progress on stderr and rows in metrics.jsonl."""
-    finished = Bank.open(folder) if (folder / "bank.json").exists() else None
+    begun = world().main and (folder / "bank.json").exists()
+    finished = Bank.open(folder) if begun else None
     if finished:
         for name in context.config.shares:
             run.rewind(finished.next_step(name), phase=name)

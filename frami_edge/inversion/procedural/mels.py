@@ -30,6 +30,7 @@ def procedural_mels(
     frames: int,
     seed: int,
     progress: Callable[[int, int], None] | None = None,
+    start: int = 0,
 ) -> torch.Tensor:
     """Random crops of procedural audio through the real front end.
 
@@ -39,6 +40,7 @@ def procedural_mels(
         frames: Frames (T) of each.
         seed: Mel i depends on the spec, on ``frames``, on the seed and on i only.
         progress: Called with (done, n) now and then.
+        start: i of the first mel.
 
     Returns:
         (n, 1, M, T) float32 on the CPU, normalised, between ``spec.floor`` and ``spec.ceiling``.
@@ -63,8 +65,9 @@ def procedural_mels(
     chunk = max(1, _CHUNK_SAMPLES // audio.samples)
     for first in range(0, n, chunk):
         count = min(chunk, n - first)
-        clips = audio.clips(count, seed, start=first)
-        crops = np.stack([_crop(clip, needed, seed, first + i) for i, clip in enumerate(clips)])
+        at = start + first
+        clips = audio.clips(count, seed, start=at)
+        crops = np.stack([_crop(clip, needed, seed, at + i) for i, clip in enumerate(clips)])
         with torch.inference_mode():
             mels = front_end(torch.from_numpy(crops))[..., edge : edge + frames]
         out[first : first + count, 0] = mels.clamp(floor_M1, ceiling_M1)

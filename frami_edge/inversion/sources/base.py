@@ -5,6 +5,7 @@ Shape legend: B batch, M mel bands, T frames, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,16 +25,17 @@ class Batch:
     """Clips of one step.
 
     Attributes:
-        mels_B1MT: Normalised log-mels, float32 on the CPU.
+        mels_B1MT: Normalised log-mels, float32, on any device; all clips of the step on every
+            process of a run.
         labels_B: Requested classes, or `NO_LABEL`.
         keep: Whether the clips are good enough for the bank.
-        metrics: Losses of the step.
+        metrics: Losses of the step; tensors on a device are read later, so that no step waits.
     """
 
     mels_B1MT: Tensor
     labels_B: Tensor
     keep: bool
-    metrics: dict[str, float]
+    metrics: Mapping[str, float | Tensor]
 
 
 class Source(Protocol):

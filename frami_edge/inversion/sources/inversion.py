@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from frami_edge.device import autocast, generator
+from frami_edge.device import autocast, generator, upload
+from frami_edge.distributed import Rows, share_batch_norms, sum_gradients
 from frami_edge.inversion.bn_loss import BatchNormStatistics
 from frami_edge.inversion.config import InversionConfig
 from frami_edge.inversion.contrastive import FeatureInvariantContrast, contrastive_view
@@ -54,6 +55,7 @@ class Inversion:
                 context.teacher, context.spec, context.n_classes, context.choice
             )
         self.modules = modules
+        share_batch_norms(self.generator)
         if context.choice.channels_last:
             self.generator.to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.Adam(
@@ -65,45 +67,52 @@ class Inversion:
         """One generator step; the clips are those that the step was taken on."""
         c, config = self.context, self.config
         rng = generator(c.seed, f"{self.name}/{index}")
-        z = torch.randn(config.batch_size, config.latent, generator=rng).to(c.choice.device)
+        z = torch.randn(config.batch_size, config.latent, generator=rng)
         labels = balanced_labels(config.batch_size, c.n_classes, index * config.batch_size)
-        labels = labels.to(c.choice.device)
+        rows = Rows(config.batch_size)
+        z, own = (upload(rows.take(part), c.choice.device) for part in (z, labels))
+        labels = upload(labels, c.choice.device)
         terms: dict[str, Tensor] = {}
         self.generator.train()
         with autocast(c.choice):
-            mels = self.generator(z, labels)
+            mels = self.generator(z, own)
             with self._watch or contextlib.nullcontext():
                 seen = c.teacher.hidden(mels)
-            other = c.teacher.hidden(contrastive_view(mels, rng)) if self.contrast else None
+            other = None
+            if self.contrast:
+                view = contrastive_view(rows.spread(mels), rng)
+                other = c.teacher.hidden(rows.take(view))
             sparring = self.sparring if index >= config.adversarial.warmup_steps else None
             guess = sparring.logits(mels) if sparring else None
         # The losses stay in float32: only the networks run at low precision.
         if self._watch:
-            terms["batch_norm"] = config.batch_norm * self._watch.loss()
+            terms["batch_norm"] = config.batch_norm * self._watch.loss(rows)
+        logits = rows.gather(seen.logits_BK)
         if config.class_loss:
-            terms["class"] = config.class_loss * class_loss(seen.logits_BK, labels)
+            terms["class"] = config.class_loss * class_loss(logits, labels)
         keys = None
         if self.contrast and other:
-            raw, keys = self.contrast(other, seen)
+            raw, keys = self.contrast(other, seen, rows)
             terms["contrastive"] = config.contrastive * raw
         if guess is not None:
-            raw = adversarial_loss(seen.logits_BK, guess)
+            raw = adversarial_loss(logits, rows.gather(guess))
             terms["adversarial"] = config.adversarial.weight * raw
         loss = torch.stack(list(terms.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        sum_gradients(self.modules.parameters())
         self.optimizer.step()
         keep = index >= config.burn_in
-        mels = mels.detach()
+        mels = rows.gather(mels.detach())
         if self.contrast and keys is not None and keep:
             self.contrast.remember(keys)
         if self.sparring:
             for _ in range(config.adversarial.student_steps):
                 self.sparring.learn(mels, rng)
-        hit = (seen.logits_BK.argmax(1) == labels).float().mean()
-        metrics = {"loss": loss.item(), "requested": hit.item()}
-        metrics |= {name: value.item() for name, value in terms.items()}
-        return Batch(mels.cpu(), labels.cpu(), keep, metrics)
+        hit = (logits.argmax(1) == labels).float().mean()
+        metrics = {"loss": loss.detach(), "requested": hit}
+        metrics |= {name: value.detach() for name, value in terms.items()}
+        return Batch(mels, labels, keep, metrics)
 
     def state(self) -> dict[str, Any]:
         """Generator, contrastive heads and memory, sparring student, optimisers."""

@@ -10,9 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from frami_edge.distributed import Rows, world
 from frami_edge.inversion.controls import smooth_noise_mels, white_noise_mels
 from frami_edge.inversion.procedural import procedural_mels
 from frami_edge.inversion.sources.base import NO_LABEL, Batch, Context, named_seed
+
+
+def shared_procedural(context: Context, n: int, name: str) -> Tensor:
+    """(n, 1, M, T) procedural clips, each made by one process of the run and given to all."""
+    spec, frames, seed = context.spec, context.config.frames, named_seed(context.seed, name)
+    if n < world().size:
+        return procedural_mels(spec, n, frames, seed)
+    rows = Rows(n)
+    own = procedural_mels(spec, rows.size, frames, seed, start=rows.start)
+    # Through the device, which the group of processes speaks on.
+    device = context.choice.device
+    return rows.gather(own.to(device)).cpu() if world().size > 1 else own
 
 
 class Procedural:
@@ -35,9 +48,7 @@ class Procedural:
     def make(self, n: int, index: int) -> Tensor:
         """(n, 1, M, T) clips that depend on the seed and on the index only."""
         c = self.context
-        return procedural_mels(
-            c.spec, n, c.config.frames, named_seed(c.seed, f"{self.name}/{index}")
-        )
+        return shared_procedural(c, n, f"{self.name}/{index}")
 
     def state(self) -> dict[str, Any]:
         """Nothing: the clips depend on seed and step alone."""
