@@ -51,7 +51,7 @@ class Driver:
         """See `Stream.gap`; ``lost`` has passed `check_lost`."""
         lane.end()
         results = self._advance([lane], wanted=keep_pooling)[0]
-        if not keep_pooling and lane.time.stretch and lane.pool.count:
+        if not keep_pooling and lane.time.stretch and not lane.pool.empty:
             results = self._results([lane], last=True)
         lane.lose(lost, keep_pooling=keep_pooling)
         return results
@@ -63,7 +63,7 @@ class Driver:
             for i in found:
                 lanes[i].end()
             self._advance([lanes[i] for i in found], wanted=False)
-            found = [i for i in found if lanes[i].pool.count]
+            found = [i for i in found if not lanes[i].pool.empty]
             results: list[Result | None] = [None] * len(lanes)
             for i, result in zip(
                 found, self._results([lanes[i] for i in found], last=True), strict=True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
@@ -71,11 +71,12 @@ class EventSpec:
 
     def __post_init__(self) -> None:
         """Check every value, also of the overrides."""
-        _check_seconds("smooth_s", self.smooth_s)
+        check_seconds("smooth_s", self.smooth_s)
         if self.min_level_db is not None:
             _check_number("min_level_db", self.min_level_db, -200.0, 0.0)
-        for name, labels in (("watch", self.watch or ()), ("ignore", self.ignore)):
-            if isinstance(labels, str) or not all(isinstance(label, str) for label in labels):
+        watch = () if self.watch is None else self.watch
+        for name, labels in (("watch", watch), ("ignore", self.ignore)):
+            if not _is_labels(labels):
                 raise StreamError(
                     f"{name} must be a sequence of labels.", fix=f'Write {name}=("siren",).'
                 )
@@ -85,8 +86,18 @@ class EventSpec:
                 fix="Watch a label that is not ignored.",
             )
         self._check_rule(self._rule({}), "")
+        if not isinstance(self.overrides, Mapping):
+            raise StreamError(
+                "overrides must be a dictionary of dictionaries.",
+                fix='Write overrides={"siren": {"on": 0.8}}.',
+            )
         for label, changes in self.overrides.items():
-            if unknown := sorted(set(changes) - set(_PER_LABEL)):
+            if not isinstance(changes, Mapping):
+                raise StreamError(
+                    f"The override for {str(label)[:40]!r} must be a dictionary.",
+                    fix='Write overrides={"siren": {"on": 0.8}}.',
+                )
+            if unknown := sorted(map(str, set(changes) - set(_PER_LABEL))):
                 raise StreamError(
                     f"{', '.join(unknown)} cannot be set for {label!r} alone.",
                     fix=f"Per label there are {', '.join(_PER_LABEL)}.",
@@ -161,9 +172,9 @@ class EventSpec:
 
     def _check_rule(self, rule: Rule, whose: str) -> None:
         for name in ("min_on_s", "min_off_s", "merge_gap_s", "cooldown_s"):
-            _check_seconds(name + whose, getattr(rule, name))
+            check_seconds(name + whose, getattr(rule, name))
         if rule.update_s is not None:
-            _check_seconds("update_s" + whose, rule.update_s)
+            check_seconds("update_s" + whose, rule.update_s)
         _check_number("on" + whose, rule.on, 0.0, 1.0)
         _check_number("off" + whose, rule.off, 0.0, 1.0)
         if rule.off <= 0:
@@ -195,8 +206,20 @@ class EventSpec:
             )
 
 
-def _check_seconds(name: str, value: Any) -> None:
+def _is_labels(labels: Any) -> bool:
+    listed = isinstance(labels, (Sequence, Set)) and not isinstance(labels, (str, bytes))
+    return listed and all(isinstance(label, str) for label in labels)
+
+
+def check_seconds(name: str, value: Any, above: float = -1.0) -> None:
+    """Refuse what is no duration of at most `LONGEST_S`, and what is not above a limit.
+
+    Raises:
+        StreamError: It is one of these.
+    """
     _check_number(name, value, 0.0, LONGEST_S)
+    if value <= above:
+        raise StreamError(f"{name} must be above {above:g}.", fix="Leave it out for the default.")
 
 
 def _check_number(name: str, value: Any, least: float, most: float) -> None:

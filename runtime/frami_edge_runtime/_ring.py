@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import numpy.typing as npt
 
+from frami_edge_runtime.audio import HIGHEST_RATE
 from frami_edge_runtime.errors import AudioError
 
 Policy = Literal["drop_oldest", "block", "raise"]
@@ -52,7 +53,7 @@ class SampleRing:
         dtype: Of the samples, int16 or float32.
 
     Raises:
-        AudioError: The capacity or the policy is not one.
+        AudioError: The rate, capacity, policy or dtype is not one.
     """
 
     def __init__(
@@ -63,19 +64,34 @@ class SampleRing:
         dtype: npt.DTypeLike = np.int16,
     ) -> None:
         """Allocate."""
-        if not 0 < seconds <= LONGEST_RING_S or int(seconds * sample_rate) < 1:
+        rated = isinstance(sample_rate, (int, np.integer)) and 1 <= sample_rate <= HIGHEST_RATE
+        if not rated or isinstance(sample_rate, bool):
             raise AudioError(
-                f"A ring of {seconds} s cannot be allocated.",
+                f"A ring cannot run at {str(sample_rate)[:40]} Hz.",
+                fix=f"Use a whole number in 1..{HIGHEST_RATE}.",
+            )
+        known = isinstance(seconds, (int, float)) and 0 < seconds <= LONGEST_RING_S
+        if not known or int(seconds * sample_rate) < 1:
+            raise AudioError(
+                f"A ring of {str(seconds)[:40]} s cannot be allocated.",
                 fix=f"Use more than 0 s and at most {LONGEST_RING_S:g} s.",
             )
         if policy not in POLICIES:
             raise AudioError(
                 f"There is no policy {policy!r}.", fix=f"Use one of {', '.join(POLICIES)}."
             )
+        try:
+            self._dtype = np.dtype(dtype)
+        except (TypeError, ValueError):
+            self._dtype = np.dtype("V")
+        if self._dtype not in (np.int16, np.float32):
+            raise AudioError(
+                f"A ring holds int16 or float32, not {str(dtype)[:40]}.", fix="Use one of them."
+            )
         self.sample_rate = sample_rate
         self.capacity = int(seconds * sample_rate)
         self.policy = policy
-        self._buffer: npt.NDArray[Any] = np.zeros(self.capacity, dtype)
+        self._buffer: npt.NDArray[Any] = np.zeros(self.capacity, self._dtype)
         self._changed = threading.Condition()
         self._written = self._read = 0  # positions; the buffer holds what lies between
         self._in = 0
@@ -95,8 +111,15 @@ class SampleRing:
             Samples that were overwritten for it.
 
         Raises:
-            AudioError: The ring is full, and its policy is to raise; nothing was written.
+            AudioError: The ring is full, and its policy is to raise; or these are no (N,) samples
+                of the ring's dtype. Nothing was written.
         """
+        # NumPy would cast: float samples would all become 0.
+        if getattr(samples, "dtype", None) != self._dtype or samples.ndim != 1:
+            raise AudioError(
+                f"The ring takes (N,) {self._dtype} samples only.",
+                fix="Open it with the dtype of the samples, and write one channel.",
+            )
         with self._changed:
             if self.policy == "raise" and len(samples) > self.capacity - self._fill:
                 raise AudioError(
@@ -145,8 +168,11 @@ class SampleRing:
             (samples (N,), samples lost right before them); N is 0 after a timeout; None at the end.
 
         Raises:
+            AudioError: ``most`` is below 1.
             BaseException: What `fail` was given, once everything written before it has been read.
         """
+        if most is not None and most < 1:
+            raise AudioError(f"A read takes at least 1 sample, not {most}.", fix="Use 1 or more.")
         with self._changed:
             self._changed.wait_for(lambda: self._fill > 0 or self._closed, timeout)
             if self._fill == 0:

@@ -48,9 +48,13 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     state: dict[str, Any] = {}
     try:
-        if Path(path).stat().st_size > MAX_FILE_BYTES:
+        size = Path(path).stat().st_size
+        if size > MAX_FILE_BYTES:
             raise ValueError(f"more than {MAX_FILE_BYTES} bytes")
         with np.load(path, allow_pickle=False) as archive:
+            # `save_state` does not compress: nothing may take more memory than the file.
+            if sum(entry.file_size for entry in archive.zip.infolist()) > size:
+                raise ValueError("it holds more than its size")
             for key in archive.files:
                 *folders, name = key.split(_SEPARATOR)
                 inner = state

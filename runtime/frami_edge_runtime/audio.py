@@ -28,7 +28,7 @@ def check_samples(samples: Any) -> npt.NDArray[Any]:
     Raises:
         AudioError: Anything else: stereo, other dtypes, NaN or infinity, lists of integers.
     """
-    x = samples if isinstance(samples, np.ndarray) else _as_array(samples)
+    x = samples if type(samples) is np.ndarray else _as_array(samples)
     kind = x.dtype.char
     if kind not in _KINDS:
         raise AudioError(
@@ -96,9 +96,13 @@ def _within_limit(x: npt.NDArray[Any]) -> bool:
 
 
 def _as_array(samples: Any) -> npt.NDArray[Any]:
+    if np.ma.isMaskedArray(samples) and np.ma.is_masked(samples):
+        raise AudioError(
+            "Some samples are masked.", fix="Decide what they are: samples.filled(0) is silence."
+        )
     try:
         return np.asarray(samples)
-    except (ValueError, TypeError):
+    except Exception:  # whatever a foreign array raises, such as a tensor that needs gradients
         raise AudioError(
             f"Samples of type {type(samples).__name__} are no array of numbers.",
             fix="Pass a 1-D NumPy array of int16 or float32.",

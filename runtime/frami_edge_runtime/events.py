@@ -21,7 +21,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from frami_edge_runtime._eventspec import EventSpec, Rule
+from frami_edge_runtime._eventspec import EventSpec, Rule, check_seconds
 from frami_edge_runtime._track import Event, Track
 from frami_edge_runtime.errors import StreamError
 from frami_edge_runtime.result import Result
@@ -43,13 +43,16 @@ class EventDetector:
             of its window depends on it.
 
     Raises:
-        StreamError: The spec names labels that the model does not have, or leaves none.
+        StreamError: The spec names labels that the model does not have, or leaves none; or
+            ``forget_s`` is no duration.
     """
 
     def __init__(
         self, spec: EventSpec, labels: Sequence[str], *, forget_s: float | None = None
     ) -> None:
         """Resolve the spec for these labels."""
+        if forget_s is not None:
+            check_seconds("forget_s", forget_s, above=0.0)
         self.spec = spec
         self.labels = tuple(labels)
         self._forget_s = forget_s

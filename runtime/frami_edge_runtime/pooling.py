@@ -69,6 +69,11 @@ class StatsPool(ABC):
             StreamError: The state does not fit; the pool is unchanged then.
         """
 
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to pool: no frame yet, or all are forgotten."""
+        return self._weight_and_sums()[0] == 0
+
     def pooled(self) -> npt.NDArray[np.float32]:
         """(D,) float32 [mean; std], rounded once.
 
@@ -301,7 +306,8 @@ class Forgetting(StatsPool):
         sums = read.array("sums", np.float64, self._sums.shape)
         read.done()
         read.require(half_life == self.half_life, "half_life")
-        read.require((weight > 0) == (count > 0), "weight")
+        # Time that `skip` lets pass can make a weight as small as 0.
+        read.require(weight == 0 or (weight > 0 and count > 0), "weight")
         self.count, self.slots = count, slots
         self._weight = float(weight)
         self._sums[:] = sums

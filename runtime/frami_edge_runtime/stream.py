@@ -114,11 +114,12 @@ class Stream:
         sample was pushed since the start, or since a gap that did not keep the statistics.
 
         Raises:
-            AudioError: So few samples that none is left at the model's rate.
+            AudioError: So few samples that none is left at the model's rate, since the start or
+                since a gap that took all that was heard before out of the window.
             ModelFileError: The model failed, or gave NaN.
         """
         begun = time.perf_counter()
-        heard = self._lane.time.stretch
+        heard = self._lane.time.segment or self._lane.time.stretch
         result = self._driver.flush([self._lane])[0]
         if heard and result is None:
             raise self._lane.unheard(heard)

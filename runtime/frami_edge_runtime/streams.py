@@ -144,7 +144,7 @@ class StreamGroup:
         """
         begun = time.perf_counter()
         lane = self._lane(i)
-        heard = lane.time.stretch
+        heard = lane.time.segment or lane.time.stretch
         result = self._driver.flush([lane])[0]
         if heard and result is None:
             raise lane.unheard(heard)
