@@ -29,12 +29,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from fuzz_calls import CALLS
-from fuzz_files import KINDS, Material, Wrong
-
 from frami_edge_runtime import FramiEdgeError
 
-ALL: Final = {**KINDS, **CALLS}
+from fuzz_calls import CALLS
+from fuzz_files import FILES
+from fuzz_material import Material, WrongAnswerError
+from fuzz_models import MODELS
+
+ALL: Final = {**MODELS, **FILES, **CALLS}
 OUTCOMES: Final = ("accepted", "refused", "wrong", "traceback", "hang", "crash")
 FAILURES: Final = OUTCOMES[2:]
 MOST_GROWTH_MIB: Final = 700
@@ -55,7 +57,7 @@ def run_case(kind: str, number: int, seed: int, material: Material) -> tuple[str
         if not error.message:
             return "wrong", "a refusal without a reason"
         return "refused", error.message
-    except Wrong as error:
+    except WrongAnswerError as error:
         return "wrong", str(error)
     except Exception:
         return "traceback", traceback.format_exc()
@@ -68,7 +70,7 @@ def load_models(paths: list[Path]) -> list[bytes]:
     spec = importlib.util.spec_from_file_location("tiny_models", CONFTEST)
     assert spec is not None
     assert spec.loader is not None
-    tiny = importlib.util.module_from_spec(spec)
+    tiny: Any = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = tiny  # dataclasses look their module up
     spec.loader.exec_module(tiny)
     models = [tiny.build(), tiny.build(channels=7, stride=3, seed=1, labels=("a", "b", "c"))]

@@ -197,6 +197,8 @@ class Lane:
         read.require(self._mel.samples_in == heard, "mel")
         read.require(self._mel.frames_out == self.trunk.mel_frames_in, "trunk")
         read.require(self.pool.count >= self.trunk.frames_out, "pool")
+        if isinstance(self.pool, SlidingWindow):
+            read.require(self.pool.latest <= self.time.end_s, "begins")
         if self.time.segment:
             slot = self.pool.slots - self.trunk.frames_out
             read.require(slot >= 0 and self.trunk.in_phase(slot), "slots")

@@ -171,6 +171,11 @@ class SlidingWindow(StatsPool):
             oldest = (oldest + int(in_order[0])) % self.blocks
         return float(self._begins[oldest])
 
+    @property
+    def latest(self) -> float:
+        """``at`` of the newest block that has frames; 0 without frames."""
+        return float(self._begins[self._filled > 0].max(initial=0.0))
+
     def push(self, frames_Cn: Frames, at: float = 0.0) -> None:
         """Take (C, n) float32 frames, n >= 0."""
         done, n = 0, frames_Cn.shape[1]
@@ -232,6 +237,7 @@ class SlidingWindow(StatsPool):
         read.done()
         inside = bool((filled >= 0).all() and (filled <= self.block).all())
         read.require(inside and int(filled.sum()) <= count, "filled")
+        read.require(bool((begins >= 0).all()), "begins")
         self.count, self.slots = count, slots
         self._ring[:], self._filled[:], self._begins[:] = ring, filled, begins
 

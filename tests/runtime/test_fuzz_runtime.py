@@ -52,11 +52,11 @@ def test_the_fuzzer_sees_wrong_answers_and_tracebacks(
     material = fuzz.Material([tiny.data], tmp_path)
     whole = Classifier.classify
     monkeypatch.setattr(Classifier, "classify", lambda c, x, r=None: whole(c, x[:5], r))
-    monkeypatch.setitem(fuzz.ALL, "x", lambda rng, m: fuzz.KINDS["wav"](rng, None))
+    monkeypatch.setitem(fuzz.ALL, "x", lambda rng, m: fuzz.FILES["wav"](rng, None))
     monkeypatch.setitem(
         fuzz.ALL,
         "y",
-        lambda rng, m: importlib.import_module("fuzz_files").use_model(rng, m, m.models[0]),
+        lambda rng, m: importlib.import_module("fuzz_models").use_model(rng, m, m.models[0]),
     )
     assert fuzz.run_case("x", 0, 0, material)[0] == "traceback"
     assert fuzz.run_case("y", 0, 0, material)[0] == "wrong"
@@ -131,6 +131,21 @@ def test_nothing_heard_since_all_was_forgotten(
     stream.gap(1 << 47)
     stream.push(clip[:1])
     assert stream.gap(5, keep_pooling=False) == []
+
+
+@pytest.mark.parametrize("begins", [-1.0, 100.0])
+def test_a_state_whose_window_lies_elsewhere_is_refused(
+    classifier: Classifier, clip: np.ndarray, begins: float
+) -> None:
+    stream = classifier.stream(window_s=0.5)
+    stream.push(clip)
+    stream.reset()
+    stream.push(clip[:9000])
+    state = stream.state()
+    classifier.stream(window_s=0.5).load_state(state)
+    state["pool"]["begins"] = np.full_like(state["pool"]["begins"], begins)
+    with pytest.raises(StreamError, match="begins does not fit"):
+        classifier.stream(window_s=0.5).load_state(state)
 
 
 def test_an_archive_may_not_unpack_to_more_than_its_size(tmp_path: Path) -> None:
