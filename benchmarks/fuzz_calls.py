@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
+from fuzz_material import ODD, Material, Rng, WrongAnswerError, check_scores
+
 from frami_edge_runtime import FramiEdgeError, MelSpec, Result, log_mel
 from frami_edge_runtime.capture import SampleRing
 from frami_edge_runtime.events import EventDetector, EventSpec
-
-from fuzz_material import ODD, Material, Rng, WrongAnswerError, check_scores
 
 MODES: Final[tuple[dict[str, Any], ...]] = (
     {}, {"window_s": 0.6, "hop_s": 0.2}, {"forget_s": 0.5, "hop_s": 0.1},

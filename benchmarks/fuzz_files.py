@@ -17,11 +17,6 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from frami_edge_runtime import Classifier, FramiEdgeError
-from frami_edge_runtime.enginefile import check_content, read_plan_version, read_sidecar
-from frami_edge_runtime.listen.cli import main as listen
-from frami_edge_runtime.wavfile import AudioFile
-
 from fuzz_material import (
     ODD,
     Material,
@@ -32,6 +27,11 @@ from fuzz_material import (
     damage,
     opened,
 )
+
+from frami_edge_runtime import Classifier, FramiEdgeError
+from frami_edge_runtime.enginefile import check_content, read_plan_version, read_sidecar
+from frami_edge_runtime.listen.cli import main as listen
+from frami_edge_runtime.wavfile import AudioFile
 
 
 def wav_file(rng: Rng, material: Material) -> None:

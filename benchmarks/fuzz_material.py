@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 import onnx
+
 from frami_edge_runtime import Classifier
 
 Rng = np.random.Generator

@@ -9,10 +9,10 @@ from typing import Final
 
 import numpy as np
 import onnx
-from frami_edge_runtime import Classifier
+from fuzz_material import Material, Rng, WrongAnswerError, change, check_scores, damage, opened
 from onnx import numpy_helper
 
-from fuzz_material import Material, Rng, WrongAnswerError, change, check_scores, damage, opened
+from frami_edge_runtime import Classifier
 
 
 def model_bytes(rng: Rng, material: Material) -> None:

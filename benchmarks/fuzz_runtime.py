@@ -29,12 +29,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from frami_edge_runtime import FramiEdgeError
-
 from fuzz_calls import CALLS
 from fuzz_files import FILES
 from fuzz_material import Material, WrongAnswerError
 from fuzz_models import MODELS
+
+from frami_edge_runtime import FramiEdgeError
 
 ALL: Final = {**MODELS, **FILES, **CALLS}
 OUTCOMES: Final = ("accepted", "refused", "wrong", "traceback", "hang", "crash")
@@ -133,7 +133,7 @@ def _run_chunk(
                     break
                 said = json.loads(line)
                 if "begin" in said:
-                    current, limit = said["begin"], args.timeout
+                    current, limit = int(said["begin"]), args.timeout
                     continue
                 row["grown_mib"] = max(row["grown_mib"], said["grown_mib"])
                 row["warned"] += said["outcome"] == "accepted" and bool(said["said"])
