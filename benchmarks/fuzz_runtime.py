@@ -108,7 +108,7 @@ def _run_chunk(
     kind: str, start: int, args: argparse.Namespace, keep: Path, row: dict[str, Any]
 ) -> int:
     """Cases from ``start`` on, until a chunk is done or one has ended the worker; the next one."""
-    end = min(start + args.chunk, args.cases)
+    end: int = min(start + args.chunk, args.cases)
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, "--worker", "--only", kind, "--start", str(start)]
         command += ["--cases", str(end), "--seed", str(args.seed), "--keep", folder]
