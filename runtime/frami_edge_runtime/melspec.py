@@ -28,6 +28,7 @@ _MOST = {
     "hop_length": 1 << 16,
     "n_mels": 1024,
 }
+_MOST_WEIGHTS = 1 << 22  # of the filters: 16 MiB, and ten times that while they are made
 _CHOICES = {
     "mel_scale": ("htk", "slaney"),
     "norm": ("none", "slaney"),
@@ -115,6 +116,12 @@ class MelSpec:
             object.__setattr__(self, name, self._normaliser(name, getattr(self, name)))
 
     def _check_lengths(self) -> None:
+        if (self.n_fft // 2 + 1) * self.n_mels > _MOST_WEIGHTS:
+            raise MelSpecError(
+                f"MelSpec.n_mels {self.n_mels} with n_fft {self.n_fft} needs more than "
+                f"{_MOST_WEIGHTS} filter weights.",
+                fix="Use fewer bands or a shorter FFT.",
+            )
         if self.win_length > self.n_fft:
             raise MelSpecError(
                 f"MelSpec.win_length {self.win_length} is longer than n_fft {self.n_fft}.",

@@ -12,7 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from frami_edge_runtime import AudioError, Classifier, ModelFileError, ModelInfo, StreamError
+from frami_edge_runtime import (
+    AudioError,
+    Classifier,
+    MelSpec,
+    MelSpecError,
+    ModelFileError,
+    ModelInfo,
+    StreamError,
+)
 from frami_edge_runtime._statefile import read_state
 from frami_edge_runtime.audio import check_samples
 from frami_edge_runtime.capture import SampleRing
@@ -111,6 +119,13 @@ def test_a_receptive_field_is_bounded_before_memory_is_taken(tiny: Any) -> None:
     values["receptive_field"] = 1 << 20
     with pytest.raises(ModelFileError, match="at most 65536 with 16 mel bands"):
         ModelInfo.from_json(json.dumps(values))
+
+
+def test_a_front_end_is_bounded_before_memory_is_taken() -> None:
+    with pytest.raises(MelSpecError, match="4194304 filter weights") as caught:
+        MelSpec(sample_rate=96_000, n_fft=1 << 16, win_length=1 << 16, n_mels=1024)
+    assert caught.value.fix
+    assert MelSpec(sample_rate=96_000, n_fft=8192, win_length=8192, n_mels=512).n_mels == 512
 
 
 @pytest.mark.parametrize("options", [{"forget_s": 0.05}, {"window_s": 0.5}])
