@@ -39,8 +39,8 @@ from frami_edge_runtime import FramiEdgeError
 ALL: Final = {**MODELS, **FILES, **CALLS}
 OUTCOMES: Final = ("accepted", "refused", "wrong", "traceback", "hang", "crash")
 FAILURES: Final = OUTCOMES[2:]
-MOST_GROWTH_MIB: Final = 700
-"""Of a worker over what it took to start: the largest front end and field that are read."""
+MOST_GROWTH_MIB: Final = 250
+"""Of a worker over what it took to start: the largest front end that is read takes 170."""
 CONFTEST: Final = Path(__file__).parents[1] / "tests" / "runtime" / "conftest.py"
 
 
