@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -80,4 +81,7 @@ def resume_command() -> str:
     from frami_edge._provenance import command_line
 
     typed = command_line()
+    here = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    if here != "1":
+        typed = ["torchrun", "--nproc-per-node", here, "-m", "frami_edge", *typed[1:]]
     return shlex.join(typed if "--resume" in typed else [*typed, "--resume"])

@@ -31,14 +31,17 @@ def on_every_rank(command: Command) -> Command:
             contextlib.redirect_stderr(nothing),
         ):
             try:
-                _joined(command, options)
+                return _joined(command, options)
             except KeyboardInterrupt:
-                # torchrun ends this process because of another, which has said why.
-                os._exit(1)
+                # Torchrun ends this process because of another, which has said why.
+                pass
             except Exception as error:
-                _say(error)
-                os._exit(1)
-        return None
+                # A sentence that rank 0 has said, too, is not repeated: torchrun ends us first.
+                with contextlib.suppress(KeyboardInterrupt):
+                    if type(error).__name__ != "LostProcessError":
+                        _say(error)
+        # Without the clean-up of a group of which a part is gone.
+        os._exit(1)
 
     return cast(Command, run)
 

@@ -5,6 +5,8 @@ Shape legend: B batch, M mel bands, T frames, K classes.
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -66,10 +68,13 @@ def over_processes(terms: Terms) -> nn.Module:
     """Average the gradients of all processes; the module itself where there is one."""
     if world().size == 1:
         return terms
-    return DistributedDataParallel(
-        terms,
-        # The statistics of `SharedBatchNorm2d` are the same everywhere.
-        broadcast_buffers=False,
-        gradient_as_bucket_view=True,
-        find_unused_parameters=len(terms.names) < 3,
-    )
+    with warnings.catch_warnings():
+        # Torch 2.14 has a new name for `broadcast_buffers`, which 2.11 does not know.
+        warnings.simplefilter("ignore", FutureWarning)
+        return DistributedDataParallel(
+            terms,
+            # The statistics of `SharedBatchNorm2d` are the same everywhere.
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+            find_unused_parameters=len(terms.names) < 3,
+        )

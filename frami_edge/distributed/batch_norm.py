@@ -35,7 +35,7 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
             # The same factor as nn.BatchNorm2d, unbiased as there.
             weight = self.momentum
             if weight is None:
-                weight = 1 / self.num_batches_tracked
+                weight = 1 / float(self.num_batches_tracked)
             self.running_mean.lerp_(mean_C, weight)
             self.running_var.lerp_(var_C * (count / (count - 1)), weight)
         normalised: Tensor = _Normalise.apply(

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from frami_edge.distributed.world import broadcast, world
+from frami_edge.distributed.world import broadcast, lost_processes, world
 from frami_edge.runs import RunFolder
 
 
@@ -63,10 +63,14 @@ class FollowerRun(RunFolder):
         """Nothing: rank 0 writes the status."""
 
 
-def shared_run(path: str | os.PathLike[str], **settings: Any) -> RunFolder:
-    """`RunFolder.create` on rank 0; the others follow once it has the folder."""
-    if world().size == 1:
-        return RunFolder.create(path, **settings)
-    run = RunFolder.create(path, **settings) if world().main else None
-    broadcast(None)
-    return run or FollowerRun(Path(path))
+@contextmanager
+def shared_run(path: str | os.PathLike[str], **settings: Any) -> Iterator[RunFolder]:
+    """`RunFolder.create` on rank 0; the others follow once it has the folder.
+
+    Raises:
+        RunError: As `RunFolder.create`; or another process has gone, which the run then says.
+    """
+    run = RunFolder.create(path, **settings) if world().main else FollowerRun(Path(path))
+    with run, lost_processes():
+        broadcast(None)
+        yield run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,10 @@ T = TypeVar("T")
 PATIENCE = timedelta(minutes=30)
 """How long a process waits for another: rank 0 draws pictures while the others wait."""
 _LOST = ("gloo", "nccl", "connection", "socket", "timed out", "store", "broken pipe")
+
+
+class LostProcessError(RunError):
+    """Another process of the run has gone; it has said why, or was killed."""
 
 
 @dataclass(frozen=True)
@@ -105,14 +110,21 @@ def lost_processes() -> Iterator[None]:
     """Say in a sentence that another process of the run has gone.
 
     Raises:
-        RunError: In place of what gloo or nccl raise when a process that they wait for is gone.
+        LostProcessError: In place of what gloo or nccl raise when a process that they need is
+            gone.
     """
     try:
         yield
+    except KeyboardInterrupt as error:
+        if world().size > 1:
+            error.add_note("If nobody asked for it, another process of this run ended first.")
+        raise
     except RuntimeError as error:
         if world().size == 1 or not _is_lost(error):
             raise
-        raise RunError(
+        # Torchrun is about to send it; the manifest must be written first.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise LostProcessError(
             "Another process of this run has ended, so this one cannot go on.",
             fix="See what it said, or what ended it (memory?); then start again with --resume, "
             "with as many processes as you like.",

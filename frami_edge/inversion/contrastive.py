@@ -72,7 +72,7 @@ class FeatureInvariantContrast(nn.Module):
         self.register_buffer("filled", torch.zeros((), dtype=torch.int64))
         # A copy on the host: reading the buffer on a GPU would wait for it at every step.
         self._filled = 0
-        self.register_load_state_dict_post_hook(_recount)
+        self.register_load_state_dict_post_hook(_recount)  # type: ignore[no-untyped-call]
 
     def embed(self, hidden: Hidden) -> Tensor:
         """(B, 2E) float32 of unit length."""
