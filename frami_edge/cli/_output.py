@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pydantic import BaseModel
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -71,10 +72,16 @@ class Output:
         for place, heading in enumerate(columns):
             column = [row[place] for row in cells if row[place] != "-"]
             numeric = bool(column) and all(_NUMERIC.fullmatch(cell) for cell in column)
-            table.add_column(escape(heading), justify="right" if numeric else "left")
+            # Folded where the terminal is narrow: a number that ends in an ellipsis says nothing.
+            table.add_column(
+                escape(heading), justify="right" if numeric else "left", overflow="fold"
+            )
         for row in cells:
             table.add_row(*(Text(cell) for cell in row))
         console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+        boundless = console.options.update(max_width=10 * PIPE_WIDTH)
+        if Measurement.get(console, boundless, table).maximum > console.width:
+            table.padding = (0, 0)  # the room is better spent on the cells
         console.print(table)
 
     def note(self, text: str) -> None:

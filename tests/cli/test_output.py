@@ -164,3 +164,17 @@ def test_a_bar_gives_the_cursor_back_when_interrupted() -> None:
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert file.getvalue().rstrip().endswith("\x1b[?25h")
+
+
+def test_numbers_stay_whole_on_a_narrow_terminal(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    headings = ["model", *"abcdefghij"]
+    for columns, whole in (("80", True), ("40", False)):
+        monkeypatch.setenv("COLUMNS", columns)
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+        Output().table("Times", headings, [["fp32", *[12.34] * 10]])
+        shown = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
+        assert "…" not in shown
+        assert (shown.count("12.34") == 10) is whole
+        assert max(map(len, shown.splitlines())) <= int(columns)
