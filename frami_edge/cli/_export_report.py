@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,7 +95,8 @@ def conclude(
     if engines is not None:
         check_engines(engines, out)
     output.note(f"Use {out / report.recommended}: {report.reason}")
-    output.hint(f"frami-edge evaluate {out / report.recommended} --data {data or 'NAME'}")
+    file = shlex.quote(str(out / report.recommended))
+    output.hint(f"frami-edge evaluate {file} --data {shlex.quote(data or 'NAME')}")
 
 
 def show_engines(report: EngineReport, output: Output) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,14 @@ def test_every_file_at_once(checkpoint: Path, tmp_path: Path) -> None:
     logits = wave.run(None, {"waveform": x[None]})[0][0]
     expected = Classifier(out / "student.fp32.onnx").classify(x).logits
     assert np.abs(logits - expected).max() <= 1e-4
+
+
+def test_the_next_command_can_be_pasted(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "my models"
+    result = run(checkpoint, "--out", out)
+    assert result.exit_code == 0, result.stderr
+    (line,) = (li for li in result.stderr.splitlines() if li.startswith("next: "))
+    assert shlex.split(line)[3] == str(out / "student.fp32.onnx")
 
 
 def test_a_folder_without_tensorrt_says_what_to_do(checkpoint: Path, tmp_path: Path) -> None:
