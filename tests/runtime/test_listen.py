@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import shlex
 import signal
 import subprocess
 import sys
@@ -391,3 +392,28 @@ def test_levels_follow_the_sample_clock() -> None:
     assert whole.level_db(0.0, 3.0) == pytest.approx(-6.02, abs=0.1)
     whole.lose(100 * RATE)
     assert whole.level_db(0.0, 200.0) == -120.0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full disk is played by /dev/full")
+def test_a_full_disk_under_stdout_is_one_sentence(model_path: Path, wav_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        run = subprocess.run(
+            [*PROGRAM, model_path, wav_path, *EASY], stdout=full, stderr=subprocess.PIPE,
+            text=True, timeout=60,
+        )  # fmt: skip
+    assert run.returncode == 1
+    errors = [line for line in run.stderr.splitlines() if line.startswith(("error:", "fix:"))]
+    assert errors == [
+        "error: The output could not be written: No space left on device.",
+        "fix: Free some space, or send it elsewhere.",
+    ]
+    assert "Traceback" not in run.stderr
+    assert "Exception" not in run.stderr
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_outputs_do_not_end_it(model_path: Path, wav_path: Path, closed: str) -> None:
+    line = shlex.join([*PROGRAM, str(model_path), str(wav_path), *EASY])
+    run = subprocess.run(f"{line} {closed}", shell=True, capture_output=True, timeout=60)
+    assert run.returncode == 0
+    assert b"error" not in run.stderr

@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     # Intermixed, so that SOURCE may also stand after options.
     given = vars(parser().parse_intermixed_args(arguments))
+    _open_missing_outputs()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A label or file name that the terminal's encoding lacks must not end a run.
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except BrokenPipeError:
         # The reader of the pipe (`| head`) has gone; flushing at exit must not complain again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _forget_stdout()
         return 1
     except FramiEdgeError as error:
         _debug(error)
@@ -58,6 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         return 130
+    except OSError as error:
+        # Sources, models and states name their own troubles: what is left is a full disk under
+        # `> log`, a dead terminal and the like. Flushing at exit must not complain again.
+        _debug(error)
+        _forget_stdout()
+        print(f"error: The output could not be written: {error.strerror}.", file=sys.stderr)
+        print("fix: Free some space, or send it elsewhere.", file=sys.stderr)
+        return 1
     except Exception as error:
         _debug(error)
         print(f"error: Internal error: {type(error).__name__}: {error}", file=sys.stderr)
@@ -157,6 +166,17 @@ def _version() -> str:
     from frami_edge_runtime import __version__
 
     return f"frami-edge-listen {__version__}"
+
+
+def _open_missing_outputs() -> None:
+    """Python has no stdout where the shell closed it (`>&-`), as some service managers do."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+
+
+def _forget_stdout() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _debug(error: BaseException) -> None:
