@@ -115,3 +115,10 @@ def test_microphone(model_path: Path, tmp_path: Path) -> None:
     assert lines[0] == "listening to ALSA device plughw:1 at 8000 Hz"
     assert lines[-1].startswith("0 samples lost, ")
     assert any(" start " in line for line in lines[1:-1])
+
+
+def test_a_machine_without_microphone_is_told_what_to_do(model_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "sounddevice.py").write_text("raise ImportError", encoding="utf-8")
+    said = run("microphone.py", model_path, code=1, PATH=str(tmp_path), PYTHONPATH=str(tmp_path))
+    assert said[0].startswith("There is no way to record here")
+    assert "pip install" in said[1]

@@ -76,7 +76,7 @@ def test_the_program_for_a_jetson_runs_on_what_is_here(folder: Path) -> None:
 
 
 def test_the_program_with_events_tells_starts_and_ends(folder: Path) -> None:
-    done = run(program("ignore="), folder)
+    done = run(program("merge_gap_s="), folder)
     assert (done.returncode, done.stderr) == (0, "")
     kinds = [line.split()[0] for line in done.stdout.splitlines()]
     assert kinds.count("start") == kinds.count("end") >= 1
