@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -317,3 +318,12 @@ def test_every_command_of_the_program_has_help_without_torch() -> None:
             assert "torch" not in sys.modules, name
     """)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_outputs_do_not_end_a_command(closed: str) -> None:
+    code = "from frami_edge.cli import main; main()"
+    line = shlex.join([sys.executable, "-c", code, "data"])
+    done = subprocess.run(f"{line} --help {closed}", shell=True, capture_output=True, timeout=60)
+    assert done.returncode == 0
+    assert b"rror" not in done.stderr
