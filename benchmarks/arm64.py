@@ -155,21 +155,28 @@ def compare(python: Path, model: Path, work: Path) -> dict[str, Any]:
 
 
 def run_tests(python: Path, arguments: list[str]) -> dict[str, Any]:
-    """The runtime's tests under emulation."""
+    """The runtime's tests under emulation, shown as they go: they take minutes."""
     begun = time.perf_counter()
+    command = [
+        str(python), "-u", "-m", "pytest", "-p", "no:cacheprovider", "-o", "addopts=", "-o",
+        "xfail_strict=true", "--import-mode=importlib", "-ra", *arguments,
+    ]  # fmt: skip
     environment = {**os.environ, "FRAMI_EDGE_DATA": ""}
-    done = subprocess.run(
-        [str(python), "-m", "pytest", "-p", "no:cacheprovider", "-o", "addopts=", "-o",
-         "xfail_strict=true", "--import-mode=importlib", "-ra", *arguments],
-        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    print(done.stdout[-6000:], done.stderr[-2000:], file=sys.stderr)
-    lines = done.stdout.strip().splitlines()
-    return {
-        "exit_code": done.returncode,
-        "summary": lines[-1] if lines else "",
-        "seconds": round(time.perf_counter() - begun),
-    }
+    last = ""
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as tests:
+        assert tests.stdout is not None
+        for line in tests.stdout:
+            print(line, end="", file=sys.stderr, flush=True)
+            last = line.strip() or last
+    seconds = round(time.perf_counter() - begun)
+    return {"exit_code": tests.returncode, "summary": last, "seconds": seconds}
 
 
 if __name__ == "__main__":

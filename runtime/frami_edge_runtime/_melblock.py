@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from frami_edge_runtime._rfft import rfft_over_n
+from frami_edge_runtime._rfft import one_by_one, rfft_over_n, rows_together
 from frami_edge_runtime.melspec import MelSpec
 
 ROWS: Final = 4
@@ -29,8 +29,8 @@ class _Views(NamedTuple):
     windowed: npt.NDArray[np.float32]  # (n, win), strided
     flat: npt.NDArray[np.float32]  # (n * N,)
     taper: npt.NDArray[np.float32]  # (n * N,)
-    frames: npt.NDArray[np.float32]  # (n, N)
-    spectra: npt.NDArray[np.complex64]  # (n, F), strided
+    frames: npt.NDArray[np.float32]  # (n, N), or the whole groups that hold them
+    spectra: npt.NDArray[np.complex64]  # their (n, F), strided
     pairs: npt.NDArray[np.float32]  # (n * (F + 1) * 2,)
     real: npt.NDArray[np.float32]  # (n * (F + 1),), strided
     imag: npt.NDArray[np.float32]  # (n * (F + 1),), strided
@@ -58,6 +58,9 @@ class MelBlock:
         self._left = (spec.n_fft - spec.win_length) // 2
         self._win = spec.win_length
         self._rfft = rfft_over_n(spec.n_fft)
+        self._together = rows_together(spec.n_fft, ROWS)
+        if self._together == 0:
+            self._rfft = one_by_one(self._rfft)
         self._frames = np.zeros((size, spec.n_fft), np.float32)
         taper = np.zeros(spec.n_fft)
         taper[self._left : self._left + spec.win_length] = spec.window * spec.n_fft
@@ -109,13 +112,14 @@ class MelBlock:
         end = row + n
         groups = -(-end // ROWS)
         frames, spectra = self._frames[row:end], self._spectra[row:end]
+        first, last = (0, groups * ROWS) if self._together == ROWS else (row, end)
         pairs = spectra.reshape(-1).view(np.float32)
         views = _Views(
             windowed=frames[:, self._left : self._left + self._win],
             flat=frames.reshape(-1),
             taper=self._taper[: frames.size],
-            frames=frames,
-            spectra=spectra[:, :-1],
+            frames=self._frames[first:last],
+            spectra=self._spectra[first:last, :-1],
             pairs=pairs,
             real=pairs[0::2],
             imag=pairs[1::2],

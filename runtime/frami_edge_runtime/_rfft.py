@@ -4,6 +4,10 @@
 takes as long as the transform of a short frame. NumPy 2's own ufunc is called directly where a
 trial shows that it gives the same bits; otherwise the public function is called.
 
+On some machines (arm64) NumPy transforms a few rows at once in one vector, and rounds a row
+differently when it is alone. There only whole groups of rows are transformed, so that a frame's
+spectrum never depends on its company.
+
 Shape legend: n frames, N samples of a frame, F = N // 2 + 1 frequency bins.
 """
 
@@ -34,6 +38,46 @@ def rfft_over_n(n_fft: int) -> Rfft:
     if direct is not None:
         return direct
     return _public if _MODERN else _old
+
+
+@functools.lru_cache(maxsize=16)
+def rows_together(n_fft: int, group: int) -> int:
+    """How many rows have to be transformed together for equal bits in any company.
+
+    Args:
+        n_fft: Samples of a frame (N).
+        group: Rows that the caller can always give together.
+
+    Returns:
+        1, or ``group``; 0 where not even whole groups are alike: then one row at a time.
+    """
+    rfft = rfft_over_n(n_fft)
+    frames = np.cos(np.arange(4 * group * n_fft, dtype=np.float32) ** 2).reshape(-1, n_fft)
+
+    def alike(rows: int) -> bool:
+        expected = np.concatenate(
+            [_spectra(rfft, part) for part in np.split(frames, len(frames) // rows)]
+        )
+        counts = range(rows, len(frames) + 1, rows)
+        return all(np.array_equal(_spectra(rfft, frames[:n]), expected[:n]) for n in counts)
+
+    return next((rows for rows in (1, group) if alike(rows)), 0)
+
+
+def one_by_one(rfft: Rfft) -> Rfft:
+    """The same transform, a row at a time."""
+
+    def single(frames_nN: npt.NDArray[np.float32], spectra_nF: npt.NDArray[np.complex64]) -> None:
+        for i in range(len(frames_nN)):
+            rfft(frames_nN[i : i + 1], spectra_nF[i : i + 1])
+
+    return single
+
+
+def _spectra(rfft: Rfft, frames_nN: npt.NDArray[np.float32]) -> npt.NDArray[np.complex64]:
+    spectra_nF = np.empty((len(frames_nN), frames_nN.shape[1] // 2 + 1), np.complex64)
+    rfft(frames_nN, spectra_nF)
+    return spectra_nF
 
 
 def _public(frames_nN: npt.NDArray[np.float32], spectra_nF: npt.NDArray[np.complex64]) -> None:
