@@ -81,9 +81,10 @@ def set_up(work: Path) -> Path:
     # Tests start sys.executable: the launcher stands for it, so that children are emulated too.
     launcher = work / "python-arm64"
     launcher.write_text(
-        f'#!/bin/sh\nexec env -u PYTHONHOME PYTHONPATH="{site}:{ROOT / "runtime"}" '
+        # Whole paths: tests narrow PATH down.
+        f'#!/bin/sh\nexec {shutil.which("env")} -u PYTHONHOME PYTHONPATH="{site}:{ROOT / "runtime"}" '
         f'FRAMI_EDGE_ARM64="{launcher}" PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=1 '
-        f'{QEMU} -cpu {CPU} -L "{rootfs}" "{rootfs}/usr/bin/python3.11" "$@"\n'
+        f'{shutil.which(QEMU)} -cpu {CPU} -L "{rootfs}" "{rootfs}/usr/bin/python3.11" "$@"\n'
     )
     launcher.chmod(0o755)
     (site / "sitecustomize.py").write_text(
