@@ -122,7 +122,7 @@ def test_a_finished_run_resumed_trains_no_more(
     distill: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = json.loads(distill(tmp_path / "run", "--json").stdout)
-    monkeypatch.setattr(Distiller, "step", lambda _: pytest.fail("nothing is left to do"))
+    monkeypatch.setattr(Distiller, "_advance", lambda _: pytest.fail("nothing is left to do"))
     again = json.loads(distill(tmp_path / "run", "--resume", "--json").stdout)
     assert again["sha256"] == first["sha256"]
 
@@ -162,16 +162,16 @@ def test_a_killed_distillation_is_resumed_to_the_same_student(
 ) -> None:
     bank = Path(student["run_dir"]) / "bank"
     run = tmp_path / "run"
-    real = Distiller.step
+    real = Distiller._advance
 
-    def step(self: Distiller) -> dict[str, float]:
+    def step(self: Distiller) -> torch.Tensor:
         if self.done == killed_after:
             raise KeyboardInterrupt
         return real(self)
 
     typed = ["distill", "x.yaml", "--set", "distill.gain=0.3", "--out", "a b"]
     with monkeypatch.context() as patch:
-        patch.setattr(Distiller, "step", step)
+        patch.setattr(Distiller, "_advance", step)
         patch.setattr(sys, "argv", ["/somewhere/frami-edge", *typed])
         stopped = distill(run, "--bank", bank, code=130)
     assert shlex.join(["frami-edge", *typed, "--resume"]) in stopped.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -138,7 +139,7 @@ def test_another_rank_speaks_only_of_its_own_failure(
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(_ranks, "_joined", lambda run, options: run(**options))
     monkeypatch.setattr(_ranks, "SILENCE_S", 0.0)
-    monkeypatch.setattr(_ranks.os, "_exit", leave)
+    monkeypatch.setattr(os, "_exit", leave)
     monkeypatch.setattr(sys, "__stderr__", sys.stderr)
     with pytest.raises(SystemExit) as left:
         command(device="cpu")

@@ -15,7 +15,8 @@ FEW_STEPS = {"rtol": 2e-3, "atol": 2e-4}
 
 
 def close(a: Any, b: Any, **tolerance: float) -> None:
-    torch.testing.assert_close(a, b, **(tolerance or FEW_STEPS))
+    bounds = tolerance or FEW_STEPS
+    torch.testing.assert_close(a, b, rtol=bounds["rtol"], atol=bounds["atol"])
 
 
 def test_they_are_two_and_hear_rank_0(two: dict[str, Any]) -> None:
