@@ -82,7 +82,8 @@ def set_up(work: Path) -> Path:
     launcher = work / "python-arm64"
     launcher.write_text(
         # Whole paths: tests narrow PATH down.
-        f'#!/bin/sh\nexec {shutil.which("env")} -u PYTHONHOME PYTHONPATH="{site}:{ROOT / "runtime"}" '
+        f'#!/bin/sh\nexec {shutil.which("env")} -u PYTHONHOME '
+        f'PYTHONPATH="{site}:{ROOT / "runtime"}" '
         f'FRAMI_EDGE_ARM64="{launcher}" PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=1 '
         f'{shutil.which(QEMU)} -cpu {CPU} -L "{rootfs}" "{rootfs}/usr/bin/python3.11" "$@"\n'
     )

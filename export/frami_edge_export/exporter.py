@@ -6,6 +6,7 @@ Shape legend: N samples, B batch, M mel bands, T mel frames, C channels, T' trun
 from __future__ import annotations
 
 import dataclasses
+import glob
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +40,6 @@ from frami_edge_export.wave_draft import add_waveform
 
 CLASSIFIER_KEY = "frami.classifier"
 """Metadata key of ``model.onnx``: not the streaming file's, so that they cannot be mixed up."""
-_OPTIONAL_FILES = ("int8.cpu", "int8.trt", "int8.portable", "fp16", "int8.trt.fp16")
 
 
 def export_student(
@@ -140,7 +140,10 @@ def export_student(
     if evaluate is not None:
         artifacts = _evaluated(artifacts, bundle.blobs, evaluate)
         bundle.gates += _accuracy_gates(artifacts, options)
-    bundle.notes += _stale(out_dir, name, bundle)
+    stale = _stale(out_dir, name, bundle)
+    bundle.notes += [
+        f"{file} in this folder is from an earlier export, not from this one." for file in stale
+    ]
     judged, recommended, reason = judge(artifacts, bundle.gates)
     report = ExportReport(
         name=name,
@@ -158,6 +161,7 @@ def export_student(
         options=options.to_dict(),
         versions=dict(info.versions),
         notes=tuple(bundle.notes),
+        stale=tuple(stale),
     )
     write_files(out_dir, bundle.contents([("export_report.json", json_bytes(report.to_dict()))]))
     return report
@@ -226,10 +230,8 @@ def _accuracy_gates(artifacts: list[Artifact], options: ExportOptions) -> list[G
 
 
 def _stale(out_dir: Path, name: str, bundle: Bundle) -> list[str]:
-    made = {a.name for a in bundle.artifacts}
-    paths = [out_dir / f"{name}.{kind}.onnx" for kind in _OPTIONAL_FILES if kind not in made]
+    made = {a.path for a in bundle.artifacts}
+    found = sorted(out_dir.glob(f"{glob.escape(name)}.*")) if out_dir.is_dir() else []
     return [
-        f"{path.name} in this folder is from an earlier export, not from this one."
-        for path in paths
-        if path.exists()
+        path.name for path in found if path.suffix in (".onnx", ".engine") and path.name not in made
     ]

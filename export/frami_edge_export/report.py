@@ -113,6 +113,8 @@ class ExportReport:
     versions: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     """What a reader should know before using a file."""
+    stale: tuple[str, ...] = ()
+    """Files of an earlier export that lie in the same folder."""
 
     @property
     def ok(self) -> bool:

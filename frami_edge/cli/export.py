@@ -205,6 +205,8 @@ def export(
     )
     for note in report.notes:
         output.note(note)
+    if report.stale:
+        output.warn(f"Not of this export, and still in {out}: {', '.join(report.stale)}.")
     output.note(f"Picture: {out / PICTURE}")
     conclude(report, engines, out, data, output)
 

@@ -126,7 +126,8 @@ def read_card(path: Path) -> tuple[Card, dict[str, Tensor]]:
             f"{path} is a folder, not a checkpoint."
             if path.is_dir()
             else f"There is no checkpoint {path}.",
-            fix="Check the path; `frami-edge train-teacher` writes RUN/teacher.safetensors.",
+            fix="Check the path; `frami-edge train-teacher` writes RUN/teacher.safetensors, "
+            "`frami-edge distill` RUN/student.safetensors.",
         )
     if path.stat().st_size > _MAX_BYTES:
         raise CheckpointError(
