@@ -78,4 +78,12 @@ def __getattr__(name: str) -> Any:
     """The public names, each from its module."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    try:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "onnx", "onnxscript", "onnxruntime"):
+            raise
+        raise ImportError(
+            f"frami_edge_export.{name} needs {error.name}: pip install 'frami-edge-export[torch]' "
+            "(Python >= 3.11). Building engines on a device needs neither."
+        ) from None
