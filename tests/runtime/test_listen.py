@@ -166,6 +166,7 @@ def test_half_a_window_makes_an_event_by_default(listen: Listen, wav_path: Path)
         (["{wav}", "--on", "1.5"], "on must be a number in 0..1", ""),
         (["{wav}", "--window", "1", "--forget", "1"], "exclude each other", "choose one"),
         (["{wav}", "--window", "1", "--hop", "2"], "longer than window_s", "hop"),
+        (["{wav}", "--window", "-1"], "--window must be a number of seconds above 0", "leave it"),
         (["{wav}", "--watch", "dgo"], "no label 'dgo'", "'dog'"),
         (["{wav}", "--min-on", "9", "--duration", "3"], "no event could ever start", "longer"),
         (["{wav}", "--top", "0"], "top 0 classes", "Use 1 to"),

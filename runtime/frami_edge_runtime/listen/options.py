@@ -67,6 +67,16 @@ class ListenOptions:
             raise StreamError(
                 f"Cannot listen for {self.duration_s} s.", fix="Use a time above 0 s, or leave it."
             )
+        for option, seconds in (
+            ("--window", self.window_s),
+            ("--forget", self.forget_s),
+            ("--hop", self.hop_s),
+        ):
+            if seconds is not None and not 0 < seconds < float("inf"):
+                raise StreamError(
+                    f"{option} must be a number of seconds above 0, not {seconds:g}.",
+                    fix="Give one, or leave it out.",
+                )
         if self.window_s is not None and self.forget_s is not None:
             raise StreamError(
                 "--window and --forget exclude each other.",
