@@ -166,8 +166,6 @@ def _first_without_time(events: Sequence[Event]) -> Event:
     for event in events[last + 1 :]:
         if event.tensor.shape[0] == BATCH and event.tensor.ndim >= 2:
             return event
-    # Nothing runs behind the pooling: the logits themselves are the pooled state, as in a network
-    # that averages its class scores over time.
     raise TeacherError(
         "No module of the teacher sees a hidden state without time: it pools over time and returns "
         "the result at once.",

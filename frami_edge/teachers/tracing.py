@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from frami_edge.errors import TeacherError
 
 LAYOUTS = ("B1MT", "BMT", "B1TM", "BTM")
+"""Tried in this order where the description says ``auto``."""
 BATCH = 4
 LENGTHS = (256, 512)
 """Mel frames of the two passes that are compared: an axis that grows between them is time."""

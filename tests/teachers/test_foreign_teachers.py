@@ -136,11 +136,6 @@ def test_hooks_do_not_pile_up_hidden_states() -> None:
     assert not made._seen
 
 
-class Unpooled(nn.Module):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x.mean((1, 2))[:, :K]
-
-
 def test_a_network_of_fixed_length_is_refused() -> None:
     fixed = nn.Sequential(nn.Flatten(), nn.Linear(M * 64, K))
     with pytest.raises(TeacherError, match="fixed clip length"):
