@@ -55,11 +55,14 @@ class MetricsFile:
 
     def rewind(self, step: int, match: dict[str, Any]) -> None:
         """Drop the rows after `step` among those that have all of `match`."""
+        rows = self.rows()
         kept = [
             row
-            for row in self.rows()
+            for row in rows
             if row.get("step", 0) <= step or any(row.get(k) != v for k, v in match.items())
         ]
+        if len(kept) == len(rows):
+            return
         self.close()
         atomic_write_text(self.path, "".join(json_text(row, indent=None) + "\n" for row in kept))
 

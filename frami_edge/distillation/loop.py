@@ -22,6 +22,7 @@ from frami_edge.errors import RunError
 from frami_edge.models.hidden import TeacherLike
 from frami_edge.models.student import Student
 from frami_edge.optim import cosine_with_warmup, weight_groups
+from frami_edge.stopping import NEVER, Stop
 
 
 class Feed(Protocol):
@@ -134,15 +135,19 @@ class Distiller:
         self,
         on_step: Callable[[int, dict[str, float]], None] = lambda *_: None,
         on_checkpoint: Callable[[dict[str, Any]], None] | None = None,
+        stop: Stop = NEVER,
     ) -> Student:
         """All remaining steps; the last one's student is the result, never the best one's.
 
         Args:
             on_step: Called with the number of steps done and the losses.
-            on_checkpoint: Called with `state` every ``checkpoint_steps`` and after the last step.
+            on_checkpoint: Called with `state` every ``checkpoint_steps``, after the last step, and
+                before the loop ends because `stop` asked for it.
+            stop: Asked whenever losses are read.
 
         Raises:
             RunError: The loss or a weight is no longer finite.
+            KeyboardInterrupt: `stop` asked for it.
         """
         c = self.config
         unread: list[Tensor] = []
@@ -154,8 +159,11 @@ class Distiller:
                 for i, metrics in enumerate(self._read(unread)):
                     on_step(first + i, metrics)
                 unread.clear()
-            if on_checkpoint and due:
-                on_checkpoint(self.state())
+                stopping = stop.asked()
+                if on_checkpoint and (due or stopping):
+                    on_checkpoint(self.state())
+                if stopping:
+                    stop.leave()
         if not all(torch.isfinite(p).all() for p in self.student.state_dict().values()):
             raise self._diverged(self.done)
         self.student.eval()

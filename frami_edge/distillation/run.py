@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,14 +15,15 @@ from frami_edge.distillation.config import DistillConfig, JourneyConfig
 from frami_edge.distillation.loop import Distiller, Feed
 from frami_edge.distillation.model_card import student_readme
 from frami_edge.distributed import broadcast, world
-from frami_edge.errors import CheckpointError
 from frami_edge.inversion.bank import Bank
 from frami_edge.inversion.procedural import procedural_mels
-from frami_edge.io import atomic_write_bytes, atomic_write_text
+from frami_edge.io import atomic_write_text
 from frami_edge.models.checkpoint import Card, Loaded, parameters, save_checkpoint
 from frami_edge.models.config import StudentArch
 from frami_edge.models.student import Student
 from frami_edge.runs import RunFolder
+from frami_edge.states import damaged, load_state, save_state
+from frami_edge.stopping import Stop
 
 CHECKPOINT = "distill-state.pt"
 
@@ -45,10 +45,12 @@ def distill(
     seed: int,
     out: Output,
     phase: str = "distill",
+    watch: Callable[[int, Student], None] = lambda *_: None,
 ) -> Student:
     """Teach a new student, or go on where a killed run stopped; returns the one that ships.
 
-    The student comes back with projector and head collapsed into one matrix.
+    The student comes back with projector and head collapsed into one matrix. `watch` is called
+    after each step with the steps done and the student, which it must leave as it is.
     """
     student = new_student(arch, teacher, config, seed)
     if config.reuse_head and teacher.teacher.head is None:
@@ -58,7 +60,12 @@ def distill(
         )
     distiller = Distiller(teacher.teacher, student, config, choice, seed, feed)
     saved = run.path(CHECKPOINT if phase == "distill" else f"{phase}-state.pt")
-    state = broadcast(_load(saved) if world().main and saved.exists() else None)
+    state = None
+    if world().main and saved.exists():
+        state = load_state(saved)
+        if state is None:
+            out.warn(damaged(saved, "the distillation"))
+    state = broadcast(state)
     if state is not None:
         distiller.load_state(state)
         out.note(f"Going on from step {distiller.done} of {config.steps}.")
@@ -66,31 +73,21 @@ def distill(
     run.rewind(distiller.done, phase=phase)
 
     def save(state: dict[str, Any]) -> None:
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        atomic_write_bytes(saved, buffer.getvalue())
+        save_state(saved, state)
 
     with (
         run.timed(phase),
         out.progress(phase, config.steps, ("loss", "agreement"), completed=distiller.done) as bar,
+        Stop() as stop,
     ):
 
         def on_step(done: int, metrics: dict[str, float]) -> None:
             bar.update(loss=metrics["loss"], agreement=metrics["agreement"])
             run.log(step=done, phase=phase, **metrics)
+            watch(done, student)
 
-        distiller.run(on_step, save if world().main else None)
+        distiller.run(on_step, save if world().main else None, stop)
     return student.collapse().requires_grad_(False)
-
-
-def _load(path: os.PathLike[str]) -> dict[str, Any]:
-    try:
-        state: dict[str, Any] = torch.load(path, weights_only=True)
-    except Exception as error:
-        raise CheckpointError(
-            f"The checkpoint {os.fspath(path)} is damaged.", fix="Start again with another --out."
-        ) from error
-    return state
 
 
 @torch.no_grad()

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from frami_edge.distributed.batch_norm import share_batch_norms, shared_layer_moments
 from frami_edge.distributed.rows import Rows, sum_gradients
-from frami_edge.distributed.world import World, broadcast, rank_device, world
+from frami_edge.distributed.world import World, any_process, broadcast, rank_device, world
 
 __all__ = [
     "Rows",
     "World",
+    "any_process",
     "broadcast",
     "rank_device",
     "share_batch_norms",

@@ -141,6 +141,15 @@ def broadcast(value: T) -> T:
     return received
 
 
+def any_process(yes: bool) -> bool:
+    """Whether any process says yes; every process has to ask."""
+    if world().size == 1:
+        return yes
+    said = torch.tensor(int(yes))
+    dist.all_reduce(said, op=dist.ReduceOp.MAX)
+    return bool(said)
+
+
 def _is_lost(error: RuntimeError) -> bool:
     """Torch has a type for some of it only; gloo's own errors are known by their words."""
     words = str(error).lower()

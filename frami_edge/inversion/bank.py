@@ -179,6 +179,12 @@ class Bank:
         self.index = self.index.model_copy(update={"shards": (*self.index.shards, shard)})
         self._write_index()
 
+    def drop(self, source: str) -> None:
+        """Take a source out of the index, so that it is made again; its files are overwritten."""
+        kept = tuple(s for s in self.index.shards if s.source != source)
+        self.index = self.index.model_copy(update={"shards": kept, "health": {}})
+        self._write_index()
+
     def set_health(self, health: dict[str, Any]) -> None:
         """Store the figures."""
         self.index = self.index.model_copy(update={"health": health})
@@ -247,9 +253,11 @@ class BankFeed:
     Args:
         bank: Where the clips lie.
         shares: Weight of each source; they sum to 1.
+        limit: Draw from this many clips in all, shared out by the weights and spread evenly over
+            each source; None for all.
     """
 
-    def __init__(self, bank: Bank, shares: dict[str, float]) -> None:
+    def __init__(self, bank: Bank, shares: dict[str, float], limit: int | None = None) -> None:
         missing = sorted(set(shares) - set(bank.sources))
         if missing:
             raise BankError(
@@ -258,6 +266,7 @@ class BankFeed:
             )
         self.bank, self.names = bank, list(shares)
         self.weights = torch.tensor([shares[n] for n in self.names])
+        self._chosen = {n: _spread(bank.sources[n], limit, shares[n]) for n in self.names}
 
     def batch(self, n: int, generator: torch.Generator) -> Tensor:
         """(n, 1, M, T) float32; the order within a batch mixes the sources."""
@@ -266,9 +275,16 @@ class BankFeed:
         for i, name in enumerate(self.names):
             count = int((which == i).sum())
             if count:
-                index = torch.randint(0, self.bank.sources[name], (count,), generator=generator)
-                parts.append(self.bank.mels(name, index))
+                chosen = self._chosen[name]
+                index = torch.randint(0, len(chosen), (count,), generator=generator)
+                parts.append(self.bank.mels(name, chosen[index]))
         return torch.cat(parts)[torch.randperm(n, generator=generator)]
+
+
+def _spread(total: int, limit: int | None, share: float) -> Tensor:
+    """Numbers of the clips that a feed may draw."""
+    n = total if limit is None else min(total, max(1, round(limit * share)))
+    return torch.linspace(0, total - 1, n).round().long()
 
 
 def check_bank(bank: Bank, spec: MelSpec, labels: tuple[str, ...], teacher_sha256: str) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,31 @@ from frami_edge.device import autocast, read_every
 from frami_edge.distributed import Rows, broadcast, world
 from frami_edge.errors import BankError
 from frami_edge.inversion.bank import Bank, BankIndex, Clips
+from frami_edge.inversion.baselines_config import budget, section
 from frami_edge.inversion.health import source_health
 from frami_edge.inversion.sources import SOURCES, Batch, Context, Source
-from frami_edge.io import atomic_write_bytes
+from frami_edge.states import damaged, load_state, save_state
+from frami_edge.stopping import NEVER, Stop
 
 OnStep = Callable[[str, int, int, dict[str, float]], None]
+
+
+@dataclass
+class Hooks:
+    """What the maker of a bank wants to know and to say.
+
+    Attributes:
+        on_step: Called with (source, steps done, steps, metrics).
+        on_begin: Called with (source, steps done) before the source goes on; steps beyond these,
+            which a killed run may have reported, are about to come again.
+        warn: Told of a checkpoint that cannot be used.
+        stop: Asked whenever metrics are read.
+    """
+
+    on_step: OnStep = lambda *_: None
+    on_begin: Callable[[str, int], None] = lambda *_: None
+    warn: Callable[[str], None] = lambda _: None
+    stop: Stop = NEVER
 
 
 def make_bank(
@@ -26,7 +46,7 @@ def make_bank(
     context: Context,
     labels: tuple[str, ...],
     teacher_sha256: str,
-    on_step: OnStep = lambda *_: None,
+    hooks: Hooks | OnStep | None = None,
 ) -> Bank:
     """Make a bank, or finish one that was begun with the same settings.
 
@@ -35,11 +55,14 @@ def make_bank(
         context: Teacher, front end, configuration, device, seed.
         labels: Class names.
         teacher_sha256: Of the teacher's checkpoint.
-        on_step: Called with (source, steps done, steps, metrics).
+        hooks: What to call; a function alone is its `on_step`.
 
     Raises:
         BankError: The folder holds a bank of other settings.
+        KeyboardInterrupt: `hooks.stop` asked for it; everything made so far is saved.
     """
+    if not isinstance(hooks, Hooks):
+        hooks = Hooks(hooks) if hooks else Hooks()
     index = BankIndex(
         mel=context.spec.to_dict(),
         frames=context.config.frames,
@@ -58,7 +81,7 @@ def make_bank(
         bank = Bank.create(folder, index)
     bank.index = broadcast(bank.index)
     for name in context.config.shares:
-        _run_source(bank, context, name, on_step)
+        _run_source(bank, context, name, hooks)
     if not world().main:
         bank.index = broadcast(bank.index)
         return bank
@@ -79,49 +102,61 @@ def _same(found: BankIndex, wanted: BankIndex, folder: Path) -> None:
             )
 
 
-def _run_source(bank: Bank, context: Context, name: str, on_step: OnStep) -> None:
-    first = bank.next_step(name)
+def _run_source(bank: Bank, context: Context, name: str, hooks: Hooks) -> None:
     source: Source = SOURCES[name](context)
+    begun = _Begun(bank.next_step(name), bank.next_step(name))
+    if world().main and begun.first < source.steps:
+        begun = _begun(bank, name, hooks.warn)
+    begun = broadcast(begun)
+    hooks.on_begin(name, begun.done)
+    first, waiting = begun.first, list(begun.waiting)
     if first >= source.steps:
+        if world().main:
+            # Of a run that was killed after the last shard.
+            _forget(bank, name)
         return
-    if first:
-        saved = _load_state(_state_path(bank, name, first)) if world().main else {}
-        source.load_state(broadcast(saved))
-    waiting: list[Batch] = []
+    if begun.state is not None:
+        source.load_state(begun.state)
     unread: list[tuple[int, Batch]] = []
-    for i in range(first, source.steps):
+    for i in range(begun.done, source.steps):
         batch = source.step(i)
         if batch.keep:
             waiting.append(batch)
         full = sum(len(b.labels_B) for b in waiting) >= context.config.shard_clips
         last = i + 1 == source.steps
         unread.append((i + 1, batch))
-        if full or last or len(unread) >= read_every(context.choice):
+        look = full or last or len(unread) >= read_every(context.choice)
+        if look:
             for done, told in unread:
-                on_step(name, done, source.steps, _numbers(told.metrics))
+                hooks.on_step(name, done, source.steps, _numbers(told.metrics))
             unread.clear()
         if waiting and (full or last):
-            mels = torch.cat([b.mels_B1MT for b in waiting]).cpu()
+            mels = torch.cat([b.mels_B1MT.cpu() for b in waiting])
             if not torch.isfinite(mels).all():
                 raise BankError(
                     f"The source {name} diverged by step {i + 1}: its clips are not finite.",
-                    fix=f"Use a smaller bank.{name}.learning_rate and another --out, "
+                    fix=f"Use a smaller {section(name)}.learning_rate and another --out, "
                     "or --precision fp32.",
                 )
-            asked = torch.cat([b.labels_B for b in waiting]).cpu()
+            asked = torch.cat([b.labels_B.cpu() for b in waiting])
             # The state first, under its own step: whenever the run is killed, the state that the
             # last shard needs is there.
             if i + 1 < source.steps and world().main:
-                _save_state(_state_path(bank, name, i + 1), source)
+                save_state(_state_path(bank, name, i + 1), source.state())
             clips = Clips(mels, asked, _answers(context, mels))
             if world().main:
                 bank.append(name, clips, first, i + 1)
                 _state_path(bank, name, first).unlink(missing_ok=True)
+                _pause_path(bank, name).unlink(missing_ok=True)
             first, waiting = i + 1, []
+        if look and hooks.stop.asked():
+            if first < i + 1 and world().main:
+                _pause(bank, name, _Begun(first, i + 1, source.state(), tuple(waiting)))
+            hooks.stop.leave()
     if world().main and name not in bank.sources:
         raise BankError(
             f"The source {name} made no clip: all {source.steps} steps are burn-in.",
-            fix=f"Raise bank.{name}.steps above bank.{name}.burn_in.",
+            fix=f"Raise {budget(name)}.steps above {budget(name)}.burn_in.",
         )
 
 
@@ -138,21 +173,65 @@ def _state_path(bank: Bank, source: str, next_step: int) -> Path:
     return bank.folder / f"state-{source}-{next_step:06d}.pt"
 
 
-def _save_state(path: Path, source: Source) -> None:
-    buffer = io.BytesIO()
-    torch.save(source.state(), buffer)
-    atomic_write_bytes(path, buffer.getvalue())
+def _pause_path(bank: Bank, source: str) -> Path:
+    return bank.folder / f"pause-{source}.pt"
 
 
-def _load_state(path: Path) -> dict[str, Any]:
-    try:
-        state: dict[str, Any] = torch.load(path, weights_only=True)
-    except Exception as error:
-        raise BankError(
-            f"{path} is missing or damaged, so its source cannot go on.",
-            fix="Delete the bank's folder and make it again.",
-        ) from error
-    return state
+@dataclass(frozen=True)
+class _Begun:
+    """Where a source stands.
+
+    Attributes:
+        first: First step whose clips are in no shard.
+        done: Steps done.
+        state: Of the source after `done`; None where it begins.
+        waiting: Clips of the steps from `first` to `done`.
+    """
+
+    first: int = 0
+    done: int = 0
+    state: dict[str, Any] | None = None
+    waiting: tuple[Batch, ...] = ()
+
+
+def _begun(bank: Bank, name: str, warn: Callable[[str], None]) -> _Begun:
+    """What an earlier run has left: its pause, else its last shard, else nothing."""
+    first = bank.next_step(name)
+    paused = _pause_path(bank, name)
+    if paused.exists():
+        found = load_state(paused)
+        if found is None:
+            warn(f"{paused} is damaged: {name} goes on from the shard before, to the same result.")
+        elif found["first"] == first:
+            clips = Batch(found["mels"], found["labels"], True, {})
+            waiting = (clips,) if len(clips.labels_B) else ()
+            return _Begun(first, found["done"], found["state"], waiting)
+    if not first:
+        return _Begun()
+    path = _state_path(bank, name, first)
+    state = load_state(path) if path.exists() else None
+    if state is None:
+        warn(damaged(path, f"the source {name}"))
+        bank.drop(name)
+        return _Begun()
+    return _Begun(first, first, state)
+
+
+def _pause(bank: Bank, name: str, begun: _Begun) -> None:
+    """Save a source between two shards."""
+    mels = torch.cat([torch.empty(0), *(b.mels_B1MT.cpu() for b in begun.waiting)])
+    labels = torch.cat(
+        [torch.empty(0, dtype=torch.int64), *(b.labels_B.cpu() for b in begun.waiting)]
+    )
+    where = {"first": begun.first, "done": begun.done, "state": begun.state}
+    save_state(_pause_path(bank, name), {**where, "mels": mels, "labels": labels})
+
+
+def _forget(bank: Bank, name: str) -> None:
+    """Delete the states of a source that is done."""
+    for path in bank.folder.glob(f"state-{name}-*.pt"):
+        path.unlink(missing_ok=True)
+    _pause_path(bank, name).unlink(missing_ok=True)
 
 
 @torch.no_grad()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,20 +13,25 @@ import torch
 from frami_edge import plots
 from frami_edge.cli._output import Output
 from frami_edge.device import Choice
-from frami_edge.distributed import world
 from frami_edge.errors import TeacherError
 from frami_edge.inversion.bank import Bank
 from frami_edge.inversion.bn_loss import live_batch_norms
-from frami_edge.inversion.config import BankConfig
+from frami_edge.inversion.config import BankConfig, batch_norm_keys
 from frami_edge.inversion.health import warnings
 from frami_edge.inversion.listen import write_wavs
-from frami_edge.inversion.loop import OnStep, make_bank
-from frami_edge.inversion.sources import Context
+from frami_edge.inversion.loop import Hooks, OnStep, make_bank
+from frami_edge.inversion.sources import LEARNED, Context
 from frami_edge.models.checkpoint import Loaded
 from frami_edge.runs import RunFolder
+from frami_edge.stopping import Stop
 
 CLIPS_A_CLASS = 6
 """Columns of the mel grid."""
+TERMS = (
+    *("loss", "class", "batch_norm", "contrastive", "adversarial", "change"),
+    *("activation", "balance", "variation", "requested"),
+)
+"""Of all learned sources, in the order of their pictures."""
 
 
 def ready(teacher: Loaded, choice: Choice) -> Loaded:
@@ -42,10 +48,9 @@ def context_of(teacher: Loaded, config: BankConfig, choice: Choice, seed: int) -
     Raises:
         TeacherError: A BatchNorm term is asked for and the teacher has no live BatchNorm.
     """
-    learned = {"inversion": config.inversion.batch_norm, "translator": config.translator.batch_norm}
-    asked = [name for name, weight in learned.items() if weight and name in config.shares]
+    asked = [switch for name in config.shares for switch in batch_norm_keys(config, name)]
     if asked and not live_batch_norms(teacher.model):
-        switches = " ".join(f"--set bank.{name}.batch_norm=0" for name in asked)
+        switches = " ".join(f"--set {key}=0" for key in asked)
         raise TeacherError(
             "The teacher has no BatchNorm with running statistics: they were folded into the "
             "weights, or it uses another norm.",
@@ -65,21 +70,48 @@ def invert(
     out: Output,
 ) -> Bank:
     """Make the bank, or finish it, with progress on stderr and rows in metrics.jsonl."""
-    begun = world().main and (folder / "bank.json").exists()
-    finished = Bank.open(folder) if begun else None
-    if finished:
-        for name in context.config.shares:
-            run.rewind(finished.next_step(name), phase=name)
-    with run.timed("invert"), step_bars(out) as show:
+    clock = SourceClock(run.manifest.get("source_seconds", {}))
+    with run.timed("invert"), step_bars(out) as show, Stop() as stop:
 
         def on_step(source: str, done: int, steps: int, metrics: dict[str, float]) -> None:
+            clock.tick(source)
             show(source, done, steps, metrics)
             if metrics:
                 run.log(step=done, phase=source, **metrics)
 
-        bank = make_bank(folder, context, labels, sha256, on_step)
+        def on_begin(source: str, done: int) -> None:
+            run.rewind(done, phase=source)
+
+        hooks = Hooks(on_step, on_begin, out.warn, stop)
+        try:
+            bank = make_bank(folder, context, labels, sha256, hooks)
+        finally:
+            run.record(source_seconds=clock.seconds)
     run.record(bank={"clips": bank.sources, "health": bank.index.health})
     return bank
+
+
+class SourceClock:
+    """Seconds that each source of a bank takes: from the end of the step before, whosever it was.
+
+    Args:
+        before: Those of the runs that this one resumes.
+
+    Attributes:
+        seconds: By source: ``wall``, and ``cpu`` of all threads of this process.
+    """
+
+    def __init__(self, before: Mapping[str, Mapping[str, float]]) -> None:
+        self.seconds = {name: dict(spent) for name, spent in before.items()}
+        self._last = time.monotonic(), time.process_time()
+
+    def tick(self, source: str) -> None:
+        """A step of the source is done."""
+        now = time.monotonic(), time.process_time()
+        spent = self.seconds.setdefault(source, {"wall": 0.0, "cpu": 0.0})
+        spent["wall"] = round(spent["wall"] + now[0] - self._last[0], 3)
+        spent["cpu"] = round(spent["cpu"] + now[1] - self._last[1], 3)
+        self._last = now
 
 
 @contextmanager
@@ -154,12 +186,11 @@ def draw(run: RunFolder, bank: Bank) -> dict[str, str]:
             f"What the teacher hears in the {source.replace('_', ' ')} clips",
         )
     metrics = run.metrics()
-    for source in ("inversion", "translator"):
+    for source in LEARNED:
         rows = [r for r in metrics if r.get("phase") == source]
         if rows:
             pictures[f"curves-{source}"] = f"plots/curves-{source}.png"
-            terms = ("loss", "class", "batch_norm", "contrastive", "adversarial", "change")
-            groups = [[t] for t in (*terms, "requested") if any(t in r for r in rows)]
+            groups = [[t] for t in TERMS if any(t in r for r in rows)]
             plots.curves(
                 run.path(pictures[f"curves-{source}"]), rows, groups, f"{source}: loss terms"
             )

@@ -18,6 +18,7 @@ from frami_edge.data import Features, collate, length_buckets
 from frami_edge.device import Choice, autocast, generator
 from frami_edge.errors import TeacherError
 from frami_edge.optim import cosine_with_warmup, weight_groups
+from frami_edge.stopping import NEVER, Stop
 from frami_edge.training.config import TrainConfig
 
 
@@ -43,6 +44,8 @@ class TeacherTrainer:
         self._lengths = [min(n, config.crop_frames or n) for n in features.lengths]
         self.steps = sum(len(self._batches(epoch)) for epoch in range(config.epochs))
         self.epochs_done = self.steps_done = 0
+        # Of the epoch under way: batches done, and sums of loss, hits and clips over them.
+        self._batches_done, self._sums = 0, [0.0, 0.0, 0.0]
         model.to(choice.device)
         if choice.channels_last:
             model.to(memory_format=torch.channels_last)
@@ -59,25 +62,36 @@ class TeacherTrainer:
         self,
         on_step: Callable[[float], None] = lambda _: None,
         on_epoch: Callable[[dict[str, float]], None] = lambda _: None,
+        on_pause: Callable[[], None] = lambda: None,
+        stop: Stop = NEVER,
     ) -> None:
         """All remaining epochs.
 
         Args:
             on_step: Called with the loss after each step.
             on_epoch: Called after each epoch with its mean loss, the share of training clips that
-                it heard right, and the learning rate; `state` is then what a resumed run needs.
+                it heard right, and the learning rate.
+            on_pause: Called before the training ends in the midst of an epoch.
+            stop: Asked after each step.
 
         Raises:
             TeacherError: The loss is no longer a finite number.
+            KeyboardInterrupt: `stop` asked for it.
         """
         while self.epochs_done < self.config.epochs:
             self.model.train()
-            total = hits = clips = 0.0
-            for indices in self._batches(self.epochs_done):
+            for indices in self._batches(self.epochs_done)[self._batches_done :]:
                 loss, right = self._step(indices)
-                total, hits, clips = total + loss * len(indices), hits + right, clips + len(indices)
+                news = (loss * len(indices), right, len(indices))
+                self._sums = [s + new for s, new in zip(self._sums, news, strict=True)]
+                self._batches_done += 1
                 on_step(loss)
+                if stop.asked():
+                    on_pause()
+                    stop.leave()
+            total, hits, clips = self._sums
             self.epochs_done += 1
+            self._batches_done, self._sums = 0, [0.0, 0.0, 0.0]
             rate = float(self.optimizer.param_groups[0]["lr"])
             on_epoch({"loss": total / clips, "train_accuracy": hits / clips, "lr": rate})
         self.model.eval()
@@ -129,9 +143,11 @@ class TeacherTrainer:
         return x.to(device), n.to(device), labels.to(device), partner.to(device), lam.to(device)
 
     def state(self) -> dict[str, Any]:
-        """What a resumed run needs, after a whole epoch; tensors and plain values only."""
+        """What a resumed run needs, after any step; tensors and plain values only."""
         return {
             "epochs_done": self.epochs_done,
+            "batches_done": self._batches_done,
+            "sums": list(self._sums),
             "steps_done": self.steps_done,
             "clips": self.features.sha256,
             "mel": self.features.spec.digest,
@@ -153,6 +169,7 @@ class TeacherTrainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.epochs_done, self.steps_done = int(state["epochs_done"]), int(state["steps_done"])
+        self._batches_done, self._sums = int(state["batches_done"]), list(state["sums"])
 
 
 def train_epochs(

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from frami_edge import plots
 from frami_edge.cli._output import Output
 from frami_edge.device import Choice, generator
-from frami_edge.errors import CheckpointError
 from frami_edge.evaluation import Score, predict, score
-from frami_edge.io import atomic_write_bytes, atomic_write_text
+from frami_edge.io import atomic_write_text
 from frami_edge.models.checkpoint import Card, load_checkpoint, parameters, save_checkpoint
 from frami_edge.models.teacher import ResNetTeacher
 from frami_edge.runs import RunFolder
+from frami_edge.states import damaged, load_state, save_state
+from frami_edge.stopping import Stop
 from frami_edge.training.config import TeacherConfig
 from frami_edge.training.loop import TeacherTrainer
 from frami_edge.training.material import Material, load_material
@@ -99,22 +98,29 @@ def fit(
     trainer = TeacherTrainer(model, material.train, config.train, choice, config.seed)
     saved = run.path(CHECKPOINT)
     if saved.exists():
-        trainer.load_state(_load(saved))
-        out.note(f"Going on after epoch {trainer.epochs_done} of {config.train.epochs}.")
+        state = load_state(saved)
+        if state is None:
+            out.warn(damaged(saved, "the training"))
+        else:
+            trainer.load_state(state)
+            done = f"epoch {trainer.epochs_done} of {config.train.epochs}"
+            out.note(f"Going on after {done}, step {trainer.steps_done} of {trainer.steps}.")
     run.rewind(trainer.epochs_done, phase="train")
 
     def on_epoch(metrics: dict[str, float]) -> None:
         run.log(step=trainer.epochs_done, phase="train", **metrics)
         if trainer.epochs_done % config.train.checkpoint_epochs == 0:
-            buffer = io.BytesIO()
-            torch.save(trainer.state(), buffer)
-            atomic_write_bytes(saved, buffer.getvalue())
+            save()
+
+    def save() -> None:
+        save_state(saved, trainer.state())
 
     with (
         run.timed("train"),
         out.progress("train", trainer.steps, completed=trainer.steps_done) as bar,
+        Stop() as stop,
     ):
-        trainer.run(lambda loss: bar.update(loss=loss), on_epoch)
+        trainer.run(lambda loss: bar.update(loss=loss), on_epoch, save, stop)
     return model
 
 
@@ -133,13 +139,3 @@ def draw(run: RunFolder, card: Card, result: Score) -> dict[str, str]:
         run.path(pictures["confusion"]), result.confusion_KK, card.labels, "Held-out fold"
     )
     return pictures
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        state: dict[str, Any] = torch.load(path, weights_only=True)
-    except Exception as error:
-        raise CheckpointError(
-            f"The checkpoint {path} is damaged.", fix="Start again with another --out."
-        ) from error
-    return state

@@ -10,7 +10,7 @@ import torch
 
 from frami_edge.errors import BankError
 from frami_edge.inversion.bank import Bank, BankFeed, BankIndex, Clips
-from frami_edge.inversion.loop import make_bank
+from frami_edge.inversion.loop import Hooks, make_bank
 from frami_edge.inversion.sources import Context
 from frami_edge_runtime.melspec import MelSpec
 
@@ -267,17 +267,33 @@ def test_a_bank_of_other_settings_is_refused(tmp_path: Path, context: Make) -> N
         make_bank(tmp_path, context(sources={"procedural": 1}), LABELS[::-1], SHA)
 
 
-def test_a_lost_state_is_said(tmp_path: Path, settings: Context) -> None:
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
+def test_a_lost_state_is_said_and_its_source_begins_again(
+    tmp_path: Path, settings: Context, damage: str
+) -> None:
     def kill(name: str, done: int, steps: int, metrics: dict[str, float]) -> None:
         if (name, done) == ("inversion", 5):
             raise Killed
 
     with pytest.raises(Killed):
-        make_bank(tmp_path, settings, LABELS, SHA, kill)
-    (state,) = tmp_path.glob("state-inversion-*.pt")
-    state.write_bytes(state.read_bytes()[:-100])
-    with pytest.raises(BankError, match="cannot go on"):
-        make_bank(tmp_path, settings, LABELS, SHA)
+        make_bank(tmp_path / "killed", settings, LABELS, SHA, kill)
+    (state,) = (tmp_path / "killed").glob("state-inversion-*.pt")
+    data = bytearray(state.read_bytes())
+    if damage == "cut":
+        state.write_bytes(data[:-100])
+    elif damage == "flipped":
+        data[len(data) // 2] ^= 1
+        state.write_bytes(data)
+    else:
+        state.unlink()
+    said: list[str] = []
+    begun: list[tuple[str, int]] = []
+    hooks = Hooks(on_begin=lambda *place: begun.append(place), warn=said.append)
+    bank = make_bank(tmp_path / "killed", settings, LABELS, SHA, hooks)
+    assert [str(state) in text and "inversion is done again" in text for text in said] == [True]
+    assert begun[0] == ("inversion", 0)
+    assert same_bank(bank, make_bank(tmp_path / "whole", settings, LABELS, SHA))
+    assert not list((tmp_path / "killed").glob("*.pt"))
 
 
 def test_burn_in_of_everything_is_refused(tmp_path: Path, context: Make) -> None:
