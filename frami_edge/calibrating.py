@@ -21,6 +21,7 @@ import torch
 from frami_edge.device import Choice
 from frami_edge.errors import BankError, TeacherError
 from frami_edge.inversion.bank import Bank, check_bank
+from frami_edge.inversion.baselines_config import BASELINES
 from frami_edge.inversion.config import BankConfig
 from frami_edge.inversion.loop import OnStep, make_bank
 from frami_edge.inversion.procedural import procedural_mels
@@ -110,6 +111,9 @@ def small_bank(recipe: Mapping[str, Any], count: int) -> BankConfig:
     learned = {}
     for name in ("inversion", "translator"):
         source = getattr(full, name)
+        if name == "inversion" and set(BASELINES) & set(full.shares):
+            # Their budget, of which a batch-wise method cannot do with less.
+            continue
         wanted = math.ceil(count * full.shares.get(name, 0) / source.batch_size)
         burn_in = min(source.burn_in, SMALL_BURN_IN)
         steps = min(source.steps, burn_in + max(wanted, 1))

@@ -23,6 +23,7 @@ from frami_edge.distillation.config import JourneyConfig
 from frami_edge.errors import CheckpointError, ConfigError, DataError
 from frami_edge.evaluation import Score, predict, score
 from frami_edge.inversion.bank import Bank, BankFeed, check_bank
+from frami_edge.inversion.baselines_config import BASELINES
 from frami_edge.inversion.run import ready
 from frami_edge.models.checkpoint import Loaded
 from frami_edge.training.material import load_features, warn_rejected
@@ -38,6 +39,7 @@ _LABELS = {
     "procedural": "same steps on procedural audio",
     "inversion": "same steps on the bank's inversion alone",
     "translator": "same steps on the bank's translator alone",
+    **{name: f"same steps on the bank's {name} alone" for name in BASELINES},
     "real": "same steps on the training clips of this set",
     UNRELATED: "same steps on real clips of another set",
     SUPERVISED: "the training clips with labels, no teacher",

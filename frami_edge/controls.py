@@ -20,6 +20,7 @@ from frami_edge.errors import ConfigError
 from frami_edge.inversion.bank import Bank, BankFeed
 from frami_edge.inversion.controls import smooth_noise_mels, white_noise_mels
 from frami_edge.inversion.procedural import procedural_mels
+from frami_edge.inversion.sources import LEARNED
 from frami_edge.models.checkpoint import Loaded
 from frami_edge.models.student import Student
 from frami_edge.training.config import TrainConfig
@@ -28,7 +29,7 @@ from frami_edge_runtime.melspec import MelSpec
 
 SYNTHETIC = ("white_noise", "smooth_noise", "procedural")
 """Controls that need nothing but the front end."""
-FROM_BANK = ("inversion", "translator")
+FROM_BANK = LEARNED
 """Controls that use one source of a bank alone."""
 REAL = ("real", "unrelated")
 """Controls on real audio: the teacher's own training clips, and another set's."""

@@ -59,12 +59,15 @@ def evaluate(
             metavar="NAMES",
             help="Distil the student's network again, with its seed and steps, on other clips: "
             "white_noise, smooth_noise, procedural (these three: all-synthetic), inversion, "
-            "translator (of --bank), real, unrelated=SET, scratch. smooth_noise is always there.",
+            "translator or a baseline (of --bank), real, unrelated=SET, scratch. smooth_noise is "
+            "always there.",
         ),
     ] = None,
     bank: Annotated[
         Path | None,
-        typer.Option("--bank", help="Bank folder, for the controls inversion and translator."),
+        typer.Option(
+            "--bank", help="Bank folder, for controls on one of its sources, like inversion."
+        ),
     ] = None,
     device: Device = "auto",
     precision: Precision = "auto",

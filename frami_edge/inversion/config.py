@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from typing import Any
+
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from frami_edge.config import Strict
+from frami_edge.inversion.baselines_config import BASELINES, BaselinesConfig, section
 
 
 class AdversarialConfig(Strict):
@@ -74,8 +77,9 @@ class BankConfig(Strict):
     sources: dict[str, float] = Field(
         default={"inversion": 1.0, "procedural": 1.0, "translator": 1.0}
     )
-    """Share of each source in a batch: `inversion`, `procedural`, `translator`, and the controls
-    `smooth_noise` and `white_noise`. Inversion only: `{inversion: 1}`."""
+    """Share of each source in a batch: `inversion`, `procedural`, `translator`, the controls
+    `smooth_noise` and `white_noise`, and the baselines `deep_inversion`, `dafl`, `zskt`, `dfq`,
+    `cmi` and `fast`. Inversion only: `{inversion: 1}`."""
     procedural_clips: int = Field(5000, ge=1)
     """Clips of the procedural source."""
     control_clips: int = Field(5000, ge=1)
@@ -86,10 +90,25 @@ class BankConfig(Strict):
     """The inversion."""
     translator: TranslatorConfig = TranslatorConfig()
     """The translator."""
+    baselines: BaselinesConfig = BaselinesConfig()
+    """Other methods; steps, batch size, burn-in and width are those of `inversion`."""
+
+    @model_serializer(mode="wrap")
+    def _only_used_baselines(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A bank without baselines reads, and hashes, as it did before there were any."""
+        facts: dict[str, Any] = serialise(self)
+        plain = BaselinesConfig()
+        kept = {
+            name: facts["baselines"][name]
+            for name in BASELINES
+            if name in self.shares or getattr(self.baselines, name) != getattr(plain, name)
+        }
+        others = {key: value for key, value in facts.items() if key != "baselines"}
+        return others | ({"baselines": kept} if kept else {})
 
     @model_validator(mode="after")
     def _sources_known(self) -> BankConfig:
-        known = {"inversion", "procedural", "translator", "smooth_noise", "white_noise"}
+        known = {"inversion", "procedural", "translator", "smooth_noise", "white_noise", *BASELINES}
         unknown = sorted(set(self.sources) - known)
         if unknown:
             raise ValueError(
@@ -104,3 +123,14 @@ class BankConfig(Strict):
         """Weights that sum to 1, without the sources that are switched off."""
         total = sum(self.sources.values())
         return {name: w / total for name, w in self.sources.items() if w > 0}
+
+
+def batch_norm_keys(config: BankConfig, source: str) -> list[str]:
+    """Keys of a source's weights, other than 0, that need a teacher with BatchNorm statistics."""
+    if source in BASELINES:
+        found = getattr(config.baselines, source)
+    else:
+        found = {"inversion": config.inversion, "translator": config.translator}.get(source)
+    # The features of CMI's contrastive loss are inputs of BatchNorm layers.
+    weights = ("batch_norm", "contrastive") if source == "cmi" else ("batch_norm",)
+    return [f"{section(source)}.{key}" for key in weights if getattr(found, key, 0)]

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from frami_edge.device import Choice, autocast
 from frami_edge.inversion.bank import Bank
+from frami_edge.inversion.baselines_config import budget, section
 from frami_edge.inversion.bn_loss import BatchNormStatistics, live_batch_norms
 from frami_edge.models.hidden import TeacherLike
 
@@ -39,7 +40,7 @@ def source_health(
             if watch:
                 with watch:
                     hidden = teacher.hidden(x)
-                if x.shape[0] == 96:
+                if x.shape[0] == min(96, len(clips.mels_N1MT)):
                     errors.append(watch.loss())
             else:
                 hidden = teacher.hidden(x)
@@ -100,12 +101,12 @@ def warnings(health: dict[str, dict[str, Any]]) -> list[str]:
         if asked is not None and asked < HEALTHY_REQUESTED:
             found.append(
                 f"{name}: the teacher hears the requested class in only {100 * asked:.0f} % of the "
-                f"clips ({100 * HEALTHY_REQUESTED:.0f} % is healthy): raise bank.{name}.steps."
+                f"clips ({100 * HEALTHY_REQUESTED:.0f} % is healthy): raise {budget(name)}.steps."
             )
         if asked is not None and error is not None and error > HEALTHY_BATCH_NORM:
             found.append(
                 f"{name}: the BatchNorm statistics are {error:.2f} away from the training data's "
-                f"(a good bank: 0.05): raise bank.{name}.batch_norm or the steps."
+                f"(a good bank: 0.05): raise {section(name)}.batch_norm or the steps."
             )
         if share > HEALTHY_SHARE:
             found.append(
