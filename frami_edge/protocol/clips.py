@@ -1,0 +1,55 @@
+"""The real clips of one fold, and what its teacher says to them: for scores alone."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from torch import Tensor
+
+from frami_edge.data import Features, FeatureStore, SoundSet
+from frami_edge.evaluation import predict, score
+from frami_edge.models.checkpoint import Loaded
+
+
+class Clips:
+    """Log-mels by the teacher's front end, and the teacher's answers, each computed once.
+
+    Args:
+        data: The set.
+        fold: The test fold.
+        teacher: Loaded and on its device.
+    """
+
+    def __init__(self, data: SoundSet, fold: str, teacher: Loaded) -> None:
+        self._data, self._fold, self._teacher = data, fold, teacher
+        self._store = FeatureStore(teacher.spec)
+
+    @cached_property
+    def train(self) -> Features:
+        """What the teacher was trained on: for the control rows on real audio."""
+        return self._store.load(self._data.split(self._fold)[0])
+
+    @cached_property
+    def test(self) -> Features:
+        """The held-out fold."""
+        return self._store.load(self._data.split(self._fold)[1])
+
+    @cached_property
+    def every(self) -> Features:
+        """All clips of the set; a data-free student has heard none of them."""
+        return self._store.load(list(self._data.clips))
+
+    @cached_property
+    def teacher_test(self) -> Tensor:
+        """(N, K) logits of the teacher on `test`."""
+        return predict(self._teacher.model, self.test.mels)
+
+    @cached_property
+    def teacher_every(self) -> Tensor:
+        """(N, K) logits of the teacher on `every`."""
+        return predict(self._teacher.model, self.every.mels)
+
+    @cached_property
+    def teacher_accuracy(self) -> float:
+        """Of the teacher on `test`."""
+        return score(self.teacher_test, self.test.labels).accuracy

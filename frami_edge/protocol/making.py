@@ -1,0 +1,232 @@
+"""Makes the tasks of a plan: a teacher, a bank, a student with its score."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from frami_edge._provenance import git_commit
+from frami_edge.cli._output import Output
+from frami_edge.controls import control_feed, control_student
+from frami_edge.data import Features, FeatureStore, SoundSet, load_set
+from frami_edge.device import Choice
+from frami_edge.distillation.loop import Feed
+from frami_edge.distillation.run import CHECKPOINT, distill, save_student
+from frami_edge.evaluation import check_unheard, predict, score
+from frami_edge.inversion.bank import Bank, BankFeed
+from frami_edge.inversion.run import context_of, draw, invert, ready
+from frami_edge.models.checkpoint import Loaded, load_checkpoint, parameters
+from frami_edge.models.student import Student
+from frami_edge.protocol.clips import Clips
+from frami_edge.protocol.curve import Curve
+from frami_edge.protocol.memory import peak_memory
+from frami_edge.protocol.plan import Plan, Task
+from frami_edge.protocol.results import Results
+from frami_edge.runs import RunFolder, read_manifest
+from frami_edge.training.run import TEACHER, train_teacher
+
+KINDS = {"teacher": "teachers", "bank": "banks", "student": "students"}
+"""Folder of each kind of task."""
+
+
+class Maker:
+    """Does the tasks of one protocol inside its folder.
+
+    Args:
+        plan: The tasks.
+        folder: Of the protocol's runs.
+        root: Of the data sets; None for $FRAMI_EDGE_DATA.
+        choice: Device and precision.
+        out: For progress.
+    """
+
+    def __init__(
+        self, plan: Plan, folder: Path, root: Path | None, choice: Choice, out: Output
+    ) -> None:
+        self.plan, self.folder, self.root = plan, folder, root
+        self.choice, self.out = choice, out
+        self.results = Results(folder)
+        self.data: SoundSet = load_set(plan.protocol.data, root)
+        self._teacher: tuple[str, Loaded] | None = None
+        self._clips: tuple[str, Clips] | None = None
+
+    def place(self, task: Task) -> Path:
+        """The task's run folder."""
+        return self.folder / KINDS[task.kind] / task.key
+
+    def done(self, task: Task) -> bool:
+        """Whether its result is there."""
+        if task.kind == "student":
+            return task.key in self.results
+        place = self.place(task)
+        if not (place / "manifest.json").exists():
+            return False
+        finished: bool = read_manifest(place).get("status") == "finished"
+        return finished
+
+    def make(self, task: Task) -> None:
+        """Make it, or go on where it was cut short."""
+        {"teacher": self._train, "bank": self._invert, "student": self._distil}[task.kind](task)
+
+    def _run(self, task: Task, config: Any) -> RunFolder:
+        place = self.place(task)
+        begun = (place / "manifest.json").exists()
+        return RunFolder.create(
+            place,
+            command=f"protocol {task.kind}",
+            config=config,
+            resume=begun,
+            seeds={"seed": task.seed},
+            device=self.choice.reason,
+        )
+
+    def _train(self, task: Task) -> None:
+        config = self.plan.teacher_config(task.fold)
+        with self._run(task, config) as run, self._measured(run):
+            train_teacher(run, config, self.root, self.choice, self.out)
+
+    def _invert(self, task: Task) -> None:
+        config = self.plan.journey(task)
+        teacher = self._loaded(task)
+        with self._run(task, config) as run, self._measured(run):
+            context = context_of(teacher, config.bank, self.choice, task.seed)
+            place = run.path("bank")
+            bank = invert(run, place, context, teacher.card.labels, teacher.sha256, self.out)
+            draw(run, bank)
+
+    def _distil(self, task: Task) -> None:
+        config, method = self.plan.journey(task), self.plan.method(task)
+        teacher = self._loaded(task)
+        check_unheard(teacher.card.heard, self.data, task.fold)
+        clips = self._clips_of(task.fold, teacher)
+        with self._run(task, config) as run, self._measured(run):
+            curve = Curve(run, self.plan.protocol.curve_steps, clips)
+            real = self._real(task, teacher)
+            sources: dict[str, float] = {}
+            begun = time.monotonic(), time.process_time()
+            if method.control == "scratch":
+                student = control_student("scratch", teacher, config, self.choice, real=real)
+            else:
+                feed, sources = self._feed(task, teacher, real)
+                student = distill(
+                    run,
+                    teacher,
+                    config.student,
+                    config.distill,
+                    feed,
+                    self.choice,
+                    task.seed,
+                    self.out,
+                    watch=curve.watch,
+                )
+            row = {
+                "distill_s": round(time.monotonic() - begun[0] - curve.scoring_s, 2),
+                "distill_cpu_s": round(time.process_time() - begun[1] - curve.scoring_cpu_s, 2),
+                "resumed": run.resumed,
+                "curve": curve.points,
+            }
+            row |= self._scores(student, clips)
+            save_student(run, student, teacher, config, {"accuracy": row["accuracy"]})
+        (run.folder / CHECKPOINT).unlink(missing_ok=True)
+        peaks = {k: run.manifest.get(k) for k in ("peak_mib", "peak_device_mib")}
+        row |= peaks | (self._bank_facts(task, sources) if sources else {})
+        self.results.append(self._identity(task) | row)
+
+    @contextlib.contextmanager
+    def _measured(self, run: RunFolder) -> Iterator[None]:
+        """Keeps the block's peak memory in the run's manifest."""
+        with peak_memory(self.choice.device) as peak:
+            yield
+        run.record(peak_mib=peak.host_mib, peak_device_mib=peak.device_mib)
+
+    def _identity(self, task: Task) -> dict[str, Any]:
+        config = self.plan.journey(task)
+        return {
+            "key": task.key,
+            "method": task.method,
+            "fold": task.fold,
+            "seed": task.seed,
+            "steps": config.distill.steps,
+            "device": self.choice.device.type,
+            "threads": torch.get_num_threads(),
+            "git": git_commit(),
+        }
+
+    def _scores(self, student: Student, clips: Clips) -> dict[str, Any]:
+        test = score(predict(student, clips.test.mels), clips.test.labels, clips.teacher_test)
+        every = score(predict(student, clips.every.mels), clips.every.labels, clips.teacher_every)
+        return {
+            "clips": test.clips,
+            "accuracy": test.accuracy,
+            "teacher_accuracy": clips.teacher_accuracy,
+            "agreement": test.agreement,
+            "kl": test.kl,
+            "clips_all": every.clips,
+            "agreement_all": every.agreement,
+            "kl_all": every.kl,
+            "parameters": parameters(student),
+        }
+
+    def _feed(
+        self, task: Task, teacher: Loaded, real: Features | None
+    ) -> tuple[Feed, dict[str, float]]:
+        config, method = self.plan.journey(task), self.plan.method(task)
+        if method.control:
+            mels = real.mels if real else ()
+            return control_feed(method.control, teacher.spec, config, real=mels), {}
+        shares = config.bank.shares
+        return BankFeed(self._bank(task), shares, method.mels), shares
+
+    def _bank(self, task: Task) -> Bank:
+        return Bank.open(self.place(self.plan.tasks[task.needs[1]]) / "bank")
+
+    def _bank_facts(self, task: Task, shares: dict[str, float]) -> dict[str, Any]:
+        """What the clips cost and how they look to the teacher, for the sources in use."""
+        bank = self._bank(task)
+        manifest = read_manifest(self.place(self.plan.tasks[task.needs[1]]))
+        seconds = manifest.get("source_seconds", {})
+        health = bank.index.health
+
+        def mean(key: str) -> float | None:
+            values = [(w, health[n][key]) for n, w in shares.items() if health[n][key] is not None]
+            weight = sum(w for w, _ in values)
+            return sum(w * v for w, v in values) / weight if weight else None
+
+        mels = sum(bank.sources[name] for name in shares)
+        limit = self.plan.method(task).mels
+        return {
+            "mels": min(mels, limit) if limit else mels,
+            "bank_s": round(sum(seconds.get(n, {}).get("wall", 0.0) for n in shares), 2),
+            "bank_cpu_s": round(sum(seconds.get(n, {}).get("cpu", 0.0) for n in shares), 2),
+            "bank_peak_mib": manifest.get("peak_mib"),
+            "bank_peak_device_mib": manifest.get("peak_device_mib"),
+            "cosine": mean("cosine"),
+            "variance": mean("embedding_variance"),
+            "requested": mean("requested"),
+        }
+
+    def _real(self, task: Task, teacher: Loaded) -> Features | None:
+        method = self.plan.method(task)
+        if method.control in ("real", "scratch"):
+            return self._clips_of(task.fold, teacher).train
+        if method.control == "unrelated" and method.unrelated:
+            others = load_set(method.unrelated, self.root)
+            return FeatureStore(teacher.spec).load(list(others.clips))
+        return None
+
+    def _loaded(self, task: Task) -> Loaded:
+        key = task.needs[0]
+        if self._teacher is None or self._teacher[0] != key:
+            place = self.place(self.plan.tasks[key]) / TEACHER
+            self._teacher = key, ready(load_checkpoint(place, "teacher"), self.choice)
+        return self._teacher[1]
+
+    def _clips_of(self, fold: str, teacher: Loaded) -> Clips:
+        if self._clips is None or self._clips[0] != teacher.sha256:
+            self._clips = teacher.sha256, Clips(self.data, fold, teacher)
+        return self._clips[1]
