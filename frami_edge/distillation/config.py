@@ -53,6 +53,8 @@ class DistillConfig(Strict):
             raise ValueError("crop_min must not exceed crop_max")
         if not (self.logits or self.before_pooling or self.after_pooling):
             raise ValueError("one of logits, before_pooling and after_pooling must be positive")
+        if not self.logits and not self.reuse_head:
+            raise ValueError("logits 0 needs reuse_head: nothing else would train the head")
         return self
 
 

@@ -18,9 +18,9 @@ from frami_edge.distillation.config import DistillConfig
 from frami_edge.distillation.losses import FeatureScale, HiddenMatch
 from frami_edge.distillation.terms import Terms, over_processes
 from frami_edge.distributed import Rows, share_batch_norms
-from frami_edge.errors import RunError
+from frami_edge.errors import ConfigError, RunError
 from frami_edge.models.hidden import TeacherLike
-from frami_edge.models.student import Student
+from frami_edge.models.student import ReusedHead, Student
 from frami_edge.optim import cosine_with_warmup, weight_groups
 from frami_edge.stopping import NEVER, Stop
 
@@ -47,6 +47,9 @@ class Distiller:
         choice: Device and precision.
         seed: Of batches and augmentation.
         feed: Clips.
+
+    Raises:
+        ConfigError: No term would train the student's head.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Distiller:
         # oneDNN's backward of depthwise kernels is several times slower in bf16 than in fp32 on a
         # CPU.
         self.student_autocast = choice.device.type != "cpu" and choice.dtype != torch.float32
+        _check_head(teacher, student, config)
         self.done = 0
         self.rows = Rows(config.batch_size)
         share_batch_norms(student)
@@ -191,3 +195,21 @@ class Distiller:
         self.match.load_state_dict(state["match"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.done = int(state["done"])
+
+
+def _check_head(teacher: TeacherLike, student: Student, config: DistillConfig) -> None:
+    """Hidden terms alone train no head; the teacher's own needs none where it fits as it is."""
+    if config.logits:
+        return
+    if isinstance(student.head, ReusedHead):
+        projector = student.head.projector
+        fits = projector.in_features == projector.out_features
+        if config.after_pooling or (fits and student.channels == teacher.channels):
+            return
+    raise ConfigError(
+        "No term would train the student's head: distill.logits is 0, and the terms on hidden "
+        "states do not reach it.",
+        fix="Set distill.logits above 0, or distill.reuse_head to true and distill.after_pooling "
+        "above 0; with the teacher's head and student.out_channels equal to the teacher's C, "
+        "distill.before_pooling alone will do.",
+    )
