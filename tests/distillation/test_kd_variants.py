@@ -83,9 +83,9 @@ def test_a_head_that_nothing_trains_is_refused(teacher: ResNetTeacher) -> None:
     before = {"logits": 0, "after_pooling": 0}
     with pytest.raises(ConfigError, match="No term would train the student's head"):
         distiller(teacher, before, REUSED, channels=8)
+    # As with a teacher whose way to the logits is not affine: it has no head to lend.
+    alone = distiller(teacher, {}, OWN).student
+    config = DistillConfig.model_validate({"crop_max": 24, "crop_min": 16, "logits": 0})
+    choice = Choice(torch.device("cpu"), torch.float32, False, False, "a test")
     with pytest.raises(ConfigError, match="No term would train"):
-        # As with a teacher whose way to the logits is not affine: it has no head to lend.
-        alone = distiller(teacher, {}, OWN).student
-        config = DistillConfig.model_validate({"crop_max": 24, "crop_min": 16, "logits": 0})
-        choice = Choice(torch.device("cpu"), torch.float32, False, False, "a test")
         Distiller(teacher, alone, config, choice, 0, Noise())
