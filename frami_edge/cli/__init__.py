@@ -31,6 +31,7 @@ class _Commands(CommandGroup):
         "frami_edge.cli.inspect",
         "frami_edge.cli.listen",
         "frami_edge.cli.data",
+        "frami_edge.cli.doctor",
     )
 
 

@@ -56,10 +56,11 @@ class SetStatus:
 
 def survey(root: Path | None) -> list[SetStatus]:
     """The state of every known set; without a data root none is found."""
-    return [_status(info, root) for info in known_sets()]
+    return [status(info, root) for info in known_sets()]
 
 
-def _status(info: SetInfo, root: Path | None) -> SetStatus:
+def status(info: SetInfo, root: Path | None) -> SetStatus:
+    """The state of one known set; without a data root it is not found."""
     folder = find_folder(info, root) if root is not None else None
     if folder is None:
         return SetStatus(info, None, 0, "not found")

@@ -54,7 +54,7 @@ def machine(tmp_path: Path) -> MakeMachine:
             return said if isinstance(said, Answer) else Answer(0, said)
 
         settings = {"environ": {}, "arch": "x86_64", "run": run, **others}
-        return Machine(root=root, versions=(versions or {}).get, **settings)
+        return Machine(root=root, versions=({} if versions is None else versions).get, **settings)
 
     return make
 

@@ -11,7 +11,8 @@ from frami_edge_runtime.doctor.machine import Machine
 NAMES: Final = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-directml",
                 "onnxruntime-rocm", "onnxruntime-qnn")  # fmt: skip
 """Packages that install the same module."""
-_LIMIT_S: Final = 4.5
+LIMIT_S: Final = 15.0
+"""Long, because a busy machine must not pass for a broken one."""
 _GPU: Final = {"CUDAExecutionProvider": "CUDA", "TensorrtExecutionProvider": "TensorRT"}
 # An Identity of one float: a provider that cannot load its libraries falls back without an error.
 _TINY: Final = (
@@ -40,7 +41,7 @@ _BROKEN_ON_JETSONS: Final = {"1.22.0": "aborts on import", "1.24.2": "crashes at
 def onnx_runtime(machine: Machine) -> list[Check]:
     """A line on the package, and one on each of its GPU providers."""
     installed = [name for name in NAMES if machine.version(name)]
-    told = machine.ask("onnxruntime", _ASK, _LIMIT_S)
+    told = machine.ask("onnxruntime", _ASK, LIMIT_S)
     version = told["version"]
     if len(installed) > 1:
         return [_twice(installed, told.trouble)]

@@ -13,8 +13,8 @@ from frami_edge_runtime.doctor.cuda import cudart
 from frami_edge_runtime.doctor.engines import engines
 from frami_edge_runtime.doctor.gpu import gpu
 from frami_edge_runtime.doctor.machine import Machine
-from frami_edge_runtime.doctor.onnx_runtime import onnx_runtime
-from frami_edge_runtime.doctor.sound import microphone, readers, resampling
+from frami_edge_runtime.doctor.onnx_runtime import LIMIT_S, onnx_runtime
+from frami_edge_runtime.doctor.sound import READERS_LIMIT_S, microphone, readers, resampling
 from frami_edge_runtime.doctor.system import cores, disk, memory, python, temporary_folder
 from frami_edge_runtime.doctor.tensorrt import tensorrt_lines
 
@@ -35,10 +35,15 @@ def runtime_probes(places: Sequence[Path] = ()) -> list[Probe]:
         Probe("disk", "machine", _disk),
         Probe("board", "machine", board),
         Probe("NumPy", "packages", _numpy, needed=True),
-        Probe("onnxruntime", "packages", onnx_runtime, needed=True),
+        onnx_runtime_probe(),
         *gpu_probes(places),
         *sound_probes(),
     ]
+
+
+def onnx_runtime_probe() -> Probe:
+    """ONNX Runtime."""
+    return Probe("onnxruntime", "packages", onnx_runtime, limit_s=LIMIT_S + 1.0, needed=True)
 
 
 def gpu_probes(places: Sequence[Path] = ()) -> list[Probe]:
@@ -46,12 +51,12 @@ def gpu_probes(places: Sequence[Path] = ()) -> list[Probe]:
     # An engine's line waits for the GPU's and TensorRT's.
     probes = [
         Probe("GPU", "GPU", gpu),
-        Probe("CUDA runtime", "GPU", cudart, limit_s=9.0),
-        Probe("TensorRT", "GPU", tensorrt_lines, limit_s=9.0),
+        Probe("CUDA runtime", "GPU", cudart, limit_s=10.0),
+        Probe("TensorRT", "GPU", tensorrt_lines, limit_s=19.0),
     ]
     if places:
         compare = partial(engines, places=tuple(places))
-        probes.append(Probe("engines", "engines", compare, limit_s=10.0))
+        probes.append(Probe("engines", "engines", compare, limit_s=20.0))
     return probes
 
 
@@ -63,9 +68,12 @@ def sound_probes(*, needed: bool = False) -> list[Probe]:
     """
     return [
         Probe("microphone", "sound", microphone, limit_s=8.0),
-        Probe("audio files", "sound", partial(readers, needed=needed), needed=needed),
+        Probe(
+            "audio files", "sound", partial(readers, needed=needed),
+            limit_s=READERS_LIMIT_S + 1.0, needed=needed,
+        ),
         Probe("resampling", "sound", resampling),
-    ]
+    ]  # fmt: skip
 
 
 def _disk(machine: Machine) -> list[Check]:

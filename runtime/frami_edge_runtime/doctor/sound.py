@@ -8,7 +8,8 @@ from typing import Final
 from frami_edge_runtime.doctor.check import Check
 from frami_edge_runtime.doctor.machine import Machine
 
-_LIMIT_S: Final = 4.5
+_MICROPHONE_LIMIT_S: Final = 4.5
+READERS_LIMIT_S: Final = 15.0
 _ASK_PORTAUDIO: Final = """
 import sounddevice as s
 say(portaudio=True)
@@ -37,7 +38,7 @@ _PORTAUDIO_FIX: Final = "sudo apt-get install libportaudio2, or alsa-utils for a
 
 def microphone(machine: Machine) -> list[Check]:
     """Whether something can be recorded with; nothing is recorded."""
-    told = machine.ask("sounddevice", _ASK_PORTAUDIO, _LIMIT_S)
+    told = machine.ask("sounddevice", _ASK_PORTAUDIO, _MICROPHONE_LIMIT_S)
     if told["device"]:
         return [Check("microphone", "ok", f"{told['device']}, {told['rate']:g} Hz (PortAudio)")]
     listed = machine.command("arecord", "-l", limit_s=3)
@@ -76,7 +77,7 @@ def readers(machine: Machine, *, needed: bool = False) -> list[Check]:
         machine: To look at.
         needed: Whether the main job reads audio: the trainer's does, a device has PCM WAV anyway.
     """
-    told = machine.ask("soundfile", _ASK_READERS, _LIMIT_S)
+    told = machine.ask("soundfile", _ASK_READERS, READERS_LIMIT_S)
     if told.error == "ModuleNotFoundError" and not machine.version("soundfile"):
         text = "PCM WAV only: soundfile is not installed"
         fix = "pip install 'frami-edge-runtime[audio]'"

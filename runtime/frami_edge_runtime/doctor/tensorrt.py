@@ -16,7 +16,7 @@ from frami_edge_runtime.doctor.jetpack import is_jetson, jetpack
 from frami_edge_runtime.doctor.machine import Machine
 
 OLDEST: Final = (10, 3)
-_LIMIT_S: Final = 4.5
+_LIMIT_S: Final = 10.0
 _PACKAGES: Final = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu11")
 _ASK: Final = """
 import tensorrt
