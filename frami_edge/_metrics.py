@@ -26,8 +26,12 @@ class MetricsFile:
         if self._file is None:
             self._drop_torn_line()
             self._file = self.path.open("a", encoding="utf-8")
-        self._file.write(json_text(row, indent=None) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json_text(row, indent=None) + "\n")
+            self._file.flush()
+        except OSError as error:
+            error.filename = str(self.path)
+            raise
 
     def rows(self) -> list[dict[str, Any]]:
         """All whole rows; a last line that a crash has torn is ignored.
@@ -69,8 +73,8 @@ class MetricsFile:
     def close(self) -> None:
         """Release the file; a later `append` opens it again."""
         if self._file is not None:
-            self._file.close()
-            self._file = None
+            file, self._file = self._file, None
+            file.close()
 
     def _drop_torn_line(self) -> None:
         """Without its newline a torn line would swallow the next row."""

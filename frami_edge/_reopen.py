@@ -17,7 +17,8 @@ SCHEMA = 1
 MANIFEST, CONFIG = "manifest.json", "config.yaml"
 
 # The lock, and what a writer leaves that was killed half-way (`frami_edge.io.atomic_path`).
-_UNSEEN = re.compile(r"\.lock$|\.[0-9a-f]{8}\.tmp\.")
+_LEFT = re.compile(r"\.[0-9a-f]{8}\.tmp\.")
+_UNSEEN = re.compile(rf"\.lock$|{_LEFT.pattern}")
 
 
 def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -37,7 +38,8 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
         manifest = None
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
         raise RunError(
-            f"{file} is damaged or not of this version.", fix="Give the folder of another run."
+            f"{file} is damaged or not of this version.",
+            fix=f"Delete {folder} and start again, or give the folder of another run.",
         )
     return manifest
 
@@ -63,6 +65,13 @@ def _content(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return [entry for entry in folder.iterdir() if not _UNSEEN.match(entry.name)]
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Delete what killed writers have left in a locked run, one folder deep."""
+    for entry in [*folder.glob(".*"), *folder.glob("*/.*")]:
+        if _LEFT.match(entry.name) and entry.is_file() and not entry.is_symlink():
+            entry.unlink(missing_ok=True)
 
 
 def old_run(
@@ -119,10 +128,15 @@ def _check_same(folder: Path, old: dict[str, Any], command: str, config: Any) ->
             f"{folder} holds a run of {old.get('command')}, not of {command}.",
             fix="Give another folder.",
         )
+    if [entry.name for entry in _content(folder)] == [MANIFEST]:
+        return  # killed before the config was written, and before any work was done
     try:
         before = _yaml.parse((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RunError(f"{folder / CONFIG} cannot be read: {error}.", fix="Start again.") from None
+        raise RunError(
+            f"{folder / CONFIG} cannot be read: {error}.",
+            fix=f"Delete {folder} and start again, or give another --out.",
+        ) from None
     changed = _differences(before, _yaml.parse(_yaml.dump(config)))
     if changed:
         raise RunError(

@@ -22,6 +22,7 @@ from frami_edge._reopen import (
     SCHEMA,
     check_folder,
     check_inputs,
+    clear_leftovers,
     old_run,
     read_manifest,
 )
@@ -104,7 +105,8 @@ class RunFolder:
             manifest |= {"seeds": dict(seeds or {}), "device": device}
             # The manifest first: from then on the folder is known to be a run.
             atomic_write_json(folder / MANIFEST, manifest)
-            if old is None:
+            clear_leftovers(folder)
+            if not (folder / CONFIG).exists():
                 atomic_write_text(folder / CONFIG, _yaml.dump(written))
         except BaseException:
             lock.release()

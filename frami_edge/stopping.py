@@ -70,7 +70,7 @@ class Stop:
             Terminated: After SIGTERM, and where another process of the run was signalled.
         """
         if self._signal == signal.SIGINT:
-            raise KeyboardInterrupt("Interrupted; the last step is saved.")
+            raise KeyboardInterrupt
         if self._signal is not None or self._agreed:
             raise Terminated
 

@@ -104,6 +104,11 @@ def catch_sigterm() -> None:
 def _of_the_system(error: OSError) -> Explanation:
     name = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else "A file"
     kind = error.errno
+    if kind == errno.EFBIG:
+        what, fix = "it would be larger than files may be here", "Raise `ulimit -f`"
+        return Explanation(
+            f"{name} could not be written: {what}.", f"{fix}, or give another place."
+        )
     if kind in (errno.ENOSPC, errno.EDQUOT):
         what, fix = "no space is left there", "Free some space, or give a folder on another disk"
         return Explanation(f"{name} could not be written: {what}.", f"{fix}.")
