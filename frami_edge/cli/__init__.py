@@ -32,6 +32,7 @@ class _Commands(CommandGroup):
         "frami_edge.cli.listen",
         "frami_edge.cli.data",
         "frami_edge.cli.doctor",
+        "frami_edge.cli.push",
     )
 
 

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 app = command_app()
 
-CARD = "MODEL.md"
 PICTURE = Path("plots/export.png")
 HEARD_BY_ENGINES = 256
 """Synthetic clips on which an engine is compared with its ONNX file."""
@@ -132,8 +131,9 @@ def export(
     choose anything. Exit code 3 when a gate fails; the files are kept. Without TensorRT or a GPU
     the ONNX files are complete, and the device builds the engines from them.
     """
+    from frami_edge.cards.export import CARD, export_readme
     from frami_edge.errors import ConfigError
-    from frami_edge.exporting import accuracy_on, facts_of, model_card
+    from frami_edge.exporting import accuracy_on, facts_of
     from frami_edge.io import atomic_write_text
     from frami_edge.models.checkpoint import load_checkpoint
     from frami_edge.models.student import Student
@@ -184,8 +184,9 @@ def export(
             options=options,
             evaluate=None if features is None else accuracy_on(features),
         )
-    atomic_write_text(out / CARD, model_card(report, loaded, measured))
     draw_export_report(report.to_dict(), out / PICTURE)
+    shown = {"size, latency and answers of every file": PICTURE.as_posix()}
+    atomic_write_text(out / CARD, export_readme(report, loaded, measured, shown))
     show_export(report, output)
     engines, why = (
         _engines(out, EngineOptions(seconds=span), mels, output) if tensorrt else (None, "")

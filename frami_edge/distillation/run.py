@@ -17,7 +17,7 @@ from frami_edge.distillation.model_card import student_readme
 from frami_edge.distributed import broadcast, world
 from frami_edge.inversion.bank import Bank
 from frami_edge.inversion.procedural import procedural_mels
-from frami_edge.io import atomic_write_text
+from frami_edge.io import atomic_write_text, sha256_file
 from frami_edge.models.checkpoint import Card, Loaded, parameters, save_checkpoint
 from frami_edge.models.config import StudentArch
 from frami_edge.models.student import Student
@@ -128,7 +128,15 @@ def write_readme(
     run: RunFolder, card: Card, student: Student, bank: Bank, pictures: dict[str, str]
 ) -> None:
     """The model card, README.md."""
-    text = student_readme(card, parameters(student), bank.index.health, pictures)
+    text = student_readme(
+        card,
+        student,
+        parameters(student),
+        sha256_file(run.path("student.safetensors")),
+        bank.index.health,
+        pictures,
+        run.manifest,
+    )
     atomic_write_text(run.path("README.md"), text)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from frami_edge import plots
 from frami_edge.calibrating import bank_mels
+from frami_edge.cards.export import CARD, export_readme
 from frami_edge.cli._output import Output
 from frami_edge.controls import control_feed
 from frami_edge.data import Features, FeatureStore, SoundSet, load_set, read_audio
@@ -24,6 +25,7 @@ from frami_edge.exporting import facts_of
 from frami_edge.inversion import run as inversion
 from frami_edge.inversion.bank import BankFeed
 from frami_edge.inversion.procedural import ProceduralAudio, procedural_mels
+from frami_edge.io import atomic_write_text
 from frami_edge.models.checkpoint import Loaded, load_checkpoint, parameters
 from frami_edge.models.cost import macs_per_second
 from frami_edge.models.student import Student
@@ -187,7 +189,7 @@ def _export(run: RunFolder) -> ExportReport:
     assert isinstance(student.model, Student)
     clips = bank_mels(run.path("bank"), student, CALIBRATION_CLIPS)
     folder = run.path("export/x").parent
-    return export_student(
+    report = export_student(
         student.model,
         facts_of(student),
         folder,
@@ -195,6 +197,8 @@ def _export(run: RunFolder) -> ExportReport:
         calibration=clips.mels,
         source=clips.source,
     )
+    atomic_write_text(folder / CARD, export_readme(report, student, None))
+    return report
 
 
 def _int8_score(tests: TestClips, int8_NK: Tensor, fp32_NK: Tensor) -> tuple[float | None, float]:

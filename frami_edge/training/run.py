@@ -85,7 +85,7 @@ def train_teacher(
     trained = TrainedTeacher(run.folder / TEACHER, sha256, card, result, parameters(model), seconds)
     run.record(**metrics, parameters=trained.parameters, teacher_sha256=sha256)
     pictures = draw(run, card, result)
-    atomic_write_text(run.path("README.md"), teacher_readme(trained, pictures))
+    atomic_write_text(run.path("README.md"), teacher_readme(trained, pictures, run.manifest))
     return trained
 
 

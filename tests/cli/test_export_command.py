@@ -31,7 +31,7 @@ SPEC = MelSpec(
 ARCH = StudentArch(channels=(8, 12, 16), time_kernels=(3, 3, 3), out_channels=12)
 LABELS = ("bell", "dog", "rain")
 TEACHER = "c" * 64
-FILES = ["MODEL.md", "calib.json", "export_report.json", "plots", "student.fp32.onnx",
+FILES = ["README.md", "calib.json", "export_report.json", "plots", "student.fp32.onnx",
          "student.int8.cpu.onnx", "student.int8.trt.onnx", "student.model.onnx"]  # fmt: skip
 
 
@@ -99,7 +99,7 @@ def test_a_student_and_its_bank_become_files_that_run(checkpoint: Path, tmp_path
     info = Classifier(out / found["recommended"]).info
     assert (info.labels, info.mel, info.teacher_sha256) == (LABELS, SPEC, TEACHER)
     assert info.student_sha256 == found["student"]["sha256"]
-    card = (out / "MODEL.md").read_text()
+    card = (out / "README.md").read_text()
     assert f"**Use `{found['recommended']}`.**" in card
     assert "| the student heard | no recording |" in card
     code = card.partition("```python\n")[2].partition("```")[0]
@@ -182,7 +182,7 @@ def test_a_failed_gate_ends_with_3_and_keeps_the_files(
     assert found["recommended"] == ""
     assert not found["ok"]
     assert (out / "student.fp32.onnx").is_file()
-    assert "Run it" not in (out / "MODEL.md").read_text()
+    assert "Run it" not in (out / "README.md").read_text()
 
 
 def test_accuracy_on_a_folder_of_real_clips(
