@@ -52,7 +52,7 @@ def test_going_on_from_any_step_is_the_same_run(name: str, context: Make) -> Non
         torch.save(whole.state(), file)
         states.append(file)
         batches.append(whole.step(i))
-    for start in (1, 4, 5, 6, 8, 11):
+    for start in (1, 6, 8):
         torch.manual_seed(99)
         resumed = SOURCES[name](settings)
         torch.manual_seed(100)  # the global stream must not matter
@@ -71,7 +71,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("name", BASELINES)
-@pytest.mark.parametrize("step", [5, 9])
+@pytest.mark.parametrize("step", [9])
 def test_a_killed_bank_goes_on_to_the_same_bank(
     tmp_path: Path, context: Make, name: str, step: int
 ) -> None:
@@ -96,7 +96,7 @@ def test_a_killed_bank_goes_on_to_the_same_bank(
 def test_a_seed_repeats_and_clips_stay_in_the_range(name: str, context: Make) -> None:
     one, again, other = (SOURCES[name](context(name, seed=s)) for s in (0, 0, 1))
     kept = []
-    for i in range(12):
+    for i in range(8):
         a, b, c = one.step(i), again.step(i), other.step(i)
         assert torch.equal(a.mels_B1MT, b.mels_B1MT)
         assert a.keep == b.keep == c.keep
@@ -148,7 +148,7 @@ def test_one_step_is_one_pass_of_the_teacher_with_a_gradient(name: str, context:
 
     settings.teacher.hidden = count  # type: ignore[method-assign]
     try:
-        for i in range(12):
+        for i in range(5):
             passes.clear()
             source.step(i)
             # CMI looks at two views, as FRAMI does.
@@ -159,10 +159,10 @@ def test_one_step_is_one_pass_of_the_teacher_with_a_gradient(name: str, context:
 
 @pytest.mark.parametrize("name", list(FALLS))
 def test_learning_lowers_the_loss(name: str, context: Make) -> None:
-    one_batch = {"iterations": 60} if name in ("cmi", "deep_inversion") else {}
-    source = SOURCES[name](context(name, steps=60, **one_batch))
-    rows = [float(source.step(i).metrics[FALLS[name]]) for i in range(60)]
-    assert sum(rows[-5:]) < sum(rows[:5])
+    one_batch = {"iterations": 24} if name in ("cmi", "deep_inversion") else {}
+    source = SOURCES[name](context(name, steps=24, **one_batch))
+    rows = [float(source.step(i).metrics[FALLS[name]]) for i in range(24)]
+    assert sum(rows[-4:]) < sum(rows[:4])
 
 
 @pytest.mark.parametrize("name", ["cmi", "deep_inversion", "fast"])
