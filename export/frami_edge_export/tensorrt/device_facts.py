@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from frami_edge_runtime.doctor.jetpack import read_release
+
 TEGRA_RELEASE: Final = Path("/etc/nv_tegra_release")
 BOARD_MODEL: Final = Path("/proc/device-tree/model")
 DRIVER_VERSION: Final = Path("/proc/driver/nvidia/version")
-_JETPACKS: Final = {35: 5, 36: 6, 38: 7, 39: 7}
-"""Of the L4T release, NVIDIA's R number."""
 
 Run = Callable[[Sequence[str]], str]
 
@@ -64,12 +64,10 @@ def device_facts(
 
 def jetpack(release: str) -> str | None:
     """``# R36 (release), REVISION: 4.3, ...`` -> ``6 (L4T 36.4.3)``; None for anything else."""
-    found = re.match(r"#\s*R(\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)", release)
+    found = read_release(release)
     if found is None:
         return None
-    major, revision = int(found.group(1)), found.group(2)
-    known = _JETPACKS.get(major)
-    return f"{known or 'unknown'} (L4T {major}.{revision})"
+    return f"{found.version.partition('.')[0] or 'unknown'} (L4T {found.l4t})"
 
 
 def _smi(run: Run) -> tuple[str, str, str]:
