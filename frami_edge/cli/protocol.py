@@ -42,6 +42,9 @@ def protocol(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be made, and what it costs here.")
     ] = False,
+    tables: Annotated[
+        bool, typer.Option("--tables", help="Make nothing: tables and pictures of what is there.")
+    ] = False,
     workers: Annotated[
         int, typer.Option("--workers", min=1, help="Processes that share the work and the cores.")
     ] = 1,
@@ -66,11 +69,16 @@ def protocol(
     second terminal, or on a machine with the same disk, to share the work.
     """
     from frami_edge.cli._journey import journey_device
+    from frami_edge.errors import ConfigError
     from frami_edge.protocol.narrow import narrowed
     from frami_edge.protocol.plan import Plan, load_protocol
     from frami_edge.protocol.session import Session
 
     output = Output(json=json, quiet=quiet)
+    if dry_run and tables:
+        raise ConfigError(
+            "--dry-run shows what is to be made, --tables what is there.", fix="Give one of them."
+        )
     wanted = narrowed(load_protocol(config, overrides or ()), methods, folds)
     choice = journey_device(device, precision)
     output.note(f"Device: {choice.reason}")
@@ -79,5 +87,6 @@ def protocol(
     if dry_run:
         session.show_plan()
         return
-    session.run()
+    if not tables:
+        session.run()
     session.report(write)

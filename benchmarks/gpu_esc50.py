@@ -1,0 +1,138 @@
+"""ESC-50 on a GPU in ten minutes: throughput, memory, and as much of the table as time allows.
+
+    python benchmarks/gpu_esc50.py [--data-root DIR] [--out DIR] [--seconds 540] [--set K=V ...]
+
+First the rate of the inversion against that of the teacher's own forward and backward pass on the
+same batch, which no inversion can beat; then the protocol protocols/esc50-gpu-quick until the time
+is over; run it again with the same --out to go on. The last lines are a short table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from frami_edge.device import Choice, autocast, choose_device
+from frami_edge.inversion.sources import SOURCES, Context
+from frami_edge.models.teacher import ResNetTeacher
+from frami_edge.protocol.memory import peak_memory
+from frami_edge.protocol.plan import Plan, load_protocol
+
+PROTOCOL = "protocols/esc50-gpu-quick"
+CLASSES = 50
+STEPS = 40
+REPORT_S = 20
+"""Kept for the report."""
+
+
+def rate(step: Callable[[int], object], clips: int, choice: Choice, steps: int) -> float:
+    """Clips a second; the median over blocks of ten steps, the device waited for after each."""
+    took = []
+    for block in range(-1, max(1, steps // 10)):
+        begun = time.monotonic()
+        for i in range(10):
+            step((block + 1) * 10 + i)
+        if choice.device.type == "cuda":
+            torch.cuda.synchronize(choice.device)
+        took.append(time.monotonic() - begun)
+    return 10 * clips / median(took[1:])
+
+
+def throughput(choice: Choice, overrides: list[str], steps: int) -> dict[str, Any]:
+    """Mels a second of inversion and teacher, on an untrained teacher of the preset's size."""
+    plan = Plan(load_protocol(PROTOCOL, overrides))
+    config = plan.teacher_config(plan.protocol.folds[0])
+    bank = plan.journey(plan.students[0]).bank
+    torch.manual_seed(0)
+    teacher = ResNetTeacher(config.arch, config.mel.n_mels, CLASSES).to(choice.device).eval()
+    teacher.requires_grad_(False)
+    if choice.channels_last:
+        teacher.to(memory_format=torch.channels_last)
+    b = bank.inversion.batch_size
+    x = torch.randn(b, 1, config.mel.n_mels, bank.frames, device=choice.device)
+    labels = (torch.arange(b) % CLASSES).to(choice.device)
+
+    def teacher_step(_: int) -> None:
+        x.requires_grad_().grad = None
+        with autocast(choice):
+            loss = F.cross_entropy(teacher(x).float(), labels)
+        loss.backward()
+
+    source = SOURCES["inversion"](Context(teacher, config.mel.spec(), CLASSES, bank, choice, 0))
+    with peak_memory(choice.device) as peak:
+        synthesis = rate(source.step, b, choice, steps)
+    bound = rate(teacher_step, b, choice, steps)
+    return {
+        "mels_per_s": round(synthesis, 1),
+        "teacher_mels_per_s": round(bound, 1),
+        "share": round(synthesis / bound, 3),
+        "peak_mib": peak.device_mib or peak.host_mib,
+        "batch": b,
+        "frames": bank.frames,
+    }
+
+
+def run_protocol(args: argparse.Namespace, seconds: float) -> dict[str, Any]:
+    """As far as it comes; what it leaves is whole."""
+    command = [sys.executable, "-m", "frami_edge", "protocol", PROTOCOL, "--out", str(args.out)]
+    for text in args.set:
+        command += ["--set", text]
+    if args.data_root:
+        command += ["--data-root", str(args.data_root)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        process.wait(timeout=max(1.0, seconds))
+    except subprocess.TimeoutExpired:
+        process.terminate()  # it stops after the step, and keeps what is done
+        process.wait()
+    told = subprocess.run([*command, "--tables", "--json"], stdout=subprocess.PIPE, text=True)
+    found: dict[str, Any] = json.loads(told.stdout)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--data-root", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("runs/esc50-gpu-quick"))
+    parser.add_argument("--seconds", type=float, default=540.0)
+    parser.add_argument("--steps", type=int, default=STEPS, help="of the throughput")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    args = parser.parse_args()
+    begun = time.monotonic()
+    choice = choose_device()
+    rates = throughput(choice, args.set, args.steps)
+    print(f"{choice.reason}\nthroughput: {json.dumps(rates)}", file=sys.stderr, flush=True)
+    found = run_protocol(args, args.seconds - (time.monotonic() - begun) - REPORT_S)
+    print(f"\n{found['title']}: {found['students']} of {found['of']} students, ", end="")
+    print(f"{time.monotonic() - begun:.0f} s on {choice.reason.split(';')[0]}")
+    print(
+        f"synthesis {rates['mels_per_s']} mels/s, {100 * rates['share']:.0f} % of the teacher's "
+        f"own {rates['teacher_mels_per_s']}; peak {rates['peak_mib']} MiB\n"
+    )
+    print(
+        "| method | runs | accuracy | of the teacher | agreement | KL | synthesis | distillation |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for m in found["methods"]:
+        made = "" if m["synthesis_s"] is None else f"{m['synthesis_s']:.0f} s"
+        print(
+            f"| {m['name']} | {m['runs']} of {m['planned']} | {100 * m['accuracy']:.1f} % | "
+            f"{100 * m['accuracy'] / m['teacher']:.1f} % | {100 * m['agreement']:.1f} % | "
+            f"{m['kl']:.3f} | {made} | {m['distill_s']:.0f} s |"
+        )
+
+
+if __name__ == "__main__":
+    main()
