@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from frami_edge.cli._app import (
+    Deterministic,
     Device,
+    From,
     Json,
     Overrides,
     Precision,
@@ -25,13 +27,14 @@ from frami_edge.cli._journey import (
 )
 from frami_edge.cli._output import Output
 from frami_edge.cli._ranks import on_every_rank
+from frami_edge.cli._repeat import needed, repeated_bank, repeated_teacher, say_verdict
 from frami_edge.cli._teacher import (
     Frames,
     Labels,
     Mel,
+    OptionalTeacher,
     Pooled,
     TeacherArgs,
-    TeacherSource,
     Weights,
     describe_in,
     teacher_file,
@@ -46,13 +49,18 @@ app = command_app()
         "frami-edge distill esc10-student --teacher runs/teacher/teacher.safetensors --out runs/s",
         "frami-edge distill my.yaml --teacher t.safetensors --bank runs/bank/bank --out runs/s",
         "frami-edge distill my.yaml --teacher t.safetensors --out runs/s --resume",
+        "frami-edge distill --from runs/s --out runs/again",
     )
 )
 @on_every_rank
 def distill(
-    config: Annotated[str, typer.Argument(help="YAML file, or the name of a preset.")],
-    teacher: TeacherSource,
     out: Annotated[Path, typer.Option("--out", help="Run folder.")],
+    config: Annotated[
+        str | None,
+        typer.Argument(help="YAML file, or the name of a preset; left out with --from."),
+    ] = None,
+    teacher: OptionalTeacher = None,
+    origin: From = None,
     bank: Annotated[
         Path | None,
         typer.Option("--bank", help="Use this bank; without it one is made in OUT/bank."),
@@ -69,6 +77,7 @@ def distill(
     frames: Frames = None,
     pooled: Pooled = None,
     resume: Resume = False,
+    deterministic: Deterministic = False,
     device: Device = "auto",
     precision: Precision = "auto",
     json: Json = False,
@@ -83,13 +92,32 @@ def distill(
     from frami_edge.inversion.bank import Bank, BankFeed, check_bank
     from frami_edge.models.checkpoint import parameters
     from frami_edge.models.cost import macs_per_second
+    from frami_edge.repeating import (
+        Original,
+        compare,
+        record_compute,
+        refuse_changes,
+        use_deterministic_kernels,
+    )
     from frami_edge.teachers.opening import open_teacher
 
     output = Output(json=json, quiet=quiet)
-    settings = journey_config(config, overrides, sources, seed)
+    original = None
+    if origin:
+        refuse_changes(config=config, overrides=overrides, sources=sources, seed=seed)
+        original = Original.open(origin, "distill")
+        config, deterministic = original.config, True
+        device, precision = original.device(device), original.precision(precision)
+        original.use_threads()
+        bank = repeated_bank(original, bank)
+    settings = journey_config(needed(config, "CONFIG"), overrides, sources, seed)
     choice = journey_device(device, precision)
-    origin = teacher_source(teacher, weights, mel, labels, teacher_args, frames, pooled)
-    loaded = inversion.ready(open_teacher(origin), choice)
+    if deterministic:
+        use_deterministic_kernels(choice, settings.seed)
+    code = (weights, mel, labels, teacher_args, frames, pooled)
+    source_of = repeated_teacher(original, teacher, *code) if original else None
+    named_teacher = source_of or teacher_source(needed(teacher, "--teacher"), *code)
+    loaded = inversion.ready(open_teacher(named_teacher), choice)
     given = Bank.open(bank) if bank else None
     if given:
         check_bank(given, loaded.spec, loaded.card.labels, loaded.sha256)
@@ -109,12 +137,14 @@ def distill(
         command="distill",
         config=settings,
         resume=resume,
-        inputs={"teacher": teacher_file(origin)} | ({"bank": bank / "bank.json"} if bank else {}),
+        inputs={"teacher": teacher_file(named_teacher)}
+        | ({"bank": bank / "bank.json"} if bank else {}),
         seeds={"seed": settings.seed},
         device=choice.reason,
     ) as run:
         run.resume_hint = resume_command()
-        named = describe_in(run, origin) if world().main else ""
+        record_compute(run, choice, deterministic, output)
+        named = describe_in(run, named_teacher) if world().main else ""
         if given:
             source, pictures = given, {}
         else:
@@ -136,6 +166,7 @@ def distill(
         distillation.write_readme(run, card, student, source, pictures)
         file = run.path("student.safetensors")
         run.record(student={"sha256": sha256, "parameters": parameters(student), **metrics})
+        verdict = compare(original, run, "student.safetensors") if original else None
         output.table(
             "Student (last step)",
             (
@@ -164,8 +195,11 @@ def distill(
                 "plots": {name: str(run.path(path)) for name, path in pictures.items()},
                 "run_dir": str(out),
             }
+            | ({"repeats": verdict} if verdict else {})
         )
     output.note(f"Pictures: {', '.join(str(out / p) for p in pictures.values())}")
     heard = loaded.card.trained_on
     data = f" --data {heard.data}" if heard else " --data NAME"
+    if verdict:
+        say_verdict(verdict, "student", output)
     output.hint(f"frami-edge evaluate {file} --teacher {named}{data}")

@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from frami_edge.cli._app import (
+    Deterministic,
     Device,
+    From,
     Json,
     Overrides,
     Precision,
@@ -25,13 +27,14 @@ from frami_edge.cli._journey import (
 )
 from frami_edge.cli._output import Output
 from frami_edge.cli._ranks import on_every_rank
+from frami_edge.cli._repeat import needed, repeated_teacher, say_verdict
 from frami_edge.cli._teacher import (
     Frames,
     Labels,
     Mel,
+    OptionalTeacher,
     Pooled,
     TeacherArgs,
-    TeacherSource,
     Weights,
     describe_in,
     teacher_file,
@@ -50,9 +53,13 @@ app = command_app()
 )
 @on_every_rank
 def invert(
-    config: Annotated[str, typer.Argument(help="YAML file, or the name of a preset.")],
-    teacher: TeacherSource,
     out: Annotated[Path, typer.Option("--out", help="Run folder; the bank lies in OUT/bank.")],
+    config: Annotated[
+        str | None,
+        typer.Argument(help="YAML file, or the name of a preset; left out with --from."),
+    ] = None,
+    teacher: OptionalTeacher = None,
+    origin: From = None,
     sources: Sources = None,
     listen: Annotated[
         Path | None,
@@ -69,6 +76,7 @@ def invert(
     frames: Frames = None,
     pooled: Pooled = None,
     resume: Resume = False,
+    deterministic: Deterministic = False,
     device: Device = "auto",
     precision: Precision = "auto",
     json: Json = False,
@@ -79,15 +87,33 @@ def invert(
     from frami_edge.distributed.follower import shared_run
     from frami_edge.errors import ConfigError
     from frami_edge.inversion import run as inversion
+    from frami_edge.repeating import (
+        Original,
+        compare,
+        record_compute,
+        refuse_changes,
+        use_deterministic_kernels,
+    )
     from frami_edge.teachers.opening import open_teacher
 
     output = Output(json=json, quiet=quiet)
     if listen and listen.exists() and not listen.is_dir():
         raise ConfigError(f"--listen {listen} is a file.", fix="Give a folder.")
-    settings = journey_config(config, overrides, sources, seed)
+    original = None
+    if origin:
+        refuse_changes(config=config, overrides=overrides, sources=sources, seed=seed)
+        original = Original.open(origin, "invert")
+        config, deterministic = original.config, True
+        device, precision = original.device(device), original.precision(precision)
+        original.use_threads()
+    settings = journey_config(needed(config, "CONFIG"), overrides, sources, seed)
     choice = journey_device(device, precision)
-    origin = teacher_source(teacher, weights, mel, labels, teacher_args, frames, pooled)
-    loaded = inversion.ready(open_teacher(origin), choice)
+    if deterministic:
+        use_deterministic_kernels(choice, settings.seed)
+    code = (weights, mel, labels, teacher_args, frames, pooled)
+    source_of = repeated_teacher(original, teacher, *code) if original else None
+    named_teacher = source_of or teacher_source(needed(teacher, "--teacher"), *code)
+    loaded = inversion.ready(open_teacher(named_teacher), choice)
     context = inversion.context_of(loaded, settings.bank, choice, settings.seed)
     output.note(f"Device: {choice.reason}")
     with shared_run(
@@ -95,18 +121,20 @@ def invert(
         command="invert",
         config=settings,
         resume=resume,
-        inputs={"teacher": teacher_file(origin)},
+        inputs={"teacher": teacher_file(named_teacher)},
         seeds={"seed": settings.seed},
         device=choice.reason,
     ) as run:
         run.resume_hint = resume_command()
-        named = describe_in(run, origin) if world().main else ""
+        record_compute(run, choice, deterministic, output)
+        named = describe_in(run, named_teacher) if world().main else ""
         bank = inversion.invert(
             run, run.path("bank"), context, loaded.card.labels, loaded.sha256, output
         )
         if not world().main:
             return
         pictures = inversion.report(run, bank, output)
+        verdict = compare(original, run, "bank/bank.json") if original else None
         wavs = [
             str(path)
             for source in (bank.sources if listen else {})
@@ -122,9 +150,13 @@ def invert(
                 "wavs": wavs,
                 "run_dir": str(out),
             }
+            | ({"repeats": verdict} if verdict else {})
         )
     output.note(f"Pictures: {', '.join(str(out / p) for p in pictures.values())}")
+    if verdict:
+        say_verdict(verdict, "bank", output)
     mix = f" --sources {sources}" if sources else ""
+    recipe = out / "config.yaml" if origin else config
     output.hint(
-        f"frami-edge distill {config} --teacher {named} --bank {out}/bank{mix} --out runs/student"
+        f"frami-edge distill {recipe} --teacher {named} --bank {out}/bank{mix} --out runs/student"
     )

@@ -8,9 +8,20 @@ from typing import Annotated
 
 import typer
 
-from frami_edge.cli._app import Device, Json, Overrides, Precision, Quiet, command_app, examples
-from frami_edge.cli._journey import Resume
+from frami_edge.cli._app import (
+    Deterministic,
+    Device,
+    From,
+    Json,
+    Overrides,
+    Precision,
+    Quiet,
+    command_app,
+    examples,
+)
+from frami_edge.cli._journey import Resume, resume_command
 from frami_edge.cli._output import Output
+from frami_edge.cli._repeat import needed, say_verdict
 
 app = command_app()
 
@@ -23,7 +34,11 @@ app = command_app()
     )
 )
 def train_teacher(
-    config: Annotated[str, typer.Argument(help="YAML file, or the name of a preset.")],
+    config: Annotated[
+        str | None,
+        typer.Argument(help="YAML file, or the name of a preset; left out with --from."),
+    ] = None,
+    origin: From = None,
     overrides: Overrides = None,
     data_root: Annotated[
         Path | None,
@@ -33,6 +48,7 @@ def train_teacher(
         Path | None, typer.Option("--out", help="Run folder.", show_default="runs/CONFIG")
     ] = None,
     resume: Resume = False,
+    deterministic: Deterministic = False,
     device: Device = "auto",
     precision: Precision = "auto",
     json: Json = False,
@@ -42,17 +58,34 @@ def train_teacher(
     from frami_edge.config import load_config, presets
     from frami_edge.device import choose_device
     from frami_edge.evaluation import class_rows
+    from frami_edge.repeating import (
+        Original,
+        compare,
+        record_compute,
+        refuse_changes,
+        use_deterministic_kernels,
+    )
     from frami_edge.runs import RunFolder
     from frami_edge.training import run as training
     from frami_edge.training.config import TeacherConfig
     from frami_edge.training.material import choose_clips
 
     output = Output(json=json, quiet=quiet)
+    original = None
+    if origin:
+        refuse_changes(config=config, overrides=overrides)
+        original = Original.open(origin, "train-teacher")
+        config, deterministic = original.config, True
+        device, precision = original.device(device), original.precision(precision)
+        original.use_threads()
+    config = needed(config, "CONFIG")
     settings = load_config(TeacherConfig, config, overrides or ())
     # Clips of many lengths would be compiled again and again.
     choice = choose_device(device, precision, compile="off")
+    if deterministic:
+        use_deterministic_kernels(choice, settings.seed)
     choose_clips(settings, data_root)  # a missing set must leave no run behind
-    name = Path(config).stem
+    name = f"{origin.resolve().name}-again" if origin else Path(config).stem
     folder = out or Path("runs") / name
     output.note(f"Device: {choice.reason}")
     with RunFolder.create(
@@ -63,13 +96,10 @@ def train_teacher(
         seeds={"seed": settings.seed},
         device=choice.reason,
     ) as run:
-        again = ["frami-edge", "train-teacher", config, "--out", str(folder)]
-        for text in overrides or ():
-            again += ["--set", text]
-        if data_root is not None:
-            again += ["--data-root", str(data_root)]
-        run.resume_hint = shlex.join([*again, "--resume"])
+        record_compute(run, choice, deterministic, output)
+        run.resume_hint = resume_command()
         trained = training.train_teacher(run, settings, data_root, choice, output)
+        verdict = compare(original, run, training.TEACHER) if original else None
     card, result = trained.card, trained.score
     heard = card.trained_on
     assert heard is not None
@@ -89,6 +119,7 @@ def train_teacher(
             "seed": settings.seed,
             "run_dir": str(folder),
         }
+        | ({"repeats": verdict} if verdict else {})
     )
     output.table(
         f"Fold {heard.test_fold} of {heard.data} by class",
@@ -108,6 +139,8 @@ def train_teacher(
             )
         ],
     )
+    if verdict:
+        say_verdict(verdict, "teacher", output)
     output.note(f"Model card and pictures: {folder / 'README.md'}")
     student = name.removesuffix("-teacher") + "-student"
     recipe = student if student in presets() else "student.yaml"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -229,9 +230,9 @@ def test_a_killed_training_is_resumed_to_the_same_teacher(
 
     with monkeypatch.context() as patch:
         patch.setattr(TeacherTrainer, "_step", step)
+        patch.setattr(sys, "argv", ["/somewhere/frami-edge", "train-teacher", "x.yaml"])
         stopped = train(config, "killed", code=130)
-    assert "train-teacher" in stopped.stderr
-    assert "--resume" in stopped.stderr
+    assert "frami-edge train-teacher x.yaml --resume" in stopped.stderr
     assert read_manifest("killed")["status"] == "interrupted"
     assert not Path("killed/teacher.safetensors").exists()
     assert "already holds an unfinished run" in train(config, "killed", code=1).stderr
