@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 app = command_app()
 
 STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red", "absent": "dim"}
-WHAT = "training"
 
 
 @app.command(
@@ -49,7 +48,8 @@ def doctor(
     """Look at packages, GPU, TensorRT, board, microphone, data sets, disk: a tick or the exact fix.
 
     Nothing is changed. What may crash or hang is looked at in child processes, a few seconds in
-    all. Exit code 3 where something that training needs is broken; on a device without torch use
+    all. Exit code 3 where something that training needs is broken, or an engine that
+    was named does not fit; on a device without torch use
     `python -m frami_edge_runtime.doctor`.
     """
     from frami_edge import __version__
@@ -59,7 +59,9 @@ def doctor(
     from frami_edge_runtime.doctor.show import verdict
 
     output = Output(json=json, quiet=quiet)
+    output.note("Looking; the longest part is `import torch`, a few seconds.")
     checks = examine(trainer_probes(data_root, tuple(places or ())), Machine())
+    what = "training and these engines" if places else "training"
     blocking = [check for check in checks if check.blocks]
     lines = [check.to_dict() for check in checks]
     output.result({"version": __version__, "ready": not blocking, "checks": lines})
@@ -67,8 +69,8 @@ def doctor(
         _show(checks)
     if blocking:
         ways = "; ".join(f"{check.name}: {check.fix}" for check in blocking[:3])
-        raise GateFailed(verdict(checks, WHAT), fix=ways)
-    output.note(verdict(checks, WHAT))
+        raise GateFailed(verdict(checks, what), fix=ways)
+    output.note(verdict(checks, what))
     output.hint("frami-edge quickstart")
 
 

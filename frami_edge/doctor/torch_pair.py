@@ -15,8 +15,8 @@ from frami_edge_runtime.doctor.check import Check
 from frami_edge_runtime.doctor.gpu import Gpus, gpus
 from frami_edge_runtime.doctor.machine import Machine, Told
 
-IMPORT_LIMIT_S: Final = 30.0
-"""Five gigabytes of libraries on a cold, slow disk; 2 to 4 s when they are warm."""
+IMPORT_LIMIT_S: Final = 60.0
+"""Five gigabytes of libraries on a cold disk or a busy machine; 2 to 4 s where they are warm."""
 CUDA_LIMIT_S: Final = 6.0
 _OLDEST_DRIVER: Final = {11: "450", 12: "525", 13: "580"}
 """By CUDA's major version."""

@@ -9,6 +9,7 @@ import json
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,11 +17,16 @@ import torch
 from typer.testing import CliRunner
 
 import frami_edge_export
+from frami_edge.assets import DIGITS_TEACHER
 from frami_edge.cards import Result, licence_id, model_header, read_header
 from frami_edge.cards.parts import provenance, table
 from frami_edge.cli import app
+from frami_edge.distillation.run import write_readme
 from frami_edge.evaluation import Score
-from frami_edge.models.checkpoint import load_checkpoint
+from frami_edge.models.checkpoint import Card, load_checkpoint, save_checkpoint
+from frami_edge.models.config import StudentArch
+from frami_edge.models.student import Student
+from frami_edge.runs import RunFolder
 from frami_edge.training.model_card import teacher_readme
 from frami_edge.training.run import TrainedTeacher
 from frami_edge_export import ExportOptions
@@ -38,13 +44,24 @@ MANIFEST = {
 
 
 @pytest.fixture(scope="module")
-def run_folder(teacher: Path, config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A distillation of seconds."""
+def run_folder(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The ends of a run: a student that nobody taught, and the card that distill writes."""
     out = tmp_path_factory.mktemp("cards") / "run"
-    arguments = ["distill", str(config), "--teacher", str(teacher), "--out", str(out), "-q",
-                 "--device", "cpu"]  # fmt: skip
-    done = CliRunner().invoke(app, arguments)
-    assert done.exit_code == 0, done.output
+    theirs = load_checkpoint(teacher)
+    arch = StudentArch(channels=(8, 8, 8), time_kernels=(3, 3, 3), out_channels=12)
+    student = Student(arch, theirs.spec.n_mels, len(LABELS)).eval()
+    recipe = {"seed": 3, "distill": {"steps": 6}}
+    card = Card(
+        kind="student", arch=arch.model_dump(mode="json"), mel=theirs.spec.to_dict(), labels=LABELS,
+        teacher_sha256=theirs.sha256, teacher_trained_on=theirs.card.trained_on, recipe=recipe,
+        metrics={"synthetic_agreement": 0.5, "steps": 6}, licence=theirs.card.licence,
+    )  # fmt: skip
+    with RunFolder.create(out, command="distill", config=recipe, seeds={"seed": 3}) as run:
+        save_checkpoint(run.path("student.safetensors"), student, card)
+        bank: Any = SimpleNamespace(
+            index=SimpleNamespace(health={"inversion": {"clips": 40}, "procedural": {"clips": 8}})
+        )
+        write_readme(run, card, student, bank, {"mels": "plots/mels.png"})
     return out
 
 
@@ -81,6 +98,9 @@ def test_a_run_and_its_export_explain_themselves(
     assert not {"datasets", "model-index", "metrics"} & set(header)  # it heard none, none measured
     assert "**Not validated on real audio**" in card
     assert "| seed | 3 |" in card
+    assert "| inversion | 40 |" in card
+    assert "data-free with a procedural prior" in card
+    assert "50.00 %" in card
     assert load_checkpoint(Path("student.safetensors")).sha256 in card
     assert str(run_folder.parent) not in card
 
@@ -122,6 +142,17 @@ def test_a_teachers_card(teacher: Path, tmp_path: Path, monkeypatch: pytest.Monk
     assert distil[0] == "distill"
     monkeypatch.chdir(teacher.parent)
     assert run_code(card).strip() in LABELS
+
+
+def test_the_embedded_teachers_card_says_what_its_checkpoint_says() -> None:
+    card = load_checkpoint(DIGITS_TEACHER, "teacher").card
+    header = read_header(DIGITS_TEACHER.with_suffix(".md").read_text(encoding="utf-8"))
+    assert card.trained_on is not None
+    assert header["datasets"] == [card.trained_on.data]
+    assert header["license"] == licence_id(card.licence)
+    (result,) = header["model-index"][0]["results"]
+    assert result["dataset"]["split"] == card.trained_on.test_fold
+    assert result["metrics"][0]["value"] == card.metrics["accuracy"]
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,8 @@ def main(arguments: Sequence[str] | None = None, machine: Machine | None = None)
         print(json.dumps({"version": __version__, "ready": ready, "checks": lines}, indent=2))
     else:
         sys.stdout.write(as_text(checks, sys.stdout.encoding))
-        print(verdict(checks, "listening"), file=sys.stderr)
+        what = "listening with these engines" if given.places else "listening"
+        print(verdict(checks, what), file=sys.stderr)
     return 0 if ready else NOT_READY
 
 

@@ -60,6 +60,7 @@ def test_an_engine_of_an_orin(
     (line,) = engines(machine(tensorrt, sm), [tmp_path])
     assert (line.name, line.status) == ("student.fp32.engine", status)
     assert words in line.found
+    assert line.blocks is (status == "fail")
     if status == "fail":
         assert "frami-edge export --tensorrt" in line.fix
 
