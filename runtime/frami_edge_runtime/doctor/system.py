@@ -89,7 +89,7 @@ def disk(
     seen: dict[tuple[int, int], int] = {}
     for what, path in places:
         needed = not lines
-        name = f"disk, {what}"
+        name = f"disk ({what})"
         try:
             free, total = machine.space(path)
         except OSError as error:
