@@ -18,10 +18,14 @@ class Clips:
         data: The set.
         fold: The test fold.
         teacher: Loaded and on its device.
+        known: Answers of teachers that were asked before, by their hash; new ones are added. They
+            are small, log-mels are not.
     """
 
-    def __init__(self, data: SoundSet, fold: str, teacher: Loaded) -> None:
-        self._data, self._fold, self._teacher = data, fold, teacher
+    def __init__(
+        self, data: SoundSet, fold: str, teacher: Loaded, known: dict[str, Tensor]
+    ) -> None:
+        self._data, self._fold, self._teacher, self._known = data, fold, teacher, known
         self._store = FeatureStore(teacher.spec)
 
     @cached_property
@@ -39,15 +43,21 @@ class Clips:
         """All clips of the set; a data-free student has heard none of them."""
         return self._store.load(list(self._data.clips))
 
-    @cached_property
+    @property
     def teacher_test(self) -> Tensor:
         """(N, K) logits of the teacher on `test`."""
-        return predict(self._teacher.model, self.test.mels)
+        return self._answers("test", self.test)
 
-    @cached_property
+    @property
     def teacher_every(self) -> Tensor:
         """(N, K) logits of the teacher on `every`."""
-        return predict(self._teacher.model, self.every.mels)
+        return self._answers("every", self.every)
+
+    def _answers(self, part: str, features: Features) -> Tensor:
+        key = f"{self._teacher.sha256}/{part}"
+        if key not in self._known:
+            self._known[key] = predict(self._teacher.model, features.mels)
+        return self._known[key]
 
     @cached_property
     def teacher_accuracy(self) -> float:

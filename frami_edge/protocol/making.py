@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from frami_edge._provenance import git_commit
 from frami_edge.cli._output import Output
@@ -54,6 +55,7 @@ class Maker:
         self.data: SoundSet = load_set(plan.protocol.data, root)
         self._teacher: tuple[str, Loaded] | None = None
         self._clips: tuple[str, Clips] | None = None
+        self._answers: dict[str, Tensor] = {}
 
     def place(self, task: Task) -> Path:
         """The task's run folder."""
@@ -228,5 +230,5 @@ class Maker:
 
     def _clips_of(self, fold: str, teacher: Loaded) -> Clips:
         if self._clips is None or self._clips[0] != teacher.sha256:
-            self._clips = teacher.sha256, Clips(self.data, fold, teacher)
+            self._clips = teacher.sha256, Clips(self.data, fold, teacher, self._answers)
         return self._clips[1]
