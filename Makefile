@@ -3,21 +3,21 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.ready
+# uv where there is one; `setup` brings it into the environment where there is none.
+UV      = $$(command -v uv || echo $(BIN)/uv)
 PROJECTS := pyproject.toml export/pyproject.toml runtime/pyproject.toml constraints.txt
 
-.PHONY: setup quickstart test bindings check bench format clean
+.PHONY: setup quickstart test bindings check bench dist clean-install format clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
 
-# uv is used where there is one and brought into the environment where there is none.
 $(STAMP): $(PROJECTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "frami-edge needs Python >= 3.11; this is $$($(PYTHON) --version). Try: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@uv=$$(command -v uv || echo $(BIN)/uv); \
-	  test -x "$$uv" || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv; \
-	  "$$uv" pip install --python $(BIN)/python -c constraints.txt -e ./runtime -e ./export -e . --group dev
+	@test -x "$(UV)" || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@"$(UV)" pip install --python $(BIN)/python -c constraints.txt -e ./runtime -e ./export -e . --group dev
 	@touch $@
 
 quickstart: setup  ## the main job: invert, distil, score, export, stream
@@ -35,14 +35,21 @@ check: setup
 	$(BIN)/mypy
 
 $(VENV)/.peers: $(STAMP)
-	@uv=$$(command -v uv || echo $(BIN)/uv); \
-	  "$$uv" pip install --python $(BIN)/python -c constraints.txt --group bench
+	@"$(UV)" pip install --python $(BIN)/python -c constraints.txt --group bench
 	@touch $@
 
 bench: $(VENV)/.peers  ## ratios against named peers, measured in one run
 	@failed=""; for script in benchmarks/bench_*.py; do \
 	  echo "== $$script"; $(BIN)/python $$script || failed="$$failed $$script"; done; \
 	  test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
+
+dist: setup  ## wheels and source archives of the three packages, in dist/
+	rm -rf dist
+	"$(UV)" build --quiet --all-packages --out-dir dist
+	@ls -l dist
+
+clean-install: dist  ## the wheels in fresh environments of every Python found; downloads torch
+	$(BIN)/python benchmarks/clean_install.py dist
 
 format: setup
 	$(BIN)/ruff check --fix .
