@@ -21,6 +21,7 @@ from frami_edge.evaluation import predict
 from frami_edge.models.checkpoint import TrainedOn, load_checkpoint
 from frami_edge.models.student import Student
 from frami_edge.onnx_session import OnnxSession
+from frami_edge.teachers.opening import DESCRIPTIONS, open_teacher
 from frami_edge_export.mels import classify_mels
 from frami_edge_runtime import Classifier, MelSpec
 from frami_edge_runtime.backends.choose import open_backend
@@ -78,7 +79,7 @@ class Side:
 
 
 def open_side(path: Path, backend: str = "auto") -> Side:
-    """Open a checkpoint, an ONNX file of `frami-edge export`, or an engine.
+    """Open a checkpoint, a teacher's YAML, an ONNX file of `frami-edge export`, or an engine.
 
     Args:
         path: By its suffix.
@@ -103,7 +104,7 @@ def open_side(path: Path, backend: str = "auto") -> Side:
 
 
 def _checkpoint(path: Path) -> Side:
-    loaded = load_checkpoint(path)
+    loaded = open_teacher(path) if path.suffix.lower() in DESCRIPTIONS else load_checkpoint(path)
     model, card = loaded.model, loaded.card
 
     def answer(batch: Batch) -> Logits:

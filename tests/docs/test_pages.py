@@ -1,0 +1,75 @@
+"""README.md and the how-tos, followed from top to bottom by a reader who starts in an empty folder.
+
+Every shell and Python block is run as it is printed, but for what `CHANGES` lists (shorter runs),
+what `GIVEN` lays there first (what the page says that the reader has), and blocks whose page names
+a reason to skip them.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import given
+import pytest
+from docs_pages import blocks
+from page_shell import Reader
+
+FEW = (
+    "--set bank.procedural_clips=48 --set bank.control_clips=48 "
+    "--set 'bank.inversion={steps: 3, burn_in: 1, batch_size: 16, width: 16}' "
+    "--set 'bank.translator={steps: 3, burn_in: 1, batch_size: 16}' "
+    "--set 'student={channels: [8, 16, 16], time_kernels: [3, 3, 3], out_channels: 64}' "
+    "--set distill.batch_size=16 "
+)
+# Fewer than 40 steps leave BatchNorm statistics that int8 rightly refuses.
+INT8, QUICK = FEW + "--set distill.steps=40", FEW + "--set distill.steps=8"
+TEACHER = (
+    "--set train.epochs=1 --set train.crop_frames=32 "
+    "--set 'arch={channels: [8, 16, 32], blocks: 1}'"
+)
+CHANGES: dict[str, dict[str, str]] = {
+    "README.md": {
+        "quickstart --out runs/quickstart": f"quickstart --out runs/quickstart {INT8}",
+        "esc10-student --teacher net:Net": f"esc10-student {INT8} --teacher net:Net",
+        "esc10-student --teacher runs": f"esc10-student {QUICK} --teacher runs",
+        "train-teacher esc10-teacher": f"train-teacher esc10-teacher {TEACHER}",
+    },
+    "docs/MY_TEACHER.md": {
+        "{steps: 30, burn_in: 10, batch_size: 24, width: 16}": "{steps: 3, burn_in: 1, width: 16}",
+        "{steps: 20, burn_in: 5, batch_size: 24}": "{steps: 3, burn_in: 1}",
+        "procedural_clips: 200": "procedural_clips: 64",
+        "steps: 60, batch_size: 32": "steps: 12, batch_size: 32",
+    },
+    "docs/MY_DATA.md": {"steps: 40, batch_size: 16": "steps: 8, batch_size: 16"},
+    "docs/MY_MICROPHONE.md": {},
+    "docs/CPP.md": {},
+}
+
+
+def model(reader: Reader) -> None:
+    """An exported student and a clip."""
+    folder = given.exported(reader.home / "export")
+    for name in ("student.fp32.onnx", "student.wave.onnx"):
+        shutil.copy(folder / name, reader.work / name)
+    shutil.copy(folder / "student.fp32.onnx", reader.work / "student.onnx")
+    given.clip_wav(reader.work / "clip.wav")
+
+
+GIVEN: dict[str, tuple[Callable[[Reader], None], ...]] = {
+    "README.md": (given.keyword_net, given.esc50),
+    "docs/MY_MICROPHONE.md": (model, given.microphone),
+    "docs/CPP.md": (model,),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", CHANGES)
+def test_a_page_runs_from_top_to_bottom(page: str, programs: Path, tmp_path: Path) -> None:
+    reader = Reader(tmp_path, programs, CHANGES[page])
+    for give in GIVEN.get(page, ()):
+        give(reader)
+    ran = [reader.follow(block) for block in blocks(page) if block.runs]
+    assert ran
+    assert reader.used == set(CHANGES[page]), "a change that changes nothing"
