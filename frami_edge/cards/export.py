@@ -39,7 +39,8 @@ def export_readme(
     )
     rows = [
         ("classes", f"{len(card.labels)}: {classes(card.labels)}"),
-        ("input", f"mono at {spec.sample_rate} Hz, any length; other rates are resampled"),
+        ("input", f"mono at {spec.sample_rate} Hz, any length; other rates with "
+         "`frami-edge-runtime[resample]`"),
         ("the teacher heard",
          f"{heard.data} without fold {heard.test_fold}" if heard else "not said"),
         ("the student heard", "no recording"),

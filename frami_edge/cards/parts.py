@@ -34,7 +34,8 @@ def mel_contract(spec: MelSpec) -> str:
         ("mel", f"{spec.n_mels} bands, {spec.f_min:g} to {top:g} Hz, {spec.mel_scale} scale, "
          f"norm {spec.norm}, power {spec.power:g}"),
         ("logarithm", f"{spec.log}, eps {spec.log_eps:g} ({spec.log_floor})"),
-        ("normalisation", f"(log-mel - {_statistic(spec.mean)}) / {_statistic(spec.std)}, fixed"),
+        ("normalisation", f"(log-mel - mean) / std, fixed: mean {_statistic(spec.mean)}, std "
+         f"{_statistic(spec.std)}"),
         ("digest", f"`{spec.digest}`"),
     ]  # fmt: skip
     return table(["front end", "value"], rows)

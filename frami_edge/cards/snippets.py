@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 
 
@@ -16,7 +17,7 @@ def runtime_code(file: str, sample_rate: int) -> str:
 import numpy as np
 from frami_edge_runtime import Classifier
 
-clf = Classifier({file!r})
+clf = Classifier({json.dumps(file)})
 samples = np.zeros({sample_rate}, np.float32)  # your audio: mono, int16 or float
 result = clf.classify(samples, sample_rate={sample_rate})
 print(result.label, result.score)
