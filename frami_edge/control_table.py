@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from frami_edge.inversion.bank import Bank, BankFeed, check_bank
 from frami_edge.inversion.baselines_config import BASELINES
 from frami_edge.inversion.run import ready
 from frami_edge.models.checkpoint import Loaded
+from frami_edge.states import Trail, load_state, save_state
+from frami_edge.stopping import NEVER, Stop
 from frami_edge.training.material import load_features, warn_rejected
 
 ALL_SYNTHETIC = "all-synthetic"
@@ -185,7 +188,7 @@ class ControlTable:
         return table
 
     def rows(
-        self, tests: Features, theirs_NK: Tensor, out: Output
+        self, tests: Features, theirs_NK: Tensor, out: Output, folder: Path | None = None
     ) -> dict[str, tuple[Score, dict[str, Any]]]:
         """Distil and score each control: name to its score, and the row of the JSON object.
 
@@ -193,12 +196,30 @@ class ControlTable:
             tests: Clips with log-mels of the teacher's front end.
             theirs_NK: The teacher's logits on them.
             out: For progress.
+            folder: Where states and logits are kept, so that a killed table goes on; None to keep
+                nothing.
         """
         found = {}
         for name in self.wanted.names:
+            logits_NK = self._logits(name, tests, out, folder)
+            mine = score(logits_NK, tests.labels, theirs_NK)
+            row = {"accuracy": mine.accuracy, "agreement": mine.agreement, "kl_nats": mine.kl}
+            row |= {"steps": self._steps(name), "seed": self.config.seed}
+            found[name] = (mine, row | self._clips(name))
+        return found
+
+    def _logits(self, name: str, tests: Features, out: Output, folder: Path | None) -> Tensor:
+        """What a control says to the clips, (N, K): from an earlier run, or of a new student."""
+        kept = folder / f"{name}.pt" if folder else None
+        answers = load_state(kept) if kept and kept.exists() else None
+        if answers is not None and answers["clips"] == tests.sha256:
+            logits_NK: Tensor = answers["logits"]
+            return logits_NK
+        with Stop() if folder else nullcontext(NEVER) as stop:
+            trail = Trail(folder / f"{name}-state.pt", stop, out.warn) if folder else None
             with out.progress(f"Control {name}", self._steps(name), ("loss", "agreement")) as bar:
 
-                def on_step(done: int, metrics: dict[str, float], bar: Any = bar) -> None:
+                def on_step(done: int, metrics: dict[str, float]) -> None:
                     shown = {k: metrics[k] for k in ("loss", "agreement") if k in metrics}
                     bar.update(done - bar.completed, **shown)
 
@@ -210,12 +231,13 @@ class ControlTable:
                     bank=self.bank,
                     real=self.real.get(name),
                     on_step=on_step,
+                    trail=trail,
                 )
-            mine = score(predict(student, tests.mels), tests.labels, theirs_NK)
-            row = {"accuracy": mine.accuracy, "agreement": mine.agreement, "kl_nats": mine.kl}
-            row |= {"steps": self._steps(name), "seed": self.config.seed}
-            found[name] = (mine, row | self._clips(name))
-        return found
+        logits_NK = predict(student, tests.mels)
+        if kept and trail:
+            save_state(kept, {"clips": tests.sha256, "logits": logits_NK})
+            trail.path.unlink(missing_ok=True)
+        return logits_NK
 
     def _steps(self, name: str) -> int:
         """Training steps; whole epochs where labels are learned."""

@@ -23,6 +23,7 @@ from frami_edge.inversion.procedural import procedural_mels
 from frami_edge.inversion.sources import LEARNED
 from frami_edge.models.checkpoint import Loaded
 from frami_edge.models.student import Student
+from frami_edge.states import Trail
 from frami_edge.training.config import TrainConfig
 from frami_edge.training.loop import train_epochs
 from frami_edge_runtime.melspec import MelSpec
@@ -86,6 +87,7 @@ def control_student(
     bank: Bank | None = None,
     real: Features | None = None,
     on_step: Callable[[int, dict[str, float]], None] = lambda *_: None,
+    trail: Trail | None = None,
 ) -> Student:
     """The student of one control: same network, same seed, same number of steps.
 
@@ -97,6 +99,7 @@ def control_student(
         bank: For `FROM_BANK`.
         real: For `REAL` (labels unused) and `SUPERVISED`.
         on_step: Called with the number of steps done and the losses.
+        trail: Where its state is kept, from which it goes on.
 
     Raises:
         ConfigError: See `control_feed`.
@@ -104,7 +107,7 @@ def control_student(
     mels = real.mels if real else ()
     if name != SUPERVISED:
         feed = control_feed(name, teacher.spec, config, bank=bank, real=mels)
-        return distilled_on(feed, teacher, config, choice, on_step)
+        return distilled_on(feed, teacher, config, choice, on_step, trail)
     if real is None:
         raise ConfigError(f"The control {name} needs real clips.", fix="Give --data-root.")
     d = config.distill
@@ -125,6 +128,7 @@ def control_student(
         choice=choice,
         seed=config.seed,
         on_step=lambda i, _, m: on_step(i, m),
+        trail=trail,
     )
     return student.eval().requires_grad_(False)
 
@@ -135,8 +139,16 @@ def distilled_on(
     config: JourneyConfig,
     choice: Choice,
     on_step: Callable[[int, dict[str, float]], None] = lambda *_: None,
+    trail: Trail | None = None,
 ) -> Student:
     """A student distilled on a feed with the run's own recipe, ready to ship."""
     student = new_student(config.student, teacher, config.distill, config.seed)
-    Distiller(teacher.teacher, student, config.distill, choice, config.seed, feed).run(on_step)
+    distiller = Distiller(teacher.teacher, student, config.distill, choice, config.seed, feed)
+    if trail is None:
+        distiller.run(on_step)
+    else:
+        state = trail.load()
+        if state is not None:
+            distiller.load_state(state)
+        distiller.run(on_step, trail.save, trail.stop)
     return student.collapse().requires_grad_(False)

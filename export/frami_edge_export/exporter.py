@@ -30,6 +30,7 @@ from frami_edge_export.proof import prove_fp32
 from frami_edge_export.protocol import ExportableStudent, StudentFacts
 from frami_edge_export.qat.drafts import add_qat
 from frami_edge_export.qat.finetune import Progress, QatOptions, Target
+from frami_edge_export.qat.state import QatState
 from frami_edge_export.records import quantisation_record
 from frami_edge_export.report import Artifact, ExportReport, Gate
 from frami_edge_export.scoring import Head, with_context
@@ -38,6 +39,7 @@ from frami_edge_export.tensorrt.measure import plausible_mels
 from frami_edge_export.verdicts import judge
 from frami_edge_export.wave_draft import add_waveform
 
+REPORT = "export_report.json"
 CLASSIFIER_KEY = "frami.classifier"
 """Metadata key of ``model.onnx``: not the streaming file's, so that they cannot be mixed up."""
 
@@ -56,6 +58,7 @@ def export_student(
     waveform: bool = False,
     qat: QatOptions | None = None,
     on_qat_step: Progress | None = None,
+    qat_state: Path | None = None,
     options: ExportOptions | None = None,
     evaluate: Callable[[str | Path], float] | None = None,
 ) -> ExportReport:
@@ -81,6 +84,8 @@ def export_student(
         qat: With int8, also ``{name}.int8.qat.cpu.onnx`` and ``{name}.int8.qat.trt.onnx``,
             fine-tuned with fake quantisation on the calibration set.
         on_qat_step: Called with the number of steps done and the loss.
+        qat_state: Where the fine-tuning keeps its state until the export is written; the same
+            export goes on from it.
         options: Gates and budgets.
         evaluate: Accuracy (0 to 1) of a streaming model file on real data; reported, never used to
             choose layers or flavours.
@@ -121,13 +126,13 @@ def export_student(
             bundle, trunk, head_bytes, head, info, sample, source,
             trunk_1s=bench.trunk_1s, name=name, portable=portable, options=options,
         )  # fmt: skip
-    tuning = None
+    tuning, kept = None, QatState(qat_state) if qat_state else None
     if sample is not None and made is not None and qat is not None:
         like = {"int8.qat.cpu": made.found.chosen, "int8.qat.trt": made.tensorrt}
         tuning = add_qat(
             bundle, trunk, head_bytes, head, info, sample, made.calibration,
             {name: Target(c.flavour, c.float_layers) for name, c in like.items()},
-            name=name, options=options, qat=qat, progress=on_qat_step,
+            name=name, options=options, qat=qat, progress=on_qat_step, kept=kept,
         )  # fmt: skip
     if half:
         mels = with_context(plausible_mels(facts.mel), student.context)
@@ -163,7 +168,10 @@ def export_student(
         notes=tuple(bundle.notes),
         stale=tuple(stale),
     )
-    write_files(out_dir, bundle.contents([("export_report.json", json_bytes(report.to_dict()))]))
+    files = bundle.contents([(REPORT, json_bytes(report.to_dict()))])
+    write_files(out_dir, files, seal=REPORT)
+    if kept is not None:
+        kept.clear()
     return report
 
 

@@ -104,7 +104,7 @@ def catch_sigterm() -> None:
 def _of_the_system(error: OSError) -> Explanation:
     name = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else "A file"
     kind = error.errno
-    if kind == errno.EFBIG:
+    if kind == errno.EFBIG and error.strerror == os.strerror(errno.EFBIG):
         what, fix = "it would be larger than files may be here", "Raise `ulimit -f`"
         return Explanation(
             f"{name} could not be written: {what}.", f"{fix}, or give another place."

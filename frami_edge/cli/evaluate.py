@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from frami_edge.cli._app import Device, Json, Precision, Quiet, command_app, examples
+from frami_edge.cli._journey import Resume, resume_command
 from frami_edge.cli._output import Output
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def evaluate(
             "--bank", help="Bank folder, for controls on one of its sources, like inversion."
         ),
     ] = None,
+    resume: Resume = False,
     device: Device = "auto",
     precision: Precision = "auto",
     json: Json = False,
@@ -90,6 +92,8 @@ def evaluate(
             "--bank is read by controls alone, and none was asked for.",
             fix="Add --controls inversion,translator, or leave --bank out.",
         )
+    if resume and out is None:
+        raise ConfigError("--resume goes on with a run in --out.", fix="Add --out FOLDER.")
     judged = open_candidate(model)
     reference = open_candidate(teacher) if teacher else None
     if reference:
@@ -113,7 +117,9 @@ def evaluate(
     with ExitStack() as stack:
         run = None
         if out:
-            run = stack.enter_context(_begin(out, judged, reference, sound_set, key, table))
+            run = _begin(out, judged, reference, sound_set, key, table, bank=bank, resume=resume)
+            run.resume_hint = resume_command()
+            stack.enter_context(run)
         clips = [clip for clip in sound_set.clips if clip.fold == key]
         features = load_features(judged.spec, clips, output, "Log-mels")
         warn_rejected(features, "test clips", output)
@@ -148,7 +154,8 @@ def evaluate(
             from frami_edge.control_table import bars as bar_rows
             from frami_edge.control_table import table_rows
 
-            controlled = table.rows(their_features, their_logits, output)
+            kept = run.path("controls/of").parent if run else None
+            controlled = table.rows(their_features, their_logits, output, kept)
             found["controls"] = {name: row for name, (_, row) in controlled.items()}
             rows, bars = table_rows(mine, theirs, controlled), bar_rows(mine, theirs, controlled)
         if run:
@@ -230,15 +237,22 @@ def _begin(
     data: SoundSet,
     fold: str,
     table: ControlTable | None,
+    *,
+    bank: Path | None,
+    resume: bool,
 ) -> RunFolder:
     """The run folder, before any work: one that cannot be written must not cost an hour."""
     from frami_edge.runs import RunFolder
 
     inputs = {"model": judged.path} | ({"teacher": reference.path} if reference else {})
+    inputs |= {"bank": bank / "bank.json"} if bank else {}
     config: dict[str, Any] = {"data": data.name, "fold": fold}
     if table:
         config |= {"controls": list(table.wanted.names), "unrelated": table.wanted.unrelated}
-    return RunFolder.create(out, command="evaluate", config=config, inputs=inputs, way_on="")
+    device = table.choice.reason if table else ""
+    return RunFolder.create(
+        out, command="evaluate", config=config, inputs=inputs, resume=resume, device=device
+    )
 
 
 def _keep(

@@ -132,6 +132,7 @@ def export(
     the ONNX files are complete, and the device builds the engines from them.
     """
     from frami_edge.cards.export import CARD, export_readme
+    from frami_edge.cli._fine_tuning import FineTuning
     from frami_edge.errors import ConfigError
     from frami_edge.exporting import accuracy_on, facts_of
     from frami_edge.io import atomic_write_text
@@ -161,13 +162,10 @@ def export(
     features, measured = _features(loaded, data, fold, data_root, output)
     output.note("Exporting, comparing and timing; this takes seconds to minutes.")
     with ExitStack() as stack:
-        step = None
+        tuning = None
         if qat:
             bar = stack.enter_context(output.progress("int8 fine-tuning", qat, fields=("loss",)))
-
-            def step(done: int, loss: float) -> None:
-                bar.update(done - bar.completed, loss=loss)
-
+            tuning = stack.enter_context(FineTuning(bar, out, qat))
         report = export_student(
             loaded.model.collapse(),
             facts_of(loaded),
@@ -180,7 +178,8 @@ def export(
             half=tensorrt,
             waveform=with_frontend,
             qat=QatOptions(steps=qat, seed=seed) if qat else None,
-            on_qat_step=step,
+            on_qat_step=tuning,
+            qat_state=tuning.state if tuning else None,
             options=options,
             evaluate=None if features is None else accuracy_on(features),
         )

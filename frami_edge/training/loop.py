@@ -18,6 +18,7 @@ from frami_edge.data import Features, collate, length_buckets
 from frami_edge.device import Choice, autocast, generator
 from frami_edge.errors import TeacherError
 from frami_edge.optim import cosine_with_warmup, weight_groups
+from frami_edge.states import Trail
 from frami_edge.stopping import NEVER, Stop
 from frami_edge.training.config import TrainConfig
 
@@ -180,8 +181,9 @@ def train_epochs(
     choice: Choice,
     seed: int,
     on_step: Callable[[int, int, dict[str, float]], None] = lambda *_: None,
+    trail: Trail | None = None,
 ) -> None:
-    """A whole training in one call, without checkpoints, for scripts.
+    """A whole training in one call.
 
     Args:
         model: As for `TeacherTrainer`, which the other arguments are passed to.
@@ -190,6 +192,20 @@ def train_epochs(
         choice: Device and precision.
         seed: Of order and augmentation.
         on_step: Called with (step, steps, {"loss": ...}) after each step.
+        trail: Where the state is kept after each epoch, from which the training goes on.
     """
     trainer = TeacherTrainer(model, features, config, choice, seed)
-    trainer.run(lambda loss: on_step(trainer.steps_done, trainer.steps, {"loss": loss}))
+    state = trail.load() if trail else None
+    if state is not None:
+        trainer.load_state(state)
+
+    def save() -> None:
+        if trail:
+            trail.save(trainer.state())
+
+    trainer.run(
+        lambda loss: on_step(trainer.steps_done, trainer.steps, {"loss": loss}),
+        lambda _: save(),
+        save,
+        trail.stop if trail else NEVER,
+    )

@@ -18,6 +18,7 @@ from frami_edge_export.int8_search import Candidate
 from frami_edge_export.metadata import described
 from frami_edge_export.options import ExportOptions
 from frami_edge_export.qat.finetune import Progress, QatOptions, Target, qat_finetune
+from frami_edge_export.qat.state import QatState
 from frami_edge_export.quantise import Quantiser
 from frami_edge_export.records import calibration_table, int8_artifact, int8_info
 from frami_edge_export.report import Calibration, Gate
@@ -43,10 +44,11 @@ def add_qat(
     options: ExportOptions,
     qat: QatOptions,
     progress: Progress | None = None,
+    kept: QatState | None = None,
 ) -> dict[str, Any]:
     """Fine-tune for all targets at once and add one file for each to the bundle.
 
-    Nothing is written here: an interrupted fine-tuning leaves no file.
+    Nothing but the state is written here: an interrupted fine-tuning leaves no other file.
 
     Args:
         bundle: Gets the files, their gates and ``calib.qat.json``.
@@ -62,6 +64,7 @@ def add_qat(
         options: Gates.
         qat: Steps and rates.
         progress: Called after every step.
+        kept: The state of a fine-tuning that goes on.
 
     Returns:
         The record for the report: options, seconds, loss at the start and the end, and what each
@@ -69,7 +72,7 @@ def add_qat(
     """
     quantiser = Quantiser(trunk, sample.ranges)
     tuned = qat_finetune(
-        trunk, quantiser, head, sample.ranges, list(targets.values()), qat, progress
+        trunk, quantiser, head, sample.ranges, list(targets.values()), qat, progress, kept
     )
     reference_BK = head(run_trunk(cpu_session(trunk), sample.holdout))
     table = calibration_table(trunk, tuned.quantiser, used)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ from torch.nn import functional as F
 
 from frami_edge_export.errors import ExportError
 from frami_edge_export.qat.requantise import GivenRanges, float_weights, with_weights
+from frami_edge_export.qat.state import EVERY, QatState, key_of
 from frami_edge_export.qat.torch_graph import TorchTrunk
 from frami_edge_export.quantise import Flavour, Quantiser
 from frami_edge_export.scoring import BATCH, Head, run_trunk
@@ -127,6 +128,7 @@ def qat_finetune(
     targets: Sequence[Target],
     options: QatOptions,
     progress: Progress | None = None,
+    kept: QatState | None = None,
 ) -> QatResult:
     """Fine-tune a trunk for the grids of the graphs that will be written.
 
@@ -139,6 +141,8 @@ def qat_finetune(
         targets: Graphs to train for, in turn, on shared weights and ranges.
         options: Steps, rates and weights.
         progress: Called after every step.
+        kept: Where the state is saved now and then, from which the same call goes on; also saved
+            where `progress` raises KeyboardInterrupt.
 
     Raises:
         ExportError: No target, no mels, or the loss is not finite.
@@ -165,8 +169,17 @@ def qat_finetune(
         ]
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, options.steps))
-    losses = []
+    state = _Training(weights, widths, optimiser, schedule)
+    key = ""
+    if kept is not None:
+        aims = [[t.flavour.name, sorted(t.float_layers)] for t in targets]
+        facts = [aims, options.to_dict(), quantiser.ranges, torch.__version__]
+        key = key_of([trunk.SerializeToString(deterministic=True), mels_N1MT.tobytes()], facts)
+        state.load(kept.load(key))
+    losses = state.losses
     for step, index in enumerate(_batches(len(mels_N1MT), options)):
+        if step < len(losses):
+            continue
         x = mels_N1MT[index]
         loss = loss_of(rivals[step % len(rivals)](torch.from_numpy(x)), run_trunk(session, x))
         value = float(loss.detach())
@@ -179,8 +192,15 @@ def qat_finetune(
         optimiser.step()
         schedule.step()
         losses.append(value)
-        if progress is not None:
-            progress(step + 1, losses[-1])
+        if kept is not None and (step + 1) % EVERY == 0:
+            kept.save(key, state.saved())
+        try:
+            if progress is not None:
+                progress(step + 1, losses[-1])
+        except KeyboardInterrupt:
+            if kept is not None:
+                kept.save(key, state.saved())
+            raise
     tuned = with_weights(trunk, {n: w.detach().numpy().copy() for n, w in weights.items()})
     ranges = {
         name: (low * factor, high * factor)
@@ -189,6 +209,39 @@ def qat_finetune(
     }
     seconds = time.perf_counter() - started
     return QatResult(GivenRanges(tuned, ranges), tuned, tuple(losses), seconds)
+
+
+@dataclass
+class _Training:
+    """Everything that a step changes."""
+
+    weights: dict[str, Tensor]
+    widths: dict[str, Tensor]
+    optimiser: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    losses: list[float] = field(default_factory=list)
+
+    def saved(self) -> dict[str, Any]:
+        """Tensors and plain values."""
+        return {
+            "weights": {n: w.detach() for n, w in self.weights.items()},
+            "widths": {n: w.detach() for n, w in self.widths.items()},
+            "optimiser": self.optimiser.state_dict(),
+            "last_step": self.schedule.last_epoch,
+            "losses": list(self.losses),
+        }
+
+    def load(self, state: dict[str, Any] | None) -> None:
+        """Go on from `saved`; nothing for None."""
+        if state is None:
+            return
+        with torch.no_grad():
+            for name, own in (("weights", self.weights), ("widths", self.widths)):
+                for key, value in state[name].items():
+                    own[key].copy_(value)
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.schedule.last_epoch = state["last_step"]
+        self.losses = list(state["losses"])
 
 
 def _rate(step: int, steps: int) -> float:

@@ -1,0 +1,172 @@
+"""Ctrl-C, SIGTERM and SIGKILL: real processes, real signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from typer.testing import Result
+
+from frami_edge.distillation.loop import Distiller
+from frami_edge.inversion import sources
+from frami_edge.runs import read_manifest
+from frami_edge.stopping import Stop
+from frami_edge.training.loop import TeacherTrainer
+
+Call = Callable[..., Result]
+Step = Callable[[object, int], None]
+CPU = ("--device", "cpu", "--precision", "fp32")
+TEACHER = """
+data: {name: "folder:SOUNDS", fold: test}
+mel: {sample_rate: 8000, n_fft: 256, win_length: 200, hop_length: 80, n_mels: 16}
+arch: {channels: [8, 12], blocks: 1}
+train: {epochs: 2, batch_size: 2}
+"""
+
+
+def rows(run: Path) -> list[str]:
+    return (run / "metrics.jsonl").read_text().splitlines()
+
+
+@pytest.fixture
+def sounds(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    for side in ("train", "test"):
+        for label in ("high", "low"):
+            for i in range(3):
+                path = tmp_path / "sounds" / side / label / f"{i}.wav"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                soundfile.write(path, 0.1 * rng.standard_normal(2400), 8000)
+    return tmp_path / "sounds"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("job", ["train-teacher", "invert", "distill"])
+def test_the_step_is_finished_and_saved(
+    job: str,
+    number: int,
+    code: int,
+    call: Call,
+    config: Path,
+    teacher: Path,
+    sounds: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words: tuple[object, ...] = (config, "--teacher", teacher)
+    if job == "train-teacher":
+        recipe = tmp_path / "teacher.yaml"
+        recipe.write_text(TEACHER.replace("SOUNDS", str(sounds)))
+        words = (recipe,)
+    where, name = {
+        "train-teacher": (TeacherTrainer, "_step"),
+        "invert": (sources.SOURCES["inversion"], "step"),
+        "distill": (Distiller, "_advance"),
+    }[job]
+    real, counted = getattr(where, name), [0]
+
+    def step(self: object, *arguments: object) -> object:
+        counted[0] += 1
+        if counted[0] == 5:  # in the midst of a step, of an epoch and of a shard
+            os.kill(os.getpid(), number)
+        return real(self, *arguments)
+
+    call(job, *words, "--out", tmp_path / "whole", *CPU, "-q")
+    stopped = tmp_path / "stopped"
+    with monkeypatch.context() as patch:
+        patch.setattr(where, name, step)
+        patch.setattr(sys, "argv", ["/somewhere/frami-edge", job, "--out", "a b"])
+        said = call(job, *words, "--out", stopped, *CPU, code=code).stderr
+    assert counted[0] == 5, "the step is the last one"
+    assert f"continue with: frami-edge {job} --out 'a b' --resume" in said
+    assert read_manifest(stopped)["status"] == "interrupted"
+    with monkeypatch.context() as patch:
+        patch.setattr(where, name, step)
+        counted[0] = 5
+        call(job, *words, "--out", stopped, *CPU, "--resume", "-q")
+        left = counted[0] - 5
+    total = {"train-teacher": 6, "invert": 6, "distill": 6}[job]
+    assert left == total - 5, "no step is made twice"
+    assert rows(stopped) == rows(tmp_path / "whole")
+    result = {
+        "train-teacher": "teacher.safetensors",
+        "invert": "bank/bank.json",
+        "distill": "student.safetensors",
+    }[job]
+    assert (stopped / result).read_bytes() == (tmp_path / "whole" / result).read_bytes()
+    assert not [p for p in stopped.rglob("*") if "pause" in p.name or ".tmp." in p.name]
+
+
+def test_the_second_signal_is_not_waited_for() -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    steps = 0
+    with pytest.raises(KeyboardInterrupt), Stop() as stop:  # noqa: PT012
+        for _ in range(3):
+            steps += 1
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.asked()
+    assert steps == 2
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_signal_after_the_last_question_still_ends_the_run() -> None:
+    with pytest.raises(KeyboardInterrupt), Stop() as stop:  # noqa: PT012
+        assert not stop.asked()
+        os.kill(os.getpid(), signal.SIGINT)
+    with Stop() as stop:
+        pass
+    assert not stop.asked()
+
+
+def test_two_processes_and_a_killed_one(
+    process: Callable[..., subprocess.Popen[str]], config: Path, teacher: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    words = ("distill", config, "--teacher", teacher, "--out", run, *CPU)
+    long = ("--set", "distill.steps=100000", "--set", "distill.learning_rate=1e-9")
+    first = process(*words, *long)
+    try:
+        end = time.monotonic() + 240
+        while not (run / "distill-state.pt").exists():
+            assert first.poll() is None, first.communicate()
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        second = process(*words, *long, "--resume")
+        said = second.communicate(timeout=240)[1]
+        assert second.returncode == 1
+        assert f"{run} is in use by another run (process {first.pid})" in said
+        assert "fix: Wait for it, or give another --out." in said
+        first.send_signal(signal.SIGTERM)
+        said = first.communicate(timeout=240)[1]
+        assert first.returncode == 143
+        assert "SIGTERM: stopping after this step; a second one stops at once." in said
+        assert f"--out {run}" in said.split("continue with: frami-edge distill")[1]
+        steps = [json.loads(row)["step"] for row in rows(run) if '"distill"' in row]
+        assert steps == list(range(1, len(steps) + 1))
+    finally:
+        first.kill()
+        first.communicate()
+
+
+def test_killed_anywhere_it_resumes_to_the_same_student() -> None:
+    script = Path(__file__).parents[2] / "benchmarks" / "kill_and_resume.py"
+    done = subprocess.run(
+        [sys.executable, script, "--jobs", "distill", "--kills", "3", "--clock", "0", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    tally = json.loads(done.stdout)["distill"]
+    assert (tally["kills"], tally["identical"], tally["problems"]) == (3, 3, [])
