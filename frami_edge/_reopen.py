@@ -11,8 +11,10 @@ from typing import Any
 
 from frami_edge import _yaml
 from frami_edge.errors import RunError
+from frami_edge.io import read_small
 
 SCHEMA = 1
+MAX_BYTES = 64 << 20
 """Of manifest.json."""
 MANIFEST, CONFIG = "manifest.json", "config.yaml"
 
@@ -29,12 +31,12 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """
     file = Path(folder) / MANIFEST
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
+        manifest = json.loads(read_small(file, MAX_BYTES))
     except (FileNotFoundError, NotADirectoryError):
         raise RunError(
             f"{folder} holds no run: {MANIFEST} is missing.", fix="Check the path."
         ) from None
-    except ValueError:
+    except (ValueError, RecursionError):
         manifest = None
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
         raise RunError(

@@ -1,4 +1,4 @@
-"""YAML as configs need it: no aliases, no key given twice, and `1e-3` is a number."""
+"""YAML as configs need it: no aliases, no tags, no key given twice, and `1e-3` is a number."""
 
 from __future__ import annotations
 
@@ -18,6 +18,16 @@ class _Loader(yaml.SafeLoader):
             raise yaml.MarkedYAMLError(
                 problem="aliases (*name) are not supported: write the value out",
                 problem_mark=event.start_mark,
+            )
+        event = self.peek_event()
+        if getattr(event, "tag", None) not in (None, "!"):
+            raise yaml.MarkedYAMLError(
+                problem=f"tags ({event.tag}) are not supported: write the value alone",
+                problem_mark=event.start_mark,
+            )
+        if any("\ud800" <= c <= "\udfff" for c in getattr(event, "value", "")):
+            raise yaml.MarkedYAMLError(
+                problem="half a surrogate pair is no character", problem_mark=event.start_mark
             )
         return super().compose_node(parent, index)
 

@@ -135,6 +135,27 @@ def plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
+def read_small(path: str | os.PathLike[str], most: int) -> bytes:
+    """The whole of a regular file that holds at most ``most`` bytes.
+
+    Devices, pipes and sockets are refused: reading one may never end.
+
+    Raises:
+        OSError: It cannot be read, is no regular file, or is larger; its ``strerror`` says which.
+    """
+    facts = os.stat(path)
+    if not stat.S_ISREG(facts.st_mode):
+        kind = errno.EISDIR if stat.S_ISDIR(facts.st_mode) else errno.EINVAL
+        raise OSError(kind, "it is no regular file", os.fspath(path))
+    if facts.st_size > most:
+        raise OSError(errno.EFBIG, f"it holds more than {most} bytes", os.fspath(path))
+    with open(path, "rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:  # it grows while it is read, as those below /proc do
+        raise OSError(errno.EFBIG, f"it holds more than {most} bytes", os.fspath(path))
+    return data
+
+
 def sha256_file(path: str | os.PathLike[str]) -> str:
     """The SHA-256 of a file's bytes as 64 hexadecimal digits, read in constant memory."""
     with open(path, "rb") as file:

@@ -12,6 +12,49 @@ import numpy.typing as npt
 from frami_edge.errors import ModelFileError
 
 
+def external_tensors(model: Any) -> list[str]:
+    """Names of the tensors of an `onnx.ModelProto` whose values lie in another file.
+
+    Looks at initialisers and attributes, in subgraphs and functions too.
+    """
+    found: list[str] = []
+
+    def look(message: Any) -> None:
+        kind = message.DESCRIPTOR.name
+        if kind == "TensorProto":
+            if message.data_location == message.EXTERNAL or message.external_data:
+                found.append(message.name or "a constant")
+            return
+        for field, value in message.ListFields():
+            if field.type == field.TYPE_MESSAGE:
+                repeated = hasattr(value, "__len__") and not hasattr(value, "DESCRIPTOR")
+                for inner in value if repeated else (value,):
+                    look(inner)
+
+    look(model)
+    return found
+
+
+def _refuse_external_data(source: Path | bytes, name: str) -> None:
+    """ONNX Runtime would read whatever file of this machine the graph names."""
+    import onnx
+
+    model = onnx.ModelProto()
+    try:
+        model.ParseFromString(source if isinstance(source, bytes) else source.read_bytes())
+    except OSError as error:
+        raise ModelFileError(
+            f"{name} cannot be read: {error.strerror}.", fix="Check the path."
+        ) from None
+    except Exception:  # protobuf's errors differ between its implementations
+        return  # ONNX Runtime says what is wrong with it
+    if external_tensors(model):
+        raise ModelFileError(
+            f"{name} keeps weights in another file, which is not read.",
+            fix="Save it as one file: onnx.save_model(model, FILE, save_as_external_data=False).",
+        )
+
+
 class OnnxSession:
     """A graph of one input.
 
@@ -27,6 +70,7 @@ class OnnxSession:
     def __init__(self, source: Path | bytes, name: str, *, threads: int = 1) -> None:
         import onnxruntime as ort
 
+        _refuse_external_data(source, name)
         self._name = name
         options = ort.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1

@@ -46,7 +46,10 @@ def unpack(
             entries = _chosen(file, keep, archive.name)
             total = sum(info.file_size for info, _ in entries)
             if total > max_bytes:
-                raise DataError(f"{archive.name} would unpack to {total / 1e6:.0f} MB, too much.")
+                raise DataError(
+                    f"{archive.name} would unpack to {total / 1e6:.0f} MB, too much.",
+                    fix="Do not use this archive.",
+                )
             if total > shutil.disk_usage(target).free:
                 raise DataError(
                     f"No space is left for {total / 1e6:.0f} MB in {target.parent}.",
@@ -103,6 +106,8 @@ def _inside(info: zipfile.ZipInfo, archive: str) -> PurePosixPath:
     # zipfile rewrites separators and cuts at NUL, so the name as stored is what counts.
     raw = info.orig_filename
     parts = raw.split("/")
+    if not info.filename:
+        raise DataError(f"{archive} holds a file without a name.", fix="Do not use this archive.")
     if raw.startswith("/") or ".." in parts or any(c in raw for c in "\\:\0"):
         raise DataError(f"{archive}: {raw!r} leaves the folder.", fix="Do not use this archive.")
     return PurePosixPath(*parts[1:])

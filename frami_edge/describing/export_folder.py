@@ -8,9 +8,10 @@ from typing import Any
 
 from frami_edge.describing.description import Description, Fact, Section, size_text
 from frami_edge.errors import ModelFileError
-from frami_edge.io import sha256_file
+from frami_edge.io import read_small, sha256_file
 
 REPORT = "export_report.json"
+MAX_BYTES = 64 << 20
 
 
 def read_report(folder: Path) -> dict[str, Any]:
@@ -21,7 +22,7 @@ def read_report(folder: Path) -> dict[str, Any]:
     """
     path = folder / REPORT
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = json.loads(read_small(path, MAX_BYTES))
     except (ValueError, RecursionError):
         report = None
     whole = isinstance(report, dict) and _is_report(report)

@@ -23,6 +23,7 @@ from frami_edge.describing.onnx_parts import leaks, metadata_of, parts_of, port_
 from frami_edge.describing.words import info_sections
 from frami_edge.errors import ModelFileError
 from frami_edge.io import sha256_file
+from frami_edge.onnx_session import external_tensors
 from frami_edge_export.lint import lint_tensorrt
 from frami_edge_runtime.modelfile import HEAD_KEY, METADATA_KEY, ModelInfo
 
@@ -114,6 +115,12 @@ def describe_onnx(path: Path) -> Description:
             sections = () if found is None else info_sections(found[1])
         except ModelFileError as error:
             findings.append(f"Its description cannot be read: {error}")
+    elsewhere = external_tensors(model)
+    if elsewhere:
+        findings.append(
+            f"{len(elsewhere)} of its tensors lie in another file ({elsewhere[0]} first): it is "
+            "not loaded, because such a place may be any file of this machine."
+        )
     unsound = _unsound(model)
     findings += unsound + [f"A local path or stack trace is inside: {x}" for x in leaks(model)]
     graph, size = _graph(model, path)

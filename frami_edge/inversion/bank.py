@@ -21,11 +21,13 @@ from torch import Tensor
 
 from frami_edge.config import Strict
 from frami_edge.errors import BankError
-from frami_edge.io import atomic_write_bytes, atomic_write_json, sha256_file
+from frami_edge.io import atomic_write_bytes, atomic_write_json, read_small, sha256_file
 from frami_edge_runtime.errors import MelSpecError
 from frami_edge_runtime.melspec import MelSpec
 
 SCHEMA = 1
+MAX_INDEX_BYTES = 32 << 20
+"""Of `bank.json`; a shard takes about 250 bytes in it."""
 
 
 class Shard(Strict):
@@ -35,7 +37,7 @@ class Shard(Strict):
     """Name inside the bank's folder."""
     source: str
     """Which source made the clips."""
-    clips: int = Field(ge=1)
+    clips: int = Field(ge=1, le=1 << 32)
     """How many."""
     first_step: int = Field(ge=0)
     """First step of the source whose clips are inside."""
@@ -52,7 +54,7 @@ class BankIndex(Strict):
     """Of this file."""
     mel: dict[str, Any]
     """Front end, as MelSpec writes it."""
-    frames: int
+    frames: int = Field(ge=1, le=1 << 20)
     """Mel frames of every clip."""
     labels: tuple[str, ...]
     """Class names of the teacher."""
@@ -113,7 +115,7 @@ class Bank:
         """
         path = folder / "bank.json"
         try:
-            index = BankIndex.model_validate(json.loads(path.read_text()))
+            index = BankIndex.model_validate(json.loads(read_small(path, MAX_INDEX_BYTES)))
             bank = cls(folder, index)
         except FileNotFoundError as error:
             raise BankError(
@@ -136,6 +138,7 @@ class Bank:
                     f"{file} is missing or damaged: its hash is not the one in bank.json.",
                     fix="Delete the bank's folder and make it again.",
                 )
+            bank._check_tensors(shard)
         return bank
 
     def __len__(self) -> int:
@@ -206,6 +209,28 @@ class Bank:
                 ) from error
         return self._open[shard.file]
 
+    def _check_tensors(self, shard: Shard) -> None:
+        """The tensors are those that the index promises: whoever wrote the hash wrote both.
+
+        Raises:
+            BankError: One is missing, or of another type or shape.
+        """
+        n, k = shard.clips, len(self.index.labels)
+        wanted = {
+            "mels": ("F16", [n, 1, self.spec.n_mels, self.index.frames]),
+            "labels": ("I64", [n]),
+            "logits": ("F32", [n, k]),
+        }
+        handle = self._handle(shard)
+        slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
+        found = {name: (s.get_dtype(), s.get_shape()) for name, s in slices.items()}
+        labels = handle.get_tensor("labels") if found == wanted else torch.tensor([k])
+        if bool((labels < -1).any()) or bool((labels >= k).any()):
+            raise BankError(
+                f"{self.folder / shard.file} does not hold what bank.json says of it.",
+                fix="Delete the bank's folder and make it again.",
+            )
+
     def mels(self, source: str, indices: Tensor) -> Tensor:
         """(n, 1, M, T) float32 clips of one source by their number; only these rows are read."""
         shards = [s for s in self.index.shards if s.source == source]
@@ -219,7 +244,15 @@ class Bank:
                     row = int(indices[i]) - start
                     out[i] = rows[row : row + 1][0].float()
             start += shard.clips
+        if not torch.isfinite(out).all():
+            raise self._not_finite()
         return out
+
+    def _not_finite(self) -> BankError:
+        return BankError(
+            f"The bank in {self.folder} holds values that are not finite.",
+            fix="Delete the bank's folder and make it again.",
+        )
 
     def read(self, source: str, limit: int | None = None) -> Clips:
         """The clips of one source, or ``limit`` of them spread evenly over all.
@@ -244,6 +277,8 @@ class Bank:
             labels.append(handle.get_tensor("labels")[here])
             logits.append(handle.get_tensor("logits")[here])
             start += shard.clips
+        if not all(torch.isfinite(part).all() for part in logits):
+            raise self._not_finite()
         return Clips(self.mels(source, wanted), torch.cat(labels), torch.cat(logits))
 
 

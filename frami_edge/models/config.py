@@ -14,7 +14,7 @@ Width = Annotated[int, Field(ge=4, le=1024)]
 class TeacherArch(Strict):
     """A ResNet with statistics pooling."""
 
-    channels: tuple[Width, ...] = (16, 32, 64)
+    channels: tuple[Width, ...] = Field((16, 32, 64), min_length=1, max_length=16)
     """Channels of each stage; the last is C of the frame features."""
     blocks: int = Field(2, ge=1, le=8)
     """Residual blocks a stage."""
@@ -25,7 +25,7 @@ class TeacherArch(Strict):
 class StudentArch(Strict):
     """A depthwise-separable CNN without padding along time."""
 
-    channels: tuple[Width, ...] = (24, 48, 64, 96, 96)
+    channels: tuple[Width, ...] = Field((24, 48, 64, 96, 96), max_length=32)
     """Channels of the stem and of each depthwise-separable block."""
     time_kernels: tuple[int, ...] = (3, 3, 3, 3, 3)
     """Kernel sizes along time, one a layer: 1 or 3, the first two 3. They decide the receptive

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from frami_edge.plots.style import FAINT, INK, SERIES, figure
+from frami_edge.plots.style import FAINT, INK, SERIES, figure, short
 
 _WINDOW = 0.04
 """Share of the steps that one point of a smooth curve averages."""
@@ -87,6 +87,7 @@ def confusion(path: Path, matrix_KK: Tensor, labels: Sequence[str], title: str) 
     counts = matrix_KK.long()
     share = counts.float() / counts.sum(dim=1, keepdim=True).clamp_min(1)
     k = len(labels)
+    labels = [short(label) for label in labels]
     # Many classes get smaller cells, so that the picture still fits a screen.
     cell, size = (0.42, 8) if k <= 25 else (0.24, 6)
     side = 2.2 + cell * k
@@ -129,7 +130,7 @@ def diversity(path: Path, health: Mapping[str, Any]) -> None:
     Raises:
         ValueError: There is no source.
     """
-    labels = list(health["labels"])
+    labels = [short(label) for label in health["labels"]]
     sources = [name for name in health if name != "labels"]
     if not sources:
         raise ValueError("the diversity figure needs at least one source")

@@ -7,9 +7,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from frami_edge.plots.style import figure
+from frami_edge.plots.style import figure, short
 from frami_edge_runtime.filterbank import hz_to_mel
 from frami_edge_runtime.melspec import MelSpec
+
+MOST_CLASSES = 64
+"""Rows of a grid: more fit no picture."""
 
 
 def mel_grid(path: Path, mels: Mapping[str, Tensor], spec: MelSpec, title: str) -> None:
@@ -27,6 +30,9 @@ def mel_grid(path: Path, mels: Mapping[str, Tensor], spec: MelSpec, title: str) 
     columns = max((len(clips) for clips in mels.values()), default=0)
     if not columns:
         raise ValueError("a mel grid needs at least one clip")
+    if len(mels) > MOST_CLASSES:
+        title = f"{title}, {MOST_CLASSES} of {len(mels)} classes"
+        mels = dict(list(mels.items())[:MOST_CLASSES])
     low, high = float(spec.floor.min()), float(spec.ceiling.max())
     ticks_hz = [f for f in (250, 1000, 4000, 16_000) if spec.f_min <= f <= spec.f_high]
     bottom, top = hz_to_mel([spec.f_min, spec.f_high], spec.mel_scale)
@@ -51,7 +57,7 @@ def mel_grid(path: Path, mels: Mapping[str, Tensor], spec: MelSpec, title: str) 
                     extent=(0, seconds, 0, 1),
                     interpolation="nearest",
                 )
-            row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontweight="bold")
+            row[0].set_ylabel(short(label), rotation=0, ha="right", va="center", fontweight="bold")
             row[0].set_yticks(places, [f"{f / 1000:g}" for f in ticks_hz], fontsize=6)
         last = axes[-1][0]
         seconds = next(iter(mels.values())).shape[2] * spec.hop_s

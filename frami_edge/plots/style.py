@@ -12,8 +12,10 @@ from frami_edge.io import atomic_path
 INK, FAINT = "#1f2933", "#9aa5b1"
 SERIES = ("#2563a8", "#d9822b", "#2f9e77", "#b0413e", "#7c5fb0", "#6b7785", "#c2a83e")
 """Lines and bars; told apart in print and by colour-blind eyes as far as seven colours can be."""
+LONGEST_NAME = 32
 _STYLE = {
     "font.size": 9,
+    "text.parse_math": False,  # a class may be called $x
     "axes.edgecolor": FAINT,
     "axes.labelcolor": INK,
     "text.color": INK,
@@ -26,6 +28,12 @@ _STYLE = {
     "figure.facecolor": "white",
     "legend.frameon": False,
 }
+
+
+def short(name: str) -> str:
+    """A class name as a picture can show it: no control characters, at most 32 characters."""
+    text = "".join(c if c.isprintable() else "?" for c in name)
+    return text if len(text) <= LONGEST_NAME else f"{text[: LONGEST_NAME - 3]}..."
 
 
 @contextmanager

@@ -10,11 +10,13 @@ from pydantic import Field, ValidationError
 
 from frami_edge.config import Strict, describe, dump_config, load_config, presets, read_mapping
 from frami_edge.errors import CheckpointError, ConfigError, MelSpecError, TeacherError
-from frami_edge.io import atomic_write_text
+from frami_edge.io import atomic_write_text, read_small
 from frami_edge.models.checkpoint import TrainedOn
 from frami_edge_runtime.melspec import MelSpec
 
 MAX_LABEL_BYTES = 10_000_000
+MAX_LABELS = 100_000
+"""As in a checkpoint's card."""
 
 Layout = Literal["auto", "B1MT", "BMT", "B1TM", "BTM"]
 
@@ -102,7 +104,8 @@ def mel_of(description: TeacherDescription) -> MelSpec:
     try:
         return MelSpec.from_dict(values)
     except MelSpecError as error:
-        raise MelSpecError(f"{where}: {error.message}", fix=error.fix) from None
+        fix = error.fix or "Correct that key of the front end."
+        raise MelSpecError(f"{where}: {error.message}", fix=fix) from None
 
 
 def labels_of(description: TeacherDescription) -> tuple[str, ...]:
@@ -115,18 +118,23 @@ def labels_of(description: TeacherDescription) -> tuple[str, ...]:
     if isinstance(labels, str):
         path = Path(labels)
         try:
-            if path.stat().st_size > MAX_LABEL_BYTES:
-                raise TeacherError(f"{path} is too large for class names.", fix="One name a line.")
-            text = path.read_text(encoding="utf-8")
+            text = read_small(path, MAX_LABEL_BYTES).decode("utf-8")
         except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
             raise TeacherError(
-                f"Cannot read the labels {path}: {error}.", fix="Give a text file, one name a line."
+                f"Cannot read the labels {path}: {reason}.",
+                fix="Give a text file, one name a line.",
             ) from None
         labels = tuple(line.strip() for line in text.splitlines() if line.strip())
     if len(labels) < 2 or len(set(labels)) != len(labels):
         raise TeacherError(
             f"The labels name {len(labels)} classes, {len(set(labels))} of them different.",
             fix="Give every class one name, at least two in all.",
+        )
+    if len(labels) > MAX_LABELS:
+        raise TeacherError(
+            f"The labels name {len(labels)} classes, more than {MAX_LABELS}.",
+            fix="Check that it is the file of class names.",
         )
     return tuple(labels)
 

@@ -95,7 +95,7 @@ def _called(factory: Callable[..., Any], name: str, arguments: dict[str, Any]) -
         return factory(**arguments)
     except FramiEdgeError:
         raise
-    except Exception as error:  # the factory is somebody else's code
+    except (Exception, SystemExit) as error:  # the factory is somebody else's code
         listed = ", ".join(f"{k}={v!r}" for k, v in arguments.items())
         raise TeacherError(
             f"{name}({listed}) fails: {in_words(error)}",

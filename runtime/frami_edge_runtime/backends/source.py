@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +24,14 @@ def read_model(source: str | os.PathLike[str] | bytes) -> tuple[str, bytes]:
         return "model bytes", source
     path = _path(source)
     try:
-        size = path.stat().st_size
+        facts = path.stat()
+        size = facts.st_size
+        if not stat.S_ISREG(facts.st_mode):  # reading a device may never end
+            what = "a folder" if stat.S_ISDIR(facts.st_mode) else "no regular file"
+            raise ModelFileError(
+                f"Cannot read the model {path}: it is {what}.",
+                fix="Give the path of an .onnx file that frami-edge export wrote.",
+            )
         if size > MAX_FILE_BYTES:
             raise ModelFileError(
                 f"{path} takes {size} bytes; at most {MAX_FILE_BYTES} are read.",
