@@ -10,6 +10,8 @@ import typer
 from frami_edge.errors import ConfigError
 
 if TYPE_CHECKING:
+    from frami_edge.cli._output import Output
+    from frami_edge.models.checkpoint import Loaded
     from frami_edge.runs import RunFolder
     from frami_edge.teachers.description import TeacherDescription
 
@@ -54,6 +56,12 @@ Pooled = Annotated[
                  "without time (PATH@in: takes it); found where unambiguous.",
                  rich_help_panel=PANEL),
 ]  # fmt: skip
+Layout = Annotated[
+    str | None,
+    typer.Option("--layout", metavar="AXES", help="Order of its input's axes, where several fit: "
+                 "B1MT, BMT, B1TM, BTM, B3MT or B3TM (batch, channels, mel bands, time).",
+                 rich_help_panel=PANEL),
+]  # fmt: skip
 
 
 def teacher_source(
@@ -64,6 +72,7 @@ def teacher_source(
     arguments: list[str] | None = None,
     frames: str | None = None,
     pooled: str | None = None,
+    layout: str | None = None,
 ) -> Path | TeacherDescription:
     """What the options name, for `teachers.opening.open_teacher`.
 
@@ -73,7 +82,8 @@ def teacher_source(
     from frami_edge.teachers.description import description_of
 
     given = {"--weights": weights, "--mel": mel, "--labels": labels}
-    more = {"--teacher-arg": arguments, "--frames": frames, "--pooled": pooled}
+    more = {"--teacher-arg": arguments, "--frames": frames, "--pooled": pooled,
+            "--layout": layout}  # fmt: skip
     if not is_code(source):
         unused = [name for name, value in (given | more).items() if value]
         if unused:
@@ -97,7 +107,17 @@ def teacher_source(
         labels=str(labels),
         frames=frames,
         pooled=pooled,
+        layout=layout or "auto",
     )
+
+
+def say_doubts(teacher: Loaded, out: Output) -> None:
+    """Warn of what was assumed about a teacher that is not ours."""
+    from frami_edge.teachers.foreign import ForeignTeacher
+
+    if isinstance(teacher.model, ForeignTeacher):
+        for sentence in teacher.model.doubts:
+            out.warn(sentence)
 
 
 def teacher_file(source: Path | TeacherDescription) -> Path:

@@ -31,12 +31,14 @@ from frami_edge.cli._repeat import needed, repeated_bank, repeated_teacher, say_
 from frami_edge.cli._teacher import (
     Frames,
     Labels,
+    Layout,
     Mel,
     OptionalTeacher,
     Pooled,
     TeacherArgs,
     Weights,
     describe_in,
+    say_doubts,
     teacher_file,
     teacher_source,
 )
@@ -76,6 +78,7 @@ def distill(
     teacher_args: TeacherArgs = None,
     frames: Frames = None,
     pooled: Pooled = None,
+    layout: Layout = None,
     resume: Resume = False,
     deterministic: Deterministic = False,
     device: Device = "auto",
@@ -114,10 +117,11 @@ def distill(
     choice = journey_device(device, precision)
     if deterministic:
         use_deterministic_kernels(choice, settings.seed)
-    code = (weights, mel, labels, teacher_args, frames, pooled)
+    code = (weights, mel, labels, teacher_args, frames, pooled, layout)
     source_of = repeated_teacher(original, teacher, *code) if original else None
     named_teacher = source_of or teacher_source(needed(teacher, "--teacher"), *code)
     loaded = inversion.ready(open_teacher(named_teacher), choice)
+    say_doubts(loaded, output)
     given = Bank.open(bank) if bank else None
     if given:
         check_bank(given, loaded.spec, loaded.card.labels, loaded.sha256)

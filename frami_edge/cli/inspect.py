@@ -12,6 +12,7 @@ from frami_edge.cli._output import Output
 from frami_edge.cli._teacher import (
     Frames,
     Labels,
+    Layout,
     Mel,
     Pooled,
     TeacherArgs,
@@ -48,6 +49,7 @@ def inspect(
     teacher_args: TeacherArgs = None,
     frames: Frames = None,
     pooled: Pooled = None,
+    layout: Layout = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -59,7 +61,7 @@ def inspect(
     from frami_edge.describing import describe
 
     output = Output(json=json, quiet=quiet)
-    source = teacher_source(file, weights, mel, labels, teacher_args, frames, pooled)
+    source = teacher_source(file, weights, mel, labels, teacher_args, frames, pooled, layout)
     if isinstance(source, Path):
         found = describe(source)
     else:

@@ -31,12 +31,14 @@ from frami_edge.cli._repeat import needed, repeated_teacher, say_verdict
 from frami_edge.cli._teacher import (
     Frames,
     Labels,
+    Layout,
     Mel,
     OptionalTeacher,
     Pooled,
     TeacherArgs,
     Weights,
     describe_in,
+    say_doubts,
     teacher_file,
     teacher_source,
 )
@@ -75,6 +77,7 @@ def invert(
     teacher_args: TeacherArgs = None,
     frames: Frames = None,
     pooled: Pooled = None,
+    layout: Layout = None,
     resume: Resume = False,
     deterministic: Deterministic = False,
     device: Device = "auto",
@@ -110,10 +113,11 @@ def invert(
     choice = journey_device(device, precision)
     if deterministic:
         use_deterministic_kernels(choice, settings.seed)
-    code = (weights, mel, labels, teacher_args, frames, pooled)
+    code = (weights, mel, labels, teacher_args, frames, pooled, layout)
     source_of = repeated_teacher(original, teacher, *code) if original else None
     named_teacher = source_of or teacher_source(needed(teacher, "--teacher"), *code)
     loaded = inversion.ready(open_teacher(named_teacher), choice)
+    say_doubts(loaded, output)
     context = inversion.context_of(loaded, settings.bank, choice, settings.seed)
     output.note(f"Device: {choice.reason}")
     with shared_run(

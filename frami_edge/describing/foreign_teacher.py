@@ -36,15 +36,15 @@ def describe_teacher(source: TeacherDescription) -> Description:
     """
     spec, labels, weights = mel_of(source), labels_of(source), weights_path(source)
     module = build_module(source.factory, source.arguments)
-    load_weights(module, read_weights(weights), weights)
-    module.eval().requires_grad_(False)
+    load_weights(module, read_weights(weights), weights, source.weights_under)
+    module.float().eval().requires_grad_(False)
     layout = find_layout(module, spec.n_mels, len(labels), source.layout)
     events = trace(module, spec.n_mels, layout)
     findings = []
     try:
         model = ForeignTeacher(
             module, spec.n_mels, len(labels),
-            layout=layout, frames=source.frames, pooled=source.pooled,
+            layout=source.layout, frames=source.frames, pooled=source.pooled,
         )  # fmt: skip
         states = _states(model.anatomy, spec, events)
         findings += _lacks(model)
@@ -93,7 +93,13 @@ def _network(module: nn.Module, layout: str) -> Section:
 
 
 def _axes(layout: str) -> str:
-    names = {"B": "batch", "1": "channel", "M": "mel bands", "T": "frames"}
+    names = {
+        "B": "batch",
+        "1": "channel",
+        "3": "channels, all the same",
+        "M": "mel bands",
+        "T": "frames",
+    }
     return ", ".join(names[axis] for axis in layout)
 
 
@@ -132,7 +138,7 @@ def _states(anatomy: Anatomy, spec: MelSpec, events: list[Event]) -> Section:
 
 
 def _lacks(model: ForeignTeacher) -> list[str]:
-    found = []
+    found = list(model.doubts)
     if not live_batch_norms(model):
         found.append(
             "It has no BatchNorm with running statistics: invert with "

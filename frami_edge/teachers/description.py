@@ -18,7 +18,7 @@ MAX_LABEL_BYTES = 10_000_000
 MAX_LABELS = 100_000
 """As in a checkpoint's card."""
 
-Layout = Literal["auto", "B1MT", "BMT", "B1TM", "BTM"]
+Layout = Literal["auto", "B1MT", "BMT", "B1TM", "BTM", "B3MT", "B3TM"]
 
 
 class TeacherDescription(Strict):
@@ -30,12 +30,14 @@ class TeacherDescription(Strict):
     """Keyword arguments of the callable."""
     weights: str
     """safetensors, or a torch file of tensors; relative to the description's folder."""
+    weights_under: str | None = None
+    """Where in the file, such as `ema` or `state_dict.teacher`, where several sets would fit."""
     mel: str | dict[str, Any]
     """Front end: the keys of MelSpec, a YAML file of them, or a preset such as `mel/log-mel-64`."""
     labels: str | tuple[str, ...]
     """Class names in the order of the logits, or a file with one name a line."""
     layout: Layout = "auto"
-    """Axes of the input: B batch, 1 a channel, M mel bands, T frames."""
+    """Axes of the input: B batch, 1 a channel (3: the same mel thrice), M mel bands, T frames."""
     frames: str | None = None
     """Module whose output is the last hidden state over time (`NAME@in` for its input)."""
     pooled: str | None = None

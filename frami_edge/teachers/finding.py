@@ -21,6 +21,7 @@ from frami_edge.teachers.tracing import BATCH, Event
 
 _TOLERANCE = 1e-4
 _LISTED = 6
+_VAGUE = "weighted or mixed"
 
 
 @dataclass(frozen=True)
@@ -175,14 +176,17 @@ def _first_without_time(events: Sequence[Event]) -> Event:
 
 def _last_that_fits(events: Sequence[Event], after: Event) -> Event:
     pooled_BD = flat(after.tensor)
-    for event in reversed(list(events[: events.index(after)])):
-        if event.time_axis is None or event.tensor.shape[0] != BATCH or event.tensor.ndim < 3:
-            continue
-        frames_BCT = frames_of(event.tensor, event.time_axis)
-        if pooled_BD.shape[1] % frames_BCT.shape[1]:
-            continue
-        if _lies_within(event.tensor, event.time_axis, pooled_BD):
-            return _first_of_its_kind(events, event)
+    # An activation inside `forward` has no name: the state before it is what can be watched.
+    for activated in (False, True):
+        for event in reversed(list(events[: events.index(after)])):
+            if event.time_axis is None or event.tensor.shape[0] != BATCH or event.tensor.ndim < 3:
+                continue
+            frames_BCT = frames_of(event.tensor, event.time_axis)
+            if pooled_BD.shape[1] % frames_BCT.shape[1]:
+                continue
+            exact = not _kind_of_pooling(frames_BCT, pooled_BD).startswith(_VAGUE)
+            if exact or _lies_within(event.tensor, event.time_axis, pooled_BD, activated=activated):
+                return _first_of_its_kind(events, event)
     raise TeacherError(
         f"The state before the pooling is not unambiguous: none fits {after.name} "
         f"{tuple(after.tensor.shape)}.",
@@ -199,11 +203,13 @@ def _first_of_its_kind(events: Sequence[Event], event: Event) -> Event:
     )
 
 
-def _lies_within(x: Tensor, time_axis: int, pooled_BD: Tensor) -> bool:
+def _lies_within(x: Tensor, time_axis: int, pooled_BD: Tensor, *, activated: bool) -> bool:
     channel = next(axis for axis in range(1, x.ndim) if axis != time_axis)
     x_BCn = x.movedim(channel, 1).flatten(2)
     some_BC = pooled_BD[:, : x_BCn.shape[1]]
     low, high = x_BCn.amin(2) - _TOLERANCE, x_BCn.amax(2) + _TOLERANCE
+    if activated:  # ReLU, SiLU, GELU and their like pull a value towards 0, and not beyond
+        low, high = low.clamp_max(0), high.clamp_min(0)
     return bool(((some_BC >= low) & (some_BC <= high)).all())
 
 
@@ -217,7 +223,7 @@ def _kind_of_pooling(frames_BCT: Tensor, pooled_BD: Tensor) -> str:
         for kind, value in (("mean", h_BCT.mean(2)), ("maximum", h_BCT.amax(2))):
             if torch.allclose(first, value, atol=1e-4, rtol=1e-3):
                 return f"{kind}{further}{how}"
-    return f"weighted or mixed{further}"
+    return f"{_VAGUE}{further}"
 
 
 def _candidates(events: Sequence[Event], with_time: bool) -> str:

@@ -26,11 +26,12 @@ from frami_edge.teachers.finding import (
 from frami_edge.teachers.tracing import (
     LENGTHS,
     Event,
+    answer,
     arrange,
     call,
     find_layout,
-    first_tensor,
     maybe_tensor,
+    other_layouts,
     probe_mels,
     trace,
 )
@@ -58,6 +59,7 @@ class Anatomy:
         receptive_field: Mel frames that a frame feature sees; None: the whole clip.
         head: Name of its affine head; "" where the way from pooled state to logits is not affine.
         answers: ``logits``, ``log-probabilities`` or ``probabilities``.
+        also: Other orders of axes that it takes without complaint.
     """
 
     layout: str
@@ -67,6 +69,7 @@ class Anatomy:
     receptive_field: int | None
     head: str
     answers: str
+    also: tuple[str, ...]
 
 
 class ForeignTeacher(nn.Module):
@@ -95,8 +98,9 @@ class ForeignTeacher(nn.Module):
         pooled: str | None = None,
     ) -> None:
         super().__init__()
-        self.module = module.eval().requires_grad_(False)
-        self.n_mels = n_mels
+        # Whatever precision its owner left it in: half is for GPUs, and mels are float32.
+        self.module = module.float().eval().requires_grad_(False)
+        self.n_mels, self.classes = n_mels, classes
         found = find_layout(module, n_mels, classes, layout)
         events = trace(module, n_mels, found)
         states = find_states(events, frames, pooled)
@@ -107,7 +111,20 @@ class ForeignTeacher(nn.Module):
         self._time_axis = next(e.time_axis for e in events if e.name == states.frames)
         self._watch(states.frames, "frames")
         self._watch(states.pooled, "pooled")
-        raw_BK = call(module, arrange(probe_mels(n_mels, LENGTHS[0]), found))
+        raw_BK, again_BK = (
+            call(module, arrange(probe_mels(n_mels, LENGTHS[0]), found), classes) for _ in range(2)
+        )
+        self._seen.clear()
+        if not torch.allclose(raw_BK, again_BK, atol=1e-3, rtol=1e-3, equal_nan=True):
+            raise TeacherError(
+                "The teacher answers differently each time: something is random in evaluation.",
+                fix="Let chance follow the mode: nn.Dropout, or F.dropout(x, p, self.training).",
+            )
+        if not torch.isfinite(raw_BK).all():
+            raise TeacherError(
+                "The teacher's answers are not finite.",
+                fix="Check the weights and the mel's mean and std.",
+            )
         self._probabilities = log_probabilities(raw_BK) is not raw_BK
         head = find_head(module, events, states.pooled, raw_BK)
         self._head = as_linear(module.get_submodule(head)) if head else None
@@ -120,12 +137,24 @@ class ForeignTeacher(nn.Module):
         self.anatomy = Anatomy(
             found, states, self.frame_stride, self.frame_offset, field, head,
             "probabilities" if self._probabilities else answers,
+            other_layouts(module, n_mels, classes, found) if layout == "auto" else (),
         )  # fmt: skip
 
     @property
     def head(self) -> nn.Linear | None:
         """The affine map from pooled state to logits; None where it is not affine."""
         return self._head
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What its owner alone can know, in sentences."""
+        if not self.anatomy.also:
+            return ()
+        layout, others = self.anatomy.layout, " or ".join(self.anatomy.also)
+        return (
+            f"The teacher takes mels as {others} without complaint as well, and {layout} was "
+            f"assumed. A wrong order gives nonsense: say --layout {layout} once you are sure.",
+        )
 
     def hidden(self, x_B1MT: Tensor, lengths_B: Tensor | None = None) -> Hidden:
         """Frame features (B, C, T'), pooled state (B, D) and logits (B, K).
@@ -138,7 +167,7 @@ class ForeignTeacher(nn.Module):
                 fix="Batch clips of equal length.",
             )
         try:
-            out = first_tensor(self.module(arrange(x_B1MT, self.anatomy.layout)))
+            out = answer(self.module(arrange(x_B1MT, self.anatomy.layout)), self.classes)
             logits_BK = out.clamp_min(1e-12).log() if self._probabilities else out
             frames_BCT = frames_of(self._seen["frames"], self._time_axis)
             return Hidden(frames_BCT, flat(self._seen["pooled"]), logits_BK)

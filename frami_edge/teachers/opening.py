@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def open_teacher(source: Path | TeacherDescription) -> Loaded:
     spec, labels, weights = mel_of(source), labels_of(source), weights_path(source)
     tensors = read_weights(weights)
     module = build_module(source.factory, source.arguments)
-    load_weights(module, tensors, weights)
+    load_weights(module, tensors, weights, source.weights_under)
     model = ForeignTeacher(
         module, spec.n_mels, len(labels),
         layout=source.layout, frames=source.frames, pooled=source.pooled,
@@ -73,7 +74,8 @@ def build_module(factory: str, arguments: dict[str, Any]) -> nn.Module:
     if here not in sys.path:  # as `python -m` does: people's models lie in their project
         sys.path.insert(0, here)
     try:
-        found: Any = importlib.import_module(module_name)
+        with redirect_stdout(sys.stderr):  # what it prints is no result of ours
+            found: Any = importlib.import_module(module_name)
         for part in attribute.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError) as error:
@@ -81,7 +83,13 @@ def build_module(factory: str, arguments: dict[str, Any]) -> nn.Module:
             f"Cannot import {factory}: {error}.",
             fix="Give MODULE:CALLABLE, and run where `import MODULE` works, or set PYTHONPATH.",
         ) from None
-    made = _called(found, factory, arguments)
+    except (Exception, SystemExit) as error:  # a script that runs when it is imported
+        raise TeacherError(
+            f"Importing {module_name} fails: {in_words(error)}",
+            fix="Give a module that can be imported: a script needs `if __name__ == '__main__':`.",
+        ) from None
+    with redirect_stdout(sys.stderr):
+        made = _called(found, factory, arguments)
     if not isinstance(made, nn.Module):
         raise TeacherError(
             f"{factory} gives {type(made).__name__}, not an nn.Module.",

@@ -5,7 +5,8 @@ Shape legend: B batch, M mel bands, T mel frames, K classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -13,8 +14,11 @@ from torch import Tensor, nn
 
 from frami_edge.errors import TeacherError
 
-LAYOUTS = ("B1MT", "BMT", "B1TM", "BTM")
+LAYOUTS = ("B1MT", "BMT", "B1TM", "BTM", "B3MT", "B3TM")
 """Tried in this order where the description says ``auto``."""
+_USUAL_LENGTHS = (32, 48, 49, 50, 61, 63, 64, 80, 96, 98, 99, 100, 101, 125, 126, 128, 200, 201,
+                  250, 251, 300, 301, 400, 401, 500, 501, 512, 998, 1000, 1001, 1024)  # fmt: skip
+"""Mel frames of the clips that networks of one length are commonly built for."""
 BATCH = 4
 LENGTHS = (256, 512)
 """Mel frames of the two passes that are compared: an axis that grows between them is time."""
@@ -48,6 +52,8 @@ class Event:
 def arrange(x_B1MT: Tensor, layout: str) -> Tensor:
     """Our (B, 1, M, T) in the teacher's order of axes."""
     x = x_B1MT.transpose(2, 3) if layout.endswith("TM") else x_B1MT
+    if "3" in layout:  # networks for pictures see the same mel in each colour
+        return x.expand(-1, 3, -1, -1)
     return x if "1" in layout else x.squeeze(1)
 
 
@@ -69,62 +75,113 @@ def find_layout(model: nn.Module, n_mels: int, classes: int, asked: str = "auto"
     """
     tried = []
     for layout in LAYOUTS if asked == "auto" else (asked,):
-        shapes = []
-        try:
-            for frames in LENGTHS:
-                out = call(model, arrange(probe_mels(n_mels, frames), layout))
-                shapes.append(tuple(out.shape))
-        except Exception as error:  # the teacher is somebody else's code
-            tried.append(f"{layout}: {in_words(error)}")
-            continue
+        shapes = _shapes(model, n_mels, classes, layout, LENGTHS)
         if shapes == [(BATCH, classes)] * 2:
+            if layout == "BMT" and asked == "auto":
+                _check_only_one(model, n_mels, classes)
             return layout
-        tried.append(f"{layout}: gives {' and '.join(map(str, shapes))}")
+        said = " and ".join(map(str, shapes))
+        tried.append(
+            f"{layout}: {said}" if isinstance(shapes[-1], str) else f"{layout}: gives {said}"
+        )
+    for layout in LAYOUTS if asked == "auto" else (asked,):
+        for frames in _USUAL_LENGTHS:
+            if _shapes(model, n_mels, classes, layout, (frames,)) == [(BATCH, classes)]:
+                raise TeacherError(
+                    f"The teacher takes clips of {frames} frames ({layout}) and not of "
+                    f"{LENGTHS[0]} and {LENGTHS[1]}: its clip length is fixed.",
+                    fix="Wrap it in a module that takes any length: docs/MY_TEACHER.md shows one.",
+                )
     raise TeacherError(
         f"The teacher does not turn log-mels of {n_mels} bands and {LENGTHS[0]} or {LENGTHS[1]} "
         f"frames into (batch, {classes}) logits. Tried: {'; '.join(tried)}.",
-        fix="Check mel and labels; a teacher with a fixed clip length has to be wrapped in a "
-        "module that takes any length.",
+        fix="Check mel and labels. A network that takes waveforms, needs more than one argument, "
+        "or has a fixed clip length has to be wrapped in a module that takes log-mels of any "
+        "length: docs/MY_TEACHER.md shows how.",
     )
 
 
-def in_words(error: Exception) -> str:
+def _check_only_one(model: nn.Module, n_mels: int, classes: int) -> None:
+    """Both orders of three axes are common, so none may be assumed."""
+    if _shapes(model, n_mels, classes, "BTM", LENGTHS) == [(BATCH, classes)] * 2:
+        raise TeacherError(
+            "The teacher takes (batch, bands, frames) and (batch, frames, bands) alike, and only "
+            "one of them is what it was trained on.",
+            fix="Say which: --layout BMT or --layout BTM, or `layout:` in its description.",
+        )
+
+
+def other_layouts(model: nn.Module, n_mels: int, classes: int, layout: str) -> tuple[str, ...]:
+    """Orders of axes that it takes as well, so that only its owner knows which is right."""
+    expected = [(BATCH, classes)] * 2
+    return tuple(
+        other
+        for other in LAYOUTS
+        if other != layout and _shapes(model, n_mels, classes, other, LENGTHS) == expected
+    )
+
+
+def _shapes(
+    model: nn.Module, n_mels: int, classes: int, layout: str, lengths: tuple[int, ...]
+) -> list[tuple[int, ...] | str]:
+    """Of the answers to clips of these lengths; an error in words, where it came to one."""
+    shapes: list[tuple[int, ...] | str] = []
+    for frames in lengths:
+        try:
+            out = call(model, arrange(probe_mels(n_mels, frames), layout), classes)
+        except Exception as error:  # the teacher is somebody else's code
+            return [in_words(error)]
+        shapes.append(tuple(out.shape))
+    return shapes
+
+
+def in_words(error: BaseException) -> str:
     """Type and first line of what somebody else's code raised."""
     first = (str(error).strip().splitlines() or [""])[0][:200]
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
 @torch.no_grad()
-def call(model: nn.Module, x: Tensor) -> Tensor:
+def call(model: nn.Module, x: Tensor, classes: int) -> Tensor:
     """The logits, out of the tuple or mapping that some teachers return."""
-    return first_tensor(model(x))
+    return answer(model(x), classes)
 
 
-def first_tensor(out: Any) -> Tensor:
-    """The first tensor in what a module gave.
+def answer(out: Any, classes: int) -> Tensor:
+    """The logits in what a teacher gave: the first tensor of K columns, else the first of all.
+
+    Some return (embedding, logits), others (logits, embedding), a mapping or a data class.
 
     Raises:
-        TeacherError: There is none.
+        TeacherError: There is no tensor in it.
     """
-    tensor = maybe_tensor(out)
-    if tensor is None:
+    tensors = list(_tensors(out))
+    fitting = [t for t in tensors if t.ndim == 2 and t.shape[1] == classes]
+    if not tensors:
         raise TeacherError(
             f"The teacher returns {type(out).__name__} without a tensor in it.",
             fix="Wrap it in a module whose forward returns the logits.",
         )
-    return tensor
+    return (fitting or tensors)[0]
+
+
+def _tensors(out: Any) -> Iterator[Tensor]:
+    if is_dataclass(out) and not isinstance(out, type):
+        out = {field.name: getattr(out, field.name) for field in fields(out)}
+    if isinstance(out, Tensor):
+        yield out
+    elif isinstance(out, Mapping):
+        known = [k for k in ("logits", "clipwise_output", "output") if k in out]
+        for key in [*known, *(k for k in out if k not in known)]:
+            yield from _tensors(out[key])
+    elif isinstance(out, (tuple, list)):
+        for part in out:
+            yield from _tensors(part)
 
 
 def maybe_tensor(out: Any) -> Tensor | None:
-    """The first tensor in a tensor, tuple, list or mapping."""
-    if isinstance(out, Tensor):
-        return out
-    if isinstance(out, dict):
-        keys = [k for k in ("logits", "clipwise_output", "output") if k in out]
-        out = [out[k] for k in keys] or list(out.values())
-    if isinstance(out, (tuple, list)):
-        return next((t for t in map(maybe_tensor, out) if t is not None), None)
-    return None
+    """The first tensor in a tensor, tuple, list, mapping or data class."""
+    return next(_tensors(out), None)
 
 
 @torch.no_grad()

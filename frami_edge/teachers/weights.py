@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,15 @@ from torch import Tensor, nn
 
 from frami_edge.errors import CheckpointError
 
-_NESTED = ("state_dict", "model_state_dict", "model", "net", "weights", "params", "ema")
-_PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+_UNREAD = ("num_batches_tracked", "total_ops", "total_params")
+"""Counters that trainers and profilers leave behind, which nothing here reads."""
+_DEPTH = 3
+"""Levels of mappings in which a state dictionary may lie."""
 _SHOWN = 5
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The state dictionary in a file, out of the wrappings that trainers put around it.
+    """Every tensor in a file, under its name; `ema.conv.weight` for one in a mapping `ema`.
 
     Raises:
         CheckpointError: Damaged, holding code, or without tensors.
@@ -27,7 +30,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+        # Trainers keep their options beside the weights; a Namespace holds values and runs nothing.
+        with torch.serialization.safe_globals([Namespace]):
+            found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{path} cannot be read: {_first(error)}", fix="Copy it again."
@@ -36,43 +41,58 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path} holds more than tensors, or is damaged, and is not executed: {_first(error)}",
             fix="Save the weights alone: safetensors.torch.save_file(model.state_dict(), FILE), or "
-            "torch.save(model.state_dict(), FILE).",
+            "torch.save(model.state_dict(), FILE). Of a Lightning checkpoint that you trust: "
+            "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW_FILE).",
         ) from None
-    for _ in range(3):
-        inner = _nested(found)
-        if inner is None:
-            break
-        found = inner
     if not isinstance(found, Mapping):
         raise CheckpointError(
             f"{path} holds {type(found).__name__}, not a state dictionary.",
             fix="Save model.state_dict().",
         )
-    tensors = {str(k): v for k, v in found.items() if isinstance(v, Tensor)}
+    tensors = dict(_tensors(found, "", _DEPTH))
     if not tensors:
         raise CheckpointError(f"{path} holds no tensors.", fix="Save model.state_dict().")
     return tensors
 
 
-def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Put them into the model; every name must fit, after common prefixes are taken off.
+def load_weights(
+    model: nn.Module, tensors: Mapping[str, Tensor], path: Path, under: str | None = None
+) -> None:
+    """Put them into the model.
+
+    All its names have to lie under one prefix, whatever that is (`module.`, `state_dict.net.`);
+    under it nothing may be left over. What lies elsewhere (an optimiser's moments, a loss, the mel
+    front end) is no part of the model.
+
+    Args:
+        model: The network.
+        tensors: Of `read_weights`.
+        path: For messages.
+        under: The prefix; found where None.
 
     Raises:
-        CheckpointError: Names or shapes do not fit, or a value is not finite.
+        CheckpointError: Names or shapes do not fit, several sets of weights do, or a value is not
+            finite.
     """
     wanted = model.state_dict()
-    named = _best_names(tensors, set(wanted))
-    # Older checkpoints lack this counter, which nothing here reads.
-    missing = [k for k in wanted if k not in named and not k.endswith("num_batches_tracked")]
-    extra = [k for k in named if k not in wanted]
+    named = _under(tensors, set(wanted), path, under)
+    missing = [k for k in wanted if k not in named and not k.endswith(_UNREAD)]
+    extra = [k for k in named if k not in wanted and not k.endswith(_UNREAD)]
     shapes = [
         f"{k} {tuple(named[k].shape)} for {tuple(wanted[k].shape)}"
         for k in wanted
         if k in named and named[k].shape != wanted[k].shape
     ]
+    # torch would drop the imaginary part, and say so in a warning.
+    kinds = [k for k in wanted if k in named and named[k].is_complex() > wanted[k].is_complex()]
     problems = [
         f"{what} {_some(names)}"
-        for what, names in (("missing:", missing), ("unknown:", extra), ("other shape:", shapes))
+        for what, names in (
+            ("missing:", missing),
+            ("unknown:", extra),
+            ("other shape:", shapes),
+            ("complex:", kinds),
+        )
         if names
     ]
     if problems:
@@ -80,29 +100,51 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) ->
             f"The weights in {path} do not fit the module: {'; '.join(problems)}.",
             fix="Build the module with the arguments that it was trained with (--teacher-arg).",
         )
-    bad = [k for k, v in named.items() if v.is_floating_point() and not torch.isfinite(v).all()]
+    bad = [k for k, v in named.items() if not torch.isfinite(v).all()]
     if bad:
         raise CheckpointError(
             f"{path} holds weights that are not finite: {_some(bad)}.", fix="Use another file."
         )
-    model.load_state_dict(dict(named), strict=False)
+    model.load_state_dict({k: v for k, v in named.items() if k in wanted}, strict=False)
 
 
-def _nested(found: Any) -> Any:
-    if not isinstance(found, Mapping) or any(isinstance(v, Tensor) for v in found.values()):
-        return None
-    return next((found[k] for k in _NESTED if isinstance(found.get(k), Mapping)), None)
+def _tensors(found: Mapping[Any, Any], prefix: str, depth: int) -> Iterator[tuple[str, Tensor]]:
+    for key, value in found.items():
+        if isinstance(value, Tensor):
+            if value.layout is not torch.strided or value.is_meta or value.is_quantized:
+                continue  # without plain values it is no weight
+            yield f"{prefix}{key}", value
+        elif isinstance(value, Mapping) and depth > 1:
+            yield from _tensors(value, f"{prefix}{key}.", depth - 1)
 
 
-def _best_names(tensors: Mapping[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
-    best = dict(tensors)
-    for prefix in _PREFIXES:
-        if not all(k.startswith(prefix) for k in best):
-            continue
-        shorter = {k.removeprefix(prefix): v for k, v in best.items()}
-        if len(wanted & set(shorter)) > len(wanted & set(best)):
-            best = shorter
-    return best
+def _under(
+    tensors: Mapping[str, Tensor], wanted: set[str], path: Path, asked: str | None
+) -> dict[str, Tensor]:
+    """The tensors below the prefix under which the model's names lie, without it."""
+    needed = sorted(k for k in wanted if not k.endswith(_UNREAD))
+    found = {key.removesuffix(k) for k in needed for key in tensors if _ends(key, k)} | {""}
+    prefixes = sorted(found) if asked is None else [f"{asked.rstrip('.')}." if asked else ""]
+    whole = [p for p in prefixes if all(p + k in tensors for k in needed)]
+    others = [p for p in whole[1:] if any(_differ(tensors, whole[0], p, k) for k in needed)]
+    if others:
+        listed = ", ".join(p.rstrip(".") or "the top" for p in [whole[0], *others])
+        raise CheckpointError(
+            f"{path} holds several sets of weights that fit the module: under {listed}.",
+            fix="Describe the teacher in YAML, and say there which: `weights_under: "
+            f"{others[-1].rstrip('.')}`.",
+        )
+    # Where none is whole, the nearest one, so that what is said about it helps.
+    best = max(whole or prefixes, key=lambda p: sum(p + k in tensors for k in needed))
+    return {k.removeprefix(best): v for k, v in tensors.items() if k.startswith(best)}
+
+
+def _ends(key: str, name: str) -> bool:
+    return key == name or key.endswith(f".{name}")
+
+
+def _differ(tensors: Mapping[str, Tensor], one: str, other: str, name: str) -> bool:
+    return not torch.equal(tensors[one + name], tensors[other + name])
 
 
 def _some(names: list[str]) -> str:

@@ -138,5 +138,5 @@ def test_hooks_do_not_pile_up_hidden_states() -> None:
 
 def test_a_network_of_fixed_length_is_refused() -> None:
     fixed = nn.Sequential(nn.Flatten(), nn.Linear(M * 64, K))
-    with pytest.raises(TeacherError, match="fixed clip length"):
+    with pytest.raises(TeacherError, match="its clip length is fixed"):
         ForeignTeacher(fixed, M, K)
