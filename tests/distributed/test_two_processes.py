@@ -77,6 +77,13 @@ def test_the_bank_is_the_same(two: dict[str, Any], cases: ModuleType, tmp_path: 
     assert two["bank"]["health"].keys() == alone["health"].keys()
 
 
+def test_the_baselines_are_the_same(two: dict[str, Any], cases: ModuleType, tmp_path: Path) -> None:
+    alone = cases.baselines(tmp_path / "bank")
+    assert len(alone) == 6
+    for name, clips in alone.items():
+        close(two["baselines"][name], clips, rtol=5e-3, atol=5e-3)
+
+
 def test_a_bank_goes_on_with_another_number_of_processes(
     two: dict[str, Any], cases: ModuleType, folder: Path, tmp_path: Path
 ) -> None:

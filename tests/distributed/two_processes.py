@@ -17,6 +17,7 @@ from frami_edge.device import Choice
 from frami_edge.distillation.config import DistillConfig
 from frami_edge.distillation.loop import Distiller
 from frami_edge.distributed import Rows, broadcast, share_batch_norms, sum_gradients, world
+from frami_edge.inversion.baselines_config import BASELINES
 from frami_edge.inversion.config import BankConfig
 from frami_edge.inversion.loop import make_bank
 from frami_edge.inversion.sources import Context
@@ -124,6 +125,21 @@ def bank(folder: Path, kill: tuple[str, int] | None = None) -> dict[str, Any]:
     return {"clips": clips, "rows": rows, "health": made.index.health}
 
 
+def baselines(folder: Path) -> dict[str, Tensor]:
+    """The clips of every published baseline."""
+    few = {"iterations": 2, "student_steps": 1}
+    sections = {
+        name: few if name in ("cmi", "deep_inversion", "fast") else {} for name in BASELINES
+    }
+    config = {
+        "frames": 16, "sources": dict.fromkeys(BASELINES, 1), "baselines": sections,
+        "inversion": {"steps": 4, "burn_in": 1, "batch_size": 7, "width": 8},
+    }  # fmt: skip
+    context = Context(teacher(), SPEC, K, BankConfig.model_validate(config), CPU, 3)
+    made = make_bank(folder, context, LABELS, SHA)
+    return {name: made.read(name).mels_N1MT for name in BASELINES}
+
+
 def batch_norm(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
     """Outputs, gradients and running statistics of a small network on 5 clips."""
     torch.manual_seed(1)
@@ -159,6 +175,7 @@ def main(folder: Path) -> None:
         "half": half,
         "resumed": lambda: resumed(state),
         "bank": lambda: bank(folder / "bank"),
+        "baselines": lambda: baselines(folder / "baselines"),
         "begun": lambda: bank(folder / "begun-by-two", kill=("inversion", 4)),
         "goes_on": lambda: bank(folder / "begun-by-one"),
     }
