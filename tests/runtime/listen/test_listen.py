@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
-import shlex
-import signal
 import subprocess
 import sys
-import time
-import wave
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from listen_kit import EASY, PROGRAM, RATE, Listen, as_int16, of, write_wav
 
 from frami_edge_runtime import Classifier
 from frami_edge_runtime.events import EventDetector, EventSpec
@@ -25,47 +20,6 @@ from frami_edge_runtime.listen.displays import Losses
 from frami_edge_runtime.listen.level import LevelMeter
 from frami_edge_runtime.listen.live import live_display
 from frami_edge_runtime.listen.records import Gap
-
-RATE = 8000
-PROGRAM = [sys.executable, "-m", "frami_edge_runtime.listen.cli"]
-EASY = ["--window", "0.4", "--hop", "0.1", "--on", "0.25", "--off", "0.2", "--min-on", "0.1"]
-
-Lines = list[dict[str, Any]]
-Listen = Callable[..., Lines]
-
-
-@pytest.fixture
-def wav_path(clip: np.ndarray, tmp_path: Path) -> Path:
-    path = tmp_path / "street.wav"
-    write_wav(path, clip)
-    return path
-
-
-def write_wav(path: Path, clip: np.ndarray, channels: int = 1) -> None:
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(channels)
-        file.setsampwidth(2)
-        file.setframerate(RATE)
-        file.writeframes(as_int16(clip).tobytes())
-
-
-def as_int16(clip: np.ndarray) -> np.ndarray:
-    return (clip * 32767).clip(-32768, 32767).astype("<i2")
-
-
-@pytest.fixture
-def listen(model_path: Path, capsys: pytest.CaptureFixture[str]) -> Listen:
-    """`listen(path, "--once", code=0)` gives the records of --json."""
-
-    def run(*arguments: object, code: int = 0) -> Lines:
-        assert main([str(model_path), *map(str, arguments), "--json"]) == code
-        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-
-    return run
-
-
-def of(records: Lines, kind: str) -> Lines:
-    return [{k: v for k, v in r.items() if k != "type"} for r in records if r["type"] == kind]
 
 
 def test_a_file_says_what_the_library_says(
@@ -230,152 +184,9 @@ def test_control_characters_of_a_label_do_not_reach_the_terminal(
     assert "a?[2J" in out
 
 
-ENDLESS = """
-import struct, sys, time
-out = sys.stdout.buffer
-i = 0
-while True:
-    out.write(struct.pack("<400h", *((k * k * 37) % 9000 - 4500 for k in range(i, i + 400))))
-    out.flush(); i += 400; time.sleep(0.02)
-"""
-
-
-def python_path(first: Path) -> str:
-    return os.pathsep.join(filter(None, [str(first), os.environ.get("PYTHONPATH")]))
-
-
-def microphone(folder: Path, script: str = ENDLESS) -> dict[str, str]:
-    """An environment whose only microphone is an arecord that runs this script."""
-    path = folder / "bin" / "arecord"
-    path.parent.mkdir()
-    path.write_text(f"#!{sys.executable}\n{script}")
-    path.chmod(0o755)
-    blocked = folder / "blocked" / "sounddevice.py"
-    blocked.parent.mkdir()
-    blocked.write_text("raise ImportError")
-    return {**os.environ, "PATH": str(path.parent), "PYTHONPATH": python_path(blocked.parent)}
-
-
-def rest(process: subprocess.Popen[str]) -> tuple[str, str]:
-    """What is left to read; `communicate` would miss what `readline` has buffered."""
-    with process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        return process.stdout.read(), process.stderr.read()
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_end_with_a_summary_and_success(
-    model_path: Path, tmp_path: Path, number: signal.Signals
-) -> None:
-    process = subprocess.Popen(
-        [*PROGRAM, str(model_path), *EASY, "--json"], env=microphone(tmp_path),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdout is not None
-    records = [json.loads(process.stdout.readline()) for _ in range(3)]
-    process.send_signal(number)
-    out, err = rest(process)
-    assert process.returncode == 0, err
-    records += [json.loads(line) for line in out.splitlines()]
-    assert records[-1]["type"] == "summary"
-    assert records[-1]["reason"] == "interrupted"
-    assert [r["kind"] for r in of(records, "event")].count("start") == [
-        r["kind"] for r in of(records, "event")
-    ].count("end")
-    assert records[0]["source"] == "ALSA device default"
-    assert err == ""
-
-
-def test_a_silent_pipe_can_be_interrupted(model_path: Path) -> None:
-    process = subprocess.Popen(
-        [*PROGRAM, str(model_path), "-", "--rate", "8000", "--json"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdout is not None
-    process.stdout.readline()
-    time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    out, err = rest(process)
-    assert (process.returncode, err) == (0, "")
-    assert json.loads(out.splitlines()[-1])["reason"] == "interrupted"
-
-
-def test_lost_samples_are_told_and_the_clock_goes_on(model_path: Path, tmp_path: Path) -> None:
-    script = (
-        "import sys, time\nout = sys.stdout.buffer\nout.write(bytes(16000)); out.flush()\n"
-        "time.sleep(0.3)\n"
-        "print('overrun!!! (at least 500.000 ms long)', file=sys.stderr, flush=True)\n"
-        "time.sleep(0.3)\nout.write(bytes(16000)); out.flush(); time.sleep(30)"
-    )
-    run = subprocess.run(
-        [*PROGRAM, str(model_path), *EASY, "--json", "--duration", "2.5"],
-        env=microphone(tmp_path, script), capture_output=True, text=True, timeout=60, check=True,
-    )  # fmt: skip
-    records = [json.loads(line) for line in run.stdout.splitlines()]
-    assert of(records, "gap") == [{"t": 1.0, "lost": 4000, "lost_s": 0.5}]
-    assert [r["gap"] for r in of(records, "result") if r["gap"]] == [4000]
-    (summary,) = of(records, "summary")
-    assert (summary["audio_s"], summary["lost"], summary["gaps"]) == (2.5, 4000, 1)
-
-
-def test_a_reader_that_goes_away_ends_it_quietly(model_path: Path, tmp_path: Path) -> None:
-    path = tmp_path / "long.wav"
-    write_wav(path, np.zeros(RATE * 600))
-    process = subprocess.Popen(
-        [*PROGRAM, str(model_path), str(path), "--json", *EASY],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdout is not None
-    assert process.stderr is not None
-    process.stdout.readline()
-    process.stdout.close()
-    assert process.wait(30) == 1
-    assert process.stderr.read() == ""
-    process.stderr.close()
-
-
-def test_on_a_terminal_it_is_live_and_leaves_it_clean(model_path: Path, wav_path: Path) -> None:
-    pytest.importorskip("rich")
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [*PROGRAM, str(model_path), str(wav_path), *EASY],
-        stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
-    )  # fmt: skip
-    os.close(theirs)
-    shown = b""
-    try:
-        while data := os.read(ours, 65_536):
-            shown += data
-    except OSError:
-        pass  # how Linux ends a terminal
-    os.close(ours)
-    assert process.wait(30) == 0
-    text = shown.decode()
-    assert "windows of 0.40 s every 0.10 s" in text
-    assert "began at" in text
-    assert "heard in" in text.splitlines()[-1]
-    assert text.rfind("\x1b[?25h") > text.rfind("\x1b[?25l") >= 0  # the cursor is shown again
-
-
 def test_without_rich_there_is_no_live_display(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rich.live", None)  # type: ignore[arg-type]
     assert live_display(3) is None
-
-
-def test_starting_stays_light(model_path: Path, wav_path: Path) -> None:
-    code = (
-        "import sys; from frami_edge_runtime.listen.cli import main; "
-        f"main([{str(model_path)!r}, {str(wav_path)!r}, '-q']); "
-        "print(*sorted({m.split('.')[0] for m in sys.modules}))"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
-    )
-    loaded = set(run.stdout.splitlines()[-1].split())
-    assert "onnxruntime" in loaded
-    heavy = {"rich", "soundfile", "sounddevice", "soxr", "torch", "scipy", "typer", "pydantic"}
-    assert not loaded & heavy
 
 
 def test_levels_follow_the_sample_clock() -> None:
@@ -393,28 +204,3 @@ def test_levels_follow_the_sample_clock() -> None:
     assert whole.level_db(0.0, 3.0) == pytest.approx(-6.02, abs=0.1)
     whole.lose(100 * RATE)
     assert whole.level_db(0.0, 200.0) == -120.0
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full disk is played by /dev/full")
-def test_a_full_disk_under_stdout_is_one_sentence(model_path: Path, wav_path: Path) -> None:
-    with open("/dev/full", "w") as full:
-        run = subprocess.run(
-            [*PROGRAM, model_path, wav_path, *EASY], stdout=full, stderr=subprocess.PIPE,
-            text=True, timeout=60,
-        )  # fmt: skip
-    assert run.returncode == 1
-    errors = [line for line in run.stderr.splitlines() if line.startswith(("error:", "fix:"))]
-    assert errors == [
-        "error: The output could not be written: No space left on device.",
-        "fix: Free some space, or send it elsewhere.",
-    ]
-    assert "Traceback" not in run.stderr
-    assert "Exception" not in run.stderr
-
-
-@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
-def test_closed_outputs_do_not_end_it(model_path: Path, wav_path: Path, closed: str) -> None:
-    line = shlex.join([*PROGRAM, str(model_path), str(wav_path), *EASY])
-    run = subprocess.run(f"{line} {closed}", shell=True, capture_output=True, timeout=60)
-    assert run.returncode == 0
-    assert b"error" not in run.stderr
