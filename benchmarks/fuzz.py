@@ -69,7 +69,7 @@ def run_case(kind: str, number: int, seed: int, sandbox: Any) -> tuple[str, str]
     from frami_edge_runtime.errors import AudioError, FramiEdgeError
 
     rng = np.random.default_rng([seed, number, zlib.crc32(kind.encode())])
-    case = sandbox.open(number)
+    case = sandbox.open(f"{kind}-{number}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -85,6 +85,13 @@ def run_case(kind: str, number: int, seed: int, sandbox: Any) -> tuple[str, str]
         return outcome, said
     except WrongAnswerError as error:
         return "wrong", str(error)
+    except OSError as error:
+        from frami_edge.cli._errors import explain
+
+        known = explain(error)  # the program's own table
+        if error.errno is None or not known.fix:
+            return "traceback", traceback.format_exc()
+        return "refused", known.message
     except MemoryError:
         return "wrong", "memory was taken before numbers were checked\n" + traceback.format_exc()
     except (Exception, SystemExit):

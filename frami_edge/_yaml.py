@@ -19,7 +19,7 @@ class _Loader(yaml.SafeLoader):
                 problem="aliases (*name) are not supported: write the value out",
                 problem_mark=event.start_mark,
             )
-        event = self.peek_event()
+        event = self.peek_event()  # type: ignore[no-untyped-call]
         if getattr(event, "tag", None) not in (None, "!"):
             raise yaml.MarkedYAMLError(
                 problem=f"tags ({event.tag}) are not supported: write the value alone",

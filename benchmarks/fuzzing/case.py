@@ -74,9 +74,9 @@ class Sandbox:
             os.environ[variable] = str(root / name)
         os.environ.pop("FRAMI_EDGE_DATA", None)
 
-    def open(self, number: int) -> Case:
+    def open(self, name: str) -> Case:
         """A fresh case, its folder the current one."""
-        folder = self.root / "cases" / str(number)
+        folder = self.root / "cases" / name
         folder.mkdir(parents=True)
         os.chdir(folder)
         self._before = self._outside()

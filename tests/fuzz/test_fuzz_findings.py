@@ -39,6 +39,7 @@ from frami_edge.plots.style import LONGEST_NAME, short
 from frami_edge.states import load_state, save_state
 from frami_edge.teachers.description import labels_of, read_description
 from frami_edge.teachers.opening import build_module, open_teacher
+from frami_edge_runtime import Classifier
 
 
 def _ogg(material: Any) -> bytes:
@@ -65,6 +66,13 @@ def test_a_clip_that_is_a_device_is_not_read(tmp_path: Path) -> None:
     os.symlink("/dev/zero", tmp_path / "a.wav")
     with pytest.raises(UnusableClipError, match="no regular file"):
         read_audio(tmp_path / "a.wav")
+
+
+def test_a_model_that_is_a_device_is_not_read(tmp_path: Path) -> None:
+    os.symlink("/dev/zero", tmp_path / "m.onnx")
+    for path in (tmp_path / "m.onnx", tmp_path):
+        with pytest.raises(ModelFileError, match=r"no regular file|folder"):
+            Classifier(path)
 
 
 def test_small_files_are_regular_and_small(tmp_path: Path) -> None:
@@ -206,7 +214,7 @@ def test_a_model_with_weights_elsewhere(material: Any, sandbox: Any, tmp_path: P
     path.write_bytes(model.SerializeToString())
     with pytest.raises(ModelFileError, match="another file"):
         OnnxSession(path, path.name)
-    case = sandbox.open(0)
+    case = sandbox.open("model")
     assert "another file" in " ".join(case.cli_json("inspect", path)["findings"])
 
 
