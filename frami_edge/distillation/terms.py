@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from frami_edge.device import Choice, autocast
 from frami_edge.distillation.config import DistillConfig
+from frami_edge.distillation.extra import extra_loss
 from frami_edge.distillation.losses import HiddenMatch, logits_loss
 from frami_edge.distributed import world
 from frami_edge.models.hidden import Hidden
@@ -46,7 +47,10 @@ class Terms(nn.Module):
             "before": config.before_pooling,
             "after": config.after_pooling,
         }
-        self.names = tuple(name for name, weight in weights.items() if weight)
+        named = tuple(name for name, weight in weights.items() if weight)
+        self.extra = [(weight, extra_loss(name)) for name, weight in config.extra.items()]
+        self.names = (*named, *config.extra)
+        self.uses_all = len(named) == len(weights)
 
     def forward(self, x_B1MT: Tensor, t: Hidden) -> tuple[Tensor, Tensor]:
         """The weighted terms in the order of `names`, and the student's logits (B, K)."""
@@ -61,6 +65,7 @@ class Terms(nn.Module):
             terms.append(c.before_pooling * self.match.before(student, s, t))
         if c.after_pooling:
             terms.append(c.after_pooling * self.match.after(student, s, t))
+        terms += [weight * loss(s, t) for weight, loss in self.extra]
         return torch.stack(terms), s.logits_BK
 
 
@@ -76,5 +81,5 @@ def over_processes(terms: Terms) -> nn.Module:
             # The statistics of `SharedBatchNorm2d` are the same everywhere.
             broadcast_buffers=False,
             gradient_as_bucket_view=True,
-            find_unused_parameters=len(terms.names) < 3,
+            find_unused_parameters=not terms.uses_all,
         )

@@ -1,4 +1,4 @@
-"""The student: a depthwise-separable CNN that streams exactly.
+"""The student: a trunk that streams exactly, statistics pooling and an affine head.
 
 Shape legend: B batch, M mel bands, T frames, C channels, D = 2C pooled statistics, K classes.
 
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from frami_edge.models.config import StudentArch
 from frami_edge.models.hidden import Hidden
 from frami_edge.models.pooling import StatsPool
+from frami_edge.models.trunks import build_trunk
 
 
 class ReusedHead(nn.Module):
@@ -59,27 +60,6 @@ class ReusedHead(nn.Module):
         return one.to(self.head.weight.device)
 
 
-def _conv_bn_relu(
-    c_in: int,
-    c_out: int,
-    kernel: tuple[int, int],
-    stride: tuple[int, int] = (1, 1),
-    groups: int = 1,
-) -> list[nn.Module]:
-    conv = nn.Conv2d(
-        c_in, c_out, kernel, stride, padding=(kernel[0] // 2, 0), groups=groups, bias=False
-    )
-    return [conv, nn.BatchNorm2d(c_out), nn.ReLU(inplace=True)]
-
-
-class FrequencyMean(nn.Module):
-    """(B, C, M', T) to (B, C, T)."""
-
-    def forward(self, x_BCMT: Tensor) -> Tensor:
-        """Mean over the frequency axis."""
-        return x_BCMT.mean(dim=2)
-
-
 class Student(nn.Module):
     """Normalised log-mels (B, 1, M, T) to logits (B, K).
 
@@ -95,20 +75,8 @@ class Student(nn.Module):
     ) -> None:
         super().__init__()
         self.arch, self.n_mels, self.n_classes = arch, n_mels, n_classes
-        layers: list[nn.Module] = []
-        c_in, field, jump = 1, 1, 1
-        for i, (c, k) in enumerate(zip(arch.channels, arch.time_kernels, strict=True)):
-            stride = (2 if i < 4 else 1, 2 if i < 2 else 1)
-            if i == 0:
-                layers += _conv_bn_relu(c_in, c, (3, k), stride)
-            else:
-                layers += _conv_bn_relu(c_in, c_in, (3, k), stride, groups=c_in)
-                layers += _conv_bn_relu(c_in, c, (1, 1))
-            field, jump = field + (k - 1) * jump, jump * stride[1]
-            c_in = c
-        layers += _conv_bn_relu(c_in, arch.out_channels, (1, 1))
-        self.trunk = nn.Sequential(*layers, FrequencyMean())
-        self.receptive_field, self.stride, self.channels = field, jump, arch.out_channels
+        self.trunk, self.receptive_field, self.stride = build_trunk(arch)
+        self.channels = arch.out_channels
         self.pool = StatsPool()
         self.head: nn.Module
         if teacher_head is None:

@@ -1,8 +1,16 @@
-"""Which backend runs a model, and why."""
+"""Which backend runs a model, and why.
+
+A further backend is one file in this folder: ``NAME.py`` with ``open_model(source, *, threads)``
+that gives a `Backend`. It is chosen by its name alone, never by ``auto``.
+"""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
+import re
+from collections.abc import Callable
 from typing import Final
 
 from frami_edge_runtime.backends.protocol import Backend
@@ -10,6 +18,8 @@ from frami_edge_runtime.backends.source import is_engine
 from frami_edge_runtime.errors import BackendError
 
 BACKENDS: Final = ("auto", "cpu", "cuda", "tensorrt-ep", "tensorrt")
+"""Those that come with the runtime."""
+_NAME: Final = re.compile(r"[a-z][a-z0-9_]*")
 
 
 def choose_backend(
@@ -25,10 +35,12 @@ def choose_backend(
         BackendError: It is unknown, or cannot run that kind of file.
         ModelFileError: The source is neither a path nor bytes.
     """
-    if backend not in BACKENDS:
+    if backend not in BACKENDS and _further(backend) is None:
         raise BackendError(
             f"backend {backend!r} is unknown.", fix=f"Use one of {', '.join(BACKENDS)}."
         )
+    if backend not in BACKENDS:
+        return backend, "it was asked for"
     engine = is_engine(source)
     if engine and backend not in ("auto", "tensorrt"):
         raise BackendError(
@@ -54,7 +66,7 @@ def open_backend(
 
     Args:
         source: Path of an ``.onnx`` or ``.engine`` file, or the bytes of an ONNX file.
-        backend: One of `BACKENDS`.
+        backend: One of `BACKENDS`, or a further one by the name of its file.
         threads: CPU threads of one run; small models gain nothing from more than one.
 
     Raises:
@@ -63,6 +75,9 @@ def open_backend(
         BackendError: The backend is unknown, not installed, or has no device here.
     """
     kind, _ = choose_backend(source, backend)
+    further = None if kind in BACKENDS else _further(kind)
+    if further is not None:
+        return further(source, threads=threads)
     # Imported here: a device pays start-up time only for what it uses.
     if kind == "tensorrt":
         from frami_edge_runtime.backends.engine import EngineModel
@@ -71,3 +86,16 @@ def open_backend(
     from frami_edge_runtime.backends.ort import OrtModel
 
     return OrtModel(source, kind=kind, threads=threads)
+
+
+def _further(name: str) -> Callable[..., Backend] | None:
+    """`open_model` of a backend that is a file in this folder, or None."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        return None
+    module = f"{__package__}.{name}"
+    if importlib.util.find_spec(module) is None:
+        return None
+    found: Callable[..., Backend] | None = getattr(
+        importlib.import_module(module), "open_model", None
+    )
+    return found

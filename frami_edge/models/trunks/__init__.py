@@ -1,0 +1,45 @@
+"""Trunks of students, one file each: `student.trunk: NAME` in a config.
+
+A file holds `build(arch) -> Trunk`: from the fields of `StudentArch` to a module that maps
+normalised log-mels (B, 1, M, T) to frame features (B, arch.out_channels, T'). **Nothing in it may
+pad along time or look at the whole clip**: T' = (T - receptive_field) // stride + 1, and a frame
+depends on its receptive field alone. The export checks this, and refuses a trunk that breaks it.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from importlib import import_module
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:  # configs are read without torch
+    from torch import nn
+
+    from frami_edge.models.config import StudentArch
+
+DEFAULT = "depthwise"
+
+
+class Trunk(NamedTuple):
+    """What a student streams.
+
+    Attributes:
+        module: (B, 1, M, T) to (B, C, T').
+        receptive_field: Mel frames that one frame feature sees.
+        stride: Mel frames between frame features.
+    """
+
+    module: nn.Module
+    receptive_field: int
+    stride: int
+
+
+def trunk_names() -> tuple[str, ...]:
+    """Every trunk that there is a file for."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+
+
+def build_trunk(arch: StudentArch) -> Trunk:
+    """The trunk that the architecture names, with new weights."""
+    found: Trunk = import_module(f"{__name__}.{arch.trunk}").build(arch)
+    return found
