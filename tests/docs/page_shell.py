@@ -51,7 +51,7 @@ class Reader:
         done = subprocess.run(
             ["bash", "-c", self._session(text)],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            env=self._environment(), cwd=self.work, text=True, timeout=300, check=False,
+            env=self._environment(), cwd=self.work, text=True, timeout=900, check=False,
         )  # fmt: skip
         where = f"{block.page}:{block.line}"
         assert done.returncode == 0, f"{where} ended with {done.returncode}\n{done.stdout[-4000:]}"
