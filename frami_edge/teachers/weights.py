@@ -134,6 +134,11 @@ def _under(
             fix="Describe the teacher in YAML, and say there which: `weights_under: "
             f"{others[-1].rstrip('.')}`.",
         )
+    around = needed[0].partition(".")[0] + "." if needed else ""
+    if not whole and around and all(k.startswith(around) for k in wanted):
+        # The module wraps the network that was saved.
+        inside = _under(tensors, {k.removeprefix(around) for k in wanted}, path, asked)
+        return {around + k: v for k, v in inside.items()}
     # Where none is whole, the nearest one, so that what is said about it helps.
     best = max(whole or prefixes, key=lambda p: sum(p + k in tensors for k in needed))
     return {k.removeprefix(best): v for k, v in tensors.items() if k.startswith(best)}

@@ -283,3 +283,20 @@ def test_what_their_code_prints_is_no_result(tmp_path: Path, loud: str) -> None:
 def test_modules_that_cannot_be_imported_say_why(name: str, said: str) -> None:
     with pytest.raises(TeacherError, match=said):
         build_module(f"{name}:Net", {})
+
+
+def test_the_wrapper_of_the_page_takes_any_length(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "MY_TEACHER.md").read_text(encoding="utf-8")
+    found: dict[str, Any] = {}
+    exec(page.split("```python file=any_length.py\n")[1].split("```")[0], found)
+    torch.manual_seed(0)
+    fixed = nn.Sequential(zoo.conv(1, 4, 2), nn.Flatten(), nn.Linear(4 * 8 * 16, K))
+    wrapped = found["AnyLength"](nn.Sequential(zoo.conv(1, 4, 2), nn.Flatten(), fixed[2]), 32)
+    load_weights(wrapped, under("module.", fixed.state_dict()), tmp_path / "c.pt")
+    made = ForeignTeacher(wrapped, M, K, layout="B1MT")
+    assert (made.anatomy.states.frames, made.anatomy.states.pooled) == ("windows@in", "pooled@in")
+    assert made.frame_stride == 16
+    x = torch.randn(2, 1, M, 32)
+    expected = fixed.eval()(x).log_softmax(1)
+    assert torch.allclose(made(x), expected, atol=1e-5)
+    assert made(x[..., :20]).shape == (2, K)
