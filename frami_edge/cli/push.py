@@ -43,9 +43,9 @@ def push(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Send model files, card, report and pictures to a hub repository, in one commit.
+    r"""Send model files, card, report and pictures to a hub repository, in one commit.
 
-    Needs `pip install 'frami-edge[hub]'` and a token. Audio, engines and states of runs are never
+    Needs `pip install 'frami-edge\[hub]'` and a token. Audio, engines and states of runs are never
     sent; a file that holds a path of this machine is refused, and paths in a run's manifest are cut
     to names in the copy that is sent.
     """

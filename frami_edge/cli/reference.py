@@ -86,7 +86,7 @@ def _default(option: Any) -> str:
     if isinstance(option.show_default, str):
         return option.show_default
     value = option.default
-    if option.is_flag or value is None:
+    if option.is_flag or value in (None, ""):
         return ""
     return f"`{_cell(str(value))}`"
 
