@@ -21,6 +21,8 @@ from pydantic import BaseModel
 if TYPE_CHECKING:
     from torch import Tensor
 
+_BLOCK = 1 << 20
+
 # torch and safetensors report a full disk in their own exception types; these are their words.
 _DISK_FULL_WORDS = (
     "No space left on device",
@@ -149,11 +151,14 @@ def read_small(path: str | os.PathLike[str], most: int) -> bytes:
         raise OSError(kind, "it is no regular file", os.fspath(path))
     if facts.st_size > most:
         raise OSError(errno.EFBIG, f"it holds more than {most} bytes", os.fspath(path))
+    found = bytearray()
     with open(path, "rb") as file:
-        data = file.read(most + 1)
-    if len(data) > most:  # it grows while it is read, as those below /proc do
-        raise OSError(errno.EFBIG, f"it holds more than {most} bytes", os.fspath(path))
-    return data
+        # By blocks: reading `most` at once would take that much memory for the smallest file.
+        while block := file.read(_BLOCK):
+            found += block
+            if len(found) > most:  # it grows while it is read, as those below /proc do
+                raise OSError(errno.EFBIG, f"it holds more than {most} bytes", os.fspath(path))
+    return bytes(found)
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

@@ -179,12 +179,11 @@ def load_checkpoint(path: Path, kind: Literal["teacher", "student"] | None = Non
         )
     try:
         spec = MelSpec.from_dict(card.mel)
-        k = len(card.labels)
-        model: ResNetTeacher | Student
-        if card.kind == "teacher":
-            model = ResNetTeacher(TeacherArch.model_validate(card.arch), spec.n_mels, k)
-        else:
-            model = Student(StudentArch.model_validate(card.arch), spec.n_mels, k)
+        with torch.device("meta"):  # shapes alone: a card may ask for more than the file holds
+            shapes = {name: t.shape for name, t in _network(card, spec).state_dict().items()}
+        if shapes != {name: t.shape for name, t in tensors.items()}:
+            raise RuntimeError("names or shapes differ")
+        model = _network(card, spec)
         model.load_state_dict(tensors)
     except (MelSpecError, ValidationError, RuntimeError) as error:
         first = str(error).splitlines()[0]
@@ -199,6 +198,14 @@ def load_checkpoint(path: Path, kind: Literal["teacher", "student"] | None = Non
         )
     model.eval().requires_grad_(False)
     return Loaded(model, card, spec, sha256_file(path))
+
+
+def _network(card: Card, spec: MelSpec) -> ResNetTeacher | Student:
+    """The network of a card, with other weights."""
+    k = len(card.labels)
+    if card.kind == "teacher":
+        return ResNetTeacher(TeacherArch.model_validate(card.arch), spec.n_mels, k)
+    return Student(StudentArch.model_validate(card.arch), spec.n_mels, k)
 
 
 def parameters(model: nn.Module) -> int:
