@@ -29,7 +29,8 @@ def markdown() -> list[Path]:
 @pytest.mark.parametrize("page", PAGES)
 def test_places_exist(page: str) -> None:
     named = _PLACE.findall((ROOT / page).read_text(encoding="utf-8"))
-    missing = [place for place in named if not (ROOT / place).exists()]
+    made_by_the_reader = re.compile(r"/(NAME|cosine)\.py$")
+    missing = [p for p in named if not (ROOT / p).exists() and not made_by_the_reader.search(p)]
     assert not missing
 
 

@@ -53,6 +53,6 @@ def test_commands_and_options_exist(page: str) -> None:
             else:
                 assert given <= options_of(words[1]), f"{page}:{block.line}: {words}"
     text = (ROOT / page).read_text(encoding="utf-8")
-    for code in re.findall(r"`frami-edge ([a-z-]+)((?: [^`]*)?)`", text):
+    for code in re.findall(r"`frami-edge ([a-z][a-z-]*)((?: [^`]*)?)`", text):
         given = set(re.findall(r"(?<= )--[a-z][a-z0-9-]*", code[1]))
         assert given <= options_of(code[0]), f"{page}: frami-edge {code[0]}{code[1]}"

@@ -86,4 +86,4 @@ def test_no_page_goes_unrun() -> None:
     assert set(CHANGES) <= pages
     assert [block.line for page in unrun for block in blocks(page) if block.runs] == []
     reasons = [b.skipped for page in pages for b in blocks(page) if b.skipped]
-    assert all(len(reason) > 20 for reason in reasons)
+    assert all(len(reason) > 15 for reason in reasons)
