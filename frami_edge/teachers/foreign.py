@@ -33,6 +33,7 @@ from frami_edge.teachers.tracing import (
     maybe_tensor,
     other_layouts,
     probe_mels,
+    shortest_clip,
     trace,
 )
 
@@ -111,6 +112,7 @@ class ForeignTeacher(nn.Module):
         self._time_axis = next(e.time_axis for e in events if e.name == states.frames)
         self._watch(states.frames, "frames")
         self._watch(states.pooled, "pooled")
+        self.shortest = shortest_clip(module, n_mels, found)
         raw_BK, again_BK = (
             call(module, arrange(probe_mels(n_mels, LENGTHS[0]), found), classes) for _ in range(2)
         )
@@ -159,6 +161,7 @@ class ForeignTeacher(nn.Module):
     def hidden(self, x_B1MT: Tensor, lengths_B: Tensor | None = None) -> Hidden:
         """Frame features (B, C, T'), pooled state (B, D) and logits (B, K).
 
+        A clip that is too short for the network is repeated until it is not.
         Clips of different lengths in one padded batch have no common frames: pass them apart.
         """
         if lengths_B is not None and bool((lengths_B != x_B1MT.shape[3]).any()):
@@ -166,6 +169,9 @@ class ForeignTeacher(nn.Module):
                 "A foreign teacher knows no masks: its hidden states need clips of one length.",
                 fix="Batch clips of equal length.",
             )
+        if x_B1MT.shape[3] < self.shortest:  # convolutions without padding reach further
+            times = -(-self.shortest // x_B1MT.shape[3])
+            x_B1MT = x_B1MT.repeat(1, 1, 1, times)[..., : self.shortest]
         try:
             out = answer(self.module(arrange(x_B1MT, self.anatomy.layout)), self.classes)
             logits_BK = out.clamp_min(1e-12).log() if self._probabilities else out

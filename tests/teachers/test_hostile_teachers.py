@@ -300,3 +300,11 @@ def test_the_wrapper_of_the_page_takes_any_length(tmp_path: Path) -> None:
     expected = fixed.eval()(x).log_softmax(1)
     assert torch.allclose(made(x), expected, atol=1e-5)
     assert made(x[..., :20]).shape == (2, K)
+
+
+def test_a_clip_that_is_too_short_for_its_convolutions_is_repeated() -> None:
+    made = ForeignTeacher(zoo.lively(zoo.XVector(), "BMT"), M, K)
+    assert made.shortest == 9
+    x = torch.randn(2, 1, M, 4)
+    again = torch.cat([x, x, x[..., :1]], 3)
+    assert torch.allclose(made(x), made(again))
