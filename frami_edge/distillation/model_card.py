@@ -45,7 +45,7 @@ def student_readme(
     )
     sources = [(name, str(h.get("clips", ""))) for name, h in health.items()]
     prior = "procedural" in health or "translator" in health
-    free = DATA_FREE if prior else "data-free, by inversion alone"
+    free = DATA_FREE if prior else _alone(health)
     lines = [
         header,
         "# Student, distilled without data",
@@ -89,6 +89,13 @@ def student_readme(
         "`config.yaml` holds every setting.",
     ]
     return sections(*lines)
+
+
+def _alone(health: Mapping[str, Any]) -> str:
+    """What made a bank without procedural clips."""
+    if set(health) == {"inversion"}:
+        return "data-free, by inversion alone"
+    return f"data-free, by {' and '.join(name.replace('_', ' ') for name in health)} alone"
 
 
 def _word(heard: TrainedOn | None) -> str:
