@@ -16,12 +16,8 @@ _FLOOR_DB: Final = -60.0
 _LOUD_DB: Final = -6.0
 
 
-def live_display(top: int) -> LiveDisplay | None:
-    """The live display, or None where rich is not installed.
-
-    Args:
-        top: Classes to show.
-    """
+def live_display() -> LiveDisplay | None:
+    """The live display, or None where rich is not installed."""
     try:
         # Imported here: it is an extra, and costs more time than everything else at the start.
         live: Any = importlib.import_module("rich.live")
@@ -30,16 +26,15 @@ def live_display(top: int) -> LiveDisplay | None:
         console: Any = importlib.import_module("rich.console")
     except ImportError:
         return None
-    return LiveDisplay(live, table, text, console, top)
+    return LiveDisplay(live, table, text, console)
 
 
 class LiveDisplay:
     """Drawn at most ten times a second; events and warnings stay above it when it ends."""
 
-    def __init__(self, live: Any, table: Any, text: Any, console: Any, top: int) -> None:
+    def __init__(self, live: Any, table: Any, text: Any, console: Any) -> None:
         """Begin to draw."""
         self._table, self._text, self._group = table.Table, text.Text, console.Group
-        self._top = top
         self._heading = ""
         self._heard: Heard | None = None
         self._open: dict[str, float] = {}

@@ -92,7 +92,7 @@ def choose_display(options: ListenOptions) -> Display:
     if options.json:
         return JsonLines(quiet=options.quiet, flush=flush)
     if not options.plain and not options.quiet and sys.stdout.isatty():
-        live = live_display(options.top)
+        live = live_display()
         if live is not None:
             return live
     return Plain(quiet=options.quiet, flush=flush)

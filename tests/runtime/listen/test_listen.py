@@ -186,7 +186,7 @@ def test_control_characters_of_a_label_do_not_reach_the_terminal(
 
 def test_without_rich_there_is_no_live_display(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rich.live", None)  # type: ignore[arg-type]
-    assert live_display(3) is None
+    assert live_display() is None
 
 
 def test_levels_follow_the_sample_clock() -> None:
