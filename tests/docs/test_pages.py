@@ -29,6 +29,13 @@ TEACHER = (
     "--set train.epochs=1 --set train.crop_frames=32 "
     "--set 'arch={channels: [8, 16, 32], blocks: 1}'"
 )
+TINY = (
+    "--set 'teacher_set={train.epochs: 1, train.crop_frames: 32, arch: {channels: [8, 16, 32], "
+    "blocks: 1}}' --set 'set={bank.procedural_clips: 48, bank.control_clips: 48, "
+    "bank.inversion: {steps: 3, burn_in: 1, batch_size: 16, width: 16}, bank.translator: "
+    "{steps: 3, burn_in: 1, batch_size: 16}, student: {channels: [8, 16, 16], time_kernels: "
+    "[3, 3, 3], out_channels: 32}, distill.steps: 4, distill.batch_size: 16}'"
+)
 CHANGES: dict[str, dict[str, str]] = {
     "README.md": {
         "quickstart --out runs/quickstart": f"quickstart --out runs/quickstart {INT8}",
@@ -38,6 +45,8 @@ CHANGES: dict[str, dict[str, str]] = {
         "--int8 --with-frontend": "--int8 --with-frontend --min-agreement 0.8",
         "student.int8.cpu.onnx --bank": "student.int8.cpu.onnx --min-agreement 0.8 --bank",
         "train-teacher esc10-teacher": f"train-teacher esc10-teacher {TEACHER}",
+        "esc10-cpu --dry-run": f"esc10-cpu --dry-run --methods smooth-noise {TINY}",
+        "--workers 2": f"--workers 1 --methods smooth-noise --folds 1 {TINY}",
     },
     "docs/MY_TEACHER.md": {
         "{steps: 30, burn_in: 10, batch_size: 24, width: 16}": "{steps: 3, burn_in: 1, width: 16}",
@@ -48,6 +57,7 @@ CHANGES: dict[str, dict[str, str]] = {
     "docs/MY_DATA.md": {"steps: 40, batch_size: 16": "steps: 8, batch_size: 16"},
     "docs/MY_MICROPHONE.md": {},
     "docs/CPP.md": {},
+    "docs/PROTOCOL.md": {"protocol mine.yaml": f"protocol mine.yaml {TINY}"},
 }
 
 
@@ -64,6 +74,7 @@ GIVEN: dict[str, tuple[Callable[[Reader], None], ...]] = {
     "README.md": (given.keyword_net, given.esc50),
     "docs/MY_MICROPHONE.md": (model, given.microphone),
     "docs/CPP.md": (model,),
+    "docs/PROTOCOL.md": (given.esc50,),
 }
 
 
