@@ -39,6 +39,7 @@ seed: 3
 """
 
 Call = Callable[..., Result]
+CPU = ("--device", "cpu", "--precision", "fp32")
 
 
 def make_teacher(path: Path, seed: int = 0, data: str = "folder:tones") -> Path:
@@ -112,6 +113,27 @@ def call() -> Call:
         assert "Traceback" not in result.output
         assert "Internal error" not in result.output
         return result
+
+    return run
+
+
+@pytest.fixture
+def invert(call: Call, config: Path, teacher: Path, tmp_path: Path) -> Call:
+    def run(*more: object, code: int = 0, **changes: object) -> Result:
+        use = {"config": config, "--teacher": teacher, "--out": tmp_path / "bank"} | changes
+        first = use.pop("config")
+        named = [part for pair in use.items() for part in pair]
+        return call("invert", first, *named, *CPU, *more, code=code)
+
+    return run
+
+
+@pytest.fixture
+def distill(call: Call, config: Path, teacher: Path) -> Call:
+    def run(out: Path, *more: object, code: int = 0) -> Result:
+        return call(
+            "distill", config, "--teacher", teacher, "--out", out, *CPU, *more, code=code
+        )  # fmt: skip
 
     return run
 
