@@ -63,7 +63,11 @@ class LogMel(torch.nn.Module):
             self.register_buffer(name, value, persistent=False)
 
     def forward(self, samples: torch.Tensor) -> torch.Tensor:
-        """(..., N) float32 samples in -1..1 to (..., M, T) normalised log-mel."""
+        """(..., N) float32 samples in -1..1 to (..., M, T) normalised log-mel.
+
+        Raises:
+            AudioError: The samples are integers, or too few for one frame.
+        """
         if not samples.is_floating_point():
             raise AudioError(
                 f"The mel front end needs float samples in -1..1, not {samples.dtype}.",

@@ -29,7 +29,8 @@ from frami_edge_export.options import ExportOptions
 from frami_edge_export.proof import prove_fp32
 from frami_edge_export.protocol import ExportableStudent, StudentFacts
 from frami_edge_export.qat.drafts import add_qat
-from frami_edge_export.qat.finetune import Progress, QatOptions, Target
+from frami_edge_export.qat.finetune import Progress, Target
+from frami_edge_export.qat.options import QatOptions
 from frami_edge_export.qat.state import QatState
 from frami_edge_export.records import quantisation_record
 from frami_edge_export.report import Artifact, ExportReport, Gate

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from frami_edge_export.errors import ExportError
 from frami_edge_runtime.backends.ort import OrtModel
+from frami_edge_runtime.pooling import mean_std
 
 BATCH_FRAMES: Final = 4096
 """Mel frames per run, at least one clip: bounds memory."""
@@ -57,9 +58,8 @@ def classify_mels(
             x_BMT = np.stack(
                 [np.pad(mels[i], around, constant_values=info.context.value) for i in some]
             )
-            frames_BCT = model.frames(x_BMT[:, None].astype(np.float32)).astype(np.float64)
-            std_BC = np.sqrt(frames_BCT.var(axis=2) + info.pooling.eps)
-            pooled_BD = np.concatenate([frames_BCT.mean(axis=2), std_BC], axis=1)
+            frames_BCT = model.frames(x_BMT[:, None].astype(np.float32))
+            pooled_BD = mean_std(frames_BCT, info.pooling.eps)
             logits_NK[some] = model.logits(pooled_BD.astype(np.float32))
     return logits_NK
 

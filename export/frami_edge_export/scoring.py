@@ -12,6 +12,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from frami_edge_runtime.modelfile import TRUNK_INPUT, TRUNK_OUTPUT
+from frami_edge_runtime.pooling import mean_std
 
 Array = npt.NDArray[np.float32]
 Array64 = npt.NDArray[np.float64]
@@ -32,11 +33,7 @@ class Head:
 
     def __call__(self, frames_BCT: npt.NDArray[np.floating]) -> Array64:
         """Frames (B, C, T') to logits (B, K)."""
-        h = frames_BCT.astype(np.float64)
-        mean_BC = h.mean(axis=2)
-        std_BC = np.sqrt(h.var(axis=2) + self.eps)
-        pooled_BD = np.concatenate([mean_BC, std_BC], axis=1)
-        logits: Array64 = pooled_BD @ self.weight.T + self.bias
+        logits: Array64 = mean_std(frames_BCT, self.eps) @ self.weight.T + self.bias
         return logits
 
 

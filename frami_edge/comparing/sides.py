@@ -26,6 +26,7 @@ from frami_edge_export.mels import classify_mels
 from frami_edge_runtime import Classifier, MelSpec
 from frami_edge_runtime.backends.choose import open_backend
 from frami_edge_runtime.modelfile import METADATA_KEY, ModelInfo
+from frami_edge_runtime.pooling import mean_std
 
 Logits = npt.NDArray[np.float32]
 Kind = Literal["student", "teacher", "streaming", "classifier", "waveform", "engine"]
@@ -177,10 +178,8 @@ def _through(path: Path, backend: str) -> Callable[[Batch], Logits]:
                 last = min(first + most, total) - 1
                 run_MT = x_MT[:, first * stride : last * stride + field]
                 parts.append(model.frames(np.ascontiguousarray(run_MT[None, None]))[0])
-            h_CT = np.concatenate(parts, axis=1).astype(np.float64)
-            std_C = np.sqrt(h_CT.var(axis=1) + info.pooling.eps)
-            pooled_D = np.concatenate([h_CT.mean(axis=1), std_C]).astype(np.float32)
-            rows.append(model.logits(pooled_D[None])[0])
+            pooled_D = mean_std(np.concatenate(parts, axis=1), info.pooling.eps)
+            rows.append(model.logits(pooled_D[None].astype(np.float32))[0])
         return np.stack(rows)
 
     return answer

@@ -24,6 +24,20 @@ Frames = npt.NDArray[np.float32]
 Sums = npt.NDArray[np.float64]
 
 
+def mean_std(frames: npt.NDArray[np.floating], eps: float) -> npt.NDArray[np.float64]:
+    """Statistics of whole clips at once, in two passes: what `WholeClip` gives frame by frame.
+
+    Args:
+        frames: (..., C, T') with T' >= 1.
+        eps: Added to the variance, under the root.
+
+    Returns:
+        (..., D) float64 [mean; std].
+    """
+    h = frames.astype(np.float64)
+    return np.concatenate([h.mean(axis=-1), np.sqrt(h.var(axis=-1) + eps)], axis=-1)
+
+
 class StatsPool(ABC):
     """Accumulates frames, gives their statistics at any time.
 

@@ -12,7 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frami_edge_runtime import StreamError
-from frami_edge_runtime.pooling import Forgetting, SlidingWindow, StatsPool, WholeClip
+from frami_edge_runtime.pooling import (
+    Forgetting,
+    SlidingWindow,
+    StatsPool,
+    WholeClip,
+    mean_std,
+)
 
 C, EPS = 6, 1e-5
 SPREAD = np.array([[0.1], [1], [5], [0], [20], [2]])
@@ -50,6 +56,17 @@ def test_meets_its_definition(kind: str, sizes: list[int]) -> None:
     assert pooled.dtype == np.float32
     assert pooled.shape == (2 * C,)
     assert np.allclose(pooled, by_definition(kind, n), rtol=2e-7, atol=1e-6)
+
+
+def test_whole_clips_at_once_are_pooled_alike() -> None:
+    clips_BCT = np.stack([FRAMES[:, :200], FRAMES[:, 200:]])
+    pooled_BD = mean_std(clips_BCT, EPS)
+    assert (pooled_BD.dtype, pooled_BD.shape) == (np.float64, (2, 2 * C))
+    np.testing.assert_allclose(pooled_BD[0], by_definition("whole", 200), rtol=1e-12)
+    for clip_CT, pooled_D in zip(clips_BCT, pooled_BD, strict=True):
+        pool = WholeClip(C, EPS)
+        pool.push(clip_CT)
+        np.testing.assert_allclose(pool.pooled(), pooled_D, rtol=2e-7, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["whole", "window"])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from frami_edge_export.qat.finetune import QatOptions, QatResult, Target, qat_finetune
+from frami_edge_export.qat.finetune import QatResult, Target, qat_finetune
+from frami_edge_export.qat.options import QatOptions
 from frami_edge_export.qat.requantise import GivenRanges
 from frami_edge_export.qat.torch_graph import TorchTrunk
 

@@ -17,7 +17,8 @@ from frami_edge_export.files import json_bytes
 from frami_edge_export.int8_search import Candidate
 from frami_edge_export.metadata import described
 from frami_edge_export.options import ExportOptions
-from frami_edge_export.qat.finetune import Progress, QatOptions, Target, qat_finetune
+from frami_edge_export.qat.finetune import Progress, Target, qat_finetune
+from frami_edge_export.qat.options import QatOptions
 from frami_edge_export.qat.state import QatState
 from frami_edge_export.quantise import Quantiser
 from frami_edge_export.records import calibration_table, int8_artifact, int8_info

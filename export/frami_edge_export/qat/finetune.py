@@ -1,17 +1,10 @@
 """Quantisation-aware fine-tuning without data: the int8 student learns to say what it said in fp32.
 
-Self-distillation on the bank: no teacher, no label, no recording. Per batch of synthetic mels the
-loss is
+Self-distillation on the bank: no teacher, no label, no recording; `QatLoss` has the formula.
+Pooling and head stay float and fixed. BatchNorm was folded when the fp32 graph was made: these are
+the exported weights.
 
-    L = KL(softmax(z) ‖ softmax(z_q)) + w_f mean((h_q - h)² / var h)
-        + w_s mean((s_q - s)² / var s) + w_z mean((z_q - z)² / var z)
-
-with frames h (B, C, T'), pooled statistics s (B, D) and logits z (B, K) of the fp32 graph, their
-int8 counterparts marked q, and variances per channel over the first batches. The KL alone hardly
-moves a student that already agrees; the distances do. Pooling and head stay
-float and fixed. BatchNorm was folded when the fp32 graph was made: these are the exported weights.
-
-Shape legend: B batch, M mel bands, T mel frames, C channels, T' trunk frames, D = 2C, K classes.
+Shape legend: N clips, M mel bands, T mel frames.
 """
 
 from __future__ import annotations
@@ -19,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,9 +20,10 @@ import numpy.typing as npt
 import onnx
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from frami_edge_export.errors import ExportError
+from frami_edge_export.qat.loss import QatLoss
+from frami_edge_export.qat.options import QatOptions
 from frami_edge_export.qat.requantise import GivenRanges, float_weights, with_weights
 from frami_edge_export.qat.state import EVERY, QatState, key_of
 from frami_edge_export.qat.torch_graph import TorchTrunk
@@ -40,53 +34,6 @@ from frami_edge_export.sessions import cpu_session
 Array = npt.NDArray[np.float32]
 Progress = Callable[[int, float], None]
 """Step from 1, and its loss."""
-
-
-@dataclass(frozen=True)
-class QatOptions:
-    """How to fine-tune.
-
-    Raises:
-        ExportError: A value is out of range.
-    """
-
-    steps: int = 200
-    """Batches; the last step is what is exported, never the best on anything."""
-    batch: int = 16
-    """Clips in a step."""
-    lr: float = 1e-4
-    """Of Adam at most; falls to 0 along a cosine."""
-    range_lr: float = 1e-2
-    """Of the logarithm of every activation's range; 0 keeps the calibration's ranges."""
-    frame_weight: float = 0.5
-    """w_f."""
-    pooled_weight: float = 0.5
-    """w_s."""
-    logit_weight: float = 1.0
-    """w_z."""
-    seed: int = 0
-    """Order of the clips; equal seeds on one machine give equal files."""
-
-    def __post_init__(self) -> None:
-        """Check every range."""
-        for name, holds, rule in (
-            ("steps", self.steps >= 1, "be at least 1"),
-            ("batch", self.batch >= 1, "be at least 1"),
-            ("lr", 0 < self.lr <= 1, "lie between 0 and 1"),
-            ("range_lr", 0 <= self.range_lr <= 1, "lie between 0 and 1"),
-            ("frame_weight", self.frame_weight >= 0, "not be negative"),
-            ("pooled_weight", self.pooled_weight >= 0, "not be negative"),
-            ("logit_weight", self.logit_weight >= 0, "not be negative"),
-        ):
-            if not holds:
-                raise ExportError(
-                    f"QatOptions.{name} must {rule}, not {getattr(self, name)!r}.",
-                    fix="Leave it out to use the default.",
-                )
-
-    def to_dict(self) -> dict[str, float | int]:
-        """Plain values, for the report."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
 @dataclass(frozen=True)
@@ -161,7 +108,7 @@ def qat_finetune(
         TorchTrunk(quantiser.graph(t.flavour, t.float_layers), weights, widths) for t in targets
     ]
     session = cpu_session(trunk)
-    loss_of = _Loss(head, run_trunk(session, mels_N1MT[: 4 * BATCH]), options)
+    loss_of = QatLoss(head, run_trunk(session, mels_N1MT[: 4 * BATCH]), options)
     optimiser = torch.optim.Adam(
         [
             {"params": list(weights.values()), "lr": options.lr},
@@ -248,48 +195,6 @@ def _rate(step: int, steps: int) -> float:
     """A tenth of the steps up, for Adam's first ones are as large as any; then a cosine down."""
     up = min(1.0, (step + 1) / max(1, steps // 10))
     return up * 0.5 * (1 + math.cos(math.pi * step / steps))
-
-
-class _Loss:
-    """The loss of the module's text; the variances come from fp32 frames (B, C, T')."""
-
-    def __init__(self, head: Head, frames_BCT: Array, options: QatOptions) -> None:
-        self._weight_KD = torch.from_numpy(head.weight.astype(np.float32))
-        self._bias_K = torch.from_numpy(head.bias.astype(np.float32))
-        self._eps = head.eps
-        self._options = options
-        h_BCT = torch.from_numpy(frames_BCT)
-        self._var_C1 = _raised(h_BCT.var(dim=(0, 2)))[:, None]
-        s_BD = self._pooled(h_BCT)
-        self._var_D = _raised(s_BD.var(dim=0))
-        self._var_K = _raised(self._logits(s_BD).var(dim=0))
-
-    def __call__(self, found_BCT: Tensor, expected_BCT: Array) -> Tensor:
-        """A scalar."""
-        h_BCT = torch.from_numpy(expected_BCT)
-        s_BD, found_BD = self._pooled(h_BCT), self._pooled(found_BCT)
-        z_BK, found_BK = self._logits(s_BD), self._logits(found_BD)
-        kl = F.kl_div(
-            found_BK.log_softmax(1), z_BK.log_softmax(1), log_target=True, reduction="batchmean"
-        )
-        frames = ((found_BCT - h_BCT).square() / self._var_C1).mean()
-        pooled = ((found_BD - s_BD).square() / self._var_D).mean()
-        logits = ((found_BK - z_BK).square() / self._var_K).mean()
-        w = self._options
-        return kl + w.frame_weight * frames + w.pooled_weight * pooled + w.logit_weight * logits
-
-    def _logits(self, s_BD: Tensor) -> Tensor:
-        return F.linear(s_BD, self._weight_KD, self._bias_K)
-
-    def _pooled(self, h_BCT: Tensor) -> Tensor:
-        mean_BC = h_BCT.mean(dim=2)
-        var_BC = (h_BCT - mean_BC[:, :, None]).square().mean(dim=2)
-        return torch.cat([mean_BC, torch.sqrt(var_BC + self._eps)], dim=1)
-
-
-def _raised(variance: Tensor) -> Tensor:
-    """Small variances are raised, so that dead channels stay harmless."""
-    return variance.clamp_min(0.05 * float(variance.mean()) + 1e-12)
 
 
 def _batches(count: int, options: QatOptions) -> Iterator[npt.NDArray[np.int64]]:

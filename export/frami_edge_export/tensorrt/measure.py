@@ -18,6 +18,7 @@ from frami_edge_export.tensorrt.profiles import mel_frames
 from frami_edge_runtime.backends.protocol import Backend
 from frami_edge_runtime.melspec import MelSpec
 from frami_edge_runtime.modelfile import ModelInfo
+from frami_edge_runtime.pooling import mean_std
 
 Array = npt.NDArray[np.float32]
 Array64 = npt.NDArray[np.float64]
@@ -122,9 +123,7 @@ def _pooled(backend: Backend, mel_11MT: Array) -> Array:
         backend.frames(np.ascontiguousarray(padded[..., start:stop]))
         for start, stop in _calls(info, padded.shape[3], backend.max_mel_frames)
     ]
-    h_CT = np.concatenate(parts, axis=2)[0].astype(np.float64)
-    std_C = np.sqrt(h_CT.var(axis=1) + info.pooling.eps)
-    return np.concatenate([h_CT.mean(axis=1), std_C])[None].astype(np.float32)
+    return mean_std(np.concatenate(parts, axis=2), info.pooling.eps).astype(np.float32)
 
 
 def _calls(info: ModelInfo, frames: int, most: int) -> list[tuple[int, int]]:
