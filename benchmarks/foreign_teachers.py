@@ -39,11 +39,11 @@ BAR = 90.0
 """Per cent of the teacher's accuracy."""
 RECIPE = (
     "bank.sources={inversion: 1, procedural: 1}",
-    "bank.procedural_clips=1500",
-    "bank.inversion.steps=60",
-    "bank.inversion.burn_in=25",
+    "bank.procedural_clips=2000",
+    "bank.inversion.steps=200",
+    "bank.inversion.burn_in=60",
 )
-"""Of the preset fsdd-student: the short one of time_to_accuracy.py."""
+"""Of the preset fsdd-student: shorter, for the sake of the clock."""
 MEL = {
     "sample_rate": 8000, "n_fft": 512, "win_length": 256, "hop_length": 80, "n_mels": 40,
     "f_min": 0.0, "power": 2.0, "center": True, "mel_scale": "htk", "norm": "none",
@@ -85,7 +85,9 @@ class Case:
 CASES = {
     "timm": Case(
         "timm", "timm:create_model",
-        {"model_name": "mobilenetv3_small_050", "in_chans": 1, "num_classes": 10},
+        # A stride of 32 leaves a digit one frame; timm dilates what it no longer strides over.
+        {"model_name": "mobilenetv3_small_050", "in_chans": 1, "num_classes": 10,
+         "output_stride": 8},
         {"log": "db", "log_eps": 1e-8}, 12, 4e-3, "weights.safetensors",
     ),
     "torchvision": Case(

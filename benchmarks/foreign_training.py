@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 DIGITS = tuple(str(digit) for digit in range(10))
 RATE = 8000
-FRAMES = 48
-"""Mel frames of a training clip: shorter ones are repeated, longer ones cut."""
+FRAMES = (32, 48, 80)
+"""Mel frames of a training batch, one at random: shorter clips are repeated, longer ones cut."""
 LOGS = {"log10": torch.log10, "log2": torch.log2, "db": lambda x: 10 * torch.log10(x)}
 
 
@@ -87,7 +87,8 @@ def train(
         for i in range(len(heard) // 64):
             chosen = heard[64 * i : 64 * i + 64]
             loudness = [rng.uniform(-0.5, 0.5) for _ in chosen]
-            x = [fitted(mels[k], FRAMES, rng) + g for k, g in zip(chosen, loudness, strict=True)]
+            frames = rng.choice(FRAMES)
+            x = [fitted(mels[k], frames, rng) + g for k, g in zip(chosen, loudness, strict=True)]
             loss = nn.functional.cross_entropy(net(batch(x)), labels[chosen])
             optimizer.zero_grad()
             loss.backward()
