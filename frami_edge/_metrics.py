@@ -41,6 +41,8 @@ class MetricsFile:
         """
         if not self.path.exists():
             return []
+        if not self.path.is_file():
+            raise RunError(f"{self.path} is no regular file.", fix="Take it out of the run.")
         *lines, torn = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
         del torn
         rows = []
@@ -78,7 +80,7 @@ class MetricsFile:
 
     def _drop_torn_line(self) -> None:
         """Without its newline a torn line would swallow the next row."""
-        if not self.path.exists():
+        if not self.path.is_file():  # a device has no end to look for
             return
         with self.path.open("r+b") as file:
             data = file.read()
