@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +104,14 @@ def test_the_step_is_finished_and_saved(
     }[job]
     assert (stopped / result).read_bytes() == (tmp_path / "whole" / result).read_bytes()
     assert not [p for p in stopped.rglob("*") if "pause" in p.name or ".tmp." in p.name]
+
+
+@pytest.fixture(autouse=True)
+def _interruptible() -> Iterator[None]:
+    """A shell that starts pytest in the background has it ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def test_the_second_signal_is_not_waited_for() -> None:
