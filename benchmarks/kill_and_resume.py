@@ -37,6 +37,7 @@ from typing import Any
 
 # Processes are forked from this one, which must have no threads yet.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("SOURCE_DATE_EPOCH", "1700000000")  # exports note when they were made
 
 import numpy as np
 import soundfile
@@ -82,8 +83,8 @@ TIMED_ROWS = (b"| seconds", b"| started", b"| commit")
 UNTIMED = ("manifest.json", ".lock")
 PICTURE = b"\x89PNG\r\n\x1a\n" + 20 * b"picture" + b"IEND\xaeB`\x82"
 """Written in place of every picture, which takes longer to draw than the jobs take."""
-REPORTS = ("export_report.json", "MODEL.md", "export.png")
-"""Of an export: they tell how fast the files are."""
+REPORTS = ("export_report.json", "README.md", "export.png")
+"""Of an export: they tell how fast the files are, and the card which of them is recommended."""
 
 
 @dataclass

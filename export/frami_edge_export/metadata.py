@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import datetime
+import os
 import platform
 from collections.abc import Mapping
 from importlib import metadata
@@ -40,7 +41,7 @@ def model_info(student: ExportableStudent, facts: StudentFacts) -> ModelInfo:
         student_sha256=facts.student_sha256,
         versions=tool_versions(),
         licence=facts.licence,
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        created=_now().isoformat(timespec="seconds"),
     )
 
 
@@ -70,3 +71,14 @@ def _with_entries(model: onnx.ModelProto, entries: Mapping[str, Any]) -> bytes:
 def serialised(model: onnx.ModelProto) -> bytes:
     """Equal graphs give equal bytes."""
     return bytes(model.SerializeToString(deterministic=True))
+
+
+def _now() -> datetime.datetime:
+    """Now, or SOURCE_DATE_EPOCH, with which the same student gives the same bytes.
+
+    Source: https://reproducible-builds.org/specs/source-date-epoch/
+    """
+    epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
+    if epoch.isdecimal() and len(epoch) < 12:
+        return datetime.datetime.fromtimestamp(int(epoch), datetime.UTC)
+    return datetime.datetime.now(datetime.UTC)
