@@ -23,8 +23,9 @@ $(STAMP): $(PROJECTS)
 quickstart: setup  ## the main job: invert, distil, score, export, stream
 	$(BIN)/frami-edge quickstart --out runs/quickstart --overwrite
 
+# One thread: the networks of the tests are tiny, and threads that wait for a busy core cost minutes.
 test: setup  ## needs no data set, GPU or network; what is absent is skipped and named
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 bindings: setup  ## TensorRT's Python bindings, against which the tests check every name we use
 	$(BIN)/python tests/export/tensorrt_stub/fetch.py
