@@ -27,7 +27,7 @@ from frami_edge_export.int8_drafts import Int8Files, add_int8
 from frami_edge_export.metadata import described, described_classifier, model_info, serialised
 from frami_edge_export.options import ExportOptions
 from frami_edge_export.proof import prove_fp32
-from frami_edge_export.protocol import ExportableStudent, StudentFacts
+from frami_edge_export.protocol import ExportableStudent, StudentFacts, missing_parts
 from frami_edge_export.qat.drafts import add_qat
 from frami_edge_export.qat.finetune import Progress, Target
 from frami_edge_export.qat.options import QatOptions
@@ -177,10 +177,10 @@ def export_student(
 
 
 def _check(student: ExportableStudent, facts: StudentFacts, name: str) -> None:
-    if not isinstance(student, ExportableStudent):
-        needed = "trunk, receptive_field, stride, context, channels, pool_eps, collapsed_head()"
+    if missing := missing_parts(student):
         raise ExportError(
-            f"{type(student).__name__} is no exportable student.", fix=f"It must have {needed}."
+            f"{type(student).__name__} is no exportable student.",
+            fix=f"It lacks {', '.join(missing)}; ExportableStudent says what they are.",
         )
     if not name or Path(name).name != name:
         raise ExportError(

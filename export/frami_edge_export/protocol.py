@@ -6,14 +6,13 @@ Shape legend: B batch, M mel bands, T mel frames, C channels, T' trunk frames, K
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from frami_edge_runtime.melspec import MelSpec
 
 
-@runtime_checkable
 class ExportableStudent(Protocol):
     """Any student of this form: a trunk, statistics pooling, an affine head.
 
@@ -49,6 +48,16 @@ class ExportableStudent(Protocol):
 
     def collapsed_head(self) -> tuple[Tensor, Tensor]:
         """Weight (K, 2C) and bias (K,) of the affine map from pooled statistics to logits."""
+
+
+def missing_parts(student: Any) -> list[str]:
+    """What a student lacks of `ExportableStudent`.
+
+    Not `isinstance` with a runtime protocol: from Python 3.12 on it looks past `__getattr__`, and
+    so past every submodule of an `nn.Module`.
+    """
+    parts = ("trunk", "receptive_field", "stride", "context", "channels", "pool_eps")
+    return [name for name in (*parts, "collapsed_head") if not hasattr(student, name)]
 
 
 @dataclass(frozen=True)
