@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from frami_edge.data import SoundSet, collate, known_sets, length_buckets
+from frami_edge.data import SoundSet, collate, known_sets, length_buckets, resolve_fold
 from frami_edge.errors import DataError
 from frami_edge.models.checkpoint import TrainedOn
 
@@ -103,6 +103,31 @@ def check_labels(card: Labelled, data: SoundSet) -> None:
         f"The labels of {data.name} and of the model do not match: {what}.",
         fix="Score the model on the data set that its teacher was made for.",
     )
+
+
+def held_out_fold(
+    asked: str | None, heard: TrainedOn | None, data: SoundSet, *, who: str, options: str
+) -> str:
+    """The fold to score on: the one asked for, else the one that the teacher held out.
+
+    Args:
+        asked: By the user; None where nobody did.
+        heard: What the teacher was trained on, where its card says so.
+        data: The set.
+        who: What does not say it, for the error.
+        options: That would.
+
+    Raises:
+        DataError: The set has no such fold, or several and nothing names one.
+    """
+    if asked is None and heard is not None and heard.data == data.name:
+        asked = heard.test_fold
+    if asked is None and len(data.folds) > 1:
+        raise DataError(
+            f"{who} does not say which fold of {data.name} its teacher held out.",
+            fix=f"Give {options}; the folds are {', '.join(data.folds)}.",
+        )
+    return resolve_fold(data, asked)
 
 
 def check_unheard(heard: TrainedOn | None, data: SoundSet, fold: str) -> None:

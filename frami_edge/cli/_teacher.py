@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 
 PANEL = "A teacher in Python code"
 
-_TEACHER = typer.Option(
-    "--teacher",
-    metavar="FILE|MODULE:CALLABLE",
-    help="teacher.safetensors of train-teacher, a YAML description of a teacher, or the callable "
-    "that builds one.",
-)
-TeacherSource = Annotated[str, _TEACHER]
-OptionalTeacher = Annotated[str | None, _TEACHER]
+OptionalTeacher = Annotated[
+    str | None,
+    typer.Option(
+        "--teacher",
+        metavar="FILE|MODULE:CALLABLE",
+        help="teacher.safetensors of train-teacher, a YAML description of a teacher, or the "
+        "callable that builds one.",
+    ),
+]
 Weights = Annotated[
     Path | None,
     typer.Option("--weights", help="Its safetensors, or torch file of tensors.",

@@ -83,7 +83,13 @@ def evaluate(
     from frami_edge.candidate import check_teacher, open_candidate
     from frami_edge.data import load_set
     from frami_edge.errors import ConfigError
-    from frami_edge.evaluation import check_labels, check_unheard, class_rows, score
+    from frami_edge.evaluation import (
+        check_labels,
+        check_unheard,
+        class_rows,
+        held_out_fold,
+        score,
+    )
     from frami_edge.training.material import load_features, warn_rejected
 
     output = Output(json=json, quiet=quiet)
@@ -101,7 +107,9 @@ def evaluate(
     sound_set = load_set(data, data_root)
     check_labels(judged, sound_set)
     heard = judged.heard or (reference.heard if reference else None)
-    key = _fold(judged, heard, sound_set, fold)
+    key = held_out_fold(
+        fold, heard, sound_set, who=str(judged.path), options="--teacher FILE, or --fold"
+    )
     check_unheard(heard, sound_set, key)
     if heard is None:
         output.warn(
@@ -206,20 +214,6 @@ def _control_table(
     return ControlTable.prepare(
         wanted, config, reference.model, choice, data, fold, out, bank=bank, root=root
     )
-
-
-def _fold(judged: Candidate, heard: Any, data: SoundSet, asked: str | None) -> str:
-    from frami_edge.data import resolve_fold
-    from frami_edge.errors import DataError
-
-    if asked is None and heard is not None and heard.data == data.name:
-        return resolve_fold(data, heard.test_fold)
-    if asked is None and len(data.folds) > 1:
-        raise DataError(
-            f"{judged.path} does not say which fold of {data.name} its teacher held out.",
-            fix=f"Give --teacher FILE, or --fold; the folds are {', '.join(data.folds)}.",
-        )
-    return resolve_fold(data, asked)
 
 
 def _summary(mine: Score, theirs: Score | None) -> tuple[list[str], list[list[object]]]:

@@ -290,23 +290,15 @@ def _features(
     """Real clips that the teacher never heard, and what to call them."""
     if name is None:
         return None, None
-    from frami_edge.data import load_set, resolve_fold
-    from frami_edge.errors import DataError
-    from frami_edge.evaluation import check_labels, check_unheard
+    from frami_edge.data import load_set
+    from frami_edge.evaluation import check_labels, check_unheard, held_out_fold
     from frami_edge.training.material import load_features, warn_rejected
 
     card = loaded.card
     sound_set = load_set(name, root)
     check_labels(card, sound_set)
     heard = card.heard
-    if asked is None and heard is not None and heard.data == sound_set.name:
-        asked = heard.test_fold
-    if asked is None and len(sound_set.folds) > 1:
-        raise DataError(
-            f"The student does not say which fold of {sound_set.name} its teacher held out.",
-            fix=f"Give --fold; the folds are {', '.join(sound_set.folds)}.",
-        )
-    fold = resolve_fold(sound_set, asked)
+    fold = held_out_fold(asked, heard, sound_set, who="The student", options="--fold")
     check_unheard(heard, sound_set, fold)
     if heard is None:
         output.warn(f"Nobody checked that the teacher held out fold {fold}: its card is silent.")

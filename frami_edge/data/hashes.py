@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from frami_edge.data.reading import read_bytes
+from frami_edge.io import atomic_write_bytes
 
 
 class HashMemory:
@@ -59,14 +59,7 @@ class HashMemory:
         """Write what is new; a folder that cannot be written is only slower next time."""
         for parent in self._changed:
             with suppress(OSError):
-                self._folder.mkdir(parents=True, exist_ok=True)
-                handle, name = tempfile.mkstemp(dir=self._folder, prefix=".", suffix=".tmp")
-                try:
-                    with os.fdopen(handle, "w") as file:
-                        json.dump(self._known[parent], file)
-                    os.replace(name, self._file(parent))
-                finally:
-                    Path(name).unlink(missing_ok=True)
+                atomic_write_bytes(self._file(parent), json.dumps(self._known[parent]).encode())
         self._changed.clear()
 
     def _file(self, parent: Path) -> Path:

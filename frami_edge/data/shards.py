@@ -8,8 +8,6 @@ A shard is a safetensors file with ``values`` (flat float32, the clips one after
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 import warnings
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -21,6 +19,8 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+from frami_edge.io import atomic_path
 
 _KEY_BYTES = 32
 
@@ -103,19 +103,11 @@ class ShardFolder:
             ),
         }
         target = self.folder / f"{hashlib.sha256(b''.join(raw)).hexdigest()[:24]}.safetensors"
-        temporary: Path | None = None
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=self.folder, prefix=".", suffix=".tmp")
-            os.close(handle)
-            temporary = Path(name)
-            save_file(tensors, temporary)
-            os.replace(temporary, target)
+            with atomic_path(target) as temporary:
+                save_file(tensors, temporary)
         except (OSError, SafetensorError) as error:
             warnings.warn(f"Features are not cached in {self.folder}: {error}", stacklevel=2)
-        finally:
-            if temporary is not None:
-                temporary.unlink(missing_ok=True)
 
 
 def _check(key: bytes, frames: int, flat: torch.Tensor) -> int:

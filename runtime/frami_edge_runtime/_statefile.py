@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from frami_edge_runtime._files import reason, write_whole
 from frami_edge_runtime.errors import StreamError
 
 MAX_FILE_BYTES: Final = 1 << 30
@@ -22,20 +23,11 @@ def save_state(state: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
     Raises:
         StreamError: It cannot be written.
     """
-    target = Path(path)
-    draft = target.with_name(f".{target.name}.{os.urandom(4).hex()}.tmp")
     try:
-        try:
-            with draft.open("wb") as file:
-                np.savez(file, **_flatten(state, ""))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(draft, target)
-        finally:
-            draft.unlink(missing_ok=True)
+        write_whole(Path(path), lambda file: np.savez(file, **_flatten(state, "")))
     except (OSError, ValueError) as error:
         raise StreamError(
-            f"Cannot write the state to {path}: {_reason(error)}.",
+            f"Cannot write the state to {path}: {reason(error)}.",
             fix="Give a path in a folder that can be written to.",
         ) from None
 
@@ -63,7 +55,7 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
                 inner[name] = _plain(archive[key])
     except Exception as error:  # a damaged archive makes zipfile and NumPy raise a dozen types
         raise StreamError(
-            f"Cannot read a stream's state from {path}: {_reason(error)}.", fix=_FIX
+            f"Cannot read a stream's state from {path}: {reason(error)}.", fix=_FIX
         ) from None
     return state
 
@@ -80,10 +72,3 @@ def _flatten(state: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 def _plain(array: Any) -> Any:
     return array.item() if array.ndim == 0 and array.dtype.kind in "iuU" else array
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:200]

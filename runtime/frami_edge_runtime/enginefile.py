@@ -14,11 +14,11 @@ version 0, and 24..27 the TensorRT version, one byte a part.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 from pathlib import Path
 
+from frami_edge_runtime._files import reason, write_whole
 from frami_edge_runtime.enginecard import MAX_SIDECAR_BYTES, PLAN_HEADER_BYTES, REBUILD
 from frami_edge_runtime.enginecard import EngineCard as EngineCard
 from frami_edge_runtime.errors import EngineError
@@ -37,15 +37,11 @@ def write_sidecar(engine_path: str | os.PathLike[str], card: EngineCard) -> Path
         EngineError: The folder cannot be written to.
     """
     target = sidecar_path(engine_path)
-    scratch = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        scratch.write_text(card.to_json(), encoding="utf-8")
-        os.replace(scratch, target)
+        write_whole(target, lambda file: file.write(card.to_json().encode()))
     except (OSError, ValueError) as error:
-        with contextlib.suppress(OSError, ValueError):
-            scratch.unlink(missing_ok=True)
         raise EngineError(
-            f"Cannot write {target}: {_reason(error)}.", fix="Give a folder with space and access."
+            f"Cannot write {target}: {reason(error)}.", fix="Give a folder with space and access."
         ) from None
     return target
 
@@ -68,7 +64,7 @@ def read_sidecar(engine_path: str | os.PathLike[str]) -> EngineCard:
             fix="Copy both files of frami-edge export --tensorrt, or rebuild.",
         ) from None
     except (OSError, ValueError) as error:
-        raise EngineError(f"Cannot read {path}: {_reason(error)}.", fix=REBUILD) from None
+        raise EngineError(f"Cannot read {path}: {reason(error)}.", fix=REBUILD) from None
     return EngineCard.from_json(text, path.name)
 
 
@@ -90,7 +86,7 @@ def read_plan_version(plan: str | os.PathLike[str] | bytes) -> tuple[int, int, i
                 head = file.read(PLAN_HEADER_BYTES)
         except (OSError, ValueError) as error:
             raise EngineError(
-                f"Cannot read the engine {plan}: {_reason(error)}.",
+                f"Cannot read the engine {plan}: {reason(error)}.",
                 fix="Give the path of an .engine file that frami-edge export --tensorrt wrote.",
             ) from None
     if head[:4] != b"ftrt"[: len(head)] or not head:
@@ -172,9 +168,3 @@ def check_loadable(
 
 def _sm(text: str) -> tuple[int, ...]:
     return tuple(int(n) for n in text.split(".") if n.isdigit())
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error)

@@ -35,6 +35,7 @@ KINDS = {".py", ".typed", ".yaml", ".md", ".safetensors"}
 HOSTS = {  # all that a wheel may name: licences, data sets and an example
     "github.com",
     "mirror.example",
+    "reproducible-builds.org",
     "urbansounddataset.weebly.com",
     "www.apache.org",
 }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+
+from frami_edge_runtime._files import write_whole
 
 MAX_CACHE_BYTES = 1 << 28
 
@@ -27,12 +28,9 @@ def write_cache(path: Path | None, data: bytes) -> bool:
     """Replace the cache whole or not at all; False where it could not be written."""
     if path is None or not data:
         return False
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_bytes(data)
-        os.replace(scratch, path)
+        write_whole(path, lambda file: file.write(data))
     except OSError:
-        scratch.unlink(missing_ok=True)
         return False
     return True
