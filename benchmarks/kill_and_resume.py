@@ -17,23 +17,14 @@ All jobs are tiny, on the CPU in fp32, from audio and a teacher that the script 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import hashlib
 import importlib
 import json
 import os
 import random
 import shutil
-import signal
 import sys
 import tempfile
-import time
-import traceback
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 # Processes are forked from this one, which must have no threads yet.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -41,12 +32,7 @@ os.environ.setdefault("SOURCE_DATE_EPOCH", "1700000000")  # exports note when th
 
 import numpy as np
 import soundfile
-from matplotlib.figure import Figure
-from torch.optim.optimizer import register_optimizer_step_post_hook
-
-from frami_edge import cli
-from frami_edge._metrics import MetricsFile
-from frami_edge.states import load_state
+from killing.trials import UNTIMED, Job, Tally, Trial, try_job
 
 PRELOADED = (
     "frami_edge.control_table",
@@ -77,278 +63,8 @@ arch: {channels: [8, 12], blocks: 1}
 train: {epochs: 4, batch_size: 4}
 """
 CPU = ("--device", "cpu", "--precision", "fp32")
-ENDS = (".safetensors", ".json", ".png", ".onnx", ".pt", ".md", ".yaml")
-TIMED_ROWS = (b"| seconds", b"| started", b"| commit")
-"""Of a model card; the checkout may get another commit while the script runs."""
-UNTIMED = ("manifest.json", ".lock")
-PICTURE = b"\x89PNG\r\n\x1a\n" + 20 * b"picture" + b"IEND\xaeB`\x82"
-"""Written in place of every picture, which takes longer to draw than the jobs take."""
 REPORTS = ("export_report.json", "README.md", "export.png")
 """Of an export: they tell how fast the files are, and the card which of them is recommended."""
-
-
-@dataclass
-class Job:
-    """One command that is killed.
-
-    Attributes:
-        name: For the table.
-        words: The command, `--out` and its value left out.
-        resumes: Whether it takes `--resume`; otherwise the same words again go on or begin anew.
-        loose: Names of files that tell times.
-    """
-
-    name: str
-    words: list[str]
-    resumes: bool = True
-    loose: tuple[str, ...] = UNTIMED
-
-
-@dataclass
-class Tally:
-    """What happened to one job."""
-
-    points: int = 0
-    kills: int = 0
-    identical: int = 0
-    where: Counter[str] = field(default_factory=Counter)
-    problems: list[str] = field(default_factory=list)
-
-
-class Points:
-    """Counts points inside a job's process, and dies at one of them.
-
-    Args:
-        folder: Of the job's result; files elsewhere are no points.
-        fatal: Number of the point at which to die; -1 for none.
-    """
-
-    def __init__(self, folder: Path, fatal: int) -> None:
-        self.folder, self.fatal = str(folder), fatal
-        self.seen: list[str] = []
-
-    def at(self, label: str, before_death: Callable[[], None] = lambda: None) -> None:
-        """A point; what `before_death` leaves behind is what a death in the midst would leave."""
-        if len(self.seen) == self.fatal:
-            before_death()
-            os.kill(os.getpid(), signal.SIGKILL)
-        self.seen.append(label)
-
-    def install(self) -> None:
-        """Watch this process."""
-        real_replace, real_write, real_append = os.replace, Path.write_bytes, MetricsFile.append
-
-        def audit(event: str, args: tuple[Any, ...]) -> None:
-            if event == "open" and self._ours(args[0]) and _writes(args[1], args[2]):
-                self.at("open")
-            elif event == "os.remove" and self._ours(args[0]):
-                self.at("delete")
-
-        def replace(source: Any, target: Any, **more: Any) -> None:
-            ours = self._ours(target)
-            if ours:
-                self.at("rename")
-            real_replace(source, target, **more)
-            if ours:
-                self.at("renamed")
-
-        def write(path: Path, data: bytes) -> int:
-            if self._ours(path):
-                self.at("half a file", lambda: _ignore(real_write(path, data[: len(data) // 2])))
-            return real_write(path, data)
-
-        def append(file: MetricsFile, row: dict[str, Any]) -> None:
-            self.at("row")
-
-            def torn() -> None:
-                with file.path.open("a") as half:
-                    half.write('{"step": 1, "lo')
-
-            self.at("half a row", torn)
-            real_append(file, row)
-
-        def savefig(_: Figure, path: Path, **__: Any) -> None:
-            path.write_bytes(PICTURE)
-
-        sys.addaudithook(audit)
-        Figure.savefig = savefig  # type: ignore[assignment,method-assign]
-        os.replace = replace
-        Path.write_bytes = write  # type: ignore[assignment,method-assign]
-        MetricsFile.append = append  # type: ignore[method-assign]
-        register_optimizer_step_post_hook(lambda *_: self.at("step"))
-
-    def _ours(self, path: Any) -> bool:
-        return isinstance(path, (str, bytes, os.PathLike)) and os.fsdecode(path).startswith(
-            self.folder + os.sep
-        )
-
-
-def _writes(mode: Any, flags: Any) -> bool:
-    asked = bool(set(mode) & set("wxa+")) if isinstance(mode, str) else False
-    return asked or (isinstance(flags, int) and bool(flags & (os.O_WRONLY | os.O_RDWR)))
-
-
-def _ignore(_: object) -> None:
-    pass
-
-
-def start(words: list[str], folder: Path, fatal: int, log: Path) -> int:
-    """Fork a process that runs the command; its id."""
-    child = os.fork()
-    if child:
-        return child
-    code = 70
-    try:
-        with (log.with_suffix(".out")).open("a") as said:
-            os.dup2(said.fileno(), 1)
-            os.dup2(said.fileno(), 2)
-        points = Points(folder, fatal)
-        points.install()
-        sys.argv = ["frami-edge", *words]
-        try:
-            cli.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        log.write_text(json.dumps(points.seen))
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def finish(child: int) -> int:
-    """Its exit code; negative for a signal."""
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-class Trial:
-    """One job in one folder, from its beginning to its end through any number of deaths.
-
-    Args:
-        job: What is run.
-        folder: Where its result goes.
-    """
-
-    def __init__(self, job: Job, folder: Path) -> None:
-        self.job, self.folder = job, folder
-        self.log = folder.with_name(folder.name + ".log")
-
-    def run(self, fatal: int = -1, after_s: float | None = None) -> tuple[int, float]:
-        """Begin or go on; exit code and seconds.
-
-        Args:
-            fatal: Point to die at.
-            after_s: Kill it from outside after so many seconds.
-        """
-        words = [*self.job.words, "--out", str(self.folder)]
-        if self.job.resumes and (self.folder / "manifest.json").exists():
-            words.append("--resume")
-        began = time.monotonic()
-        child = start(words, self.folder, fatal, self.log)
-        if after_s is not None:
-            time.sleep(after_s)
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(child, signal.SIGKILL)
-        return finish(child), time.monotonic() - began
-
-    def said(self) -> str:
-        """Everything that the command said."""
-        return self.log.with_suffix(".out").read_text()
-
-    def files(self) -> dict[str, str]:
-        """SHA-256 by name of what must be the same."""
-        return {
-            str(path.relative_to(self.folder)): hashlib.sha256(untimed(path)).hexdigest()
-            for path in sorted(self.folder.rglob("*"))
-            if path.is_file() and path.name not in self.job.loose
-        }
-
-    def torn(self) -> list[str]:
-        """Files under their own names that are not whole."""
-        if not self.folder.exists():
-            return []
-        own = (p for p in self.folder.rglob("*") if p.suffix in ENDS and not p.name.startswith("."))
-        return [str(path.relative_to(self.folder)) for path in own if not whole(path)]
-
-
-def untimed(path: Path) -> bytes:
-    """What a file holds; a model card without the rows that tell times."""
-    data = path.read_bytes()
-    if path.name == "README.md":
-        rows = data.splitlines(keepends=True)
-        data = b"".join(r for r in rows if not r.startswith(TIMED_ROWS))
-    return data
-
-
-def whole(path: Path) -> bool:
-    """Whether a file ends where its format says."""
-    data = path.read_bytes()
-    if path.suffix == ".json":
-        with contextlib.suppress(ValueError):
-            return isinstance(json.loads(data), dict)
-        return False
-    if path.suffix == ".safetensors":
-        size = int.from_bytes(data[:8], "little")
-        header = json.loads(data[8 : 8 + size]) if len(data) >= 8 + size > 8 else {}
-        ends = [v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"]
-        return bool(ends) and len(data) == 8 + size + max(ends)
-    if path.suffix == ".png":
-        return data.startswith(b"\x89PNG") and data.endswith(b"IEND\xaeB`\x82")
-    if path.suffix == ".onnx":
-        import onnx
-
-        with contextlib.suppress(Exception):
-            onnx.checker.check_model(onnx.load_from_string(data))
-            return True
-        return False
-    return load_state(path) is not None if path.suffix == ".pt" else bool(data)
-
-
-def deaths(
-    points: int, kills: int, clock: int, seconds: float, rng: random.Random
-) -> Iterator[Any]:
-    """How each trial dies: one draw from each of equal stretches of the run."""
-    at = [int((i + rng.random()) * points / (kills - clock)) for i in range(kills - clock)]
-    yield from ({"fatal": n} for n in at)
-    yield from ({"after_s": 0.6 * (i + rng.random()) * seconds / clock} for i in range(clock))
-
-
-def try_job(job: Job, folder: Path, kills: int, clock: int, rng: random.Random) -> Tally:
-    """Every trial of one job."""
-    tally = Tally()
-    undisturbed = Trial(job, folder / "undisturbed")
-    code, seconds = undisturbed.run()
-    if code:
-        tally.problems.append(f"the undisturbed run ended with {code}:\n{undisturbed.said()}")
-        return tally
-    expected, labels = undisturbed.files(), json.loads(undisturbed.log.read_text())
-    tally.points = len(labels)
-    for number, death in enumerate(deaths(len(labels), kills, clock, seconds, rng)):
-        trial = Trial(job, folder / f"killed-{number}")
-        where = labels[death["fatal"]] if "fatal" in death else "the clock"
-        code, _ = trial.run(**death)
-        tally.kills += code == -signal.SIGKILL
-        tally.where[where] += code == -signal.SIGKILL
-        problems = [f"half written: {name}" for name in trial.torn()]
-        if number % 4 == 3:  # and once more, soon after it has gone on
-            trial.run(fatal=rng.randrange(1 + len(labels) // 4))
-            problems += [f"half written: {name}" for name in trial.torn()]
-        code, _ = trial.run()
-        found = trial.files()
-        different = sorted(
-            n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n)
-        )
-        if code:
-            problems.append(f"the resumed run ended with {code}:\n{trial.said()}")
-        elif different:
-            problems.append(f"other than undisturbed: {', '.join(different)}")
-        tally.identical += not problems
-        tally.problems += [f"killed at {death} ({where}): {text}" for text in problems]
-        if not problems:
-            shutil.rmtree(trial.folder, ignore_errors=True)
-    return tally
 
 
 def tones(root: Path) -> None:

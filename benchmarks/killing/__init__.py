@@ -1,0 +1,1 @@
+"""Processes that die at chosen moments; see `benchmarks/kill_and_resume.py`."""
