@@ -22,6 +22,12 @@ def random_crop(x_B1MT: Tensor, frames: int, generator: torch.Generator) -> Tens
     return x_B1MT.gather(3, index_BT[:, None, None, :].expand(b, 1, m, frames))
 
 
+def random_stretch(x_B1MT: Tensor, shortest: float, generator: torch.Generator) -> Tensor:
+    """A random stretch of at least that share of the frames, as long for the whole batch."""
+    share = shortest + (1 - shortest) * float(torch.rand((), generator=generator))
+    return random_crop(x_B1MT, max(1, round(share * x_B1MT.shape[3])), generator)
+
+
 def random_roll(x_B1MT: Tensor, generator: torch.Generator) -> Tensor:
     """Start each clip at a random frame and wrap around."""
     b, _, m, t = x_B1MT.shape

@@ -162,6 +162,9 @@ class BaselinesConfig(Strict):
 BASELINES = tuple(BaselinesConfig.model_fields)
 """Their names, as sources and as keys of `bank.baselines`."""
 
+BUDGET = ("steps", "burn_in", "batch_size", "width")
+"""Keys of `bank.inversion` that hold for them too."""
+
 
 def section(source: str) -> str:
     """Where a source's own keys stand in the config: `bank.cmi` would not be found."""

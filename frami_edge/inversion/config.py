@@ -36,8 +36,12 @@ class InversionConfig(Strict):
     """Channels of the generator's coarsest layer."""
     learning_rate: float = Field(2e-3, gt=0)
     """Adam, betas 0.5 and 0.999."""
-    class_loss: float = Field(1.0, ge=0)
-    """Weight of the cross entropy towards balanced classes."""
+    shortest_view: float = Field(0.5, gt=0, le=1)
+    """Shortest stretch of a clip, relative to its frames, that the teacher is asked about at a
+    step; 1 for whole clips only. Students learn from stretches too."""
+    class_loss: float = Field(0.1, ge=0)
+    """Weight of the cross entropy towards balanced classes. Larger ones give clips that the teacher
+    is surer of than of sounds, and that resemble each other."""
     batch_norm: float = Field(10.0, ge=0)
     """Weight of the relative BatchNorm-statistics loss."""
     contrastive: float = Field(0.2, ge=0)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from frami_edge.config import load_config
 from frami_edge.distillation.config import JourneyConfig
+from frami_edge.inversion.baselines_config import BUDGET
 from frami_edge.inversion.config import BankConfig
 from frami_edge.io import json_text
 from frami_edge.protocol.config import Method, Protocol
@@ -126,12 +127,15 @@ def load_protocol(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Pr
 def _what_counts(bank: BankConfig) -> dict[str, Any]:
     """The config of a bank without the sections of sources that it does not have.
 
-    A new source with new keys must not make the results of all others look out of date.
+    A new source with new keys, or another default of one, must not make the results of all others
+    look out of date.
     """
     facts = bank.model_dump(mode="json")
     shares = facts["sources"] = bank.shares
     others = facts.pop("baselines", {})
     named = {name: section for name, section in others.items() if name in shares}
+    if "inversion" not in shares:
+        facts["inversion"] = {key: facts["inversion"][key] for key in BUDGET}
     if not {"translator", "procedural"} & set(shares):
         facts.pop("procedural_clips")
     if "translator" not in shares:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from frami_edge.augment import random_stretch
 from frami_edge.device import autocast, generator, upload
 from frami_edge.distributed import Rows, share_batch_norms, sum_gradients
 from frami_edge.inversion.bn_loss import BatchNormStatistics
@@ -26,7 +27,7 @@ class Inversion:
     """FRAMI: a conditional generator against the teacher, in its hidden states.
 
     ``L = w_class L_class + w_bn L_bn + w_con L_contrastive + w_adv L_adv``; see each loss for its
-    formula.
+    formula. The teacher is asked about a random stretch of each clip, as the student will be.
     """
 
     name = "inversion"
@@ -76,14 +77,15 @@ class Inversion:
         self.generator.train()
         with autocast(c.choice):
             mels = self.generator(z, own)
+            near = self._stretch(mels, rows, rng)
             with self._watch or contextlib.nullcontext():
-                seen = c.teacher.hidden(mels)
+                seen = c.teacher.hidden(near)
             other = None
             if self.contrast:
                 view = contrastive_view(rows.spread(mels), rng)
                 other = c.teacher.hidden(rows.take(view))
             sparring = self.sparring if index >= config.adversarial.warmup_steps else None
-            guess = sparring.logits(mels) if sparring else None
+            guess = sparring.logits(near) if sparring else None
         # The losses stay in float32: only the networks run at low precision.
         if self._watch:
             terms["batch_norm"] = config.batch_norm * self._watch.loss(rows)
@@ -113,6 +115,12 @@ class Inversion:
         metrics = {"loss": loss.detach(), "requested": hit}
         metrics |= {name: value.detach() for name, value in terms.items()}
         return Batch(mels, labels, keep, metrics)
+
+    def _stretch(self, mels: Tensor, rows: Rows, rng: torch.Generator) -> Tensor:
+        """What of the clips the teacher is asked about; drawn for the batch of all processes."""
+        if self.config.shortest_view == 1:
+            return mels
+        return rows.take(random_stretch(rows.spread(mels), self.config.shortest_view, rng))
 
     def state(self) -> dict[str, Any]:
         """Generator, contrastive heads and memory, sparring student, optimisers."""

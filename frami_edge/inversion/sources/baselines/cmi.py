@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from frami_edge.augment import random_crop
+from frami_edge.augment import random_stretch
 from frami_edge.device import autocast, generator, upload
 from frami_edge.inversion.losses import adversarial_loss
 from frami_edge.inversion.sources.base import Context, as_module
@@ -19,12 +19,6 @@ from frami_edge.inversion.sources.baselines.losses import PublishedBatchNorm, sp
 GLOBAL, LOCAL = 0.875, 0.25
 """Shortest stretch of the two views, relative to the clip: 4 pixels of 32 and a scale of 0.25 in
 the original."""
-
-
-def stretch(x_B1MT: Tensor, shortest: float, rng: torch.Generator) -> Tensor:
-    """A random stretch of at least that share of the frames, as long for the whole batch."""
-    share = shortest + (1 - shortest) * float(torch.rand((), generator=rng))
-    return random_crop(x_B1MT, max(1, round(share * x_B1MT.shape[3])), rng)
 
 
 class Cmi(BatchWise):
@@ -102,8 +96,8 @@ class Cmi(BatchWise):
             mels = self.generator(self.z, no_class(self.z))
         far = None
         if w.contrastive:
-            far = self._features(stretch(mels, LOCAL, rng))[1]
-        view = stretch(mels, GLOBAL, rng)
+            far = self._features(random_stretch(mels, LOCAL, rng))[1]
+        view = random_stretch(mels, GLOBAL, rng)
         logits, near = self._features(view)
         terms = {"class": w.class_loss * F.cross_entropy(logits.float(), labels_B)}
         if self._watch and w.batch_norm:
