@@ -18,6 +18,12 @@ MAX_BYTES = 200_000
 """Size of a config file that is still read: parsing takes 20 s a megabyte, and real ones have a few
 kilobytes."""
 
+MANY = 10_000_000
+"""Most steps, clips or rows that a config may ask for: a slip of the finger is told at once, not by
+a full memory."""
+WIDE = 1 << 16
+"""Largest batch or layer."""
+
 M = TypeVar("M", bound=BaseModel)
 
 

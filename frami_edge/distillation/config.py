@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from frami_edge.config import Strict
+from frami_edge.config import MANY, WIDE, Strict
 from frami_edge.distillation.extra import extra_names
 from frami_edge.inversion.config import BankConfig
 from frami_edge.models.config import StudentArch
@@ -15,9 +15,9 @@ from frami_edge.models.config import StudentArch
 class DistillConfig(Strict):
     """The student's training on the bank; the teacher answers live to every augmented batch."""
 
-    steps: int = Field(800, ge=1)
+    steps: int = Field(800, ge=1, le=MANY)
     """Training steps."""
-    batch_size: int = Field(64, ge=2)
+    batch_size: int = Field(64, ge=2, le=WIDE)
     """Clips a step."""
     learning_rate: float = Field(1.5e-2, gt=0)
     """Peak of the cosine schedule (AdamW)."""
@@ -49,7 +49,7 @@ class DistillConfig(Strict):
     """Widest masked stripe of mel bands."""
     mask_frames: int = Field(0, ge=0)
     """Widest masked stripe of frames."""
-    checkpoint_steps: int = Field(100, ge=1)
+    checkpoint_steps: int = Field(100, ge=1, le=MANY)
     """Steps between checkpoints."""
 
     @model_validator(mode="after")

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from frami_edge.config import Strict
+from frami_edge.config import MANY, WIDE, Strict
 
 
 class DeepInversionConfig(Strict):
     """DeepInversion, with a student to compete with: adaptive DeepInversion (ADI)."""
 
-    iterations: int = Field(75, ge=1)
+    iterations: int = Field(75, ge=1, le=MANY)
     """Steps on one batch of log-mels, before the next one starts; published: 2000."""
     learning_rate: float = Field(0.1, gt=0)
     """Adam on the log-mels themselves, betas 0.5 and 0.99."""
@@ -35,7 +35,7 @@ class DeepInversionConfig(Strict):
 class AlternatingConfig(Strict):
     """A generator and a student that take turns; a weight of 0 switches its term off."""
 
-    latent: int = Field(256, ge=1)
+    latent: int = Field(256, ge=1, le=WIDE)
     """Size of z."""
     learning_rate: float = Field(1e-3, gt=0)
     """Adam on the generator, betas 0.5 and 0.999."""
@@ -49,14 +49,14 @@ class AlternatingConfig(Strict):
     """Weight of the divergence of a sparring student, which is raised."""
     batch_norm: float = Field(0.0, ge=0)
     """Weight of the BatchNorm-statistics loss, a sum of norms as published."""
-    student_steps: int = Field(5, ge=1)
+    student_steps: int = Field(5, ge=1, le=MANY)
     """Sparring steps for each generator step, on fresh clips; none where `adversarial` is 0."""
 
 
 class DaflConfig(AlternatingConfig):
     """DAFL."""
 
-    latent: int = Field(512, ge=1)
+    latent: int = Field(512, ge=1, le=WIDE)
     """Size of z."""
     one_hot: float = Field(1.0, ge=0)
     """Weight of the cross entropy towards the teacher's own answer."""
@@ -84,16 +84,16 @@ class DfqConfig(AlternatingConfig):
     """Weight of the divergence of a sparring student, which is raised."""
     batch_norm: float = Field(1.0, ge=0)
     """Weight of the BatchNorm-statistics loss, a sum of norms as published."""
-    student_steps: int = Field(10, ge=1)
+    student_steps: int = Field(10, ge=1, le=MANY)
     """Sparring steps for each generator step, on fresh clips; none where `adversarial` is 0."""
 
 
 class CmiConfig(Strict):
     """CMI."""
 
-    iterations: int = Field(50, ge=1)
+    iterations: int = Field(50, ge=1, le=MANY)
     """Steps on one batch, after which the generator is new; published: 200."""
-    latent: int = Field(256, ge=1)
+    latent: int = Field(256, ge=1, le=WIDE)
     """Size of z."""
     learning_rate: float = Field(1e-3, gt=0)
     """Adam on generator, z and the embedding's head, betas 0.5 and 0.999."""
@@ -107,11 +107,11 @@ class CmiConfig(Strict):
     """Weight of the contrastive loss."""
     temperature: float = Field(0.1, gt=0)
     """Of the contrastive loss."""
-    embedding: int = Field(256, ge=1)
+    embedding: int = Field(256, ge=1, le=WIDE)
     """Size of the contrastive embedding."""
-    memory: int = Field(40_960, ge=1)
+    memory: int = Field(40_960, ge=1, le=MANY)
     """Finished clips whose features are kept; the oldest go."""
-    negatives: int = Field(4096, ge=1)
+    negatives: int = Field(4096, ge=1, le=MANY)
     """Of them, drawn at each step."""
     student_steps: float = Field(2.0, ge=0)
     """Sparring steps for each generator step, all after the batch is finished."""
@@ -120,9 +120,9 @@ class CmiConfig(Strict):
 class FastConfig(Strict):
     """Fast-Datafree: a meta-learned generator that needs few steps a batch."""
 
-    iterations: int = Field(5, ge=1)
+    iterations: int = Field(5, ge=1, le=MANY)
     """Inner steps from the meta-learned generator to a batch; published: 2, 5 or 10."""
-    latent: int = Field(256, ge=1)
+    latent: int = Field(256, ge=1, le=WIDE)
     """Size of z."""
     learning_rate: float = Field(3e-3, gt=0)
     """Adam on the inner generator; the outer one takes it times `iterations`."""

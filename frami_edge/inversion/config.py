@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from frami_edge.config import Strict
+from frami_edge.config import MANY, WIDE, Strict
 from frami_edge.inversion.baselines_config import BASELINES, BaselinesConfig, section
 
 
@@ -15,24 +15,24 @@ class AdversarialConfig(Strict):
 
     weight: float = Field(0.0, ge=0)
     """Of the term; 0 trains no sparring student."""
-    warmup_steps: int = Field(50, ge=0)
+    warmup_steps: int = Field(50, ge=0, le=MANY)
     """Steps before the term counts: an untrained student disagrees everywhere."""
-    student_steps: int = Field(2, ge=1)
+    student_steps: int = Field(2, ge=1, le=MANY)
     """Distillation steps of the sparring student for each generator step."""
 
 
 class InversionConfig(Strict):
     """Conditional generator against the teacher."""
 
-    steps: int = Field(150, ge=1)
+    steps: int = Field(150, ge=1, le=MANY)
     """Generator steps; each one's clips enter the bank once `burn_in` steps are over."""
-    burn_in: int = Field(20, ge=0)
+    burn_in: int = Field(20, ge=0, le=MANY)
     """First steps, whose clips are thrown away."""
-    batch_size: int = Field(48, ge=2)
+    batch_size: int = Field(48, ge=2, le=WIDE)
     """Clips a step."""
-    latent: int = Field(128, ge=1)
+    latent: int = Field(128, ge=1, le=WIDE)
     """Size of z."""
-    width: int = Field(64, ge=8)
+    width: int = Field(64, ge=8, le=WIDE)
     """Channels of the generator's coarsest layer."""
     learning_rate: float = Field(2e-3, gt=0)
     """Adam, betas 0.5 and 0.999."""
@@ -46,7 +46,7 @@ class InversionConfig(Strict):
     """Weight of the relative BatchNorm-statistics loss."""
     contrastive: float = Field(0.2, ge=0)
     """Weight of the feature-invariant contrastive loss."""
-    contrastive_memory: int = Field(1024, ge=1)
+    contrastive_memory: int = Field(1024, ge=1, le=MANY)
     """Earlier clips that serve as negatives."""
     temperature: float = Field(0.1, gt=0)
     """Of the contrastive loss."""
@@ -57,11 +57,11 @@ class InversionConfig(Strict):
 class TranslatorConfig(Strict):
     """Class-conditioned change of procedural log-mels, learned against the teacher."""
 
-    steps: int = Field(150, ge=1)
+    steps: int = Field(150, ge=1, le=MANY)
     """Steps."""
-    burn_in: int = Field(20, ge=0)
+    burn_in: int = Field(20, ge=0, le=MANY)
     """First steps, whose clips are thrown away."""
-    batch_size: int = Field(48, ge=2)
+    batch_size: int = Field(48, ge=2, le=WIDE)
     """Clips a step."""
     learning_rate: float = Field(2e-3, gt=0)
     """Adam."""
@@ -76,7 +76,7 @@ class TranslatorConfig(Strict):
 class BankConfig(Strict):
     """What the student learns from."""
 
-    frames: int = Field(96, ge=8)
+    frames: int = Field(96, ge=8, le=WIDE)
     """Mel frames (T) of every clip."""
     sources: dict[str, float] = Field(
         default={"inversion": 1.0, "procedural": 1.0, "translator": 1.0}
@@ -84,11 +84,11 @@ class BankConfig(Strict):
     """Share of each source in a batch: `inversion`, `procedural`, `translator`, the controls
     `smooth_noise` and `white_noise`, and the baselines `deep_inversion`, `dafl`, `zskt`, `dfq`,
     `cmi` and `fast`. Inversion only: `{inversion: 1}`."""
-    procedural_clips: int = Field(5000, ge=1)
+    procedural_clips: int = Field(5000, ge=1, le=MANY)
     """Clips of the procedural source."""
-    control_clips: int = Field(5000, ge=1)
+    control_clips: int = Field(5000, ge=1, le=MANY)
     """Clips of each control source."""
-    shard_clips: int = Field(2048, ge=1)
+    shard_clips: int = Field(2048, ge=1, le=MANY)
     """Clips in a file of the bank."""
     inversion: InversionConfig = InversionConfig()
     """The inversion."""

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from frami_edge.config import Strict
+from frami_edge.config import MANY, WIDE, Strict
 from frami_edge.models.config import TeacherArch
 from frami_edge_runtime.errors import MelSpecError
 from frami_edge_runtime.melspec import MelSpec
@@ -74,9 +74,9 @@ class DataConfig(Strict):
 class TrainConfig(Strict):
     """The recipe."""
 
-    epochs: int = Field(30, ge=1)
+    epochs: int = Field(30, ge=1, le=MANY)
     """Passes over the training clips."""
-    batch_size: int = Field(32, ge=2)
+    batch_size: int = Field(32, ge=2, le=WIDE)
     """Clips a step."""
     learning_rate: float = Field(2e-3, gt=0)
     """Peak of the one-cycle cosine schedule (AdamW)."""
@@ -96,7 +96,7 @@ class TrainConfig(Strict):
     """Standard deviation of the random loudness, in units of the front end's std."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Of the cross entropy."""
-    checkpoint_epochs: int = Field(1, ge=1)
+    checkpoint_epochs: int = Field(1, ge=1, le=MANY)
     """Epochs between checkpoints, from which a killed run is resumed."""
 
 
