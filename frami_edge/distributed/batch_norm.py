@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from frami_edge.distributed.rows import Rows
 from frami_edge.distributed.world import world
+from frami_edge.moments import channel_moments
 
 
 class SharedBatchNorm2d(nn.BatchNorm2d):
@@ -65,8 +66,7 @@ def shared_moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     The parts are joined by their means and squared deviations, without the cancellation of a
     difference of sums (T. Chan et al., 1979).
     """
-    dims = [d for d in range(x.ndim) if d != 1]
-    var_C, mean_C = torch.var_mean(x.float(), dim=dims, correction=0)
+    mean_C, var_C = channel_moments(x)
     count = torch.full_like(mean_C[:1], x.numel() // x.shape[1])
     own = torch.cat([mean_C, var_C, count])
     parts = [torch.empty_like(own) for _ in range(world().size)]
@@ -138,5 +138,5 @@ class _Normalise(torch.autograd.Function):
         slope_C = scale_C * invstd_C * dw_all
         offset_C = scale_C * db_all - slope_C * mean_C
         view = (1, -1, *[1] * (x.ndim - 2))
-        dx = dx - (offset_C.view(view) + slope_C.view(view) * x.float()).to(dx.dtype)
-        return dx, dw_C, db_C, None, None, None, None
+        through = torch.addcmul(offset_C.view(view), slope_C.view(view), x.float())
+        return dx.sub_(through), dw_C, db_C, None, None, None, None

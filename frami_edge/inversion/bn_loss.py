@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from frami_edge.distributed import Rows, shared_layer_moments
 from frami_edge.errors import TeacherError
+from frami_edge.moments import channel_moments
 
 
 def live_batch_norms(model: nn.Module) -> list[tuple[str, _BatchNorm]]:
@@ -68,10 +69,7 @@ class BatchNormStatistics:
 
     def _hook(self, index: int) -> Any:
         def observe(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x = inputs[0].float()
-            dims = [d for d in range(x.ndim) if d != 1]
-            var_C, mean_C = torch.var_mean(x, dim=dims, correction=0)
-            self._observed[index] = (mean_C, var_C)
+            self._observed[index] = channel_moments(inputs[0])
 
         return observe
 
