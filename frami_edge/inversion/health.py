@@ -86,8 +86,8 @@ def _mean_cosine(s_ND: Tensor) -> float:
 
 
 HEALTHY_REQUESTED = 2.0
-"""Times chance. Below it the generator has not learned the classes. The class term is a gentle push:
-good banks of ten classes have 0.25 to 0.33 (ESC-10) and 0.8 (digits)."""
+"""Times chance. Below it the generator has not learned the classes. The class term is a gentle
+push: good banks of ten classes have 0.25 to 0.33 (ESC-10) and 0.8 (digits)."""
 HEALTHY_BATCH_NORM = 0.2
 """Above it the clips are far from what the teacher was trained on; a good bank is below 0.05."""
 HEALTHY_SHARE = 0.6
