@@ -12,7 +12,9 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from safetensors.torch import load_file, save
 
@@ -60,6 +62,28 @@ def test_an_ogg_page_that_is_damaged_or_missing(material: Any) -> None:
         decode(data[: starts[1]] + data[starts[2] :])
     with pytest.raises(UnusableClipError, match="no page"):
         decode(data + b"more")
+
+
+@pytest.mark.parametrize("bit", range(5))
+def test_a_flac_whose_header_promises_fewer_samples(material: Any, bit: int) -> None:
+    data = bytearray(
+        importlib.import_module("fuzzing.material").audio(material.clip[:4000], "flac")
+    )
+    assert decode(bytes(data))[0].size == 4000
+    data[24] ^= 1 << bit  # of the number of samples, which no checksum of FLAC covers
+    with pytest.raises(UnusableClipError, match=r"checksum of the samples|truncated|longer"):
+        decode(bytes(data))
+
+
+@pytest.mark.parametrize("subtype", ["PCM_S8", "PCM_16", "PCM_24"])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_whole_flacs_pass_the_checksum(subtype: str, channels: int) -> None:
+    wave = np.random.default_rng(0).uniform(-0.5, 0.5, (3000, channels))
+    file = io.BytesIO()
+    soundfile.write(file, wave, 16000, format="FLAC", subtype=subtype)
+    samples, rate = decode(file.getvalue())
+    assert rate == 16000
+    np.testing.assert_allclose(samples, wave.mean(axis=1), atol=0.01)
 
 
 def test_a_clip_that_is_a_device_is_not_read(tmp_path: Path) -> None:
