@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from frami_edge.models.checkpoint import Card, TrainedOn, save_checkpoint
 from frami_edge.models.config import TeacherArch
 from frami_edge.models.teacher import ResNetTeacher
 from frami_edge_runtime.melspec import MelSpec
+
+# Shared by the tests of `push`; importlib mode finds no modules beside the tests by itself.
+sys.path.insert(0, str(Path(__file__).parent))
 
 SPEC = MelSpec(
     sample_rate=8000, n_fft=256, win_length=200, hop_length=80, n_mels=16, mean=-6.0, std=4.0
