@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from frami_edge.distributed.world import world
 from frami_edge.errors import ConfigError
@@ -94,7 +94,7 @@ class _Gather(torch.autograd.Function):
         return gradients[0][rows.start : rows.start + rows.size], None
 
 
-def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+def sum_gradients(parameters: Iterable[Tensor]) -> None:
     """Add up what every process found, in one message; nothing where this process is alone."""
     if world().size == 1:
         return

@@ -30,6 +30,12 @@ class InversionConfig(Strict):
     """First steps, whose clips are thrown away."""
     batch_size: int = Field(48, ge=2, le=WIDE)
     """Clips a step."""
+    batch_steps: int = Field(10, ge=1, le=MANY)
+    """Generator steps on the same noise and classes. Longer ones fit each clip better and give
+    fewer that differ; 1 draws a new batch for each step."""
+    latent_rate: float = Field(0.02, ge=0)
+    """Adam's learning rate of the noise itself, which learns along where `batch_steps` is above 1;
+    0 leaves it as drawn."""
     latent: int = Field(128, ge=1, le=WIDE)
     """Size of z."""
     width: int = Field(64, ge=8, le=WIDE)

@@ -76,11 +76,19 @@ def test_what_is_not_learned_makes_the_clips_asked_for(
 
 @pytest.mark.parametrize("name", LEARNED)
 def test_classes_are_asked_for_in_turn_and_burn_in_is_thrown_away(name: str, context: Make) -> None:
-    source = SOURCES[name](context())
+    source = SOURCES[name](context(inversion={"batch_steps": 1}))
     batches = [source.step(i) for i in range(source.steps)]
     counts = torch.bincount(torch.cat([b.labels_B for b in batches]))
     assert counts.max() - counts.min() <= 1
     assert [b.keep for b in batches] == [False, False, True, True, True, True]
+
+
+def test_a_batch_of_the_inversion_is_worked_on_for_some_steps(context: Make) -> None:
+    source = SOURCES["inversion"](context(inversion={"batch_steps": 2}))
+    labels = [source.step(i).labels_B for i in range(4)]
+    assert torch.equal(labels[0], labels[1])
+    assert torch.equal(labels[2], labels[3])
+    assert not torch.equal(labels[0], labels[2])
 
 
 def test_every_term_has_a_switch(context: Make) -> None:

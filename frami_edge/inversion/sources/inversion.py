@@ -18,6 +18,7 @@ from frami_edge.inversion.bn_loss import BatchNormStatistics
 from frami_edge.inversion.config import InversionConfig
 from frami_edge.inversion.contrastive import FeatureInvariantContrast, contrastive_view
 from frami_edge.inversion.generator import Generator, balanced_labels
+from frami_edge.inversion.latents import Latents
 from frami_edge.inversion.losses import adversarial_loss, class_loss
 from frami_edge.inversion.sources.base import Batch, Context, as_module, named_seed
 from frami_edge.inversion.sparring import SparringStudent
@@ -56,6 +57,7 @@ class Inversion:
                 context.teacher, context.spec, context.n_classes, context.choice
             )
         self.modules = modules
+        self.latents = Latents(config, context.choice.device)
         share_batch_norms(self.generator)
         if context.choice.channels_last:
             self.generator.to(memory_format=torch.channels_last)
@@ -68,11 +70,12 @@ class Inversion:
         """One generator step; the clips are those that the step was taken on."""
         c, config = self.context, self.config
         rng = generator(c.seed, f"{self.name}/{index}")
-        z = torch.randn(config.batch_size, config.latent, generator=rng)
-        labels = balanced_labels(config.batch_size, c.n_classes, index * config.batch_size)
+        latents = self.latents
+        offset = latents.batch(index) * config.batch_size
+        labels = balanced_labels(config.batch_size, c.n_classes, offset)
         rows = Rows(config.batch_size)
-        z, own = (upload(rows.take(part), c.choice.device) for part in (z, labels))
-        labels = upload(labels, c.choice.device)
+        z = rows.take(latents.at(index, rng))
+        own, labels = (upload(part, c.choice.device) for part in (rows.take(labels), labels))
         terms: dict[str, Tensor] = {}
         self.generator.train()
         with autocast(c.choice):
@@ -100,13 +103,17 @@ class Inversion:
             raw = adversarial_loss(logits, rows.gather(guess))
             terms["adversarial"] = config.adversarial.weight * raw
         loss = torch.stack(list(terms.values())).sum()
-        self.optimizer.zero_grad(set_to_none=True)
+        optimizers = [self.optimizer, *([latents.optimizer] if latents.optimizer else [])]
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        sum_gradients(self.modules.parameters())
-        self.optimizer.step()
+        sum_gradients([*self.modules.parameters(), latents.z_BZ])
+        for optimizer in optimizers:
+            optimizer.step()
         keep = index >= config.burn_in
         mels = rows.gather(mels.detach())
-        if self.contrast and keys is not None and keep:
+        if self.contrast and keys is not None and keep and latents.ends(index):
+            # Once for a batch: the clips of its other steps are no negatives, but nearly the same.
             self.contrast.remember(keys)
         if self.sparring:
             for _ in range(config.adversarial.student_steps):
@@ -123,10 +130,11 @@ class Inversion:
         return rows.take(random_stretch(rows.spread(mels), self.config.shortest_view, rng))
 
     def state(self) -> dict[str, Any]:
-        """Generator, contrastive heads and memory, sparring student, optimisers."""
+        """Generator, contrastive heads and memory, latents, sparring student, optimisers."""
         state: dict[str, Any] = {
             "modules": self.modules.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "latents": self.latents.state(),
         }
         if self.sparring:
             state["sparring"] = self.sparring.state()
@@ -136,5 +144,6 @@ class Inversion:
         """Go on from `state`."""
         self.modules.load_state_dict(state["modules"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.latents.load_state(state["latents"])
         if self.sparring:
             self.sparring.load_state(state["sparring"])
