@@ -136,7 +136,7 @@ class FastConfig(Strict):
     """Share of earlier batches in the statistics that this loss compares."""
     adversarial: float = Field(1.33, ge=0)
     """Weight of the disagreement with a sparring student."""
-    warmup: float = Field(20 / 240, ge=0, le=1)
+    warmup: float = Field(20 / 220, ge=0, le=1)
     """Share of the steps without that term and without sparring."""
     student_steps: float = Field(1.0, ge=0)
     """Sparring steps for each inner step, all after the batch is finished."""

@@ -20,6 +20,9 @@ from frami_edge.inversion.generator import Generator, balanced_labels
 from frami_edge.inversion.sources.base import Batch, Context, named_seed
 from frami_edge.inversion.sparring import SparringStudent
 
+PADDED_CROP = 0.875
+"""Shortest stretch, relative to the clip, that stands for a random crop of an image of 32 pixels
+padded by 4."""
 POOL_CLIPS = 512
 """Latest finished clips that a sparring student of a batch-wise method draws from."""
 
@@ -167,7 +170,7 @@ class BatchWise(Baseline):
                 taken = self.steps // self.batches
                 for _ in range(round(self.student_steps * taken)):
                     pick = torch.randint(0, len(pool), (len(best),), generator=rng)
-                    self.sparring.learn(pool[pick.to(pool.device)], rng)
+                    self.sparring.learn(pool[upload(pick, pool.device)], rng)
             self.end()
         hit = (logits.argmax(1) == labels).float().mean()
         metrics = told(terms) | {"requested": hit}

@@ -13,12 +13,11 @@ from frami_edge.augment import random_stretch
 from frami_edge.device import autocast, generator, upload
 from frami_edge.inversion.losses import adversarial_loss
 from frami_edge.inversion.sources.base import Context, as_module
-from frami_edge.inversion.sources.baselines.base import BatchWise, descend, no_class
+from frami_edge.inversion.sources.baselines.base import PADDED_CROP, BatchWise, descend, no_class
 from frami_edge.inversion.sources.baselines.losses import PublishedBatchNorm, split_contrast
 
-GLOBAL, LOCAL = 0.875, 0.25
-"""Shortest stretch of the two views, relative to the clip: 4 pixels of 32 and a scale of 0.25 in
-the original."""
+LOCAL = 0.25
+"""Shortest stretch of the local view, relative to the clip: a scale of 0.25 in the original."""
 
 
 class Cmi(BatchWise):
@@ -79,7 +78,7 @@ class Cmi(BatchWise):
 
     def _contrast(self, local: Tensor, near: Tensor, rng: torch.Generator) -> Tensor:
         w, memory = self.config, self.tensors["memory"]
-        pick = torch.randperm(len(memory), generator=rng)[: w.negatives].to(memory.device)
+        pick = upload(torch.randperm(len(memory), generator=rng)[: w.negatives], memory.device)
         queries = self.head(torch.cat([local, memory[pick, 0]]))
         keys = self.head(torch.cat([near, memory[pick, 1]])).detach()
         return split_contrast(
@@ -97,7 +96,7 @@ class Cmi(BatchWise):
         far = None
         if w.contrastive:
             far = self._features(random_stretch(mels, LOCAL, rng))[1]
-        view = random_stretch(mels, GLOBAL, rng)
+        view = random_stretch(mels, PADDED_CROP, rng)
         logits, near = self._features(view)
         terms = {"class": w.class_loss * F.cross_entropy(logits.float(), labels_B)}
         if self._watch and w.batch_norm:

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from frami_edge.augment import random_stretch
 from frami_edge.device import autocast, generator, upload
 from frami_edge.inversion.losses import adversarial_loss
 from frami_edge.inversion.sources.base import Context, as_module
-from frami_edge.inversion.sources.baselines.base import BatchWise, descend, no_class
+from frami_edge.inversion.sources.baselines.base import PADDED_CROP, BatchWise, descend, no_class
 from frami_edge.inversion.sources.baselines.losses import PublishedBatchNorm
 
 
@@ -73,12 +74,13 @@ class Fast(BatchWise):
         self.quick.train()
         with autocast(c.choice):
             mels = self.quick(self.z, no_class(self.z))
+            view = random_stretch(mels, PADDED_CROP, rng)
             if self._watch:
                 with self._watch:
-                    logits = c.teacher.hidden(mels).logits_BK
+                    logits = c.teacher.hidden(view).logits_BK
             else:
-                logits = c.teacher.hidden(mels).logits_BK
-            guess = self.sparring.logits(mels) if self.sparring and self._warmed_up(index) else None
+                logits = c.teacher.hidden(view).logits_BK
+            guess = self.sparring.logits(view) if self.sparring and self._warmed_up(index) else None
         terms = {"class": w.class_loss * F.cross_entropy(logits.float(), labels_B)}
         if self._watch:
             terms["batch_norm"] = w.batch_norm * self._watch.loss()
