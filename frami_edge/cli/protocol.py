@@ -79,11 +79,12 @@ def protocol(
         raise ConfigError(
             "--dry-run shows what is to be made, --tables what is there.", fix="Give one of them."
         )
-    wanted = narrowed(load_protocol(config, overrides or ()), methods, folds)
+    whole = load_protocol(config, overrides or ())
+    wanted = narrowed(whole, methods, folds)
     choice = journey_device(device, precision)
     output.note(f"Device: {choice.reason}")
     folder = out or Path("runs") / Path(config).stem
-    session = Session(Plan(wanted), folder, data_root, choice, output, workers)
+    session = Session(Plan(wanted), Plan(whole), folder, data_root, choice, output, workers)
     if dry_run:
         session.show_plan()
         return

@@ -71,7 +71,7 @@ class Scheduler:
                             continue
                         try:
                             work(task)
-                        except FramiEdgeError as error:
+                        except Exception as error:  # out of memory, a full disk: others may go on
                             self._fail(task, error)
                         break
             else:
@@ -89,8 +89,9 @@ class Scheduler:
         for key in self.failures():
             (self.folder / "failed" / f"{key}.txt").unlink(missing_ok=True)
 
-    def _fail(self, task: Task, error: FramiEdgeError) -> None:
-        atomic_write_text(self.folder / "failed" / f"{task.key}.txt", str(error))
+    def _fail(self, task: Task, error: Exception) -> None:
+        said = str(error) if isinstance(error, FramiEdgeError) else repr(error)
+        atomic_write_text(self.folder / "failed" / f"{task.key}.txt", said)
 
     @contextlib.contextmanager
     def _claim(self, task: Task) -> Iterator[bool]:

@@ -46,6 +46,7 @@ class Session:
 
     Args:
         plan: What to make.
+        whole: What `plan` is a part of; tables in files and pictures show it.
         folder: Where.
         root: Of the data sets; None for $FRAMI_EDGE_DATA.
         choice: Device and precision.
@@ -59,13 +60,14 @@ class Session:
     def __init__(
         self,
         plan: Plan,
+        whole: Plan,
         folder: Path,
         root: Path | None,
         choice: Choice,
         out: Output,
         workers: int,
     ) -> None:
-        self.plan, self.folder, self.root = plan, folder, root
+        self.plan, self.whole, self.folder, self.root = plan, whole, folder, root
         self.choice, self.out, self.workers = choice, out, workers
         self.maker = Maker(plan, folder, root, choice, Output(quiet=True))
         self.scheduler = Scheduler(plan, folder, self.maker.done)
@@ -105,7 +107,7 @@ class Session:
             RunError: Some of it failed; the rest is there.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(self.folder / "protocol.yaml", dump_config(self.plan.protocol))
+        atomic_write_text(self.folder / "protocol.yaml", dump_config(self.whole.protocol))
         self.scheduler.forget_failures()
         left = len(self.scheduler.open_tasks())
         if left:
@@ -117,7 +119,7 @@ class Session:
                     self._together(bar)
 
     def report(self, write: Path | None = None) -> None:
-        """Tables and pictures of what is there.
+        """Tables and pictures of what is there: files of the whole, the terminal of the part.
 
         Args:
             write: A Markdown file that gets the tables too, between markers.
@@ -125,22 +127,22 @@ class Session:
         Raises:
             RunError: Some task failed.
         """
-        wanted = {task.key for task in self.plan.students}
-        rows = [row for row in self.maker.results.rows() if row["key"] in wanted]
-        summary = tables.summary(self.plan, rows)
-        pairs = tables.comparisons(self.plan, rows)
-        text = writing.markdown(self.plan, summary, pairs, rows)
+        rows = self._rows(self.whole)
+        of_whole = tables.summary(self.whole, rows), tables.comparisons(self.whole, rows)
+        text = writing.markdown(self.whole, *of_whole, rows)
         atomic_write_text(self.folder / "RESULTS.md", text)
         if write:
-            writing.write_between(write, self.plan.protocol.title, text)
-        drawn = pictures.draw(self.folder / "plots", self.plan, rows)
+            writing.write_between(write, self.whole.protocol.title, text)
+        drawn = pictures.draw(self.folder / "plots", self.whole, rows)
+        rows = self._rows(self.plan)
+        summary, pairs = tables.summary(self.plan, rows), tables.comparisons(self.plan, rows)
         failures = self.scheduler.failures()
         self.out.result(
             {
                 "title": self.plan.protocol.title,
                 "folder": str(self.folder),
                 "students": len(rows),
-                "of": len(wanted),
+                "of": len(self.plan.students),
                 "methods": [method.facts() for method in summary],
                 "comparisons": [pair.facts() for pair in pairs],
                 "plots": [str(path) for path in drawn],
@@ -202,6 +204,10 @@ class Session:
                 fix="Run the command again: what is done stays, the rest goes on. An exit code "
                 "of -9 means too little memory: use fewer --workers.",
             )
+
+    def _rows(self, plan: Plan) -> list[tables.Row]:
+        wanted = {task.key for task in plan.students}
+        return [row for row in self.maker.results.rows() if row["key"] in wanted]
 
     def _done(self) -> int:
         return sum(self.scheduler.done(task) for task in self.plan.tasks.values())

@@ -31,6 +31,10 @@ COLUMNS = (
     "diversity",
 )
 PAIR_COLUMNS = ("pair", "folds x seeds", "accuracy", "agreement", "KL", "closer in KL", "verdict")
+FEWEST_FOLDS = 3
+"""With fewer no verdict is given."""
+T_95 = {2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+"""Two-sided 95 % quantiles of Student's t by degrees of freedom (folds - 1)."""
 
 
 @dataclass(frozen=True)
@@ -97,18 +101,18 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """In words, by agreement and KL: beyond two standard errors or not."""
-        if self.agreement_error is None or self.kl_error is None:
-            return "one fold: no error known"
+        """In words: which of agreement and KL differ from 0, by Student's t over the folds."""
+        if self.agreement_error is None or self.kl_error is None or self.folds < FEWEST_FOLDS:
+            return "too few folds"
+        freedom = min(self.folds - 1, max(T_95))
         signs = {
-            _sign(self.agreement, self.agreement_error),
-            -_sign(self.kl, self.kl_error),
-        } - {0}
-        if not signs:
-            return "within two standard errors"
-        if len(signs) == 2:
-            return "agreement and KL disagree"
-        return "closer to the teacher" if signs == {1} else "farther from the teacher"
+            "agreement": _sign(self.agreement, self.agreement_error * T_95[freedom]),
+            "KL": -_sign(self.kl, self.kl_error * T_95[freedom]),
+        }
+        closer = " and ".join(name for name, sign in signs.items() if sign > 0)
+        farther = " and ".join(name for name, sign in signs.items() if sign < 0)
+        words = [f"closer in {closer}"] * bool(closer) + [f"farther in {farther}"] * bool(farther)
+        return ", ".join(words) or "within the error"
 
     def facts(self) -> dict[str, Any]:
         """For JSON."""
@@ -243,8 +247,8 @@ def _error(values: Sequence[float]) -> float | None:
     return stdev(values) / len(values) ** 0.5 if len(values) > 1 else None
 
 
-def _sign(value: float, error: float) -> int:
-    return 0 if abs(value) <= 2 * error else (1 if value > 0 else -1)
+def _sign(value: float, margin: float) -> int:
+    return 0 if abs(value) <= margin else (1 if value > 0 else -1)
 
 
 def _percent(value: float, spread: float | None) -> str:

@@ -27,7 +27,9 @@ def markdown(
     if pairs:
         parts.append(
             "\nPaired differences, mean over folds ± standard error over folds (points for "
-            "accuracy and agreement, nats for KL); the verdict goes by agreement and KL.\n"
+            "accuracy and agreement, nats for KL); the verdict names which of agreement and KL "
+            "differ from 0 by Student's t over folds (95 %, not corrected for the number of pairs)"
+            ".\n"
         )
         parts.append(_table(PAIR_COLUMNS, [p.cells() for p in pairs]))
     return "\n".join(parts) + "\n"

@@ -92,8 +92,17 @@ def test_a_part_gives_the_rows_of_the_whole(tones: Path, tmp_path: Path) -> None
     keys = {row["key"] for row in rows(out)}
     whole = found(call(tones, "--out", out, "--dry-run", "--json"))
     assert whole["done"] == 3  # the teacher, the bank it borrows, the student
-    found(call(tones, "--out", out, "--methods", "inversion", "--json"))
+    page = tmp_path / "page.md"
+    narrow = ("--methods", "inversion", "--write", page)
+    found(call(tones, "--out", out, *narrow, "--json"))
     assert keys < {row["key"] for row in rows(out)}
+    # A document keeps the rows that this call did not ask for.
+    found(
+        call(tones, "--out", out, "--methods", "noise", "--folds", "1", "--write", page, "--json")
+    )
+    for text in (page.read_text(), (out / "RESULTS.md").read_text()):
+        assert "| inversion |" in text
+        assert "| noise |" in text
 
 
 def test_two_workers_share_the_work(tones: Path, tmp_path: Path) -> None:

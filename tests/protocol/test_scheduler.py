@@ -6,6 +6,8 @@ import threading
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from frami_edge.errors import RunError
 from frami_edge.protocol import scheduler as module
 from frami_edge.protocol.plan import Plan, Task, load_protocol
@@ -42,13 +44,14 @@ def test_every_task_once_and_after_what_it_needs(tones: Path, tmp_path: Path) ->
     assert Counter(order) == Counter(plan.tasks.keys())
 
 
-def test_what_needs_a_failure_is_left(tones: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [RunError("no", fix="none"), RuntimeError("no memory")])
+def test_what_needs_a_failure_is_left(tones: Path, tmp_path: Path, error: Exception) -> None:
     plan = Plan(load_protocol(tones))
     done: set[str] = set()
 
     def work(task: Task) -> None:
         if task.kind == "bank" and task.fold == "1":
-            raise RunError("no", fix="none")
+            raise error
         done.add(task.key)
 
     scheduler = Scheduler(plan, tmp_path / "out", lambda task: task.key in done)
@@ -57,6 +60,7 @@ def test_what_needs_a_failure_is_left(tones: Path, tmp_path: Path) -> None:
     assert {task.fold for task in left} == {"1"}
     assert all(task.kind == "bank" or len(task.needs) == 2 for task in left)
     assert len(scheduler.failures()) == 1
+    assert "no" in next(iter(scheduler.failures().values()))
     scheduler.forget_failures()
     assert [task.key for task in scheduler.open_tasks()] == [task.key for task in left]
 
