@@ -31,12 +31,15 @@ class Hooks:
         on_step: Called with (source, steps done, steps, metrics).
         on_begin: Called with (source, steps done) before the source goes on; steps beyond these,
             which a killed run may have reported, are about to come again.
+        on_saved: Called with (source) once all its steps so far are on disk, in a shard or a pause:
+            a run that is killed later does none of them again.
         warn: Told of a checkpoint that cannot be used.
         stop: Asked whenever metrics are read.
     """
 
     on_step: OnStep = lambda *_: None
     on_begin: Callable[[str, int], None] = lambda *_: None
+    on_saved: Callable[[str], None] = lambda _: None
     warn: Callable[[str], None] = lambda _: None
     stop: Stop = NEVER
 
@@ -148,10 +151,12 @@ def _run_source(bank: Bank, context: Context, name: str, hooks: Hooks) -> None:
                 bank.append(name, clips, first, i + 1)
                 _state_path(bank, name, first).unlink(missing_ok=True)
                 _pause_path(bank, name).unlink(missing_ok=True)
+            hooks.on_saved(name)
             first, waiting = i + 1, []
         if look and hooks.stop.asked():
             if first < i + 1 and world().main:
                 _pause(bank, name, _Begun(first, i + 1, source.state(), tuple(waiting)))
+                hooks.on_saved(name)
             hooks.stop.leave()
     if world().main and name not in bank.sources:
         raise BankError(

@@ -81,18 +81,26 @@ def invert(
 
         def on_begin(source: str, done: int) -> None:
             run.rewind(done, phase=source)
+            if not done:
+                clock.forget(source)
 
-        hooks = Hooks(on_step, on_begin, out.warn, stop)
-        try:
-            bank = make_bank(folder, context, labels, sha256, hooks)
-        finally:
+        def on_saved(source: str) -> None:
+            # Not at the end alone, which a killed run never sees; and no later than the clips, or
+            # the steps that a resumed run does again would count twice.
+            clock.tick(source)
             run.record(source_seconds=clock.seconds)
+
+        hooks = Hooks(on_step, on_begin, on_saved, out.warn, stop)
+        bank = make_bank(folder, context, labels, sha256, hooks)
     run.record(bank={"clips": bank.sources, "health": bank.index.health})
     return bank
 
 
 class SourceClock:
-    """Seconds that each source of a bank takes: from the end of the step before, whosever it was.
+    """Seconds that the steps of each source take, and the saving of their clips.
+
+    Each lasts from the end of the one before, whosever that was. A resumed run goes on from what
+    was known when the clips it keeps were saved.
 
     Args:
         before: Those of the runs that this one resumes.
@@ -106,12 +114,16 @@ class SourceClock:
         self._last = time.monotonic(), time.process_time()
 
     def tick(self, source: str) -> None:
-        """A step of the source is done."""
+        """A step of the source is done, or its clips are saved."""
         now = time.monotonic(), time.process_time()
         spent = self.seconds.setdefault(source, {"wall": 0.0, "cpu": 0.0})
         spent["wall"] = round(spent["wall"] + now[0] - self._last[0], 3)
         spent["cpu"] = round(spent["cpu"] + now[1] - self._last[1], 3)
         self._last = now
+
+    def forget(self, source: str) -> None:
+        """The source begins at its first step: whatever it took before gave no clip."""
+        self.seconds.pop(source, None)
 
 
 @contextmanager

@@ -13,7 +13,9 @@ from frami_edge.data import SoundSet
 from frami_edge.device import Choice, autocast
 from frami_edge.distillation.feeds import TensorFeed
 from frami_edge.distillation.loop import Distiller
+from frami_edge.inversion.config import BankConfig
 from frami_edge.inversion.sources import SOURCES, Context
+from frami_edge.inversion.sources.baselines.base import BatchWise
 from frami_edge.models.student import Student
 from frami_edge.models.teacher import ResNetTeacher
 from frami_edge.protocol.plan import Plan, Task
@@ -85,14 +87,36 @@ class Cost:
         return self._timed(lambda _: distiller.step())
 
     def _source(self, task: Task, name: str) -> float:
-        bank = self.plan.journey(task).bank
+        bank = without_warm_up(self.plan.journey(task).bank)
         classes = len(self.data.labels)
         context = Context(self._teacher, self._spec, classes, bank, self.choice, 0)
         source = SOURCES[name](context)
-        return self._timed(source.step, source.steps) * source.steps
+        if isinstance(source, BatchWise):
+            return self._batches(source)
+        # What the first step alone does, such as the translator's pool of clips, counts once.
+        first, *others = self._took(source.step, source.steps)
+        return first + (source.steps - 1) * median(others or [first])
+
+    def _batches(self, source: BatchWise) -> float:
+        """By the last batch: from the second one on there is a sparring student to play against.
+
+        It learns after the last step of each batch, which takes many times as long as the others.
+        """
+        n, steps = source.batches, source.steps
+        begin = -(-(n - 1) * steps // n)
+        end = n * self._timed(lambda _: source.step(steps - 1), 2)
+        others = steps - n
+        if not others:
+            return end
+        return end + others * self._timed(lambda i: source.step(begin + i), steps - 1 - begin)
 
     def _timed(self, step: Callable[[int], object], most: int = STEPS + 1) -> float:
         """Median of a few steps without the first, unless there is only that one."""
+        took = self._took(step, most)
+        return median(took[1:] or took)
+
+    def _took(self, step: Callable[[int], object], most: int) -> list[float]:
+        """Seconds of each of the first steps."""
         took = []
         for i in range(min(STEPS + 1, most)):
             begun = time.monotonic()
@@ -100,4 +124,16 @@ class Cost:
             if self.choice.device.type == "cuda":
                 torch.cuda.synchronize(self.choice.device)
             took.append(time.monotonic() - begun)
-        return median(took[1:] or took)
+        return took
+
+
+def without_warm_up(bank: BankConfig) -> BankConfig:
+    """The terms that begin late count from the first step: rather too dear than too cheap."""
+    adversarial = bank.inversion.adversarial.model_copy(update={"warmup_steps": 0})
+    fast = bank.baselines.fast.model_copy(update={"warmup": 0.0})
+    return bank.model_copy(
+        update={
+            "inversion": bank.inversion.model_copy(update={"adversarial": adversarial}),
+            "baselines": bank.baselines.model_copy(update={"fast": fast}),
+        }
+    )

@@ -25,7 +25,7 @@ from frami_edge.models.checkpoint import Loaded, load_checkpoint, parameters
 from frami_edge.models.student import Student
 from frami_edge.protocol.clips import Clips
 from frami_edge.protocol.curve import Curve
-from frami_edge.protocol.memory import peak_memory
+from frami_edge.protocol.memory import Peak, peak_memory
 from frami_edge.protocol.plan import Plan, Task
 from frami_edge.protocol.results import Results
 from frami_edge.runs import RunFolder, read_manifest
@@ -73,6 +73,8 @@ class Maker:
 
     def make(self, task: Task) -> None:
         """Make it, or go on where it was cut short."""
+        # No task pays for the clips that the one before was scored on.
+        self._clips = None
         {"teacher": self._train, "bank": self._invert, "student": self._distil}[task.kind](task)
 
     def _run(self, task: Task, config: Any) -> RunFolder:
@@ -106,29 +108,36 @@ class Maker:
         teacher = self._loaded(task)
         check_unheard(teacher.card.heard, self.data, task.fold)
         clips = self._clips_of(task.fold, teacher)
-        with self._run(task, config) as run, self._measured(run):
-            curve = Curve(run, self.plan.protocol.curve_steps, clips)
+        with self._run(task, config) as run:
             real = self._real(task, teacher)
+            curve = Curve(run, self.plan.protocol.curve_steps, clips)
             sources: dict[str, float] = {}
-            begun = time.monotonic(), time.process_time()
-            if method.control == "scratch":
-                student = control_student("scratch", teacher, config, self.choice, real=real)
-            else:
-                feed, sources = self._feed(task, teacher, real)
-                student = distill(
-                    run,
-                    teacher,
-                    config.student,
-                    config.distill,
-                    feed,
-                    self.choice,
-                    task.seed,
-                    self.out,
-                    watch=curve.watch,
-                )
+            with self._measured(run) as peak:
+
+                def watch(done: int, student: Student) -> None:
+                    with peak.left_out():
+                        curve.watch(done, student)
+
+                begun = time.monotonic(), time.process_time()
+                if method.control == "scratch":
+                    student = control_student("scratch", teacher, config, self.choice, real=real)
+                else:
+                    feed, sources = self._feed(task, teacher, real)
+                    student = distill(
+                        run,
+                        teacher,
+                        config.student,
+                        config.distill,
+                        feed,
+                        self.choice,
+                        task.seed,
+                        self.out,
+                        watch=watch,
+                    )
+                took = time.monotonic() - begun[0], time.process_time() - begun[1]
             row = {
-                "distill_s": round(time.monotonic() - begun[0] - curve.scoring_s, 2),
-                "distill_cpu_s": round(time.process_time() - begun[1] - curve.scoring_cpu_s, 2),
+                "distill_s": round(took[0] - curve.scoring_s, 2),
+                "distill_cpu_s": round(took[1] - curve.scoring_cpu_s, 2),
                 "resumed": run.resumed,
                 "curve": curve.points,
             }
@@ -140,10 +149,13 @@ class Maker:
         self.results.append(self._identity(task) | row)
 
     @contextlib.contextmanager
-    def _measured(self, run: RunFolder) -> Iterator[None]:
-        """Keeps the block's peak memory in the run's manifest."""
+    def _measured(self, run: RunFolder) -> Iterator[Peak]:
+        """Keeps the block's peak memory in the run's manifest: that of the making, not the scoring.
+
+        What the process holds anyway, libraries and teacher, is part of it; see `Peak`.
+        """
         with peak_memory(self.choice.device) as peak:
-            yield
+            yield peak
         run.record(peak_mib=peak.host_mib, peak_device_mib=peak.device_mib)
 
     def _identity(self, task: Task) -> dict[str, Any]:
