@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -21,40 +20,9 @@ from frami_edge.cli import _ranks, app
 from frami_edge.distributed import rank_device
 from frami_edge.distributed.world import LostProcessError
 from frami_edge.errors import ConfigError
-from frami_edge.models.checkpoint import Card, TrainedOn, save_checkpoint
 from frami_edge.runs import read_manifest
 
 Pair = Callable[..., "list[subprocess.Popen[str]]"]
-CONFIG = """
-student: {channels: [8, 8, 8], time_kernels: [3, 3, 3], out_channels: 12}
-bank:
-  frames: 24
-  procedural_clips: 40
-  sources: {inversion: 1, procedural: 1}
-  inversion: {steps: 4, burn_in: 1, batch_size: 8, latent: 8, width: 8, contrastive_memory: 20}
-distill: {steps: 6, batch_size: 8, crop_min: 16, crop_max: 24, checkpoint_steps: 2, warmup: 0.5}
-seed: 3
-"""
-
-
-@pytest.fixture
-def command(cases: ModuleType, tmp_path: Path) -> Callable[..., list[object]]:
-    """The words of a run in ``tmp_path / name``."""
-    teacher = cases.teacher()
-    card = Card(
-        kind="teacher", arch=teacher.arch.model_dump(mode="json"), mel=cases.SPEC.to_dict(),
-        labels=cases.LABELS, licence="CC0-1.0",
-        trained_on=TrainedOn(data="folder:x", test_fold="test", clips=8, sha256="0" * 64),
-    )  # fmt: skip
-    save_checkpoint(tmp_path / "teacher.safetensors", teacher, card)
-    (tmp_path / "tiny.yaml").write_text(CONFIG)
-
-    def words(name: str, *more: object) -> list[object]:
-        named = ["--teacher", tmp_path / "teacher.safetensors", "--out", tmp_path / name]
-        cpu = ["--device", "cpu", "--precision", "fp32", "--json"]
-        return ["-m", "frami_edge", "distill", tmp_path / "tiny.yaml", *named, *cpu, *more]
-
-    return words
 
 
 def finish(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
