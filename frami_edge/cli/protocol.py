@@ -82,7 +82,8 @@ def protocol(
     whole = load_protocol(config, overrides or ())
     wanted = narrowed(whole, methods, folds)
     choice = journey_device(device, precision)
-    output.note(f"Device: {choice.reason}")
+    if not tables:
+        output.note(f"Device: {choice.reason}")
     folder = out or Path("runs") / Path(config).stem
     session = Session(Plan(wanted), Plan(whole), folder, data_root, choice, output, workers)
     if dry_run:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +53,18 @@ class Maker:
         self.plan, self.folder, self.root = plan, folder, root
         self.choice, self.out = choice, out
         self.results = Results(folder)
-        self.data: SoundSet = load_set(plan.protocol.data, root)
         self._teacher: tuple[str, Loaded] | None = None
         self._clips: tuple[str, Clips] | None = None
         self._answers: dict[str, Tensor] = {}
+
+    @cached_property
+    def data(self) -> SoundSet:
+        """The set; tables of what is there do without it.
+
+        Raises:
+            DataError: It is not there.
+        """
+        return load_set(self.plan.protocol.data, self.root)
 
     def place(self, task: Task) -> Path:
         """The task's run folder."""

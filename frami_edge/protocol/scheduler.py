@@ -40,14 +40,29 @@ class Scheduler:
             self._known_done.add(task.key)
         return task.key in self._known_done
 
+    def wanted(self) -> set[str]:
+        """Keys of what is still to be made: students, and what they need.
+
+        A teacher or a bank whose students are all there is not made again, so that
+        `results.jsonl` alone is enough to go on from.
+        """
+        wanted: set[str] = set()
+        needed: set[str] = set()
+        for task in reversed(self.plan.tasks.values()):  # a student comes after what it needs
+            if (task.kind == "student" or task.key in needed) and not self.done(task):
+                wanted.add(task.key)
+                needed.update(task.needs)
+        return wanted
+
     def open_tasks(self) -> list[Task]:
-        """Tasks that are neither done, nor failed, nor in need of one that failed."""
-        failed = self.failures()
+        """Tasks that are wanted, have not failed and do not need one that failed."""
+        failed = set(self.failures())
+        wanted = self.wanted()
         left = []
         for task in self.plan.tasks.values():
-            if task.key in failed or any(need in failed for need in task.needs):
-                failed.setdefault(task.key, "what it needs failed")
-            elif not self.done(task):
+            if task.key in failed or failed.intersection(task.needs):
+                failed.add(task.key)
+            elif task.key in wanted:
                 left.append(task)
         return left
 

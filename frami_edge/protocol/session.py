@@ -52,9 +52,6 @@ class Session:
         choice: Device and precision.
         out: For what is said and shown.
         workers: Processes.
-
-    Raises:
-        DataError: The data set is not there.
     """
 
     def __init__(
@@ -73,7 +70,11 @@ class Session:
         self.scheduler = Scheduler(plan, folder, self.maker.done)
 
     def show_plan(self) -> None:
-        """What is left to make and what it would cost here, without making it."""
+        """What is left to make and what it would cost here, without making it.
+
+        Raises:
+            DataError: The data set is not there.
+        """
         left = self.scheduler.open_tasks()
         with self.out.progress("Timing a few steps of untrained networks", None, fields=()):
             cost = Cost(self.plan, self.maker.data, self.choice)
@@ -104,12 +105,15 @@ class Session:
         """Make all that is missing.
 
         Raises:
+            DataError: The data set is not there.
             RunError: Some of it failed; the rest is there.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(self.folder / "protocol.yaml", dump_config(self.whole.protocol))
         self.scheduler.forget_failures()
         left = len(self.scheduler.open_tasks())
+        if left:  # a set that is missing is told before anything is written
+            self.out.note(f"Data: {self.maker.data.name}, {len(self.maker.data.clips)} clips")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        atomic_write_text(self.folder / "protocol.yaml", dump_config(self.whole.protocol))
         if left:
             total = len(self.plan.tasks)
             with self.out.progress("tasks", total, ("last",), completed=total - left) as bar:
@@ -210,7 +214,7 @@ class Session:
         return [row for row in self.maker.results.rows() if row["key"] in wanted]
 
     def _done(self) -> int:
-        return sum(self.scheduler.done(task) for task in self.plan.tasks.values())
+        return len(self.plan.tasks) - len(self.scheduler.wanted())
 
 
 def work_through(order: WorkOrder) -> None:

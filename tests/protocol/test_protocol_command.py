@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +104,17 @@ def test_a_part_gives_the_rows_of_the_whole(tones: Path, tmp_path: Path) -> None
     for text in (page.read_text(), (out / "RESULTS.md").read_text()):
         assert "| inversion |" in text
         assert "| noise |" in text
+    # The rows travel alone: tables need no data set, teacher or bank.
+    (tmp_path / "tones").rename(tmp_path / "gone")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    shutil.copy(out / "results.jsonl", elsewhere)
+    tables = found(call(tones, "--out", elsewhere, "--tables", "--json"))
+    assert tables["students"] == len(rows(out))
+    assert (elsewhere / "RESULTS.md").read_text() == (out / "RESULTS.md").read_text()
+    result = call(tones, "--out", tmp_path / "new")
+    assert result.exit_code == 1
+    assert not (tmp_path / "new").exists()
 
 
 def test_two_workers_share_the_work(tones: Path, tmp_path: Path) -> None:

@@ -71,3 +71,18 @@ def test_it_stops_between_two_tasks(tones: Path, tmp_path: Path) -> None:
     scheduler = Scheduler(plan, tmp_path / "out", lambda task: task.key in done)
     scheduler.run(lambda task: done.append(task.key), stop=lambda: len(done) == 3)
     assert len(done) == 3
+
+
+def test_students_alone_are_enough_to_go_on(tones: Path, tmp_path: Path) -> None:
+    plan = Plan(load_protocol(tones))
+    missing = next(task for task in plan.students if task.method == "mixed" and task.fold == "2")
+    done = {task.key for task in plan.students} - {missing.key}
+    scheduler = Scheduler(plan, tmp_path / "out", lambda task: task.key in done)
+    made: list[str] = []
+
+    def work(task: Task) -> None:
+        made.append(task.key)
+        done.add(task.key)
+
+    scheduler.run(work)
+    assert made == [*missing.needs, missing.key], "no teacher and no bank of the others"
