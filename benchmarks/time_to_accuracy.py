@@ -4,9 +4,10 @@
 
 Both start from the teacher that ships with the package and know no audio; the clock stops while
 the 300 official test clips are scored. Ours makes its bank, then distils. CMI's loop is the
-published one in our harness: a new generator for each batch, 200 steps on it, the best clips kept,
-then distillation on all batches so far; the same student, losses, batch size, augmentation
-and peak learning rate, which stays constant. Procedural audio, which ours has, is no part of CMI.
+published one in our harness: a new generator for each batch, 200 steps on it against the student
+itself, the best clips kept, then distillation on all batches so far; the same student, losses,
+batch size, augmentation, warm-up and peak learning rate, which stays constant. Procedural audio,
+which ours has, is no part of CMI.
 The crossing is the first score of 98 % or more; the end is the last step's.
 """
 
@@ -38,6 +39,7 @@ from frami_edge.inversion.bank import BankFeed
 from frami_edge.inversion.loop import make_bank
 from frami_edge.inversion.run import context_of, ready
 from frami_edge.inversion.sources import SOURCES
+from frami_edge.inversion.sources.baselines.base import Baseline
 from frami_edge.models.checkpoint import Loaded, load_checkpoint
 
 GOAL = 0.98
@@ -55,6 +57,8 @@ CMI = (
     "bank.sources={cmi: 1}",
     "bank.inversion.steps=100000",
     "bank.baselines.cmi.iterations=200",
+    "bank.baselines.cmi.student_steps=0",  # the student that is scored is the adversary
+    *FAST[-1:],
 )
 ENDLESS = 10**6
 KD_STEPS = 200
@@ -116,6 +120,9 @@ def cmi(teacher: Loaded, tests: Features, choice: Choice, seed: int, limit_s: fl
     student = new_student(config.student, teacher, recipe, seed)
     clock = Clock(lambda: accuracy(student, tests))
     source = SOURCES["cmi"](context_of(teacher, config.bank, choice, seed))
+    assert isinstance(source, Baseline)
+    assert source.sparring is not None
+    source.sparring.student = student
     batches: list[Tensor] = []
     distiller: Distiller | None = None
     for i in range(source.steps):
@@ -127,6 +134,7 @@ def cmi(teacher: Loaded, tests: Features, choice: Choice, seed: int, limit_s: fl
         if distiller is None:
             distiller = Distiller(teacher.teacher, student, recipe, choice, seed, feed)
         distiller.feed = feed
+        student.train()
         for _ in range(KD_STEPS):
             distiller.step()
             if distiller.done % SCORE_EVERY == 0:

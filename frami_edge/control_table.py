@@ -18,10 +18,10 @@ from torch import Tensor
 from frami_edge.candidate import Candidate
 from frami_edge.cli._output import Output
 from frami_edge.controls import CONTROLS, FROM_BANK, SUPERVISED, SYNTHETIC, control_student
-from frami_edge.data import Clip, Features, SoundSet, load_set
+from frami_edge.data import Clip, Features, SoundSet, check_disjoint, load_set
 from frami_edge.device import Choice
 from frami_edge.distillation.config import JourneyConfig
-from frami_edge.errors import CheckpointError, ConfigError, DataError
+from frami_edge.errors import CheckpointError, ConfigError
 from frami_edge.evaluation import Score, predict, score
 from frami_edge.inversion.bank import Bank, BankFeed, check_bank
 from frami_edge.inversion.baselines_config import BASELINES
@@ -182,9 +182,9 @@ class ControlTable:
             features = _features(teacher, data.split(fold)[0], "training", out)
             table.real |= {"real": features, SUPERVISED: features}
         if wanted.unrelated:
-            clips = list(load_set(wanted.unrelated, root).clips)
-            _check_disjoint(wanted.unrelated, clips, data)
-            table.real[UNRELATED] = _features(teacher, clips, UNRELATED, out)
+            others = load_set(wanted.unrelated, root)
+            check_disjoint(others, data)
+            table.real[UNRELATED] = _features(teacher, others.clips, UNRELATED, out)
         return table
 
     def rows(
@@ -290,14 +290,3 @@ def _features(teacher: Loaded, clips: Sequence[Clip], what: str, out: Output) ->
     features = load_features(teacher.spec, clips, out, f"Log-mels of {what} clips")
     warn_rejected(features, f"{what} clips", out)
     return features
-
-
-def _check_disjoint(name: str, clips: Sequence[Clip], data: SoundSet) -> None:
-    """An unrelated set shares no file with the one that is scored."""
-    scored = {clip.path.resolve() for clip in data.clips}
-    shared = sum(clip.path.resolve() in scored for clip in clips)
-    if shared:
-        raise DataError(
-            f"{name} is not unrelated to {data.name}: {shared} clips are in both.",
-            fix="Name a set of other recordings (for esc10: esc40).",
-        )

@@ -84,8 +84,10 @@ def protocol(
     choice = journey_device(device, precision)
     if not tables:
         output.note(f"Device: {choice.reason}")
-    folder = out or Path("runs") / Path(config).stem
-    session = Session(Plan(wanted), Plan(whole), folder, data_root, choice, output, workers)
+    name = Path(config).stem
+    folder = out or Path("runs") / name
+    plans = Plan(wanted), Plan(whole)
+    session = Session(*plans, folder, name, data_root, choice, output, workers)
     if dry_run:
         session.show_plan()
         return

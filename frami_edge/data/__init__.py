@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from frami_edge.data.catalogue import SetInfo, data_root, known_sets, set_info
-from frami_edge.data.clips import Clip, SoundSet, resolve_fold
+from frami_edge.data.clips import Clip, SoundSet, check_disjoint, resolve_fold
 from frami_edge.data.errors import DataError, IncompleteSetError, UnusableClipError
 from frami_edge.data.reading import Rejected, read_audio
 from frami_edge.data.sets import load_set
@@ -25,6 +25,7 @@ __all__ = [
     "SetInfo",
     "SoundSet",
     "UnusableClipError",
+    "check_disjoint",
     "collate",
     "data_root",
     "known_sets",

@@ -76,6 +76,21 @@ class SoundSet:
         return [c for c in self.clips if c.fold == key]
 
 
+def check_disjoint(others: SoundSet, scored: SoundSet) -> None:
+    """An unrelated set shares no file with the one that is scored.
+
+    Raises:
+        DataError: It does.
+    """
+    theirs = {clip.path.resolve() for clip in scored.clips}
+    shared = sum(clip.path.resolve() in theirs for clip in others.clips)
+    if shared:
+        raise DataError(
+            f"{others.name} is not unrelated to {scored.name}: {shared} clips are in both.",
+            fix="Name a set of other recordings (for esc10: esc40).",
+        )
+
+
 def resolve_fold(sound_set: SoundSet, fold: str | int | None) -> str:
     """The official name of a fold: ``3``, ``"3"`` and ``"fold3"`` are one.
 

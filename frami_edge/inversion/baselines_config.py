@@ -1,7 +1,8 @@
 """What the baselines read from YAML: published weights, and what we had to change.
 
 Their budget is that of the inversion: `bank.inversion.steps`, `batch_size`, `burn_in` and `width`
-hold for all of them. Where the defaults come from stands in docs/METHOD.md.
+hold for all of them; CMI and DeepInversion have no burn-in. Where the defaults come from stands in
+docs/METHOD.md.
 """
 
 from __future__ import annotations

@@ -70,7 +70,8 @@ class Protocol(Strict):
     """Dotted keys of the student's config, for all methods."""
     curve_steps: int = Field(0, ge=0)
     """Score the test fold every so many steps for the accuracy-over-time picture; the score of a
-    table is the last step's, whatever the curve says. 0 for never."""
+    table is the last step's, whatever the curve says. 0 for never. A multiple of 20: on a GPU,
+    where losses are read so seldom, another number would date a point too early."""
     methods: dict[str, Method] = Field(min_length=1)
     """By name, in the order in which they are run."""
     compare: tuple[tuple[str, str], ...] = ()
@@ -87,6 +88,7 @@ class Protocol(Strict):
             other = method.bank_of
             if other is not None and (other not in self.methods or self.methods[other].control):
                 raise ValueError(f"methods.{name}.bank_of: {other} is no method with a bank")
+            _check_keys(name, method)
             if other is not None and self.methods[other].bank_of:
                 raise ValueError(f"methods.{name}.bank_of: name the method that makes the bank")
             odd = sorted(set(method.folds or ()) - set(self.folds))
@@ -99,6 +101,18 @@ class Protocol(Strict):
         if unknown:
             raise ValueError(f"compare: there is no method {', '.join(sorted(unknown))}")
         return self
+
+
+def _check_keys(name: str, method: Method) -> None:
+    """Keys that would change nothing: a row must not be called what it is not."""
+    if "seed" in method.set:
+        raise ValueError(f"methods.{name}.set: the seeds are those of `seeds`")
+    keys = [key for key in method.set if key.partition(".")[0] == "bank" and key != "bank.sources"]
+    if method.bank_of and keys:
+        raise ValueError(
+            f"methods.{name}.set: {keys[0]} changes nothing, because the bank is that of "
+            f"{method.bank_of}: leave out bank_of, or the key"
+        )
 
 
 def as_text(value: Any) -> Any:

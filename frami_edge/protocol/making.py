@@ -15,7 +15,7 @@ from torch import Tensor
 from frami_edge._provenance import git_commit
 from frami_edge.cli._output import Output
 from frami_edge.controls import control_feed, control_student
-from frami_edge.data import Features, FeatureStore, SoundSet, load_set
+from frami_edge.data import Features, FeatureStore, SoundSet, check_disjoint, load_set
 from frami_edge.device import Choice
 from frami_edge.distillation.loop import Feed
 from frami_edge.distillation.run import CHECKPOINT, distill, save_student
@@ -65,6 +65,19 @@ class Maker:
             DataError: It is not there.
         """
         return load_set(self.plan.protocol.data, self.root)
+
+    def check(self) -> None:
+        """That all real audio of the plan is there, and apart where it should be.
+
+        Raises:
+            DataError: A set or a fold is missing, or an unrelated set shares clips with the one
+                that is scored.
+        """
+        for fold in self.plan.protocol.folds:
+            self.data.split(fold)
+        for name in sorted({m.unrelated or "" for m in self.plan.protocol.methods.values()}):
+            if name:
+                check_disjoint(load_set(name, self.root), self.data)
 
     def place(self, task: Task) -> Path:
         """The task's run folder."""
@@ -177,6 +190,8 @@ class Maker:
             "steps": config.distill.steps,
             "device": self.choice.device.type,
             "threads": torch.get_num_threads(),
+            "precision": str(self.choice.dtype).removeprefix("torch."),
+            "teacher_sha256": self._loaded(task).sha256,
             "git": git_commit(),
         }
 
@@ -228,9 +243,10 @@ class Maker:
             "bank_cpu_s": round(sum(seconds.get(n, {}).get("cpu", 0.0) for n in shares), 2),
             "bank_peak_mib": manifest.get("peak_mib"),
             "bank_peak_device_mib": manifest.get("peak_device_mib"),
-            "cosine": mean("cosine"),
-            "variance": mean("embedding_variance"),
-            "requested": mean("requested"),
+            # Of whole sources: a few clips of them were not looked at on their own.
+            "cosine": None if limit else mean("cosine"),
+            "variance": None if limit else mean("embedding_variance"),
+            "requested": None if limit else mean("requested"),
         }
 
     def _real(self, task: Task, teacher: Loaded) -> Features | None:

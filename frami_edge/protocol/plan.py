@@ -10,11 +10,19 @@ from typing import Any, Literal
 
 from frami_edge.config import load_config
 from frami_edge.distillation.config import JourneyConfig
+from frami_edge.errors import ConfigError
 from frami_edge.inversion.baselines_config import BUDGET
 from frami_edge.inversion.config import BankConfig
 from frami_edge.io import json_text
 from frami_edge.protocol.config import Method, Protocol
 from frami_edge.training.config import TeacherConfig
+
+CLIPS_OF = {
+    "white_noise": "control_clips",
+    "smooth_noise": "control_clips",
+    "procedural": "procedural_clips",
+}
+"""Key of the bank that says how many clips a control has."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,7 @@ class Plan:
         for name, method in protocol.methods.items():
             changes = _overrides(protocol.set | method.set)
             self._journeys[name] = load_config(JourneyConfig, protocol.student, changes)
+        self._check_sources()
         self.tasks: dict[str, Task] = {}
         for name, method in protocol.methods.items():
             for seed in protocol.seeds if method.seeds is None else method.seeds:
@@ -81,6 +90,19 @@ class Plan:
         """What the protocol says of it."""
         return self.protocol.methods[task.method]
 
+    def _check_sources(self) -> None:
+        """Who borrows a bank takes what is in it."""
+        for name, method in self.protocol.methods.items():
+            if method.bank_of is None:
+                continue
+            lent = self._journeys[method.bank_of].bank.shares
+            missing = sorted(set(self._journeys[name].bank.shares) - set(lent))
+            if missing:
+                raise ConfigError(
+                    f"methods.{name}: the bank of {method.bank_of} has no {', '.join(missing)}.",
+                    fix=f"Name some of {', '.join(lent)} in bank.sources, or leave out bank_of.",
+                )
+
     def _add(self, name: str, method: Method, fold: str, seed: int) -> None:
         teacher_facts = self.teacher_config(fold).model_dump(mode="json")
         teacher = self._task("teacher", f"teacher-{fold}", teacher_facts, fold, 0, "", ())
@@ -96,6 +118,8 @@ class Plan:
         made = self._journeys[name]
         journey = made.model_dump(mode="json") | {"seed": seed, "bank": _what_counts(made.bank)}
         told = {"control", "unrelated", "mels"}
+        if method.control in CLIPS_OF:  # they are no source of a bank
+            journey |= {"clips": getattr(made.bank, CLIPS_OF[method.control])}
         facts |= {"needs": needs, "journey": journey, "method": method.model_dump(include=told)}
         facts["data"] = self.protocol.data
         self._task("student", f"{name}-{fold}-{seed}", facts, fold, seed, name, needs)

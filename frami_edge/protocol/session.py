@@ -22,6 +22,7 @@ from frami_edge.protocol.config import Protocol
 from frami_edge.protocol.cost import Cost
 from frami_edge.protocol.making import Maker
 from frami_edge.protocol.plan import Plan
+from frami_edge.protocol.results import NAME
 from frami_edge.protocol.scheduler import Scheduler
 
 LOOK_S = 0.5
@@ -47,7 +48,8 @@ class Session:
     Args:
         plan: What to make.
         whole: What `plan` is a part of; tables in files and pictures show it.
-        folder: Where.
+        folder: Where; several protocols may share one, with its teachers, banks and students.
+        name: Of the protocol's own files in it.
         root: Of the data sets; None for $FRAMI_EDGE_DATA.
         choice: Device and precision.
         out: For what is said and shown.
@@ -59,12 +61,14 @@ class Session:
         plan: Plan,
         whole: Plan,
         folder: Path,
+        name: str,
         root: Path | None,
         choice: Choice,
         out: Output,
         workers: int,
     ) -> None:
-        self.plan, self.whole, self.folder, self.root = plan, whole, folder, root
+        self.plan, self.whole, self.root = plan, whole, root
+        self.folder, self.name = folder, name
         self.choice, self.out, self.workers = choice, out, workers
         self.maker = Maker(plan, folder, root, choice, Output(quiet=True))
         self.scheduler = Scheduler(plan, folder, self.maker.done)
@@ -76,6 +80,7 @@ class Session:
             DataError: The data set is not there.
         """
         left = self.scheduler.open_tasks()
+        self.maker.check()
         with self.out.progress("Timing a few steps of untrained networks", None, fields=()):
             cost = Cost(self.plan, self.maker.data, self.choice)
             seconds = {task.key: cost.seconds(task) for task in left}
@@ -110,10 +115,12 @@ class Session:
         """
         self.scheduler.forget_failures()
         left = len(self.scheduler.open_tasks())
-        if left:  # a set that is missing is told before anything is written
-            self.out.note(f"Data: {self.maker.data.name}, {len(self.maker.data.clips)} clips")
+        if left:  # what is missing is told before anything is written
+            self.maker.check()
         self.folder.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(self.folder / "protocol.yaml", dump_config(self.whole.protocol))
+        place = self.folder / "protocols"
+        place.mkdir(exist_ok=True)
+        atomic_write_text(place / f"{self.name}.yaml", dump_config(self.whole.protocol))
         if left:
             total = len(self.plan.tasks)
             with self.out.progress("tasks", total, ("last",), completed=total - left) as bar:
@@ -134,10 +141,17 @@ class Session:
         rows = self._rows(self.whole)
         of_whole = tables.summary(self.whole, rows), tables.comparisons(self.whole, rows)
         text = writing.markdown(self.whole, *of_whole, rows)
-        atomic_write_text(self.folder / "RESULTS.md", text)
-        if write:
-            writing.write_between(write, self.whole.protocol.title, text)
-        drawn = pictures.draw(self.folder / "plots", self.whole, rows)
+        for page in (self.folder / "RESULTS.md", *([write] if write else [])):
+            writing.write_between(page, self.whole.protocol.title, text)
+        drawn = pictures.draw(self.folder / "plots" / self.name, self.whole, rows)
+        several = tables.several_teachers(rows)
+        if several:
+            self.out.warn(
+                f"Fold {', '.join(several)}: the rows are of more than one training of the "
+                "teacher, which differ in their last bits and so by a clip or two. Pairs of "
+                f"different teachers are left out. Delete their lines from {NAME} to make them "
+                "anew."
+            )
         rows = self._rows(self.plan)
         summary, pairs = tables.summary(self.plan, rows), tables.comparisons(self.plan, rows)
         failures = self.scheduler.failures()
@@ -162,7 +176,8 @@ class Session:
         if pairs:
             columns = tables.PAIR_COLUMNS
             self.out.table("Paired differences", columns, [p.cells() for p in pairs])
-        self.out.note(f"Tables: {self.folder / 'RESULTS.md'}; pictures: {self.folder / 'plots'}")
+        place = self.folder / "plots" / self.name
+        self.out.note(f"Tables: {self.folder / 'RESULTS.md'}; pictures: {place}")
         if failures:
             lines = "".join(f"\n  {key}: {why}" for key, why in failures.items())
             raise RunError(

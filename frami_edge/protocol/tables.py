@@ -57,7 +57,8 @@ class MethodSummary:
     kl_std: float | None
     mels: float | None
     synthesis_s: float | None
-    distill_s: float
+    distill_s: float | None
+    """Of runs that were not interrupted."""
     peak_mib: float | None
     cosine: float | None
 
@@ -77,7 +78,7 @@ class MethodSummary:
             _number(self.kl, self.kl_std),
             None if self.mels is None else f"{self.mels:.0f}",
             None if self.synthesis_s is None else f"{self.synthesis_s:.0f} s",
-            f"{self.distill_s:.0f} s",
+            None if self.distill_s is None else f"{self.distill_s:.0f} s",
             None if self.peak_mib is None else f"{self.peak_mib:.0f} MiB",
             None if self.cosine is None else f"{1 - self.cosine:.2f}",
         ]
@@ -143,18 +144,27 @@ def summary(plan: Plan, rows: Sequence[Row]) -> list[MethodSummary]:
 
 
 def comparisons(plan: Plan, rows: Sequence[Row]) -> list[Comparison]:
-    """The protocol's pairs, as far as their rows are there."""
+    """The protocol's pairs, as far as their rows are there, of one teacher each."""
     found = []
     for name, other in plan.protocol.compare:
         theirs = {(r["fold"], r["seed"]): r for r in rows if r["method"] == other}
         pairs = [
             (r, theirs[r["fold"], r["seed"]])
             for r in rows
-            if r["method"] == name and (r["fold"], r["seed"]) in theirs
+            if r["method"] == name
+            and (r["fold"], r["seed"]) in theirs
+            and _same_teacher(r, theirs[r["fold"], r["seed"]])
         ]
         if pairs:
             found.append(_comparison(name, other, pairs))
     return found
+
+
+def several_teachers(rows: Sequence[Row]) -> list[str]:
+    """Folds whose rows come from more than one training of the teacher."""
+    folds = sorted({row["fold"] for row in rows})
+    mine = {f: {r.get("teacher_sha256") for r in rows if r["fold"] == f} for f in folds}
+    return [fold for fold in folds if len(mine[fold]) > 1]
 
 
 def plan_rows(plan: Plan, left: Sequence[Task], seconds: dict[str, float]) -> list[list[object]]:
@@ -182,7 +192,6 @@ def _summary(name: str, what: str, rows: list[Row], planned: int) -> MethodSumma
         for key in ("peak_mib", "bank_peak_mib", "peak_device_mib", "bank_peak_device_mib")
         if (value := row.get(key)) is not None and ("device" in key or rows[0]["device"] == "cpu")
     ]
-    timed = [row for row in rows if not row["resumed"]] or rows
     return MethodSummary(
         name=name,
         what=what,
@@ -200,7 +209,7 @@ def _summary(name: str, what: str, rows: list[Row], planned: int) -> MethodSumma
         kl_std=_spread([r["kl_all"] for r in rows]),
         mels=_mean(rows, "mels"),
         synthesis_s=_mean(rows, f"bank_{time}"),
-        distill_s=mean(r[f"distill_{time}"] for r in timed),
+        distill_s=_mean([row for row in rows if not row["resumed"]], f"distill_{time}"),
         peak_mib=max(peaks, default=None),
         cosine=_mean(rows, "cosine"),
     )
@@ -226,6 +235,10 @@ def _comparison(name: str, other: str, pairs: list[tuple[Row, Row]]) -> Comparis
         kl_error=_error(kl),
         closer=sum(a["kl_all"] < b["kl_all"] for a, b in pairs),
     )
+
+
+def _same_teacher(row: Row, other: Row) -> bool:
+    return bool(row.get("teacher_sha256") == other.get("teacher_sha256"))
 
 
 def _by_fold(rows: Sequence[Row], value: Callable[[Row], float]) -> list[float]:

@@ -39,7 +39,7 @@ def caption(rows: Sequence[Row]) -> str:
     """The conditions under which all rows were made."""
     if not rows:
         return "No student is there yet."
-    devices = ", ".join(sorted({f"{r['device']} ({r['threads']} threads)" for r in rows}))
+    devices = ", ".join(sorted({_machine(row) for row in rows}))
     commits = sorted({(r["git"] or {}).get("commit", "")[:9] for r in rows} - {""})
     clips = max(r["clips_all"] for r in rows)
     steps = ", ".join(str(n) for n in sorted({r["steps"] for r in rows}))
@@ -50,8 +50,13 @@ def caption(rows: Sequence[Row]) -> str:
         f"Last step of {steps}, never the best one. Accuracy on the held-out fold; agreement and "
         f"KL from the teacher on all {clips} clips of the set, which data-free students never "
         f"heard. Times are {times}; peak memory is the largest of bank and student; diversity is "
-        f"1 - mean cosine of the teacher's embeddings. Made on {devices}{made}."
+        f"1 - mean cosine of the teacher's embeddings within a source. Made on {devices}{made}."
     )
+
+
+def _machine(row: Row) -> str:
+    threads = f"{row['threads']} thread" + ("s" if row["threads"] > 1 else "")
+    return f"{row['device']} ({', '.join([threads, row.get('precision', '')]).rstrip(', ')})"
 
 
 def duration(seconds: float) -> str:

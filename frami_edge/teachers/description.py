@@ -33,7 +33,7 @@ class TeacherDescription(Strict):
     weights_under: str | None = None
     """Where in the file, such as `ema` or `state_dict.teacher`, where several sets would fit."""
     mel: str | dict[str, Any]
-    """Front end: the keys of MelSpec, a YAML file of them, or a preset such as `mel/log-mel-64`."""
+    """Front end: keys of MelSpec, a YAML file of them, or a preset such as `mel/log-mel-16k-64`."""
     labels: str | tuple[str, ...]
     """Class names in the order of the logits, or a file with one name a line."""
     layout: Layout = "auto"

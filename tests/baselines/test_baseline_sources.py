@@ -12,13 +12,14 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from frami_edge.errors import TeacherError
+from frami_edge.errors import BankError, TeacherError
 from frami_edge.inversion.bank import Bank
 from frami_edge.inversion.baselines_config import BASELINES
 from frami_edge.inversion.config import BankConfig, batch_norm_keys
 from frami_edge.inversion.health import warnings
 from frami_edge.inversion.loop import make_bank
 from frami_edge.inversion.sources import NO_LABEL, SOURCES, Context
+from frami_edge.inversion.sources.baselines.base import BatchWise
 from frami_edge.models.teacher import ResNetTeacher
 
 Make = Callable[..., Context]
@@ -64,6 +65,26 @@ def test_going_on_from_any_step_is_the_same_run(name: str, context: Make) -> Non
             assert same(dict(again.metrics), dict(batches[i].metrics)), (start, i)
             assert again.keep == batches[i].keep
         assert same(resumed.state(), whole.state())
+
+
+@pytest.mark.parametrize("name", BATCH_WISE)
+def test_a_batch_without_a_finite_loss_is_told(
+    context: Make, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = SOURCES[name](context(name))
+    assert isinstance(source, BatchWise)
+    genuine = source.iterate
+
+    def diverging(index: int, *more: Any) -> Any:
+        mels, logits, terms = genuine(index, *more)
+        return mels, logits, terms | ({"class": terms["class"] * torch.nan} if index > 5 else {})
+
+    monkeypatch.setattr(source, "iterate", diverging)
+    for i in range(source.steps - 1):
+        source.step(i)
+    # Its first batches were sound: their clips must not come again under its labels.
+    with pytest.raises(BankError, match=f"{name} diverged by step 12"):
+        source.step(source.steps - 1)
 
 
 class Killed(BaseException):

@@ -12,7 +12,7 @@ from frami_edge.errors import RunError
 from frami_edge.protocol.config import Protocol
 from frami_edge.protocol.plan import Plan, load_protocol
 from frami_edge.protocol.results import Results
-from frami_edge.protocol.tables import comparisons, summary
+from frami_edge.protocol.tables import comparisons, several_teachers, summary
 from frami_edge.protocol.writing import caption, duration, markdown, write_between
 
 
@@ -48,6 +48,22 @@ def test_a_run_that_was_resumed_does_not_set_the_time(tones: Path) -> None:
     rows = [row("mixed", "1", 0, 0.8, 0.1), row("mixed", "1", 1, 0.8, 0.1)]
     rows[0] |= {"resumed": True, "distill_cpu_s": 1.0}
     assert summary(plan_of(tones), rows)[0].distill_s == 10.0
+
+
+def test_no_time_is_told_where_every_run_was_resumed(tones: Path) -> None:
+    rows = [row("mixed", "1", 0, 0.8, 0.1) | {"resumed": True}]
+    (method,) = summary(plan_of(tones), rows)
+    assert method.distill_s is None
+    assert method.cells()
+
+
+def test_rows_of_different_teachers_are_no_pair(tones: Path) -> None:
+    rows = [row(name, str(fold), 0, 0.8, 0.1) for name in ("mixed", "inversion") for fold in (1, 2)]
+    for one in rows:
+        one["teacher_sha256"] = "again" if one["key"] == "inversion-2-0" else "first"
+    (pair,) = comparisons(plan_of(tones), rows)
+    assert (pair.folds, pair.pairs) == (1, 1)
+    assert several_teachers(rows) == ["2"]
 
 
 @pytest.mark.parametrize(
@@ -95,6 +111,8 @@ def test_keys_change_with_what_decides_and_with_nothing_else(tones: Path) -> Non
     assert not {k for k in steps if k.startswith("mixed")} & set(base)
     teachers = keys(teacher_set={"train.epochs": 3})
     assert not set(teachers) & set(base)
+    noise = [k for k in keys(set={"bank.control_clips": 30}) if k.startswith("noise")]
+    assert not set(noise) & set(base)
 
 
 def test_a_bank_a_seed_where_asked(tones: Path) -> None:

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from frami_edge.device import generator, upload
+from frami_edge.errors import BankError
+from frami_edge.inversion.baselines_config import section
 from frami_edge.inversion.generator import Generator, balanced_labels
 from frami_edge.inversion.sources.base import Batch, Context, named_seed
 from frami_edge.inversion.sparring import SparringStudent
@@ -165,6 +167,7 @@ class BatchWise(Baseline):
         best.copy_(torch.where(better, mels.detach(), best))
         self.tensors["best_loss"].copy_(torch.where(better, loss, self.tensors["best_loss"]))
         if last:
+            self._check_finite(index)
             pool = self.tensors["pool"] = torch.cat([self.tensors["pool"], best])[-POOL_CLIPS:]
             if self.sparring and self.spars(index):
                 taken = self.steps // self.batches
@@ -175,6 +178,20 @@ class BatchWise(Baseline):
         hit = (logits.argmax(1) == labels).float().mean()
         metrics = told(terms) | {"requested": hit}
         return Batch(best.clone(), labels, last and self.keeps(index), metrics)
+
+    def _check_finite(self, index: int) -> None:
+        """A loss that never was a number has no best iterate: the clips would be the last batch's.
+
+        Raises:
+            BankError: No iterate of this batch had a finite loss.
+        """
+        if not torch.isfinite(self.tensors["best_loss"]):
+            raise BankError(
+                f"The source {self.name} diverged by step {index + 1}: no loss of its batch is "
+                "finite.",
+                fix=f"Use a smaller {section(self.name)}.learning_rate and another --out, or "
+                "--precision fp32.",
+            )
 
     def keeps(self, index: int) -> bool:
         """Whether a batch that ends with this step is for the bank."""
