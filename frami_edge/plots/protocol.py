@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def accuracy_over_time(
         axis.set_xlabel("seconds, making the clips included")
         axis.set_ylabel("accuracy, %")
         axis.grid(axis="y", color=FAINT, alpha=0.25, linewidth=0.6)
-        axis.set_title(title, loc="left")
+        axis.set_title(textwrap.fill(title, 56), loc="left")
         axis.figure.legend(loc="outside right upper")
 
 
@@ -67,5 +68,5 @@ def accuracy_over_mels(
         axis.set_xlabel("clips in the bank")
         axis.set_ylabel("%")
         axis.grid(axis="y", color=FAINT, alpha=0.25, linewidth=0.6)
-        axis.set_title(title, loc="left")
+        axis.set_title(textwrap.fill(title, 56), loc="left")
         axis.legend()
