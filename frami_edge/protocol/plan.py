@@ -116,10 +116,11 @@ class Plan:
             bank = self._task("bank", place, bank_facts, fold, bank_seed, maker, needs)
             needs = (*needs, bank.key)
         made = self._journeys[name]
-        journey = made.model_dump(mode="json") | {"seed": seed, "bank": _what_counts(made.bank)}
+        counts = (
+            _what_a_control_counts(method, made.bank) if method.control else _what_counts(made.bank)
+        )
+        journey = made.model_dump(mode="json") | {"seed": seed, "bank": counts}
         told = {"control", "unrelated", "mels"}
-        if method.control in CLIPS_OF:  # they are no source of a bank
-            journey |= {"clips": getattr(made.bank, CLIPS_OF[method.control])}
         facts |= {"needs": needs, "journey": journey, "method": method.model_dump(include=told)}
         facts["data"] = self.protocol.data
         self._task("student", f"{name}-{fold}-{seed}", facts, fold, seed, name, needs)
@@ -167,6 +168,12 @@ def _what_counts(bank: BankConfig) -> dict[str, Any]:
     if not {"smooth_noise", "white_noise"} & set(shares):
         facts.pop("control_clips")
     return facts | ({"baselines": named} if named else {})
+
+
+def _what_a_control_counts(method: Method, bank: BankConfig) -> dict[str, Any]:
+    """What a control, which has no bank, takes of the bank's config: how long, and how many."""
+    clips = CLIPS_OF.get(method.control or "")
+    return {"frames": bank.frames} | ({"clips": getattr(bank, clips)} if clips else {})
 
 
 def _overrides(changes: dict[str, Any]) -> list[str]:

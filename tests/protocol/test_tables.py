@@ -113,6 +113,10 @@ def test_keys_change_with_what_decides_and_with_nothing_else(tones: Path) -> Non
     assert not set(teachers) & set(base)
     noise = [k for k in keys(set={"bank.control_clips": 30}) if k.startswith("noise")]
     assert not set(noise) & set(base)
+    # A control has no bank, so nothing of the inversion is its own.
+    others = keys(set={"bank.inversion.class_loss": 0.3})
+    assert {k for k in base if k.startswith("noise")} <= set(others)
+    assert not {k for k in base if k.startswith("mixed")} & set(others)
 
 
 def test_a_bank_a_seed_where_asked(tones: Path) -> None:
