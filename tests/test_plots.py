@@ -13,6 +13,7 @@ import torch
 from frami_edge import plots
 from frami_edge.inversion.controls import smooth_noise_mels
 from frami_edge.plots.figures import _smoothed
+from frami_edge.plots.protocol import accuracy_over_mels
 from frami_edge_runtime.melspec import MelSpec
 
 SPEC = MelSpec(
@@ -122,3 +123,22 @@ def test_a_place_that_cannot_be_written_names_the_picture(tmp_path: Path) -> Non
 def test_importing_plots_does_not_import_matplotlib() -> None:
     code = "import sys, frami_edge.plots; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_axis_of_clips_says_how_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names are drawn as they are, without mathtext, so powers of ten would show their source."""
+    from matplotlib.figure import Figure
+
+    drawn: list[str] = []
+    save = Figure.savefig
+
+    def watch(self: Figure, *args: Any, **kwargs: Any) -> None:
+        save(self, *args, **kwargs)
+        axis = self.axes[0].xaxis
+        labels = axis.get_ticklabels() + axis.get_ticklabels(minor=True)
+        drawn.extend(text for label in labels if (text := label.get_text()))
+
+    monkeypatch.setattr(Figure, "savefig", watch)
+    points = [(48, 0.8, 0.9), (768, 0.8, 0.9), (21240, 0.8, 0.9)]
+    accuracy_over_mels(tmp_path / "m.png", points, "t")
+    assert drawn == ["48", "768", "21,240"]

@@ -65,6 +65,8 @@ def accuracy_over_mels(
         ):
             axis.plot(clips, [100 * v for v in values], "o-", color=colour, label=name)
         axis.set_xscale("log")
+        axis.set_xticks(clips, [f"{n:,.0f}" for n in clips])  # powers of ten need mathtext
+        axis.minorticks_off()
         axis.set_xlabel("clips in the bank")
         axis.set_ylabel("%")
         axis.grid(axis="y", color=FAINT, alpha=0.25, linewidth=0.6)
