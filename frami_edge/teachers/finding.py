@@ -22,6 +22,9 @@ from frami_edge.teachers.tracing import BATCH, Event
 _TOLERANCE = 1e-4
 _LISTED = 6
 _VAGUE = "weighted or mixed"
+_MOST_STATISTICS = 4
+"""Of one feature: mean, deviation, least, greatest. Fewer channels than that are attention scores,
+between whose extremes the few values compared may lie by chance."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +185,8 @@ def _last_that_fits(events: Sequence[Event], after: Event) -> Event:
             if event.time_axis is None or event.tensor.shape[0] != BATCH or event.tensor.ndim < 3:
                 continue
             frames_BCT = frames_of(event.tensor, event.time_axis)
-            if pooled_BD.shape[1] % frames_BCT.shape[1]:
+            statistics, rest = divmod(pooled_BD.shape[1], frames_BCT.shape[1])
+            if rest or statistics > _MOST_STATISTICS:
                 continue
             exact = not _kind_of_pooling(frames_BCT, pooled_BD).startswith(_VAGUE)
             if exact or _lies_within(event.tensor, event.time_axis, pooled_BD, activated=activated):

@@ -74,6 +74,21 @@ class AttentivePool(nn.Module):
         return (h * self.score(h).softmax(2)).sum(2)
 
 
+class InlineAttention(nn.Module):
+    """Attention pooling inside `forward`: the last module with time gives a score a frame."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Conv1d(M, 12, 5), nn.BatchNorm1d(12), nn.ReLU())
+        self.score = nn.Linear(12, 1)
+        self.fc = nn.Linear(12, K)
+        nn.init.normal_(self.score.weight, std=3.0)  # scores of all sizes
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.trunk(x.transpose(1, 2)).transpose(1, 2)
+        return self.fc((h * self.score(h).softmax(1)).sum(1))
+
+
 class SqueezeExcite(nn.Module):
     """Time is lost and comes back inside; global average pooling, dropout, softmax at the end."""
 

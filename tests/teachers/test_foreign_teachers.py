@@ -17,6 +17,7 @@ CASES = {
     "KeywordNet": ("BTM", "bn2", "classify@in", 12, 12, 2, 9, "classify", "logits"),
     "XVector": ("BMT", "tdnn.5", "segment@in", 12, 24, 1, 9, "", "logits"),
     "Attention": ("B1MT", "pool@in", "pool", 12, 12, 4, 7, "fc", "log-probabilities"),
+    "InlineAttention": ("BTM", "score@in", "fc@in", 12, 12, 1, 5, "fc", "logits"),
     "SqueezeExcite": ("B1MT", "more.2", "pool", 16, 16, 4, None, "fc", "probabilities"),
     "SubSpectral": ("B1TM", "last.2", "fc1@in", 12, 12, 2, 5, "", "logits"),
     "Recurrent": ("BTM", "gru", "fc@in", 12, 12, 1, None, "fc", "logits"),
