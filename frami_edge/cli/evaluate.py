@@ -112,9 +112,11 @@ def evaluate(
     )
     check_unheard(heard, sound_set, key)
     if heard is None:
+        described = teacher is not None and teacher.suffix in {".yaml", ".yml"}
+        tells = f"trained_on in {teacher}" if described else "--teacher FILE"
         output.warn(
             f"{model} does not say what its teacher was trained on, so nobody checked that fold "
-            f"{key} was held out; --teacher FILE tells."
+            f"{key} was held out; {tells} tells."
         )
     table = None
     if controls is not None:
