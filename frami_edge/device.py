@@ -16,11 +16,7 @@ import torch
 
 from frami_edge.errors import ConfigError
 
-COMPILE_MIN_STEPS = 2000
-"""Steps from which `torch.compile` may repay its start of about a minute; an estimate."""
-
 Precision = Literal["auto", "bf16", "fp32"]
-Switch = Literal["auto", "on", "off"]
 
 # x86 flags and the aarch64 feature that mean bfloat16 arithmetic in hardware.
 _BF16_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")
@@ -34,44 +30,33 @@ class Choice:
         device: A CPU or one CUDA device.
         dtype: Of `autocast`; weights stay float32.
         channels_last: Whether 2-D convolutions store channels innermost.
-        compile: Whether `torch.compile` pays.
         reason: Why, for the user: one clause for each decision.
     """
 
     device: torch.device
     dtype: torch.dtype
     channels_last: bool
-    compile: bool
     reason: str
 
 
-def choose_device(
-    requested: str = "auto",
-    precision: Precision = "auto",
-    compile: Switch = "auto",
-    *,
-    steps: int | None = None,
-    why_off: str = "as asked",
-) -> Choice:
-    """Decide device, precision, memory layout and compilation.
+def choose_device(requested: str = "auto", precision: Precision = "auto") -> Choice:
+    """Decide device, precision and memory layout.
+
+    Nothing is compiled: nearly every step has clips of another length (`docs/SCALE.md`).
 
     Args:
         requested: `auto`, `cpu`, `cuda` or `cuda:N`.
         precision: `auto` takes bf16 wherever the hardware has it.
-        compile: `auto` compiles on CUDA only, in runs of at least `COMPILE_MIN_STEPS` steps.
-        steps: Length of the run; None where it is not known.
-        why_off: The reason to show where `compile` is off and nobody asked for it.
 
     Raises:
         ConfigError: The device is not there, or cannot do what was asked for.
     """
     device, why_device = _device(requested)
     dtype, why_dtype = _dtype(device, precision)
-    compiled, why_compile = _compile(device, compile, steps, why_off)
     # Measured on two AMX cores, forward and backward of small CNNs: 1.1 to 1.4 times faster.
     why_layout = "channels last, the layout that convolution kernels prefer"
-    reason = "; ".join([why_device, why_dtype, why_layout, why_compile])
-    return Choice(device, dtype, channels_last=True, compile=compiled, reason=reason)
+    reason = "; ".join([why_device, why_dtype, why_layout])
+    return Choice(device, dtype, channels_last=True, reason=reason)
 
 
 def autocast(choice: Choice) -> contextlib.AbstractContextManager[object]:
@@ -201,20 +186,3 @@ def cpu_bf16_flag(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
             flags = set(value.split())
             return next((flag for flag in _BF16_FLAGS if flag in flags), "")
     return ""
-
-
-def _compile(
-    device: torch.device, switch: Switch, steps: int | None, why_off: str
-) -> tuple[bool, str]:
-    if switch not in ("auto", "on", "off"):
-        raise ConfigError(f"compile '{switch}' is not known.", fix="Use auto, on or off.")
-    if switch == "on":
-        return True, "compiled, as asked"
-    if switch == "off":
-        return False, f"not compiled, {why_off}"
-    if device.type != "cuda":
-        return False, "not compiled, because on a CPU it costs more than it saves"
-    if steps is None or steps < COMPILE_MIN_STEPS:
-        length = "unknown" if steps is None else str(steps)
-        return False, f"not compiled, because {length} steps are too few (< {COMPILE_MIN_STEPS})"
-    return True, f"compiled, because {steps} steps repay the compilation"

@@ -24,7 +24,7 @@ SPEC = MelSpec(
 )
 LABELS = ("bell", "dog", "rain")
 TEACHER = "c" * 64
-CPU = Choice(torch.device("cpu"), torch.float32, False, False, "a test")
+CPU = Choice(torch.device("cpu"), torch.float32, False, "a test")
 TINY = {"steps": 30, "burn_in": 25, "batch_size": 8}
 RECIPE: dict[str, Any] = {
     "frames": 16,

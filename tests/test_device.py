@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from frami_edge import device
-from frami_edge.device import COMPILE_MIN_STEPS, autocast, choose_device, generator, set_seed
+from frami_edge.device import autocast, choose_device, generator, set_seed
 from frami_edge.errors import ConfigError
 
 
@@ -48,10 +48,9 @@ def seeds_restored() -> Iterator[None]:
 def test_auto_without_a_gpu_is_the_cpu_and_says_why() -> None:
     choice = choose_device()
     assert choice.device == torch.device("cpu")
-    assert not choice.compile
     assert choice.channels_last
     assert choice.reason.startswith("cpu, because torch finds no CUDA device; ")
-    assert len(choice.reason.split("; ")) == 4
+    assert len(choice.reason.split("; ")) == 3
 
 
 @pytest.mark.usefixtures("no_gpu")
@@ -80,24 +79,17 @@ def test_unknown_devices_are_refused(name: str) -> None:
         choose_device(name)
 
 
-def test_unknown_precision_and_switch_are_refused() -> None:
+def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(ConfigError, match="'fp16'"):
         choose_device("cpu", "fp16")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="'yes'"):
-        choose_device("cpu", "fp32", "yes")  # type: ignore[arg-type]
 
 
-def test_a_gpu_is_taken_with_bf16_and_compiled_when_long(gpu: list[tuple[int, int]]) -> None:
-    choice = choose_device(steps=COMPILE_MIN_STEPS)
+def test_a_gpu_is_taken_with_bf16(gpu: list[tuple[int, int]]) -> None:
+    choice = choose_device()
     assert choice.device == torch.device("cuda", 0)
     assert choice.dtype == torch.bfloat16
-    assert choice.compile
     assert "Pretend GPU" in choice.reason
     assert "compute capability 9.0" in choice.reason
-    assert not choose_device(steps=COMPILE_MIN_STEPS - 1).compile
-    assert not choose_device().compile
-    assert not choose_device(steps=COMPILE_MIN_STEPS, compile="off").compile
-    assert choose_device("cuda:1", compile="on").compile
     assert choose_device("cuda:1").device.index == 1
 
 

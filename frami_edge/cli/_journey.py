@@ -67,13 +67,11 @@ def journey_config(
 
 
 def journey_device(requested: str, precision: Literal["auto", "bf16", "fp32"]) -> Choice:
-    """Device and precision of inversion and distillation, which are never compiled."""
+    """Device and precision of inversion and distillation, of this process."""
     from frami_edge.device import choose_device
     from frami_edge.distributed import rank_device
 
-    # Nearly every step has clips of another length: a compiler would start over each time.
-    why = "because the length of the clips changes from step to step"
-    return choose_device(rank_device(requested), precision, "off", why_off=why)
+    return choose_device(rank_device(requested), precision)
 
 
 def resume_command() -> str:

@@ -80,8 +80,7 @@ def train_teacher(
         original.use_threads()
     config = needed(config, "CONFIG")
     settings = load_config(TeacherConfig, config, overrides or ())
-    # Clips of many lengths would be compiled again and again.
-    choice = choose_device(device, precision, compile="off")
+    choice = choose_device(device, precision)
     if deterministic:
         use_deterministic_kernels(choice, settings.seed)
     choose_clips(settings, data_root)  # a missing set must leave no run behind

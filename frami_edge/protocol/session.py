@@ -236,7 +236,7 @@ def work_through(order: WorkOrder) -> None:
     """The life of a worker process: tasks until none is left or the parent has gone."""
     catch_sigterm()
     torch.set_num_threads(order.threads)
-    choice = choose_device(order.device, order.precision, "off")
+    choice = choose_device(order.device, order.precision)
     plan = Plan(Protocol.model_validate(order.protocol))
     maker = Maker(plan, order.folder, order.root, choice, Output(quiet=True))
     scheduler = Scheduler(plan, order.folder, maker.done)

@@ -54,7 +54,7 @@ def context(teacher: ResNetTeacher, spec: MelSpec) -> Callable[..., Context]:
                 "baselines": {name: own | changes},
             }
         )
-        choice = Choice(torch.device("cpu"), torch.float32, False, False, "a test")
+        choice = Choice(torch.device("cpu"), torch.float32, False, "a test")
         return Context(model, spec, K, config, choice, seed)
 
     return make

@@ -90,7 +90,7 @@ def test_people_get_a_table_with_the_teacher_on_top(evaluate: Call) -> None:
     assert order == sorted(order)
     assert "Control procedural 6/6 (100%)" in result.stderr
     assert "left" in result.stderr
-    assert "not compiled, because the length of the clips" in result.stderr
+    assert "channels last, the layout" in result.stderr
 
 
 def test_a_control_differs_from_the_student_in_its_clips_alone(

@@ -37,7 +37,7 @@ def distiller(teacher: ResNetTeacher) -> Make:
         torch.manual_seed(5)
         arch = StudentArch(channels=(8, 8, 8), time_kernels=(3, 3, 3), out_channels=16)
         student = Student(arch, 16, 5, teacher.head if config.reuse_head else None)
-        choice = Choice(torch.device("cpu"), torch.float32, False, False, "a test")
+        choice = Choice(torch.device("cpu"), torch.float32, False, "a test")
         return Distiller(teacher, student, config, choice, seed, Noise())
 
     return make

@@ -22,7 +22,7 @@ def terms(student: Student, teacher: ResNetTeacher, **fields: object) -> Terms:
     config = DistillConfig.model_validate(fields)
     torch.manual_seed(0)  # of the projector
     match = HiddenMatch(student, teacher, FeatureScale.measure(teacher.hidden(X)))
-    choice = Choice(torch.device("cpu"), torch.float32, False, False, "a test")
+    choice = Choice(torch.device("cpu"), torch.float32, False, "a test")
     return Terms(student, match, config, choice, False)
 
 

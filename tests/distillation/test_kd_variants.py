@@ -47,7 +47,7 @@ def distiller(
     torch.manual_seed(5)
     arch = StudentArch(channels=(8, 8, 8), time_kernels=(3, 3, 3), out_channels=channels)
     student = Student(arch, 16, 5, teacher.head if reuse else None)
-    choice = Choice(torch.device("cpu"), torch.float32, False, False, "a test")
+    choice = Choice(torch.device("cpu"), torch.float32, False, "a test")
     return Distiller(teacher, student, config, choice, 0, Noise())
 
 
@@ -86,6 +86,6 @@ def test_a_head_that_nothing_trains_is_refused(teacher: ResNetTeacher) -> None:
     # As with a teacher whose way to the logits is not affine: it has no head to lend.
     alone = distiller(teacher, {}, OWN).student
     config = DistillConfig.model_validate({"crop_max": 24, "crop_min": 16, "logits": 0})
-    choice = Choice(torch.device("cpu"), torch.float32, False, False, "a test")
+    choice = Choice(torch.device("cpu"), torch.float32, False, "a test")
     with pytest.raises(ConfigError, match="No term would train"):
         Distiller(teacher, alone, config, choice, 0, Noise())

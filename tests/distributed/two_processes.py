@@ -32,7 +32,7 @@ SHA = "0" * 64
 SPEC = MelSpec(
     sample_rate=8000, n_fft=256, win_length=200, hop_length=80, n_mels=16, mean=-6.0, std=4.0
 )
-CPU = Choice(torch.device("cpu"), torch.float32, False, False, "a test")
+CPU = Choice(torch.device("cpu"), torch.float32, False, "a test")
 SOURCES = ("inversion", "translator", "procedural", "white_noise")
 HALF = 3
 """Distillation steps before a resume."""

@@ -51,7 +51,7 @@ def context(teacher: ResNetTeacher, spec: MelSpec) -> Callable[..., Context]:
             "translator": tiny | changes.pop("translator", {}),
         }
         config = BankConfig.model_validate(fields | changes)
-        choice = Choice(torch.device("cpu"), torch.float32, False, False, "a test")
+        choice = Choice(torch.device("cpu"), torch.float32, False, "a test")
         return Context(model, spec, K, config, choice, seed)
 
     return make

@@ -29,7 +29,7 @@ from frami_edge.training.config import TeacherConfig, TrainConfig
 from frami_edge.training.loop import TeacherTrainer
 from frami_edge_runtime.melspec import MelSpec
 
-CPU = Choice(torch.device("cpu"), torch.float32, False, False, "a test")
+CPU = Choice(torch.device("cpu"), torch.float32, False, "a test")
 RECIPE = {
     "epochs": 3, "batch_size": 4, "crop_frames": 20, "mixup": 0.5, "mask_bands": 3,
     "mask_frames": 3, "gain": 0.3,
