@@ -32,7 +32,6 @@ class _Commands(CommandGroup):
         "frami_edge.cli.listen",
         "frami_edge.cli.data",
         "frami_edge.cli.doctor",
-        "frami_edge.cli.push",
     )
 
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, model_validator
 
 from frami_edge.config import MANY, WIDE, Strict
-from frami_edge.distillation.extra import extra_names
 from frami_edge.inversion.config import BankConfig
 from frami_edge.models.config import StudentArch
 
@@ -33,8 +30,6 @@ class DistillConfig(Strict):
     """Weight of the frame-feature term (hidden state before the pooling)."""
     after_pooling: float = Field(3.0, ge=0)
     """Weight of the pooled-statistics term (hidden state after the pooling)."""
-    extra: dict[str, float] = Field(default={}, max_length=16)
-    """Weights of further terms, files of `frami_edge/distillation/extra/`: `{logit_mse: 0.1}`."""
     reuse_head: bool = True
     """Keep the teacher's head behind an affine projector; both are one matrix at export."""
     crop_min: int = Field(48, ge=1)
@@ -60,20 +55,7 @@ class DistillConfig(Strict):
             raise ValueError("one of logits, before_pooling and after_pooling must be positive")
         if not self.logits and not self.reuse_head:
             raise ValueError("logits 0 needs reuse_head: nothing else would train the head")
-        for name, weight in self.extra.items():
-            if name not in extra_names():
-                raise ValueError(
-                    f"unknown term {name!r} in extra; known: {', '.join(extra_names())}"
-                )
-            if not 0 < weight < float("inf"):
-                raise ValueError(f"extra.{name} must be a positive number; leave it out for none")
         return self
-
-    @model_serializer(mode="wrap")
-    def _only_used_extra(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A recipe without further terms reads, and hashes, as it did before there were any."""
-        facts: dict[str, Any] = serialise(self)
-        return {k: v for k, v in facts.items() if k != "extra" or v}
 
 
 class JourneyConfig(Strict):

@@ -12,7 +12,6 @@ from frami_edge.cli._output import Output
 from frami_edge.config import Strict
 from frami_edge.device import Choice, generator
 from frami_edge.distillation.config import DistillConfig, JourneyConfig
-from frami_edge.distillation.extra import extra_names
 from frami_edge.distillation.loop import Distiller, Feed
 from frami_edge.distillation.model_card import student_readme
 from frami_edge.distributed import broadcast, world
@@ -145,6 +144,6 @@ def draw(run: RunFolder) -> dict[str, str]:
     """The distillation's loss curves."""
     rows = [r for r in run.metrics() if r.get("phase") == "distill"]
     known = ("logits", "before", "after")
-    groups = [[t] for t in ("loss", *known, *extra_names(), "agreement") if t in rows[0]]
+    groups = [[t] for t in ("loss", *known, "agreement") if t in rows[0]]
     plots.curves(run.path("plots/curves-distill.png"), rows, groups, "Distillation: loss terms")
     return {"curves-distill": "plots/curves-distill.png"}

@@ -13,7 +13,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from frami_edge.device import Choice, autocast
 from frami_edge.distillation.config import DistillConfig
-from frami_edge.distillation.extra import extra_loss
 from frami_edge.distillation.losses import HiddenMatch, logits_loss
 from frami_edge.distributed import world
 from frami_edge.models.hidden import Hidden
@@ -48,8 +47,7 @@ class Terms(nn.Module):
             "after": config.after_pooling,
         }
         named = tuple(name for name, weight in weights.items() if weight)
-        self.extra = [(weight, extra_loss(name)) for name, weight in config.extra.items()]
-        self.names = (*named, *config.extra)
+        self.names = named
         self.uses_all = len(named) == len(weights)
 
     def forward(self, x_B1MT: Tensor, t: Hidden) -> tuple[Tensor, Tensor]:
@@ -65,7 +63,6 @@ class Terms(nn.Module):
             terms.append(c.before_pooling * self.match.before(student, s, t))
         if c.after_pooling:
             terms.append(c.after_pooling * self.match.after(student, s, t))
-        terms += [weight * loss(s, t) for weight, loss in self.extra]
         return torch.stack(terms), s.logits_BK
 
 

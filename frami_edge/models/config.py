@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import (
-    Field,
-    SerializerFunctionWrapHandler,
-    field_validator,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, model_validator
 
 from frami_edge.config import Strict
-from frami_edge.models.trunks import DEFAULT, trunk_names
 
 Width = Annotated[int, Field(ge=4, le=1024)]
 
@@ -41,21 +34,6 @@ class StudentArch(Strict):
     out_channels: Width = 64
     """C of the frame features, after a last 1x1 convolution: the teacher's own C where its head is
     reused, so that frame features match without a further projector."""
-    trunk: str = DEFAULT
-    """A file of `frami_edge/models/trunks/`: what is between log-mels and frame features."""
-
-    @field_validator("trunk")
-    @classmethod
-    def _trunk_known(cls, name: str) -> str:
-        if name not in trunk_names():  # a name from a checkpoint imports nothing else
-            raise ValueError(f"unknown trunk {name!r}; known: {', '.join(trunk_names())}")
-        return name
-
-    @model_serializer(mode="wrap")
-    def _only_another_trunk(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Students with the default trunk read, and hash, as they did before there were others."""
-        facts: dict[str, Any] = serialise(self)
-        return {k: v for k, v in facts.items() if k != "trunk" or v != DEFAULT}
 
     @model_validator(mode="after")
     def _layers_match(self) -> StudentArch:

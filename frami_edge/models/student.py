@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from frami_edge.models.config import StudentArch
 from frami_edge.models.hidden import Hidden
 from frami_edge.models.pooling import StatsPool
-from frami_edge.models.trunks import build_trunk
+from frami_edge.models.trunks.depthwise import build_trunk
 
 
 class ReusedHead(nn.Module):

@@ -8,16 +8,9 @@ depends on its receptive field alone. The export checks this, and refuses a trun
 
 from __future__ import annotations
 
-import pkgutil
-from importlib import import_module
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:  # configs are read without torch
-    from torch import nn
-
-    from frami_edge.models.config import StudentArch
-
-DEFAULT = "depthwise"
+from torch import nn
 
 
 class Trunk(NamedTuple):
@@ -32,14 +25,3 @@ class Trunk(NamedTuple):
     module: nn.Module
     receptive_field: int
     stride: int
-
-
-def trunk_names() -> tuple[str, ...]:
-    """Every trunk that there is a file for."""
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
-
-
-def build_trunk(arch: StudentArch) -> Trunk:
-    """The trunk that the architecture names, with new weights."""
-    found: Trunk = import_module(f"{__name__}.{arch.trunk}").build(arch)
-    return found

@@ -32,7 +32,7 @@ class FrequencyMean(nn.Module):
         return x_BCMT.mean(dim=2)
 
 
-def build(arch: StudentArch) -> Trunk:
+def build_trunk(arch: StudentArch) -> Trunk:
     """Stem, blocks of a depthwise and a 1x1 convolution, a last 1x1, mean over frequency.
 
     The first two layers stride by 2 in time, the first four by 2 in frequency.

@@ -1,1 +1,0 @@
-"""Processes that die at chosen moments; see `benchmarks/kill_and_resume.py`."""
