@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from frami_edge_runtime import Classifier
-from frami_edge_runtime.backends.ort import OrtModel
+from frami_edge_runtime.backends import OrtModel
+from frami_edge_runtime.classifier import Classifier
 
 FP32_TOLERANCE = 1e-4
 SECONDS = (0.3, 1.0, 4.0)

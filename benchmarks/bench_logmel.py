@@ -28,7 +28,8 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 import numpy as np  # noqa: E402
 from bars import Bar, judge  # noqa: E402
 
-from frami_edge_runtime import LogMelStream, MelSpec, log_mel  # noqa: E402
+from frami_edge_runtime.logmel import LogMelStream, log_mel
+from frami_edge_runtime.melspec import MelSpec
 
 RATE, N_FFT, WIN, HOP, BANDS, EPS = 16_000, 512, 400, 160, 64, 1e-6
 SPEC = MelSpec(

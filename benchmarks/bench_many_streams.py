@@ -29,10 +29,10 @@ import numpy as np  # noqa: E402
 from bars import Bar, judge  # noqa: E402
 from bench_stream import models  # noqa: E402
 
-from frami_edge_runtime import Classifier, LogMelStream, Stream  # noqa: E402
-from frami_edge_runtime._melblock import MelBlock  # noqa: E402
-from frami_edge_runtime.backends.protocol import Backend  # noqa: E402
-from frami_edge_runtime.streams import StreamGroup  # noqa: E402
+from frami_edge_runtime.backends import Backend
+from frami_edge_runtime.classifier import Classifier
+from frami_edge_runtime.logmel import LogMelStream, MelBlock
+from frami_edge_runtime.stream import Stream, StreamGroup
 
 OPTIONS = {"window_s": 2.0, "hop_s": 0.4}
 

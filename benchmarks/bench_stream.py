@@ -32,7 +32,9 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 import numpy as np  # noqa: E402
 from bars import Bar, judge  # noqa: E402
 
-from frami_edge_runtime import Classifier, LogMelStream, MelSpec  # noqa: E402
+from frami_edge_runtime.classifier import Classifier
+from frami_edge_runtime.logmel import LogMelStream
+from frami_edge_runtime.melspec import MelSpec
 
 HOP_S = 0.1
 WINDOW_S = 1.0
@@ -59,16 +61,18 @@ def random_student(folder: Path) -> list[Path]:
     try:
         import torch
 
-        from frami_edge.models.config import STUDENT_PRESETS
-        from frami_edge.models.student import Student
-        from frami_edge_export import ExportOptions, StudentFacts, export_student
+        from frami_edge.config import STUDENT_PRESETS
+        from frami_edge.models import StudentNet
+        from frami_edge_export.exporter import export_student
+        from frami_edge_export.graph import StudentFacts
+        from frami_edge_export.options import ExportOptions
     except (ImportError, OSError) as error:
         raise SystemExit(f"Without --model this needs frami-edge and torch: {error}") from None
     torch.manual_seed(0)
     mel = MelSpec(mean=-6.0, std=3.0)
     mels = np.random.default_rng(0).normal(0, 1, (96, 1, mel.n_mels, 101)).astype(np.float32)
     arch = STUDENT_PRESETS["base"].model_copy(update={"out_channels": 160})
-    student = Student(arch, mel.n_mels, 10)
+    student = StudentNet(arch, mel.n_mels, 10)
     for module in student.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 1.0  # one pass, and its statistics fit the weights

@@ -23,14 +23,15 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from frami_edge.data import data_root, load_set
+from frami_edge.data.sets import data_root, load_set
 from frami_edge.device import Choice, autocast, choose_device
-from frami_edge.errors import FramiEdgeError
-from frami_edge.inversion.sources import SOURCES, Context
-from frami_edge.models.teacher import ResNetTeacher
+from frami_edge.models import ResNetTeacher
 from frami_edge.protocol.cost import without_warm_up
 from frami_edge.protocol.memory import peak_memory
 from frami_edge.protocol.plan import Plan, load_protocol
+from frami_edge.sources import SOURCES
+from frami_edge.sources.base import Context
+from frami_edge_runtime.errors import FramiEdgeError
 
 PROTOCOL = "protocols/esc50-gpu-quick"
 CLASSES = 50

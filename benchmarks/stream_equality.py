@@ -27,9 +27,11 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from frami_edge_runtime import Classifier, ModelInfo, Result, log_mel
-from frami_edge_runtime.modelfile import read_head, read_model_info
+from frami_edge_runtime.classifier import Classifier
+from frami_edge_runtime.logmel import log_mel
+from frami_edge_runtime.modelfile import ModelInfo, read_head, read_model_info
 from frami_edge_runtime.resample import Resampler
+from frami_edge_runtime.stream import Result
 
 BAR = 1e-6
 RATES = (None, None, None, None, 8000, 16_000, 22_050, 44_100, 48_000)

@@ -27,20 +27,17 @@ from bars import Bar
 from torch import Tensor
 
 from frami_edge.assets import DIGITS_TEACHER
-from frami_edge.config import load_config
-from frami_edge.data import Features, FeatureStore, data_root, load_set
+from frami_edge.bank import BankFeed
+from frami_edge.checkpoint import Teacher, load_checkpoint
+from frami_edge.config import JourneyConfig, load_config
+from frami_edge.data.sets import data_root, load_set
+from frami_edge.data.store import Features, FeatureStore
 from frami_edge.device import Choice, choose_device
-from frami_edge.distillation.config import JourneyConfig
-from frami_edge.distillation.feeds import TensorFeed
-from frami_edge.distillation.loop import Distiller
-from frami_edge.distillation.run import new_student
+from frami_edge.distillation import Distiller, TensorFeed, new_student
 from frami_edge.evaluation import predict, score
-from frami_edge.inversion.bank import BankFeed
-from frami_edge.inversion.loop import make_bank
-from frami_edge.inversion.run import context_of, ready
-from frami_edge.inversion.sources import SOURCES
-from frami_edge.inversion.sources.baselines.base import Baseline
-from frami_edge.models.checkpoint import Loaded, load_checkpoint
+from frami_edge.inversion import context_of, make_bank, ready
+from frami_edge.sources import SOURCES
+from frami_edge.sources.baselines import Baseline
 
 GOAL = 0.98
 BAR_S = 60.0
@@ -94,7 +91,7 @@ class Clock:
         return next((s for s, accuracy in self.points if accuracy >= GOAL), math.inf)
 
 
-def ours(teacher: Loaded, tests: Features, choice: Choice, seed: int) -> Clock:
+def ours(teacher: Teacher, tests: Features, choice: Choice, seed: int) -> Clock:
     config = load_config(JourneyConfig, "fsdd-student", [*FAST, f"seed={seed}"])
     student = new_student(config.student, teacher, config.distill, seed)
     clock = Clock(lambda: accuracy(student, tests))
@@ -102,7 +99,7 @@ def ours(teacher: Loaded, tests: Features, choice: Choice, seed: int) -> Clock:
         context = context_of(teacher, config.bank, choice, seed)
         bank = make_bank(Path(folder) / "bank", context, teacher.card.labels, teacher.sha256)
         feed = BankFeed(bank, config.bank.shares)
-        distiller = Distiller(teacher.teacher, student, config.distill, choice, seed, feed)
+        distiller = Distiller(teacher.model, student, config.distill, choice, seed, feed)
         while distiller.done < config.distill.steps:
             distiller.step()
             if distiller.done % SCORE_EVERY == 0:
@@ -111,7 +108,7 @@ def ours(teacher: Loaded, tests: Features, choice: Choice, seed: int) -> Clock:
     return clock
 
 
-def cmi(teacher: Loaded, tests: Features, choice: Choice, seed: int, limit_s: float) -> Clock:
+def cmi(teacher: Teacher, tests: Features, choice: Choice, seed: int, limit_s: float) -> Clock:
     """Until the goal, or until the limit."""
     config = load_config(JourneyConfig, "fsdd-student", [*CMI, f"seed={seed}"])
     # Our rate and as many steps of warm-up, then constant: nobody knows when the goal is reached.
@@ -132,7 +129,7 @@ def cmi(teacher: Loaded, tests: Features, choice: Choice, seed: int, limit_s: fl
         batches.append(batch.mels_B1MT.cpu())
         feed = TensorFeed(torch.cat(batches))
         if distiller is None:
-            distiller = Distiller(teacher.teacher, student, recipe, choice, seed, feed)
+            distiller = Distiller(teacher.model, student, recipe, choice, seed, feed)
         distiller.feed = feed
         student.train()
         for _ in range(KD_STEPS):

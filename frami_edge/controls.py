@@ -1,32 +1,42 @@
-"""Control rows: the same student and the same distillation on other clips than the bank's.
+"""The control table: a student beside students of the same recipe on other clips than its own.
 
-A headline means little without them. White noise shows what the teacher's answers alone carry,
-smooth noise and procedural audio what inversion adds, real audio what is lost without data.
+The student's card carries its recipe, so a control differs from it in the clips alone.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+from pydantic import ValidationError
 from torch import Tensor
 
-from frami_edge.data import Features, length_buckets
+from frami_edge.bank import Bank, BankFeed, check_bank
+from frami_edge.checkpoint import Student, Teacher
+from frami_edge.cli._output import Output
+from frami_edge.config import BASELINES, JourneyConfig, TrainConfig
+from frami_edge.data.sets import Clip, SoundSet, check_disjoint, load_set
+from frami_edge.data.store import Features, length_buckets
 from frami_edge.device import Choice, generator
-from frami_edge.distillation.config import JourneyConfig
-from frami_edge.distillation.feeds import ClipFeed, TensorFeed
-from frami_edge.distillation.loop import Distiller, Feed
-from frami_edge.distillation.run import new_student
-from frami_edge.errors import ConfigError
-from frami_edge.inversion.bank import Bank, BankFeed
-from frami_edge.inversion.controls import smooth_noise_mels, white_noise_mels
-from frami_edge.inversion.procedural import procedural_mels
-from frami_edge.inversion.sources import LEARNED
-from frami_edge.models.checkpoint import Loaded
-from frami_edge.models.student import Student
-from frami_edge.states import Trail
-from frami_edge.training.config import TrainConfig
-from frami_edge.training.loop import train_epochs
+from frami_edge.distillation import ClipFeed, Distiller, Feed, TensorFeed, new_student
+from frami_edge.errors import CheckpointError, ConfigError
+from frami_edge.evaluation import Candidate, Score, predict, score
+from frami_edge.inversion import ready
+from frami_edge.models import StudentNet
+from frami_edge.runs import NEVER, Stop, Trail, load_state, save_state
+from frami_edge.sources import LEARNED
+from frami_edge.sources.noise import smooth_noise_mels, white_noise_mels
+from frami_edge.sources.procedural import procedural_mels
+from frami_edge.training import load_features, train_epochs, warn_rejected
 from frami_edge_runtime.melspec import MelSpec
+
+# --- Control rows: the same student and the same distillation on other clips than the bank's
+# A headline means little without them. White noise shows what the teacher's answers alone carry,
+# smooth noise and procedural audio what inversion adds, real audio what is lost without data.
 
 SYNTHETIC = ("white_noise", "smooth_noise", "procedural")
 """Controls that need nothing but the front end."""
@@ -80,7 +90,7 @@ def control_feed(
 
 def control_student(
     name: str,
-    teacher: Loaded,
+    teacher: Teacher,
     config: JourneyConfig,
     choice: Choice,
     *,
@@ -88,12 +98,12 @@ def control_student(
     real: Features | None = None,
     on_step: Callable[[int, dict[str, float]], None] = lambda *_: None,
     trail: Trail | None = None,
-) -> Student:
+) -> StudentNet:
     """The student of one control: same network, same seed, same number of steps.
 
     Args:
         name: One of `CONTROLS`.
-        teacher: Loaded and on its device.
+        teacher: Teacher and on its device.
         config: Of the run that is controlled.
         choice: Device and precision.
         bank: For `FROM_BANK`.
@@ -135,15 +145,15 @@ def control_student(
 
 def distilled_on(
     feed: Feed,
-    teacher: Loaded,
+    teacher: Teacher,
     config: JourneyConfig,
     choice: Choice,
     on_step: Callable[[int, dict[str, float]], None] = lambda *_: None,
     trail: Trail | None = None,
-) -> Student:
+) -> StudentNet:
     """A student distilled on a feed with the run's own recipe, ready to ship."""
     student = new_student(config.student, teacher, config.distill, config.seed)
-    distiller = Distiller(teacher.teacher, student, config.distill, choice, config.seed, feed)
+    distiller = Distiller(teacher.model, student, config.distill, choice, config.seed, feed)
     if trail is None:
         distiller.run(on_step)
     else:
@@ -152,3 +162,266 @@ def distilled_on(
             distiller.load_state(state)
         distiller.run(on_step, trail.save, trail.stop)
     return student.collapse().requires_grad_(False)
+
+
+# --- The control table: a student beside students of the same recipe on other clips than its own
+
+ALL_SYNTHETIC = "all-synthetic"
+"""Stands for every control that needs nothing but the front end."""
+ALWAYS = "smooth_noise"
+"""In every table: on easy sets it does nearly as well as a bank, and a reader must see that."""
+UNRELATED = "unrelated"
+_LABELS = {
+    "white_noise": "same steps on white noise",
+    "smooth_noise": "same steps on smooth noise",
+    "procedural": "same steps on procedural audio",
+    "inversion": "same steps on the bank's inversion alone",
+    "translator": "same steps on the bank's translator alone",
+    **{name: f"same steps on the bank's {name} alone" for name in BASELINES},
+    "real": "same steps on the training clips of this set",
+    UNRELATED: "same steps on real clips of another set",
+    SUPERVISED: "the training clips with labels, no teacher",
+}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The rows that were asked for.
+
+    Attributes:
+        names: Of `CONTROLS`, in their order.
+        unrelated: The set of the control `unrelated`; empty where it is not wanted.
+    """
+
+    names: tuple[str, ...]
+    unrelated: str = ""
+
+
+def parse_controls(text: str) -> Wanted:
+    """`white_noise,unrelated=esc40` as a list of rows; smooth noise is always one of them.
+
+    Raises:
+        ConfigError: An unknown control, or `unrelated` without a set.
+    """
+    names, unrelated = {ALWAYS}, ""
+    for part in text.split(","):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if name == ALL_SYNTHETIC and not equals:
+            names |= set(SYNTHETIC)
+        elif name == UNRELATED and value:
+            names.add(name)
+            unrelated = value
+        elif name == UNRELATED:
+            raise ConfigError(
+                "The control unrelated needs a set of real clips.",
+                fix="Write it like --controls unrelated=esc40.",
+            )
+        elif name in CONTROLS and not equals:
+            names.add(name)
+        else:
+            known = ", ".join([*(n for n in CONTROLS if n != UNRELATED), "unrelated=SET"])
+            raise ConfigError(
+                f"--controls {text!r}: there is no control {part.strip()!r}.",
+                fix=f"Use {known}, or {ALL_SYNTHETIC}.",
+            )
+    return Wanted(tuple(name for name in CONTROLS if name in names), unrelated)
+
+
+def student_recipe(judged: Candidate, reference: Candidate | None) -> JourneyConfig:
+    """How the student was made.
+
+    Raises:
+        CheckpointError: There is no teacher, or the model is no student with its whole recipe.
+    """
+    if judged.kind != "student" or not isinstance(judged.model, Teacher | Student):
+        raise CheckpointError(
+            f"{judged.path} is no student's checkpoint but a model of the kind {judged.kind}: "
+            "it has no recipe to repeat on other clips.",
+            fix="Give the student.safetensors of `frami-edge distill`.",
+        )
+    if reference is None:
+        raise CheckpointError(
+            "Controls learn from the student's teacher, and none was given.",
+            fix="Give --teacher FILE, the checkpoint that the student was distilled from.",
+        )
+    try:
+        config = JourneyConfig.model_validate(judged.model.card.recipe)
+    except ValidationError:
+        config = None
+    if config is None or config.student.model_dump(mode="json") != judged.model.card.arch:
+        raise CheckpointError(
+            f"{judged.path} does not say how it was distilled, so no control can repeat it.",
+            fix="Give a student of this version's `frami-edge distill`.",
+        )
+    return config
+
+
+@dataclass
+class ControlTable:
+    """Checks everything first, then distils one student after the other.
+
+    Attributes:
+        wanted: Rows.
+        config: Recipe of the student that is controlled.
+        teacher: Its teacher.
+        choice: Device and precision.
+        bank: For the rows that use one source of it.
+        real: Clips of the rows on real audio, by row.
+    """
+
+    wanted: Wanted
+    config: JourneyConfig
+    teacher: Teacher
+    choice: Choice
+    bank: Bank | None = None
+    real: dict[str, Features] = field(default_factory=dict)
+
+    @classmethod
+    def prepare(
+        cls,
+        wanted: Wanted,
+        config: JourneyConfig,
+        teacher: Teacher,
+        choice: Choice,
+        data: SoundSet,
+        fold: str,
+        out: Output,
+        *,
+        bank: Path | None = None,
+        root: Path | None = None,
+    ) -> ControlTable:
+        """Open the bank and the real clips that the rows need.
+
+        Args:
+            wanted: Rows.
+            config: Recipe of the student.
+            teacher: Its teacher; moved to the device.
+            choice: Device and precision.
+            data: What the table is scored on.
+            fold: The held-out fold: no row hears it.
+            out: For progress and warnings.
+            bank: Folder.
+            root: Data root.
+
+        Raises:
+            ConfigError: A row needs a bank, and none is given.
+            BankError: The bank is of another teacher, or lacks a source.
+            DataError: Real clips are not there, or hold clips that the table is scored on.
+        """
+        table = cls(wanted, config, ready(teacher, choice), choice)
+        for name in wanted.names:
+            if name in FROM_BANK:
+                table.bank = table.bank or _bank(bank, name, teacher)
+                BankFeed(table.bank, {name: 1.0})
+        if set(wanted.names) & {"real", SUPERVISED}:
+            features = _features(teacher, data.split(fold)[0], "training", out)
+            table.real |= {"real": features, SUPERVISED: features}
+        if wanted.unrelated:
+            others = load_set(wanted.unrelated, root)
+            check_disjoint(others, data)
+            table.real[UNRELATED] = _features(teacher, others.clips, UNRELATED, out)
+        return table
+
+    def rows(
+        self, tests: Features, theirs_NK: Tensor, out: Output, folder: Path | None = None
+    ) -> dict[str, tuple[Score, dict[str, Any]]]:
+        """Distil and score each control: name to its score, and the row of the JSON object.
+
+        Args:
+            tests: Clips with log-mels of the teacher's front end.
+            theirs_NK: The teacher's logits on them.
+            out: For progress.
+            folder: Where states and logits are kept, so that a killed table goes on; None to keep
+                nothing.
+        """
+        found = {}
+        for name in self.wanted.names:
+            logits_NK = self._logits(name, tests, out, folder)
+            mine = score(logits_NK, tests.labels, theirs_NK)
+            row = {"accuracy": mine.accuracy, "agreement": mine.agreement, "kl_nats": mine.kl}
+            row |= {"steps": self._steps(name), "seed": self.config.seed}
+            found[name] = (mine, row | self._clips(name))
+        return found
+
+    def _logits(self, name: str, tests: Features, out: Output, folder: Path | None) -> Tensor:
+        """What a control says to the clips, (N, K): from an earlier run, or of a new student."""
+        kept = folder / f"{name}.pt" if folder else None
+        answers = load_state(kept) if kept and kept.exists() else None
+        if answers is not None and answers["clips"] == tests.sha256:
+            logits_NK: Tensor = answers["logits"]
+            return logits_NK
+        with Stop() if folder else nullcontext(NEVER) as stop:
+            trail = Trail(folder / f"{name}-state.pt", stop, out.warn) if folder else None
+            with out.progress(f"Control {name}", self._steps(name), ("loss", "agreement")) as bar:
+
+                def on_step(done: int, metrics: dict[str, float]) -> None:
+                    shown = {k: metrics[k] for k in ("loss", "agreement") if k in metrics}
+                    bar.update(done - bar.completed, **shown)
+
+                student = control_student(
+                    name,
+                    self.teacher,
+                    self.config,
+                    self.choice,
+                    bank=self.bank,
+                    real=self.real.get(name),
+                    on_step=on_step,
+                    trail=trail,
+                )
+        logits_NK = predict(student, tests.mels)
+        if kept and trail:
+            save_state(kept, {"clips": tests.sha256, "logits": logits_NK})
+            trail.path.unlink(missing_ok=True)
+        return logits_NK
+
+    def _steps(self, name: str) -> int:
+        """Training steps; whole epochs where labels are learned."""
+        steps = self.config.distill.steps
+        if name != SUPERVISED:
+            return steps
+        batches = math.ceil(len(self.real[name]) / self.config.distill.batch_size)
+        return max(1, round(steps / batches)) * batches
+
+    def _clips(self, name: str) -> dict[str, Any]:
+        if name not in self.real:
+            return {}
+        clips = {"real_clips": len(self.real[name])}
+        return clips | ({"data": self.wanted.unrelated} if name == UNRELATED else {})
+
+
+def table_rows(
+    model: Score, teacher: Score, controls: dict[str, tuple[Score, dict[str, Any]]]
+) -> list[tuple[object, ...]]:
+    """(what, accuracy, agreement, KL), for a table: the teacher, the student, every control."""
+    rows: list[tuple[object, ...]] = [("teacher", f"{100 * teacher.accuracy:.2f} %", None, None)]
+    named = {"student": model} | {_LABELS[name]: found for name, (found, _) in controls.items()}
+    for what, found in named.items():
+        agreement = None if found.agreement is None else f"{100 * found.agreement:.2f} %"
+        rows.append((what, f"{100 * found.accuracy:.2f} %", agreement, found.kl))
+    return rows
+
+
+def bars(
+    model: Score, teacher: Score, controls: dict[str, tuple[Score, dict[str, Any]]]
+) -> list[tuple[str, float, float | None]]:
+    """Rows of `frami_edge.plots.accuracy_bars`."""
+    named = {"teacher": teacher, "student": model}
+    named |= {name.replace("_", " "): found for name, (found, _) in controls.items()}
+    return [(name, found.accuracy, None) for name, found in named.items()]
+
+
+def _bank(folder: Path | None, name: str, teacher: Teacher) -> Bank:
+    if folder is None:
+        raise ConfigError(
+            f"The control {name} needs a bank.",
+            fix="Give --bank DIR, the bank folder of the student's run.",
+        )
+    bank = Bank.open(folder)
+    check_bank(bank, teacher.spec, teacher.card.labels, teacher.sha256)
+    return bank
+
+
+def _features(teacher: Teacher, clips: Sequence[Clip], what: str, out: Output) -> Features:
+    features = load_features(teacher.spec, clips, out, f"Log-mels of {what} clips")
+    warn_rejected(features, f"{what} clips", out)
+    return features

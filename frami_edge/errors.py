@@ -1,8 +1,10 @@
-"""The trainer's known errors: one family with the runtime's, caught by one base class."""
+"""What can go wrong with real data, as sentences for the user."""
 
 from __future__ import annotations
 
 from frami_edge_runtime.errors import AudioError, FramiEdgeError, MelSpecError, ModelFileError
+
+# --- The trainer's known errors: one family with the runtime's, caught by one base class
 
 __all__ = [
     "AudioError",
@@ -47,3 +49,16 @@ class GateFailed(FramiEdgeError):  # noqa: N818 - a verdict on a model, not a fa
     """A check ran and its result is below the bar."""
 
     exit_code = 3
+
+
+# --- What can go wrong with real data, as sentences for the user
+
+__all__ = ["DataError", "IncompleteSetError", "UnusableClipError"]
+
+
+class IncompleteSetError(DataError):
+    """A data set with fewer or more clips than its authors published."""
+
+
+class UnusableClipError(AudioError):
+    """One audio file that cannot be used; `message` is the reason, for the manifest."""

@@ -18,13 +18,12 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from frami_edge._metrics import MetricsFile
 from frami_edge.cli._output import Output
 from frami_edge.device import Choice, set_seed
 from frami_edge.distributed import world
 from frami_edge.errors import ConfigError, GateFailed, RunError
 from frami_edge.io import sha256_file, sha256_tensors
-from frami_edge.runs import METRICS, RunFolder, read_manifest
+from frami_edge.runs import METRICS, MetricsFile, RunFolder, read_manifest
 
 SHOWN = 12
 """Differences that are told; the manifest holds all."""

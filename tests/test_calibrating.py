@@ -9,15 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from frami_edge.calibrating import bank_mels, small_bank, teacher_mels
+from frami_edge.bank import Bank, BankIndex, Clips
+from frami_edge.checkpoint import Card, Teacher
+from frami_edge.config import StudentArch, TeacherArch
 from frami_edge.device import Choice
 from frami_edge.errors import TeacherError
-from frami_edge.inversion.bank import Bank, BankIndex, Clips
-from frami_edge.models.checkpoint import Card, Loaded
-from frami_edge.models.config import StudentArch, TeacherArch
-from frami_edge.models.student import Student
-from frami_edge.models.teacher import ResNetTeacher
-from frami_edge_runtime import MelSpec
+from frami_edge.exporting import bank_mels, small_bank, teacher_mels
+from frami_edge.models import ResNetTeacher, StudentNet
+from frami_edge_runtime.melspec import MelSpec
 
 SPEC = MelSpec(
     sample_rate=8000, n_fft=256, win_length=200, hop_length=80, n_mels=16, mean=-6.0, std=3.0
@@ -34,11 +33,11 @@ RECIPE: dict[str, Any] = {
 }
 
 
-def loaded(kind: str, recipe: dict[str, Any] | None = None) -> Loaded:
+def loaded(kind: str, recipe: dict[str, Any] | None = None) -> Teacher:
     torch.manual_seed(0)
     if kind == "student":
         arch: Any = StudentArch(channels=(8, 12), time_kernels=(3, 3), out_channels=12)
-        model: Any = Student(arch, SPEC.n_mels, len(LABELS))
+        model: Any = StudentNet(arch, SPEC.n_mels, len(LABELS))
     else:
         arch = TeacherArch(channels=(8, 12), blocks=1)
         model = ResNetTeacher(arch, SPEC.n_mels, len(LABELS))
@@ -52,7 +51,7 @@ def loaded(kind: str, recipe: dict[str, Any] | None = None) -> Loaded:
         teacher_sha256=TEACHER if kind == "student" else None,
         recipe={"bank": recipe} if recipe else {},
     )
-    return Loaded(model.eval().requires_grad_(False), card, SPEC, TEACHER)
+    return Teacher(model.eval().requires_grad_(False), card, SPEC, TEACHER)
 
 
 def bank(folder: Path, *sources: str) -> Path:

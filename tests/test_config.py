@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from frami_edge.config import load_config
-from frami_edge.distillation.config import JourneyConfig
+from frami_edge.config import JourneyConfig, load_config
 from frami_edge.errors import ConfigError
 
 

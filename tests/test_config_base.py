@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, model_validator
 
-from frami_edge import _yaml
+from frami_edge import config as _yaml
 from frami_edge.config import MAX_BYTES, Strict, dump_config, load_config, presets
 from frami_edge.errors import ConfigError
 

@@ -8,13 +8,11 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from frami_edge import _yaml
-from frami_edge.config import load_config, presets, read_mapping
-from frami_edge.data import known_sets
-from frami_edge.distillation.config import JourneyConfig
+from frami_edge import config as _yaml
+from frami_edge.config import JourneyConfig, TeacherConfig, load_config, presets, read_mapping
+from frami_edge.data.sets import known_sets
 from frami_edge.protocol.plan import Plan, load_protocol
-from frami_edge.training.config import TeacherConfig
-from frami_edge_runtime import MelSpec
+from frami_edge_runtime.melspec import MelSpec
 
 MODELS: dict[str, type[BaseModel]] = {
     "-teacher": TeacherConfig,

@@ -9,13 +9,18 @@ import pytest
 import torch
 from torch import nn
 
+from frami_edge.config import StudentArch
 from frami_edge.frontend import LogMel, tile_to_window
-from frami_edge.models.config import StudentArch
-from frami_edge.models.student import Student
-from frami_edge_export import ExportOptions, StudentFacts, classify_mels, export_student
-from frami_edge_export.sessions import cpu_session
-from frami_edge_runtime import Classifier, Context, MelSpec
-from frami_edge_runtime.backends.ort import OrtModel
+from frami_edge.models import StudentNet
+from frami_edge_export.calibration import classify_mels
+from frami_edge_export.exporter import export_student
+from frami_edge_export.graph import StudentFacts
+from frami_edge_export.options import ExportOptions
+from frami_edge_export.parity import cpu_session
+from frami_edge_runtime.backends import OrtModel
+from frami_edge_runtime.classifier import Classifier
+from frami_edge_runtime.melspec import MelSpec
+from frami_edge_runtime.modelfile import Context
 
 SPEC = MelSpec(
     sample_rate=8000, n_fft=256, win_length=200, hop_length=80, n_mels=40, mean=-6.0, std=3.0
@@ -35,10 +40,10 @@ def smooth_mels(count: int, frames: int, seed: int) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def student() -> Student:
+def student() -> StudentNet:
     """Random weights, BatchNorm statistics of smooth mels, a reused head made one matrix."""
     torch.manual_seed(0)
-    student = Student(StudentArch(), SPEC.n_mels, 10, teacher_head=nn.Linear(128, 10))
+    student = StudentNet(StudentArch(), SPEC.n_mels, 10, teacher_head=nn.Linear(128, 10))
     for module in student.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None  # a plain average
@@ -51,7 +56,7 @@ def student() -> Student:
 
 
 @pytest.fixture(scope="module")
-def exported(student: Student, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(student: StudentNet, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export")
     facts = StudentFacts(SPEC, tuple(f"class {k}" for k in range(10)))
     report = export_student(
@@ -77,12 +82,12 @@ def clip(frames: int) -> np.ndarray:
     return (0.2 * np.sin(2 * np.pi * (400 + 900 * t) * t) + 0.03 * noise).astype(np.float32)
 
 
-def torch_logits(student: Student, mel_MT: torch.Tensor) -> np.ndarray:
+def torch_logits(student: StudentNet, mel_MT: torch.Tensor) -> np.ndarray:
     logits_K: np.ndarray = student(mel_MT[None, None])[0].numpy()
     return logits_K
 
 
-def test_the_file_says_what_the_student_is(student: Student, exported: Path) -> None:
+def test_the_file_says_what_the_student_is(student: StudentNet, exported: Path) -> None:
     info = Classifier(exported / "student.fp32.onnx").info
     assert (info.receptive_field, info.stride) == (student.receptive_field, student.stride)
     assert info.context == Context(*student.context)
@@ -92,7 +97,9 @@ def test_the_file_says_what_the_student_is(student: Student, exported: Path) -> 
 
 
 @pytest.mark.parametrize("frames", FRAMES)
-def test_the_device_hears_what_torch_hears(student: Student, exported: Path, frames: int) -> None:
+def test_the_device_hears_what_torch_hears(
+    student: StudentNet, exported: Path, frames: int
+) -> None:
     samples = clip(frames)
     mel_MT = LogMel(SPEC)(torch.from_numpy(samples))
     assert mel_MT.shape[1] == frames
@@ -100,14 +107,14 @@ def test_the_device_hears_what_torch_hears(student: Student, exported: Path, fra
     assert np.abs(result.logits - torch_logits(student, mel_MT)).max() <= 1e-3
 
 
-def test_a_clip_shorter_than_a_mel_frame_is_tiled(student: Student, exported: Path) -> None:
+def test_a_clip_shorter_than_a_mel_frame_is_tiled(student: StudentNet, exported: Path) -> None:
     samples = clip(1)[:90]
     mel_MT = LogMel(SPEC)(tile_to_window(torch.from_numpy(samples), SPEC))
     result = Classifier(exported / "student.fp32.onnx").classify(samples)
     assert np.abs(result.logits - torch_logits(student, mel_MT)).max() <= 1e-3
 
 
-def test_the_same_mels_give_the_same_logits(student: Student, exported: Path) -> None:
+def test_the_same_mels_give_the_same_logits(student: StudentNet, exported: Path) -> None:
     mels = [smooth_mels(1, frames, seed=frames)[0, 0] for frames in FRAMES]
     expected = np.stack([torch_logits(student, torch.from_numpy(m)) for m in mels])
     found = classify_mels(exported / "student.fp32.onnx", mels)
@@ -116,7 +123,7 @@ def test_the_same_mels_give_the_same_logits(student: Student, exported: Path) ->
     assert np.abs(whole - expected).max() <= 1e-5
 
 
-def test_batches_padded_with_the_context_are_as_if_alone(student: Student) -> None:
+def test_batches_padded_with_the_context_are_as_if_alone(student: StudentNet) -> None:
     mels = smooth_mels(3, 90, seed=4)
     lengths = torch.tensor([90, 17, 1])
     for i, n in enumerate(lengths.tolist()):

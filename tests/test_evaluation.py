@@ -10,21 +10,24 @@ import soundfile
 import torch
 from torch import Tensor, nn
 
-from frami_edge.candidate import check_teacher, open_candidate
-from frami_edge.data import FeatureStore, SoundSet, load_set
+from frami_edge.checkpoint import Card, TrainedOn, save_checkpoint
+from frami_edge.config import StudentArch, TeacherArch
+from frami_edge.data.sets import SoundSet, load_set
+from frami_edge.data.store import FeatureStore
 from frami_edge.errors import CheckpointError, DataError
 from frami_edge.evaluation import (
     check_labels,
+    check_teacher,
     check_unheard,
     class_rows,
+    open_candidate,
     predict,
     score,
 )
-from frami_edge.models.checkpoint import Card, TrainedOn, save_checkpoint
-from frami_edge.models.config import StudentArch, TeacherArch
-from frami_edge.models.student import Student
-from frami_edge.models.teacher import ResNetTeacher
-from frami_edge_export import ExportOptions, StudentFacts, export_student
+from frami_edge.models import ResNetTeacher, StudentNet
+from frami_edge_export.exporter import export_student
+from frami_edge_export.graph import StudentFacts
+from frami_edge_export.options import ExportOptions
 from frami_edge_runtime.errors import ModelFileError
 from frami_edge_runtime.melspec import MelSpec
 
@@ -149,7 +152,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, sounds: Path) -> dict[str, 
     torch.manual_seed(0)
     teacher = ResNetTeacher(TeacherArch(channels=(8, 8), blocks=1), 16, 2)
     arch = StudentArch(channels=(8, 8, 8), time_kernels=(3, 3, 3), out_channels=8)
-    student = Student(arch, 16, 2)
+    student = StudentNet(arch, 16, 2)
     with torch.no_grad():
         for _ in range(10):
             x = torch.randn(4, 1, 16, 40)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from frami_edge.moments import channel_moments
+from frami_edge.distributed import channel_moments
 
 
 def expected(x: Tensor) -> tuple[Tensor, Tensor]:

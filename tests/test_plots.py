@@ -11,9 +11,8 @@ import pytest
 import torch
 
 from frami_edge import plots
-from frami_edge.inversion.controls import smooth_noise_mels
-from frami_edge.plots.figures import _smoothed
-from frami_edge.plots.protocol import accuracy_over_mels
+from frami_edge.plots import _smoothed, accuracy_over_mels
+from frami_edge.sources.noise import smooth_noise_mels
 from frami_edge_runtime.melspec import MelSpec
 
 SPEC = MelSpec(

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from frami_edge import _provenance
+from frami_edge import runs as _provenance
 from frami_edge.config import Strict
 from frami_edge.errors import RunError
 from frami_edge.runs import RunFolder, read_manifest

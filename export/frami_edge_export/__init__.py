@@ -9,21 +9,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from frami_edge_export.calibration_gate import LayerRange, calibration_ranges
-    from frami_edge_export.errors import (
-        CalibrationError,
-        ExportError,
-        GraphError,
-        ParityError,
-    )
+    from frami_edge_export.calibration import LayerRange, calibration_ranges, classify_mels
+    from frami_edge_export.errors import CalibrationError, ExportError, GraphError, ParityError
     from frami_edge_export.exporter import export_student
+    from frami_edge_export.graph import ExportableStudent, StudentFacts
     from frami_edge_export.lint import Finding, lint_tensorrt
-    from frami_edge_export.markdown import markdown_card
-    from frami_edge_export.mels import classify_mels
     from frami_edge_export.options import ExportOptions
     from frami_edge_export.parity import check_parity
-    from frami_edge_export.protocol import ExportableStudent, StudentFacts
-    from frami_edge_export.report import Artifact, Calibration, ExportReport, Gate
+    from frami_edge_export.report import Artifact, Calibration, ExportReport, Gate, markdown_card
 
 __version__ = "0.1.0"
 
@@ -56,19 +49,19 @@ _HOMES = {
     "ExportError": "errors",
     "ExportOptions": "options",
     "ExportReport": "report",
-    "ExportableStudent": "protocol",
+    "ExportableStudent": "graph",
     "Finding": "lint",
     "Gate": "report",
     "GraphError": "errors",
-    "LayerRange": "calibration_gate",
+    "LayerRange": "calibration",
     "ParityError": "errors",
-    "StudentFacts": "protocol",
-    "calibration_ranges": "calibration_gate",
+    "StudentFacts": "graph",
+    "calibration_ranges": "calibration",
     "check_parity": "parity",
-    "classify_mels": "mels",
+    "classify_mels": "calibration",
     "export_student": "exporter",
     "lint_tensorrt": "lint",
-    "markdown_card": "markdown",
+    "markdown_card": "report",
 }
 """Where each name lives. Imported when first used: on a device `frami_edge_export.tensorrt` must
 work without torch and onnx."""

@@ -1,22 +1,93 @@
-"""The calibration set: checked, clamped to what the front end can give, split from its judges.
+"""Is this calibration set plausible? BatchNorm remembers what every layer saw in training.
 
-Shape legend: N samples, M mel bands, T mel frames.
+Shape legend: N samples, M mel bands, T mel frames, C channels of a layer.
 """
 
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor, nn
 
-from frami_edge_export.errors import CalibrationError
-from frami_edge_export.files import sha256
+from frami_edge_export.errors import CalibrationError, ExportError
+from frami_edge_export.graph import sha256
 from frami_edge_export.options import ExportOptions
-from frami_edge_export.scoring import with_context
+from frami_edge_export.parity import BATCH, with_context
+from frami_edge_export.report import Gate
+from frami_edge_runtime.backends import OrtModel
 from frami_edge_runtime.melspec import MelSpec
+from frami_edge_runtime.pooling import mean_std
+
+# --- A streaming model file on log-mels: many clips at once, as the runtime would answer each
+# Shape legend: N clips, B batch, M mel bands, T mel frames, C channels, T' trunk frames, K classes.
+
+BATCH_FRAMES: Final = 4096
+"""Mel frames per run, at least one clip: bounds memory."""
+
+
+def classify_mels(
+    path: str | os.PathLike[str] | bytes,
+    mels: Sequence[npt.NDArray[np.floating]],
+    *,
+    threads: int = 1,
+) -> npt.NDArray[np.float32]:
+    """Logits of a streaming model file for clips of any lengths.
+
+    Context around the clip, trunk, statistics in float64, head: the definition of
+    frami-edge-runtime. Clips of one length share runs.
+
+    Args:
+        path: The ``.onnx`` file, or its bytes.
+        mels: (M, T_i) normalised log-mels, T_i >= 1.
+        threads: CPU threads.
+
+    Returns:
+        (N, K) float32, in the order given.
+
+    Raises:
+        ModelFileError: The file is no such model.
+        ExportError: A mel is not (M, T) of this model's front end, or not finite.
+    """
+    model = OrtModel(path, threads=threads)
+    info = model.info
+    around = ((0, 0), (info.context.left, info.context.right))
+    by_length: dict[int, list[int]] = {}
+    for i, mel in enumerate(mels):
+        _check(mel, i, info.mel.n_mels)
+        by_length.setdefault(mel.shape[1], []).append(i)
+    logits_NK = np.empty((len(mels), len(info.labels)), np.float32)
+    for length, indices in by_length.items():
+        step = max(1, BATCH_FRAMES // (length + info.receptive_field))
+        for start in range(0, len(indices), step):
+            some = indices[start : start + step]
+            x_BMT = np.stack(
+                [np.pad(mels[i], around, constant_values=info.context.value) for i in some]
+            )
+            frames_BCT = model.frames(x_BMT[:, None].astype(np.float32))
+            pooled_BD = mean_std(frames_BCT, info.pooling.eps)
+            logits_NK[some] = model.logits(pooled_BD.astype(np.float32))
+    return logits_NK
+
+
+def _check(mel: npt.NDArray[np.floating], index: int, n_mels: int) -> None:
+    if mel.ndim != 2 or mel.shape[0] != n_mels or mel.shape[1] < 1:
+        raise ExportError(
+            f"Mel {index} has shape {mel.shape}, not ({n_mels}, T) with T >= 1.",
+            fix="Compute it with the model's own MelSpec.",
+        )
+    if not np.isfinite(mel).all():
+        raise ExportError(f"Mel {index} holds values that are not finite.", fix="Check its audio.")
+
+
+# --- The calibration set: checked, clamped to what the front end can give, split from its judges
+# Shape legend: N samples, M mel bands, T mel frames.
 
 MIN_SAMPLES: Final = 16
 MAX_CLAMPED: Final = 0.5
@@ -128,3 +199,112 @@ def _checked(samples: npt.NDArray[np.floating] | None, mel: MelSpec) -> Array:
             "The calibration set holds values that are not finite.", fix="Make the bank again."
         )
     return x
+
+
+# --- Is this calibration set plausible? BatchNorm remembers what every layer saw in training
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+@dataclass(frozen=True)
+class LayerRange:
+    """What one BatchNorm layer sees on the calibration set, in units of its running statistics."""
+
+    name: str
+    shift: float
+    """Mean over channels of |mean - running mean| / running standard deviation."""
+    spread: float
+    """Geometric mean over channels of standard deviation / running standard deviation."""
+
+    @property
+    def ratio(self) -> float:
+        """How far the spread is off, either way; at least 1."""
+        return max(self.spread, 1 / self.spread)
+
+
+class _Moments:
+    """Sums per channel in float64, over any number of batches."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total: Tensor | float = 0.0
+        self.squares: Tensor | float = 0.0
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        x = inputs[0].detach().double()
+        axes = [i for i in range(x.ndim) if i != 1]
+        self.count += x.numel() // x.shape[1]
+        self.total = self.total + x.sum(dim=axes)
+        self.squares = self.squares + x.square().sum(dim=axes)
+
+
+def calibration_ranges(
+    trunk: nn.Module, mels_N1MT: npt.NDArray[np.float32]
+) -> tuple[LayerRange, ...]:
+    """Compare every layer's input with its BatchNorm statistics.
+
+    Args:
+        trunk: Of the torch student, in evaluation mode on the CPU; hooks are removed on return.
+        mels_N1MT: The clamped calibration set, with its context.
+
+    Returns:
+        One record a live BatchNorm layer, in order; empty where there is none.
+    """
+    layers = {
+        name: module
+        for name, module in trunk.named_modules()
+        if isinstance(module, _BATCH_NORMS) and module.running_mean is not None
+    }
+    moments = {name: _Moments() for name in layers}
+    handles = []
+    try:
+        for name, module in layers.items():
+            handles.append(module.register_forward_pre_hook(moments[name]))
+        with torch.inference_mode():
+            for i in range(0, len(mels_N1MT), BATCH):
+                trunk(torch.from_numpy(mels_N1MT[i : i + BATCH]))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return tuple(_compare(name, layers[name], moments[name]) for name in layers)
+
+
+def _compare(name: str, layer: nn.Module, moments: _Moments) -> LayerRange:
+    assert isinstance(layer, _BATCH_NORMS)
+    assert isinstance(layer.running_mean, Tensor)
+    assert isinstance(layer.running_var, Tensor)
+    mean_C = torch.as_tensor(moments.total) / moments.count
+    var_C = (torch.as_tensor(moments.squares) / moments.count - mean_C.square()).clamp_min(0)
+    # eps, as BatchNorm itself adds it: a dead channel has no spread to compare.
+    expected_C = (layer.running_var.double() + layer.eps).sqrt()
+    shift = ((mean_C - layer.running_mean.double()).abs() / expected_C).mean()
+    spread = ((var_C + layer.eps).sqrt() / expected_C).log().mean().exp()
+    return LayerRange(name, float(shift), float(spread))
+
+
+def calibration_gates(layers: Sequence[LayerRange], options: ExportOptions) -> tuple[Gate, ...]:
+    """The typical layer must be neither too wide, too narrow nor elsewhere.
+
+    Raises:
+        CalibrationError: It is: ranges from such a set would ruin the student.
+    """
+    if not layers:
+        return ()
+    # The median, because mixing and augmentation put single layers off without harm to the ranges.
+    ratio = math.exp(float(np.median([math.log(layer.ratio) for layer in layers])))
+    shift = float(np.median([layer.shift for layer in layers]))
+    gates = (
+        Gate.at_most("calibration spread against BatchNorm", ratio, options.max_range_ratio),
+        Gate.at_most("calibration shift against BatchNorm", shift, options.max_range_shift),
+    )
+    if not all(gate.passed for gate in gates):
+        worst = max(layers, key=lambda layer: math.log(layer.ratio) + layer.shift)
+        raise CalibrationError(
+            f"The calibration set does not look like what the student was trained on: its layers "
+            f"spread {ratio:.1f}x off (at most {options.max_range_ratio:g}) and are shifted by "
+            f"{shift:.1f} standard deviations (at most {options.max_range_shift:g}); worst is "
+            f"{worst.name}.",
+            fix="Calibrate on the student's own bank of synthetic mels, normalised by its MelSpec; "
+            "random numbers will not do.",
+        )
+    return gates

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import onnx
 
 from frami_edge_export.errors import ExportError
-from frami_edge_export.files import sha256
+from frami_edge_export.graph import sha256
 from frami_edge_export.lint import Finding, lint_tensorrt
 from frami_edge_export.report import Artifact, Gate
 

@@ -15,30 +15,37 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from frami_edge_export.benching import Bench
-from frami_edge_export.calibration import prepare_calibration
-from frami_edge_export.calibration_gate import calibration_gates, calibration_ranges
+from frami_edge_export.bench import Bench
+from frami_edge_export.calibration import calibration_gates, calibration_ranges, prepare_calibration
 from frami_edge_export.drafts import Bundle, Draft
 from frami_edge_export.errors import ExportError
-from frami_edge_export.files import json_bytes, write_files
-from frami_edge_export.graphs import frozen_head, frozen_trunk, head_graph, trunk_graph, whole_graph
-from frami_edge_export.half_drafts import add_half
-from frami_edge_export.int8_drafts import Int8Files, add_int8
-from frami_edge_export.metadata import described, described_classifier, model_info, serialised
+from frami_edge_export.frontend import add_waveform
+from frami_edge_export.graph import (
+    ExportableStudent,
+    StudentFacts,
+    described,
+    described_classifier,
+    frozen_head,
+    frozen_trunk,
+    head_graph,
+    json_bytes,
+    missing_parts,
+    model_info,
+    serialised,
+    trunk_graph,
+    whole_graph,
+    write_files,
+)
+from frami_edge_export.half import add_half
+from frami_edge_export.int8 import Int8Files, add_int8, quantisation_record
 from frami_edge_export.options import ExportOptions
-from frami_edge_export.proof import prove_fp32
-from frami_edge_export.protocol import ExportableStudent, StudentFacts, missing_parts
+from frami_edge_export.parity import Head, check_streamable, prove_fp32, with_context
 from frami_edge_export.qat.drafts import add_qat
 from frami_edge_export.qat.finetune import Progress, Target
 from frami_edge_export.qat.options import QatOptions
 from frami_edge_export.qat.state import QatState
-from frami_edge_export.records import quantisation_record
-from frami_edge_export.report import Artifact, ExportReport, Gate
-from frami_edge_export.scoring import Head, with_context
-from frami_edge_export.streamable import check_streamable
-from frami_edge_export.tensorrt.measure import plausible_mels
-from frami_edge_export.verdicts import judge
-from frami_edge_export.wave_draft import add_waveform
+from frami_edge_export.report import Artifact, ExportReport, Gate, judge
+from frami_edge_export.tensorrt import plausible_mels
 
 REPORT = "export_report.json"
 CLASSIFIER_KEY = "frami.classifier"

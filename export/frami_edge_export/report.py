@@ -1,10 +1,13 @@
-"""What an export found: one record an artefact, one a gate, and a recommendation."""
+"""The report as a Markdown card."""
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
+
+# --- What an export found: one record an artefact, one a gate, and a recommendation
 
 SCHEMA: Final = 1
 
@@ -135,3 +138,233 @@ class ExportReport:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return {"schema": SCHEMA, "ok": self.ok, **dataclasses.asdict(self)}
+
+
+# --- Which file to put on the device: from measurements only, with the reason
+
+PURPOSES: Final = {
+    "classifier": "for your own runtime: mel in, logits out",
+    "waveform": "for your own runtime: samples in, logits out",
+}
+"""Verdict of files that are no rival of the streaming ones, by their kind."""
+AS_FAST: Final = 0.95
+"""Two timings of one graph differ by as much: below this a choice by speed would be one by luck."""
+
+
+def judge(
+    artifacts: Sequence[Artifact], gates: Sequence[Gate]
+) -> tuple[tuple[Artifact, ...], str, str]:
+    """Give every artefact its verdict.
+
+    A file is recommended only where all gates passed that concern it and it was slower than fp32
+    neither on 1 s of audio nor on a streaming chunk; of several such files, the fastest one, and
+    of those within 5 % of its speed the one whose logits are nearest to fp32.
+
+    Returns:
+        The artefacts with verdicts, the recommended file's name ("" where none), the reason.
+    """
+    broken = [gate for gate in gates if not gate.passed and not gate.artifact]
+    fp32 = next(a for a in artifacts if a.name == "fp32")
+    if broken:
+        verdict = f"not recommended: {_gates(broken)}"
+        judged = tuple(replace(a, verdict=verdict) for a in artifacts)
+        return judged, "", f"Nothing is recommended: {_gates(broken)}."
+    faults = {a.name: _faults(a, gates) for a in artifacts}
+    # What is for TensorRT alone was not timed here, and is no choice for this CPU.
+    streaming = [a for a in artifacts if a.kind == "streaming" and a.name != "fp32"]
+    rivals = [a for a in streaming if not _untimed(a)]
+    fit = [a for a in rivals if not faults[a.name]]
+    fastest = max(map(_speed, fit), default=1.0)
+    alike = [a for a in fit if _speed(a) >= AS_FAST * fastest]
+    best = max(alike, key=lambda a: a.sqnr_db or 0.0, default=None)
+    judged = tuple(replace(a, verdict=_verdict(a, fp32, best, faults[a.name])) for a in artifacts)
+    if best is not None:
+        return judged, best.path, f"{best.name} passed its gates: {_gains(best, fp32)}."
+    reasons = [f"{a.name}: not recommended: {faults[a.name]}." for a in rivals[:1]]
+    return judged, fp32.path, " ".join(reasons) or "fp32 is the only streaming file."
+
+
+def _verdict(a: Artifact, fp32: Artifact, best: Artifact | None, fault: str) -> str:
+    if a.name == "fp32":
+        return "recommended" if best is None else "the reference"
+    if a.kind in PURPOSES:
+        return f"not recommended: {fault}" if fault else PURPOSES[a.kind]
+    if _untimed(a) and not fault:
+        return f"for {a.purpose}; not timed on this CPU"
+    if a is best:
+        return f"recommended: {_gains(a, fp32)}"
+    if fault:
+        verdict = f"not recommended: {fault}"
+    else:
+        better = "is faster" if best is None or _speed(best) > _speed(a) else "is nearer to fp32"
+        verdict = f"good, but {best.name if best else 'fp32'} {better}: {_gains(a, fp32)}"
+    if not a.purpose:
+        return verdict
+    if a.lint not in ("", "clean"):
+        return f"not for {a.purpose}: {a.lint} of the lint; on this CPU {verdict}"
+    return f"for {a.purpose}; on this CPU {verdict}"
+
+
+def _faults(a: Artifact, gates: Sequence[Gate]) -> str:
+    """Why this file is not recommended; "" where nothing speaks against it."""
+    if failed := [gate for gate in gates if not gate.passed and gate.artifact == a.name]:
+        return _gates(failed)
+    slower = _slower(a)
+    return f"slower than fp32 {slower}" if slower and a.kind == "streaming" else ""
+
+
+def _untimed(a: Artifact) -> bool:
+    return bool(a.purpose) and a.speedup is None
+
+
+def _speed(a: Artifact) -> float:
+    """Of 1 s and of a chunk alike; 1 where nothing was measured."""
+    return (a.speedup or 1.0) * (a.chunk_speedup or 1.0)
+
+
+def _slower(artifact: Artifact) -> str:
+    parts = []
+    for speedup, what in ((artifact.speedup, "1 s"), (artifact.chunk_speedup, "a chunk")):
+        if speedup is not None and speedup < 1:
+            parts.append(f"on {what} of audio ({1 / speedup:.2f}x the time)")
+    return " and ".join(parts)
+
+
+def _gains(artifact: Artifact, fp32: Artifact) -> str:
+    smaller = f"{fp32.bytes / artifact.bytes:.1f}x smaller"
+    if artifact.speedup is None or artifact.chunk_speedup is None:
+        return smaller
+    return (
+        f"{artifact.speedup:.2f}x faster on 1 s of audio, {artifact.chunk_speedup:.2f}x on a "
+        f"streaming chunk, {smaller}"
+    )
+
+
+def _gates(gates: Sequence[Gate]) -> str:
+    said = {"lower": "above", "higher": "below"}
+    return "; ".join(
+        f"{g.name} is {g.value:.4g}, {said[g.better]} its limit {g.limit:.4g}" for g in gates
+    )
+
+
+# --- The report as a Markdown card
+
+MAX_FINDINGS: Final = 5
+"""Of each file; the rest are in ``export_report.json``."""
+_FINDING_COLUMNS: Final = ["file", "node", "rule", "what", "fix"]
+
+
+def markdown_card(report: ExportReport) -> str:
+    """Tables of artefacts, gates and layers, and what a reader should know."""
+    fp32 = report.artifact("fp32")
+    lines = [f"# Export of {report.name}", ""]
+    if report.recommended:
+        lines += [f"**Use `{report.recommended}`.** {report.reason}", ""]
+    else:
+        lines += [f"**{report.reason}**", ""]
+    lines += _table(
+        ["file", "size", "smaller", "p50 / p95 ms, 1 s", "chunk p50 ms", "faster (1 s / chunk)",
+         "max difference", "agreement", "SQNR dB", "accuracy", "TensorRT lint", "verdict"],
+        [_artifact_row(a, fp32) for a in report.artifacts],
+    )  # fmt: skip
+    lines += ["## Gates", ""]
+    lines += _table(
+        ["gate", "value", "limit", "passed"],
+        [
+            [g.name, f"{g.value:.4g}", f"{'≤' if g.better == 'lower' else '≥'} {g.limit:.4g}",
+             "yes" if g.passed else "**no**"]
+            for g in report.gates
+        ],
+    )  # fmt: skip
+    lines += _int8_section(report)
+    lines += _fine_tuning_section(report)
+    lines += _lint_section(report)
+    bench = report.bench
+    lines += [
+        f"Latency: of the graph alone, batch 1, {bench['threads']} thread, {bench['cpu']}, medians "
+        f"of {bench['rounds']} interleaved rounds; 1 s is {bench['frames_1s']} mel frames, the "
+        f"chunk is {bench['frames_chunk']} ({bench['context_frames']} of them carried context).",
+        "",
+    ]
+    lines += [f"- {note}" for note in report.notes]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _int8_section(report: ExportReport) -> list[str]:
+    if report.calibration is None or report.quantisation is None:
+        return []
+    c, q = report.calibration, report.quantisation
+    lines = [
+        "## int8",
+        "",
+        f"Calibrated on {c.samples} samples ({c.source}), judged on {c.holdout} others; "
+        f"{c.clamped:.2%} of the values were clamped to the front end's range. {q['reason']}.",
+        "",
+    ]
+    levels = q["levels"]
+    lines += [
+        f"At levels up to {levels['level_db']:g} dB louder or softer: agreement "
+        f"{levels['agreement']:.2%}, SQNR {_number(levels['sqnr_db'], '.1f')} dB.",
+        "",
+    ]
+    rows = [[row["layer"], _number(row["sqnr_db"], ".1f")] for row in report.layers[:8]]
+    return lines + _table(["most sensitive layers, each int8 alone", "SQNR dB"], rows)
+
+
+def _fine_tuning_section(report: ExportReport) -> list[str]:
+    if report.fine_tuning is None:
+        return []
+    f = report.fine_tuning
+    rows = []
+    for name, without in f["without"].items():
+        a = report.artifact(name)
+        rows.append(
+            [
+                f"`{a.path}`",
+                f"{_number(without['agreement'], '.2%')} to {_number(a.agreement, '.2%')}",
+                f"{_number(without['sqnr_db'], '.1f')} to {_number(a.sqnr_db, '.1f')}",
+            ]
+        )
+    said = f"{f['steps']} steps on the calibration set, {f['seconds']:.0f} s; the last step ships."
+    columns = ["fine-tuned", "agreement with fp32", "SQNR dB"]
+    return ["## int8, fine-tuned", "", said, "", *_table(columns, rows)]
+
+
+def _lint_section(report: ExportReport) -> list[str]:
+    rows = [
+        [f"`{a.path}`", f["node"], f["rule"], f["message"], f["fix"]]
+        for a in report.artifacts
+        for f in a.findings[:MAX_FINDINGS]
+    ]
+    if not rows:
+        return []
+    return ["## What TensorRT would refuse", "", *_table(_FINDING_COLUMNS, rows)]
+
+
+def _artifact_row(a: Artifact, fp32: Artifact) -> list[str]:
+    faster = "" if a.speedup is None else f"{a.speedup:.2f}x"
+    if a.chunk_speedup is not None:
+        faster += f" / {a.chunk_speedup:.2f}x"
+    return [
+        f"`{a.path}`",
+        f"{a.bytes / 1000:.1f} kB",
+        f"{fp32.bytes / a.bytes:.2f}x",
+        f"{_number(a.p50_ms, '.3f')} / {_number(a.p95_ms, '.3f')}",
+        _number(a.chunk_p50_ms, ".3f"),
+        faster,
+        _number(a.max_abs_difference, ".2g"),
+        _number(a.agreement, ".2%"),
+        _number(a.sqnr_db, ".1f"),
+        _number(a.accuracy, ".2%"),
+        a.lint,
+        a.verdict,
+    ]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    cells = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join(row) + " |" for row in cells] + [""]

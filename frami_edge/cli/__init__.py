@@ -10,8 +10,7 @@ from typing import Annotated
 import typer
 
 from frami_edge import __version__
-from frami_edge.cli._app import HELP_NAMES, CommandGroup
-from frami_edge.cli._errors import catch_sigterm
+from frami_edge.cli._app import HELP_NAMES, CommandGroup, catch_sigterm
 
 __all__ = ["app", "main"]
 

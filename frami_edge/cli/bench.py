@@ -14,7 +14,7 @@ from frami_edge.cli._output import Output
 
 if TYPE_CHECKING:
     from frami_edge.measuring import Start, StreamLoad
-    from frami_edge_export.latency import Latency
+    from frami_edge_export.bench import Latency
 
 app = command_app()
 
@@ -62,7 +62,7 @@ def bench(
     trust the ratio more than the milliseconds.
     """
     from frami_edge.measuring import graph_latency, measure_start, measure_streams, open_subject
-    from frami_edge_export.benching import cpu_name
+    from frami_edge_export.bench import cpu_name
 
     output = Output(json=json, quiet=quiet)
     lengths = _lengths(seconds)
@@ -109,7 +109,7 @@ def _show_latency(
     threads: int,
     output: Output,
 ) -> None:
-    from frami_edge_export.benching import cpu_name
+    from frami_edge_export.bench import cpu_name
 
     percentiles = ("p50", "p95", "p99")
     sides = ("",) if len(names) == 1 else (" a", " b")

@@ -9,12 +9,10 @@ from typing import Annotated
 import typer
 
 from frami_edge.cli._app import Json, Quiet, command_app, examples
-from frami_edge.cli._output import Output
-from frami_edge.cli._progress import Progress
-from frami_edge.data.catalogue import MEGABYTE, ROOT_VARIABLE, data_root
+from frami_edge.cli._output import Output, Progress
 from frami_edge.data.download import get_set
-from frami_edge.data.errors import DataError
-from frami_edge.data.survey import SetStatus, survey
+from frami_edge.data.sets import MEGABYTE, ROOT_VARIABLE, SetStatus, data_root, survey
+from frami_edge.errors import DataError
 
 app = command_app()
 

@@ -18,30 +18,31 @@ from frami_edge.cli._app import (
     command_app,
     examples,
 )
-from frami_edge.cli._journey import (
-    Resume,
-    Sources,
-    journey_config,
-    journey_device,
-    resume_command,
-)
-from frami_edge.cli._output import Output
-from frami_edge.cli._ranks import on_every_rank
-from frami_edge.cli._repeat import needed, repeated_bank, repeated_teacher, say_verdict
-from frami_edge.cli._teacher import (
+from frami_edge.cli._options import (
     Frames,
     Labels,
     Layout,
     Mel,
     OptionalTeacher,
     Pooled,
+    Resume,
+    Sources,
     TeacherArgs,
     Weights,
     describe_in,
+    journey_config,
+    journey_device,
+    needed,
+    on_every_rank,
+    repeated_bank,
+    repeated_teacher,
+    resume_command,
     say_doubts,
+    say_verdict,
     teacher_file,
     teacher_source,
 )
+from frami_edge.cli._output import Output
 
 app = command_app()
 
@@ -87,14 +88,13 @@ def distill(
     quiet: Quiet = False,
 ) -> None:
     """Distil a teacher into a compact student on synthetic log-mels. No audio goes in."""
-    from frami_edge.distillation import run as distillation
+    from frami_edge import distillation, inversion
+    from frami_edge.bank import Bank, BankFeed, check_bank
+    from frami_edge.checkpoint import parameters
+    from frami_edge.cli._options import shared_run
     from frami_edge.distributed import world
-    from frami_edge.distributed.follower import shared_run
     from frami_edge.errors import BankError
-    from frami_edge.inversion import run as inversion
-    from frami_edge.inversion.bank import Bank, BankFeed, check_bank
-    from frami_edge.models.checkpoint import parameters
-    from frami_edge.models.cost import macs_per_second
+    from frami_edge.models import macs_per_second
     from frami_edge.repeating import (
         Original,
         compare,

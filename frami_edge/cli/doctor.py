@@ -55,8 +55,7 @@ def doctor(
     from frami_edge import __version__
     from frami_edge.doctor import trainer_probes
     from frami_edge.errors import GateFailed
-    from frami_edge_runtime.doctor import Machine, examine
-    from frami_edge_runtime.doctor.show import verdict
+    from frami_edge_runtime.doctor import Machine, examine, verdict
 
     output = Output(json=json, quiet=quiet)
     output.note("Looking; the longest part is `import torch`, a few seconds.")
@@ -76,7 +75,7 @@ def doctor(
 
 def _show(checks: list[Check]) -> None:
     """On stdout, unwrapped: a fix is there to be copied."""
-    from frami_edge_runtime.doctor.show import groups, marks
+    from frami_edge_runtime.doctor import groups, marks
 
     console = Console(highlight=False, soft_wrap=True)
     mark = marks(sys.stdout.encoding)

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from frami_edge.cli._app import Device, Json, Precision, Quiet, command_app, examples
-from frami_edge.cli._journey import Resume, resume_command
+from frami_edge.cli._options import Resume, resume_command
 from frami_edge.cli._output import Output
 
 if TYPE_CHECKING:
-    from frami_edge.candidate import Candidate
-    from frami_edge.control_table import ControlTable
-    from frami_edge.data import SoundSet
-    from frami_edge.evaluation import Score
+    from frami_edge.controls import ControlTable
+    from frami_edge.data.sets import SoundSet
+    from frami_edge.evaluation import Candidate, Score
     from frami_edge.runs import RunFolder
 
 app = command_app()
@@ -80,17 +79,18 @@ def evaluate(
 
     Refuses clips that the teacher was trained on.
     """
-    from frami_edge.candidate import check_teacher, open_candidate
-    from frami_edge.data import load_set
+    from frami_edge.data.sets import load_set
     from frami_edge.errors import ConfigError
     from frami_edge.evaluation import (
         check_labels,
+        check_teacher,
         check_unheard,
         class_rows,
         held_out_fold,
+        open_candidate,
         score,
     )
-    from frami_edge.training.material import load_features, warn_rejected
+    from frami_edge.training import load_features, warn_rejected
 
     output = Output(json=json, quiet=quiet)
     if bank and controls is None:
@@ -161,8 +161,8 @@ def evaluate(
         rows: list[tuple[object, ...]] = []
         bars: list[tuple[str, float, float | None]] = []
         if table and theirs and their_logits is not None:
-            from frami_edge.control_table import bars as bar_rows
-            from frami_edge.control_table import table_rows
+            from frami_edge.controls import bars as bar_rows
+            from frami_edge.controls import table_rows
 
             kept = run.path("controls/of").parent if run else None
             controlled = table.rows(their_features, their_logits, output, kept)
@@ -203,14 +203,14 @@ def _control_table(
     precision: Literal["auto", "bf16", "fp32"],
 ) -> ControlTable:
     """Everything that the controls need, checked before any of them is distilled."""
-    from frami_edge.cli._journey import journey_device
-    from frami_edge.control_table import ControlTable, parse_controls, student_recipe
-    from frami_edge.models.checkpoint import Loaded
+    from frami_edge.checkpoint import Teacher
+    from frami_edge.cli._options import journey_device
+    from frami_edge.controls import ControlTable, parse_controls, student_recipe
 
     wanted = parse_controls(text)
     config = student_recipe(judged, reference)
     assert reference is not None
-    assert isinstance(reference.model, Loaded)
+    assert isinstance(reference.model, Teacher)
     choice = journey_device(device, precision)
     out.note(f"Device: {choice.reason}")
     return ControlTable.prepare(

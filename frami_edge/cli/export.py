@@ -2,22 +2,217 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import typer
 
 from frami_edge.cli._app import Json, Quiet, Seed, command_app, examples
-from frami_edge.cli._export_report import check_engines, conclude, show_engines, show_export
-from frami_edge.cli._output import Output
+from frami_edge.cli._output import Output, Progress
+from frami_edge.runs import Stop, command_line
 
 if TYPE_CHECKING:
-    from frami_edge.calibrating import CalibrationMels
-    from frami_edge.data import Features
-    from frami_edge.models.checkpoint import Loaded
-    from frami_edge_export.tensorrt import EngineOptions
-    from frami_edge_export.tensorrt.report import EngineReport
+    from frami_edge.checkpoint import Student
+    from frami_edge.data.store import Features
+    from frami_edge.exporting import CalibrationMels
+    from frami_edge_export.report import Artifact, ExportReport
+    from frami_edge_export.tensorrt import EngineOptions, EngineReport
+
+
+# --- What `frami-edge export` shows at its end: gates, files, verdicts, engines, the next step
+
+
+def show_export(report: ExportReport, output: Output) -> None:
+    """Gates, artefacts and verdicts."""
+    fp32 = report.artifact("fp32")
+    output.table(
+        "Gates",
+        ("gate", "value", "limit", "passed"),
+        [
+            (g.name, g.value, f"{'at most' if g.better == 'lower' else 'at least'} {g.limit:.4g}",
+             g.passed)
+            for g in report.gates
+        ],
+    )  # fmt: skip
+    names = ["name", "kB", "x", "1 s, ms", "x", "chunk", "x", "diff.", "agree %", "SQNR",
+             "lint"]  # fmt: skip
+    rows = [_row(a, fp32) for a in report.artifacts]
+    if fp32.accuracy is not None:
+        names.append("acc. %")
+        rows = [[*r, _percent(a.accuracy)] for r, a in zip(rows, report.artifacts, strict=True)]
+    bench = report.bench
+    output.table(
+        f"Export of {report.name}",
+        names,
+        rows,
+        caption="x: times smaller or faster than fp32; diff.: largest of the logits; SQNR in dB; "
+        f"lint: what TensorRT would refuse. Medians of {bench['rounds']} interleaved rounds, one "
+        f"thread, {bench['cpu']}; a chunk is {bench['chunk_s']:g} s.",
+    )
+    output.table(
+        "Verdicts",
+        ("name", "file", "verdict"),
+        [(a.name, a.path, a.verdict) for a in report.artifacts],
+    )
+
+
+def _row(a: Artifact, fp32: Artifact) -> list[object]:
+    return [
+        a.name,
+        f"{a.bytes / 1000:.1f}",
+        f"{fp32.bytes / a.bytes:.2f}",
+        _fixed(a.p50_ms, 3),
+        _fixed(a.speedup, 2),
+        _fixed(a.chunk_p50_ms, 3),
+        _fixed(a.chunk_speedup, 2),
+        None if a.max_abs_difference is None else f"{a.max_abs_difference:.1e}",
+        _percent(a.agreement),
+        _fixed(a.sqnr_db, 1),
+        a.lint.partition(" ")[0] or None,
+    ]
+
+
+def _fixed(value: float | None, digits: int) -> str | None:
+    return None if value is None else f"{value:.{digits}f}"
+
+
+def _percent(value: float | None) -> str | None:
+    return None if value is None else f"{100 * value:.1f}"
+
+
+def conclude(
+    report: ExportReport,
+    engines: EngineReport | None,
+    out: Path,
+    data: str | None,
+    output: Output,
+) -> None:
+    """Say which file to use.
+
+    Raises:
+        GateFailed: A gate failed, or an engine was not built or failed its check.
+    """
+    from frami_edge.errors import GateFailed
+
+    failed = [gate.name for gate in report.gates if not gate.passed]
+    if failed:
+        rest = f"{report.recommended} passed its own gates" if report.recommended else "use no file"
+        raise GateFailed(
+            f"Gate failed: {', '.join(failed)}. The files are kept in {out}; {rest}.",
+            fix="Calibrate on the student's own bank (--bank), or distil the student longer.",
+        )
+    if engines is not None:
+        check_engines(engines, out)
+    output.note(f"Use {out / report.recommended}: {report.reason}")
+    file = shlex.quote(str(out / report.recommended))
+    output.hint(f"frami-edge evaluate {file} --data {shlex.quote(data or 'NAME')}")
+
+
+def show_engines(report: EngineReport, output: Output) -> None:
+    """Engines as they were measured on this GPU."""
+    rows = []
+    for e in report.engines:
+        layers = e.card.layers or {}
+        int8 = f"{layers.get('int8_convolutions', 0)} of {layers.get('convolutions', 0)}"
+        rows.append(
+            (
+                e.path,
+                f"{e.bytes / 1000:.1f}",
+                _fixed(e.p50_ms, 3),
+                _fixed(e.chunk_p50_ms, 3),
+                _fixed(e.speedup, 2),
+                _percent(e.agreement),
+                int8 if layers else None,
+                e.verdict,
+            )
+        )
+    device = report.device
+    output.table(
+        f"Engines of {report.name}",
+        ("engine", "kB", "1 s, ms", "1 frame, ms", "faster", "agreement %", "int8 convolutions",
+         "verdict"),
+        rows,
+        caption=f"TensorRT {device.get('tensorrt')}, {device.get('gpu')}, SM {device.get('sm')}.",
+    )  # fmt: skip
+    for precision, why in report.failures.items():
+        output.warn(f"No {precision} engine: {why}")
+    for note in report.notes:
+        output.note(note)
+
+
+def check_engines(report: EngineReport, out: Path) -> None:
+    """An engine that is missing or wrong fails the command.
+
+    Raises:
+        GateFailed: One was not built, or disagrees with its ONNX file.
+    """
+    from frami_edge.errors import GateFailed
+
+    if not report.ok:
+        wrong = [e.path for e in report.engines if not e.passed] + list(report.failures)
+        raise GateFailed(
+            f"Not every engine was built and passed its check: {', '.join(wrong)}. {report.reason}",
+            fix=f"See {out / 'engine_report.json'}; the ONNX files work without engines.",
+        )
+
+
+# --- An int8 fine-tuning on the terminal: progress, and where Ctrl-C and SIGTERM act
+
+STATE = ".qat-state.pt"
+"""In the folder of the export, until its files are written."""
+
+
+class FineTuning:
+    """Called after every step; a context manager around the export.
+
+    Args:
+        bar: Shows the steps.
+        folder: Of the export.
+        steps: In all.
+    """
+
+    def __init__(self, bar: Progress, folder: Path, steps: int) -> None:
+        self.bar, self.folder, self.steps = bar, folder, steps
+        self.state = folder / STATE
+        self._stop: Stop | None = None
+
+    def __call__(self, done: int, loss: float) -> None:
+        """A step is done; raises KeyboardInterrupt where somebody asked for the end."""
+        self.bar.update(done - self.bar.completed, loss=loss)
+        # Signals wait for steps only: what comes before and after takes longer than people do.
+        if self._stop is None:
+            self._stop = Stop().__enter__()
+        if self._stop.asked():
+            self._stop.leave()
+        if done == self.steps:
+            self._end(None)
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Say how an interrupted export goes on."""
+        self._end(error)
+        if isinstance(error, KeyboardInterrupt) and self.state.exists():
+            again = shlex.join(command_line())
+            error.add_note(f"The fine-tuning so far is in {self.folder}; continue with: {again}")
+
+    def _end(self, error: BaseException | None) -> None:
+        stop, self._stop = self._stop, None
+        if stop is not None:
+            stop.__exit__(None if error is None else type(error), error, None)
+
+
+# --- `frami-edge export`: a student in, ONNX files out, proven against the student
 
 app = command_app()
 
@@ -131,16 +326,16 @@ def export(
     choose anything. Exit code 3 when a gate fails; the files are kept. Without TensorRT or a GPU
     the ONNX files are complete, and the device builds the engines from them.
     """
-    from frami_edge.cards.export import CARD, export_readme
-    from frami_edge.cli._fine_tuning import FineTuning
+    from frami_edge.cards import CARD, export_readme
+    from frami_edge.checkpoint import load_checkpoint
     from frami_edge.errors import ConfigError
     from frami_edge.exporting import accuracy_on, facts_of
     from frami_edge.io import atomic_write_text
-    from frami_edge.models.checkpoint import load_checkpoint
-    from frami_edge.models.student import Student
+    from frami_edge.models import StudentNet
     from frami_edge.plots import draw_export_report
-    from frami_edge_export import ExportOptions, export_student
-    from frami_edge_export.qat import QatOptions
+    from frami_edge_export.exporter import export_student
+    from frami_edge_export.options import ExportOptions
+    from frami_edge_export.qat.options import QatOptions
     from frami_edge_export.tensorrt import EngineOptions, Seconds
 
     output = Output(json=json, quiet=quiet)
@@ -157,7 +352,7 @@ def export(
         raise ConfigError("--fold and --data-root need --data.", fix="Add --data NAME.")
     options = ExportOptions(min_agreement=min_agreement, max_drop=max_drop, seed=seed)
     loaded = load_checkpoint(student, "student")
-    assert isinstance(loaded.model, Student)
+    assert isinstance(loaded.model, StudentNet)
     mels = _mels(loaded, student, bank, teacher, samples, seed, output) if int8 else None
     features, measured = _features(loaded, data, fold, data_root, output)
     output.note("Exporting, comparing and timing; this takes seconds to minutes.")
@@ -256,7 +451,7 @@ def _engines_alone(folder: Path, out: Path | None, options: EngineOptions, outpu
 
 
 def _mels(
-    loaded: Loaded,
+    loaded: Student,
     student: Path,
     bank: Path | None,
     teacher: Path | None,
@@ -264,10 +459,10 @@ def _mels(
     seed: int,
     output: Output,
 ) -> CalibrationMels:
-    from frami_edge.calibrating import bank_mels, made_mels, teacher_mels
+    from frami_edge.checkpoint import load_checkpoint
     from frami_edge.device import choose_device
-    from frami_edge.inversion.run import step_bars
-    from frami_edge.models.checkpoint import load_checkpoint
+    from frami_edge.exporting import bank_mels, made_mels, teacher_mels
+    from frami_edge.inversion import step_bars
 
     if bank:
         mels = bank_mels(bank, loaded, samples)
@@ -285,14 +480,18 @@ def _mels(
 
 
 def _features(
-    loaded: Loaded, name: str | None, asked: str | None, root: Path | None, output: Output
+    loaded: Student,
+    name: str | None,
+    asked: str | None,
+    root: Path | None,
+    output: Output,
 ) -> tuple[Features | None, dict[str, Any] | None]:
     """Real clips that the teacher never heard, and what to call them."""
     if name is None:
         return None, None
-    from frami_edge.data import load_set
+    from frami_edge.data.sets import load_set
     from frami_edge.evaluation import check_labels, check_unheard, held_out_fold
-    from frami_edge.training.material import load_features, warn_rejected
+    from frami_edge.training import load_features, warn_rejected
 
     card = loaded.card
     sound_set = load_set(name, root)

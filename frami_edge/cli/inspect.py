@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from frami_edge.cli._app import Json, Quiet, command_app, examples
-from frami_edge.cli._output import Output
-from frami_edge.cli._teacher import (
+from frami_edge.cli._options import (
     Frames,
     Labels,
     Layout,
@@ -19,6 +18,7 @@ from frami_edge.cli._teacher import (
     Weights,
     teacher_source,
 )
+from frami_edge.cli._output import Output
 
 app = command_app()
 
@@ -58,14 +58,14 @@ def inspect(
     Nothing in a file is executed; an engine's version is read from its header. A teacher in Python
     code is built and run.
     """
-    from frami_edge.describing import describe
+    from frami_edge.inspecting import describe
 
     output = Output(json=json, quiet=quiet)
     source = teacher_source(file, weights, mel, labels, teacher_args, frames, pooled, layout)
     if isinstance(source, Path):
         found = describe(source)
     else:
-        from frami_edge.describing.foreign_teacher import describe_teacher
+        from frami_edge.inspecting import describe_teacher
 
         found = describe_teacher(source)
     output.result({"file": file, **found.to_dict()})

@@ -18,30 +18,30 @@ from frami_edge.cli._app import (
     command_app,
     examples,
 )
-from frami_edge.cli._journey import (
-    Resume,
-    Sources,
-    journey_config,
-    journey_device,
-    resume_command,
-)
-from frami_edge.cli._output import Output
-from frami_edge.cli._ranks import on_every_rank
-from frami_edge.cli._repeat import needed, repeated_teacher, say_verdict
-from frami_edge.cli._teacher import (
+from frami_edge.cli._options import (
     Frames,
     Labels,
     Layout,
     Mel,
     OptionalTeacher,
     Pooled,
+    Resume,
+    Sources,
     TeacherArgs,
     Weights,
     describe_in,
+    journey_config,
+    journey_device,
+    needed,
+    on_every_rank,
+    repeated_teacher,
+    resume_command,
     say_doubts,
+    say_verdict,
     teacher_file,
     teacher_source,
 )
+from frami_edge.cli._output import Output
 
 app = command_app()
 
@@ -86,10 +86,10 @@ def invert(
     quiet: Quiet = False,
 ) -> None:
     """Invert a teacher into a bank of synthetic log-mels. No audio goes in."""
+    from frami_edge import inversion
+    from frami_edge.cli._options import shared_run
     from frami_edge.distributed import world
-    from frami_edge.distributed.follower import shared_run
     from frami_edge.errors import ConfigError
-    from frami_edge.inversion import run as inversion
     from frami_edge.repeating import (
         Original,
         compare,

@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from frami_edge.cli._app import Device, Json, Overrides, Precision, Quiet, command_app, examples
-from frami_edge.cli._journey import journey_config, journey_device
+from frami_edge.cli._options import journey_config, journey_device
 from frami_edge.cli._output import Output
-from frami_edge.data.catalogue import ROOT_VARIABLE, find_folder, set_info
+from frami_edge.data.sets import ROOT_VARIABLE, find_folder, set_info
 
 app = command_app()
 
@@ -49,9 +49,9 @@ def quickstart(
 ) -> None:
     """Invert, distil, score, export and stream the digit teacher that ships with frami-edge."""
     from frami_edge.assets import DIGITS_TEACHER
-    from frami_edge.inversion.run import ready
-    from frami_edge.models.checkpoint import load_checkpoint
-    from frami_edge.quickstart.journey import journey, real_clips, show
+    from frami_edge.checkpoint import load_checkpoint
+    from frami_edge.inversion import ready
+    from frami_edge.quickstart import journey, real_clips, show
     from frami_edge.runs import RunFolder
 
     output = Output(json=json, quiet=quiet)

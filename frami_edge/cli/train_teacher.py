@@ -19,9 +19,8 @@ from frami_edge.cli._app import (
     command_app,
     examples,
 )
-from frami_edge.cli._journey import Resume, resume_command
+from frami_edge.cli._options import Resume, needed, resume_command, say_verdict
 from frami_edge.cli._output import Output
-from frami_edge.cli._repeat import needed, say_verdict
 
 app = command_app()
 
@@ -55,7 +54,8 @@ def train_teacher(
     quiet: Quiet = False,
 ) -> None:
     """Train a teacher on real audio, one fold held out, and score it on that fold once."""
-    from frami_edge.config import load_config, presets
+    from frami_edge import training
+    from frami_edge.config import TeacherConfig, load_config, presets
     from frami_edge.device import choose_device
     from frami_edge.evaluation import class_rows
     from frami_edge.repeating import (
@@ -66,9 +66,7 @@ def train_teacher(
         use_deterministic_kernels,
     )
     from frami_edge.runs import RunFolder
-    from frami_edge.training import run as training
-    from frami_edge.training.config import TeacherConfig
-    from frami_edge.training.material import choose_clips
+    from frami_edge.training import choose_clips
 
     output = Output(json=json, quiet=quiet)
     original = None

@@ -13,9 +13,8 @@ from frami_edge.cli._app import Json, Quiet, Seed, command_app, examples
 from frami_edge.cli._output import Output
 
 if TYPE_CHECKING:
-    from frami_edge.comparing import Answers, Batch, Side
-    from frami_edge.comparing.streaming import StreamCheck
-    from frami_edge_export import Gate
+    from frami_edge.comparing import Answers, Batch, Side, StreamCheck
+    from frami_edge_export.report import Gate
 
 app = command_app()
 
@@ -83,10 +82,14 @@ def verify(
     On a bank, on real clips, or on both; without either on procedural clips. Always on many
     lengths too, and every file that streams against itself. Exit code 3 when a gate fails.
     """
-    from frami_edge.comparing import compare_answers, compare_facts, open_side
-    from frami_edge.comparing.facts import sentences
-    from frami_edge.comparing.layers import compare_layers
-    from frami_edge.comparing.streaming import check_stream
+    from frami_edge.comparing import (
+        check_stream,
+        compare_answers,
+        compare_facts,
+        compare_layers,
+        open_side,
+        sentences,
+    )
     from frami_edge.errors import ConfigError
 
     output = Output(json=json, quiet=quiet)
@@ -180,8 +183,8 @@ def _gates(
     max_difference: float | None,
     streams: Sequence[StreamCheck],
 ) -> list[Gate]:
-    from frami_edge.comparing.streaming import TOLERANCE
-    from frami_edge_export import Gate
+    from frami_edge.comparing import TOLERANCE
+    from frami_edge_export.report import Gate
 
     gates = []
     for name, answers in found.items():

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from frami_edge.data.catalogue import SetInfo, data_root, known_sets, set_info
-from frami_edge.data.clips import Clip, SoundSet, check_disjoint, resolve_fold
-from frami_edge.data.errors import DataError, IncompleteSetError, UnusableClipError
-from frami_edge.data.reading import Rejected, read_audio
-from frami_edge.data.sets import load_set
+from frami_edge.data.sets import (
+    Clip,
+    Rejected,
+    SetInfo,
+    SoundSet,
+    check_disjoint,
+    data_root,
+    known_sets,
+    load_set,
+    read_audio,
+    resolve_fold,
+    set_info,
+)
+from frami_edge.errors import DataError, IncompleteSetError, UnusableClipError
 
 if TYPE_CHECKING:
-    from frami_edge.data.batching import collate, length_buckets
-    from frami_edge.data.features import Features, measure_normalisation
-    from frami_edge.data.store import FeatureStore
+    from frami_edge.data.store import (
+        Features,
+        FeatureStore,
+        collate,
+        length_buckets,
+        measure_normalisation,
+    )
 
 __all__ = [
     "Clip",
@@ -39,10 +52,10 @@ __all__ = [
 
 _WITH_TORCH = {
     "FeatureStore": "store",
-    "Features": "features",
-    "collate": "batching",
-    "length_buckets": "batching",
-    "measure_normalisation": "features",
+    "Features": "store",
+    "collate": "store",
+    "length_buckets": "store",
+    "measure_normalisation": "store",
 }
 
 

@@ -6,9 +6,10 @@ from functools import cached_property
 
 from torch import Tensor
 
-from frami_edge.data import Features, FeatureStore, SoundSet
+from frami_edge.checkpoint import Teacher
+from frami_edge.data.sets import SoundSet
+from frami_edge.data.store import Features, FeatureStore
 from frami_edge.evaluation import predict, score
-from frami_edge.models.checkpoint import Loaded
 
 
 class Clips:
@@ -17,13 +18,13 @@ class Clips:
     Args:
         data: The set.
         fold: The test fold.
-        teacher: Loaded and on its device.
+        teacher: Teacher and on its device.
         known: Answers of teachers that were asked before, by their hash; new ones are added. They
             are small, log-mels are not.
     """
 
     def __init__(
-        self, data: SoundSet, fold: str, teacher: Loaded, known: dict[str, Tensor]
+        self, data: SoundSet, fold: str, teacher: Teacher, known: dict[str, Tensor]
     ) -> None:
         self._data, self._fold, self._teacher, self._known = data, fold, teacher, known
         self._store = FeatureStore(teacher.spec)

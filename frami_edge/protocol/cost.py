@@ -9,16 +9,15 @@ from statistics import median
 import torch
 from torch.nn import functional as F
 
-from frami_edge.data import SoundSet
+from frami_edge.config import BankConfig
+from frami_edge.data.sets import SoundSet
 from frami_edge.device import Choice, autocast
-from frami_edge.distillation.feeds import TensorFeed
-from frami_edge.distillation.loop import Distiller
-from frami_edge.inversion.config import BankConfig
-from frami_edge.inversion.sources import SOURCES, Context
-from frami_edge.inversion.sources.baselines.base import BatchWise
-from frami_edge.models.student import Student
-from frami_edge.models.teacher import ResNetTeacher
+from frami_edge.distillation import Distiller, TensorFeed
+from frami_edge.models import ResNetTeacher, StudentNet
 from frami_edge.protocol.plan import Plan, Task
+from frami_edge.sources import SOURCES
+from frami_edge.sources.base import Context
+from frami_edge.sources.baselines import BatchWise
 from frami_edge_runtime.melspec import MelSpec
 
 STEPS = 3
@@ -81,7 +80,7 @@ class Cost:
         journey = self.plan.journey(task)
         clips = torch.randn(256, 1, self._spec.n_mels, journey.bank.frames)
         head = self._teacher.head if journey.distill.reuse_head else None
-        student = Student(journey.student, self._spec.n_mels, len(self.data.labels), head)
+        student = StudentNet(journey.student, self._spec.n_mels, len(self.data.labels), head)
         recipe, feed = journey.distill, TensorFeed(clips)
         distiller = Distiller(self._teacher, student, recipe, self.choice, 0, feed)
         return self._timed(lambda _: distiller.step())

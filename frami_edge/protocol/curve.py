@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from frami_edge.evaluation import predict, score
-from frami_edge.models.student import Student
+from frami_edge.models import StudentNet
 from frami_edge.protocol.clips import Clips
 from frami_edge.runs import RunFolder
 
@@ -33,7 +33,7 @@ class Curve:
         self._begun = time.monotonic() - (self.points[-1]["s"] if self.points else 0.0)
         self.scoring_s = self.scoring_cpu_s = 0.0
 
-    def watch(self, done: int, student: Student) -> None:
+    def watch(self, done: int, student: StudentNet) -> None:
         """After a step; the student goes on training as it was."""
         if not self._every or done % self._every:
             return

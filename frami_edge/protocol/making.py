@@ -12,25 +12,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from frami_edge._provenance import git_commit
+from frami_edge.bank import Bank, BankFeed
+from frami_edge.checkpoint import Teacher, load_checkpoint, parameters
 from frami_edge.cli._output import Output
 from frami_edge.controls import control_feed, control_student
-from frami_edge.data import Features, FeatureStore, SoundSet, check_disjoint, load_set
+from frami_edge.data.sets import SoundSet, check_disjoint, load_set
+from frami_edge.data.store import Features, FeatureStore
 from frami_edge.device import Choice
-from frami_edge.distillation.loop import Feed
-from frami_edge.distillation.run import CHECKPOINT, distill, save_student
+from frami_edge.distillation import CHECKPOINT, Feed, distill, save_student
 from frami_edge.evaluation import check_unheard, predict, score
-from frami_edge.inversion.bank import Bank, BankFeed
-from frami_edge.inversion.run import context_of, draw, invert, ready
-from frami_edge.models.checkpoint import Loaded, load_checkpoint, parameters
-from frami_edge.models.student import Student
+from frami_edge.inversion import context_of, draw, invert, ready
+from frami_edge.models import StudentNet
 from frami_edge.protocol.clips import Clips
 from frami_edge.protocol.curve import Curve
 from frami_edge.protocol.memory import Peak, peak_memory
 from frami_edge.protocol.plan import Plan, Task
 from frami_edge.protocol.results import Results
-from frami_edge.runs import RunFolder, read_manifest
-from frami_edge.training.run import TEACHER, train_teacher
+from frami_edge.runs import RunFolder, git_commit, read_manifest
+from frami_edge.training import TEACHER, train_teacher
 
 KINDS = {"teacher": "teachers", "bank": "banks", "student": "students"}
 """Folder of each kind of task."""
@@ -53,7 +52,7 @@ class Maker:
         self.plan, self.folder, self.root = plan, folder, root
         self.choice, self.out = choice, out
         self.results = Results(folder)
-        self._teacher: tuple[str, Loaded] | None = None
+        self._teacher: tuple[str, Teacher] | None = None
         self._clips: tuple[str, Clips] | None = None
         self._answers: dict[str, Tensor] = {}
 
@@ -136,7 +135,7 @@ class Maker:
             sources: dict[str, float] = {}
             with self._measured(run) as peak:
 
-                def watch(done: int, student: Student) -> None:
+                def watch(done: int, student: StudentNet) -> None:
                     with peak.left_out():
                         curve.watch(done, student)
 
@@ -195,7 +194,7 @@ class Maker:
             "git": git_commit(),
         }
 
-    def _scores(self, student: Student, clips: Clips) -> dict[str, Any]:
+    def _scores(self, student: StudentNet, clips: Clips) -> dict[str, Any]:
         test = score(predict(student, clips.test.mels), clips.test.labels, clips.teacher_test)
         every = score(predict(student, clips.every.mels), clips.every.labels, clips.teacher_every)
         return {
@@ -211,7 +210,7 @@ class Maker:
         }
 
     def _feed(
-        self, task: Task, teacher: Loaded, real: Features | None
+        self, task: Task, teacher: Teacher, real: Features | None
     ) -> tuple[Feed, dict[str, float]]:
         config, method = self.plan.journey(task), self.plan.method(task)
         if method.control:
@@ -249,7 +248,7 @@ class Maker:
             "requested": None if limit else mean("requested"),
         }
 
-    def _real(self, task: Task, teacher: Loaded) -> Features | None:
+    def _real(self, task: Task, teacher: Teacher) -> Features | None:
         method = self.plan.method(task)
         if method.control in ("real", "scratch"):
             return self._clips_of(task.fold, teacher).train
@@ -258,14 +257,14 @@ class Maker:
             return FeatureStore(teacher.spec).load(list(others.clips))
         return None
 
-    def _loaded(self, task: Task) -> Loaded:
+    def _loaded(self, task: Task) -> Teacher:
         key = task.needs[0]
         if self._teacher is None or self._teacher[0] != key:
             place = self.place(self.plan.tasks[key]) / TEACHER
             self._teacher = key, ready(load_checkpoint(place, "teacher"), self.choice)
         return self._teacher[1]
 
-    def _clips_of(self, fold: str, teacher: Loaded) -> Clips:
+    def _clips_of(self, fold: str, teacher: Teacher) -> Clips:
         if self._clips is None or self._clips[0] != teacher.sha256:
             self._clips = teacher.sha256, Clips(self.data, fold, teacher, self._answers)
         return self._clips[1]

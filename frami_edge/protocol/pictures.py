@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
-from frami_edge.plots.protocol import accuracy_over_mels, accuracy_over_time
+from frami_edge.plots import accuracy_over_mels, accuracy_over_time
 from frami_edge.protocol.plan import Plan
 from frami_edge.protocol.tables import Row
 

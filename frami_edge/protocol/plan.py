@@ -8,14 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from frami_edge.config import load_config
-from frami_edge.distillation.config import JourneyConfig
+from frami_edge.config import BUDGET, BankConfig, JourneyConfig, TeacherConfig, load_config
 from frami_edge.errors import ConfigError
-from frami_edge.inversion.baselines_config import BUDGET
-from frami_edge.inversion.config import BankConfig
 from frami_edge.io import json_text
 from frami_edge.protocol.config import Method, Protocol
-from frami_edge.training.config import TeacherConfig
 
 CLIPS_OF = {
     "white_noise": "control_clips",

@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from frami_edge.errors import FramiEdgeError
 from frami_edge.io import atomic_write_text
 from frami_edge.protocol.plan import Plan, Task
+from frami_edge_runtime.errors import FramiEdgeError
 
 WAIT_S = 1.0
 """Seconds until the next look, where all that can be done is being done by others."""

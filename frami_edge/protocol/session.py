@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 
-from frami_edge.cli._errors import catch_sigterm
+from frami_edge.cli._app import catch_sigterm
 from frami_edge.cli._output import Output
 from frami_edge.config import dump_config
 from frami_edge.device import Choice, choose_device

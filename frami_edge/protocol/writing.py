@@ -7,13 +7,7 @@ from pathlib import Path
 
 from frami_edge.io import atomic_write_text
 from frami_edge.protocol.plan import Plan
-from frami_edge.protocol.tables import (
-    COLUMNS,
-    PAIR_COLUMNS,
-    Comparison,
-    MethodSummary,
-    Row,
-)
+from frami_edge.protocol.tables import COLUMNS, PAIR_COLUMNS, Comparison, MethodSummary, Row
 
 
 def markdown(

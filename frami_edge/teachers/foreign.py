@@ -13,23 +13,21 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from frami_edge.errors import TeacherError
-from frami_edge.models.hidden import Hidden
-from frami_edge.teachers.finding import (
+from frami_edge.models import Hidden
+from frami_edge.teachers.tracing import (
+    LENGTHS,
+    Event,
     HiddenStates,
+    answer,
+    arrange,
     as_linear,
+    call,
     find_head,
+    find_layout,
     find_states,
     flat,
     frames_of,
     log_probabilities,
-)
-from frami_edge.teachers.tracing import (
-    LENGTHS,
-    Event,
-    answer,
-    arrange,
-    call,
-    find_layout,
     maybe_tensor,
     other_layouts,
     probe_mels,

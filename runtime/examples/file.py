@@ -6,9 +6,10 @@ PCM WAV needs nothing else; FLAC, OGG and MP3 need pip install 'frami-edge-runti
 import argparse
 import sys
 
-from frami_edge_runtime import Classifier, FramiEdgeError
+from frami_edge_runtime.audio import AudioFile
+from frami_edge_runtime.classifier import Classifier
+from frami_edge_runtime.errors import FramiEdgeError
 from frami_edge_runtime.events import EventDetector, EventSpec
-from frami_edge_runtime.wavfile import AudioFile
 
 arguments = argparse.ArgumentParser(description=__doc__)
 arguments.add_argument("model")

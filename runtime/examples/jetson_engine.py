@@ -8,8 +8,9 @@ reason is told and the ONNX file is used, with the same answers.
 
 import argparse
 
-from frami_edge_runtime import Classifier, FramiEdgeError
-from frami_edge_runtime.wavfile import AudioFile
+from frami_edge_runtime.audio import AudioFile
+from frami_edge_runtime.classifier import Classifier
+from frami_edge_runtime.errors import FramiEdgeError
 
 arguments = argparse.ArgumentParser(description=__doc__)
 arguments.add_argument("engine", help="student.engine, built on this Jetson")

@@ -6,8 +6,9 @@ Needs sounddevice (pip install 'frami-edge-runtime[mic]') or ALSA's arecord.
 import argparse
 import sys
 
-from frami_edge_runtime import Classifier, FramiEdgeError
 from frami_edge_runtime.capture import Microphone
+from frami_edge_runtime.classifier import Classifier
+from frami_edge_runtime.errors import FramiEdgeError
 from frami_edge_runtime.events import EventDetector, EventSpec
 
 arguments = argparse.ArgumentParser(description=__doc__)

@@ -11,9 +11,9 @@ import os
 import pickle
 from pathlib import Path
 
-from frami_edge_runtime import Classifier
+from frami_edge_runtime.audio import AudioFile
+from frami_edge_runtime.classifier import Classifier
 from frami_edge_runtime.events import EventDetector, EventSpec
-from frami_edge_runtime.wavfile import AudioFile
 
 arguments = argparse.ArgumentParser(description=__doc__)
 arguments.add_argument("model")

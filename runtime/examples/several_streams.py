@@ -7,8 +7,8 @@ the model in one call.
 import argparse
 import itertools
 
-from frami_edge_runtime import Classifier
-from frami_edge_runtime.wavfile import AudioFile
+from frami_edge_runtime.audio import AudioFile
+from frami_edge_runtime.classifier import Classifier
 
 arguments = argparse.ArgumentParser(description=__doc__)
 arguments.add_argument("model")

@@ -18,8 +18,7 @@ from frami_edge_runtime.errors import (
 from frami_edge_runtime.logmel import LogMelStream, log_mel
 from frami_edge_runtime.melspec import MelSpec
 from frami_edge_runtime.modelfile import Context, ModelInfo
-from frami_edge_runtime.result import Result
-from frami_edge_runtime.stream import Stream
+from frami_edge_runtime.stream import Result, Stream
 
 __version__ = "0.1.0"
 

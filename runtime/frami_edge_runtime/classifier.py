@@ -7,13 +7,10 @@ import os
 import numpy.typing as npt
 
 from frami_edge_runtime.audio import check_samples
-from frami_edge_runtime.backends.choose import choose_backend, open_backend
-from frami_edge_runtime.backends.protocol import Backend
+from frami_edge_runtime.backends import Backend, choose_backend, open_backend
 from frami_edge_runtime.errors import AudioError
 from frami_edge_runtime.modelfile import ModelInfo
-from frami_edge_runtime.result import Result
-from frami_edge_runtime.stream import Stream
-from frami_edge_runtime.streams import StreamGroup
+from frami_edge_runtime.stream import Result, Stream, StreamGroup
 
 
 class Classifier:

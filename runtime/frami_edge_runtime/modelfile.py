@@ -22,19 +22,151 @@ import base64
 import binascii
 import dataclasses
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from frami_edge_runtime._modelparts import MAX_FRAMES, require
-from frami_edge_runtime._modelparts import METADATA_KEY as METADATA_KEY
-from frami_edge_runtime._modelparts import Context as Context
-from frami_edge_runtime._modelparts import Pooling as Pooling
-from frami_edge_runtime._strict_json import EXPORT_AGAIN, MAX_JSON_BYTES, parse_object, same_keys
 from frami_edge_runtime.errors import MelSpecError, ModelFileError
 from frami_edge_runtime.melspec import MelSpec
+
+# --- Strict, bounded JSON: no twin keys, no NaN, no unknown or missing key
+
+MAX_JSON_BYTES: Final = 1 << 20
+EXPORT_AGAIN: Final = "Export the model again with frami-edge export."
+
+
+def parse_object(text: str, where: str, *, most: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """A JSON object of at most ``most`` characters.
+
+    Raises:
+        ModelFileError: The text is too long, damaged or something else; ``where`` names it.
+    """
+    if len(text) > most:
+        raise ModelFileError(
+            f"{where} takes {len(text)} bytes; at most {most} are read.",
+            fix=EXPORT_AGAIN,
+        )
+    try:
+        values = json.loads(
+            text,
+            object_pairs_hook=_no_twins,
+            parse_constant=_no_constant,
+            parse_float=_finite,
+        )
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"{where} is not JSON: {error}.", fix=EXPORT_AGAIN) from None
+    if not isinstance(values, dict):
+        raise ModelFileError(f"{where} is not a JSON object.", fix=EXPORT_AGAIN)
+    return values
+
+
+def same_keys(values: Mapping[str, Any], known: set[str], where: str) -> None:
+    """Check that an object has exactly the known keys.
+
+    Raises:
+        ModelFileError: Some are unknown or missing.
+    """
+    if unknown := sorted(set(values) - known):
+        raise ModelFileError(
+            f"{where} has unknown keys: {', '.join(unknown)[:200]}.",
+            fix="Upgrade frami-edge-runtime, or export again.",
+        )
+    if missing := sorted(known - set(values)):
+        raise ModelFileError(f"{where} lacks keys: {', '.join(missing)}.", fix=EXPORT_AGAIN)
+
+
+def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        raise ValueError("a key appears twice")
+    return values
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):  # such as 1e999, which is no constant
+        raise ValueError(f"{digits[:40]} is too large")
+    return number
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+# --- The small records inside a model file's description, and how any of its values is refused
+
+METADATA_KEY: Final = "frami.model"
+MAX_FRAMES: Final = 1 << 20
+MAX_CONTEXT_VALUE: Final = 1e4
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """Statistics pooling over time: [mean; sqrt(max(var, 0) + eps)], population variance."""
+
+    kind: str = "mean_std"
+    """Only ``mean_std`` is known."""
+    eps: float = 1e-5
+    """Added to the variance, under the root."""
+
+    def __post_init__(self) -> None:
+        """Check both fields."""
+        if self.kind != "mean_std":
+            raise ModelFileError(
+                f"pooling.kind {self.kind!r} is unknown; this runtime knows 'mean_std'.",
+                fix="Upgrade frami-edge-runtime, or export again.",
+            )
+        if not is_number(self.eps) or not 0 < self.eps < 1:
+            raise ModelFileError(
+                f"pooling.eps must lie between 0 and 1, not {self.eps!r}.", fix=EXPORT_AGAIN
+            )
+
+
+@dataclass(frozen=True)
+class Context:
+    """Mel frames of one value around a clip; streams start with them and are flushed with them."""
+
+    left: int
+    """Mel frames before the start."""
+    right: int
+    """Mel frames after the end: the look-ahead of a stream."""
+    value: float = 0.0
+    """In normalised units: 0 is the training mean."""
+
+    def __post_init__(self) -> None:
+        """Check the types; `ModelInfo` checks the sizes."""
+        for name in ("left", "right"):
+            value = getattr(self, name)
+            integer = isinstance(value, int) and not isinstance(value, bool)
+            wanted = f"an integer of 0..{MAX_FRAMES}"
+            require(integer and 0 <= value <= MAX_FRAMES, f"context.{name}", wanted, value)
+        usable = is_number(self.value) and abs(self.value) <= MAX_CONTEXT_VALUE
+        require(usable, "context.value", f"a number within +-{MAX_CONTEXT_VALUE:g}", self.value)
+
+    @classmethod
+    def around(cls, receptive_field: int) -> Context:
+        """The usual one: trunk frame j is centred at mel frame j * stride."""
+        left = (receptive_field - 1) // 2
+        return cls(left, receptive_field - 1 - left)
+
+
+def require(condition: bool, key: str, expected: str, value: Any) -> None:
+    if not condition:
+        shown = repr(value)
+        shown = shown if len(shown) <= 80 else shown[:77] + "..."
+        raise ModelFileError(
+            f"{METADATA_KEY}: {key} must be {expected}, not {shown}.", fix=EXPORT_AGAIN
+        )
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+# --- What a model file says about itself: the contract between exporter and device
 
 SCHEMA: Final = 1
 HEAD_KEY: Final = "frami.head_onnx"

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from frami_edge_runtime._state import StateReader
 from frami_edge_runtime.errors import StreamError
+from frami_edge_runtime.state import StateReader
 
 Frames = npt.NDArray[np.float32]
 Sums = npt.NDArray[np.float64]

@@ -17,9 +17,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from frami_edge_runtime._state import StateReader
 from frami_edge_runtime.audio import INT16_SCALE
 from frami_edge_runtime.errors import AudioError
+from frami_edge_runtime.state import StateReader
 
 REACH: Final = 128
 """Samples at the lower rate that soxr's HQ filter sees to each side: measured 90 for 1e-6."""

@@ -6,11 +6,10 @@ from typing import Any
 import pytest
 import torch
 
+from frami_edge.config import BankConfig, TeacherArch
 from frami_edge.device import Choice
-from frami_edge.inversion.config import BankConfig
-from frami_edge.inversion.sources import Context
-from frami_edge.models.config import TeacherArch
-from frami_edge.models.teacher import ResNetTeacher
+from frami_edge.models import ResNetTeacher
+from frami_edge.sources.base import Context
 from frami_edge_runtime.melspec import MelSpec
 
 K = 5

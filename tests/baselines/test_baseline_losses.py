@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from frami_edge.inversion.sources.baselines.losses import (
+from frami_edge.losses import (
     PublishedBatchNorm,
     balance_loss,
     divergence,
@@ -16,7 +16,7 @@ from frami_edge.inversion.sources.baselines.losses import (
     split_contrast,
     total_variation,
 )
-from frami_edge.models.teacher import ResNetTeacher
+from frami_edge.models import ResNetTeacher
 
 K = 5
 

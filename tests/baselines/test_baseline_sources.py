@@ -12,15 +12,14 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from frami_edge.bank import Bank, warnings
+from frami_edge.config import BASELINES, BankConfig, batch_norm_keys
 from frami_edge.errors import BankError, TeacherError
-from frami_edge.inversion.bank import Bank
-from frami_edge.inversion.baselines_config import BASELINES
-from frami_edge.inversion.config import BankConfig, batch_norm_keys
-from frami_edge.inversion.health import warnings
-from frami_edge.inversion.loop import make_bank
-from frami_edge.inversion.sources import NO_LABEL, SOURCES, Context
-from frami_edge.inversion.sources.baselines.base import BatchWise
-from frami_edge.models.teacher import ResNetTeacher
+from frami_edge.inversion import make_bank
+from frami_edge.models import ResNetTeacher
+from frami_edge.sources import SOURCES
+from frami_edge.sources.base import NO_LABEL, Context
+from frami_edge.sources.baselines import BatchWise
 
 Make = Callable[..., Context]
 LABELS = ("a", "b", "c", "d", "e")

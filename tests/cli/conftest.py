@@ -15,11 +15,11 @@ import torch
 from torch import nn
 from typer.testing import CliRunner, Result
 
+from frami_edge.checkpoint import Card, TrainedOn, save_checkpoint
 from frami_edge.cli import app
-from frami_edge.inversion.procedural import procedural_mels
-from frami_edge.models.checkpoint import Card, TrainedOn, save_checkpoint
-from frami_edge.models.config import TeacherArch
-from frami_edge.models.teacher import ResNetTeacher
+from frami_edge.config import TeacherArch
+from frami_edge.models import ResNetTeacher
+from frami_edge.sources.procedural import procedural_mels
 from frami_edge_runtime.melspec import MelSpec
 
 # Shared by the tests of `push`; importlib mode finds no modules beside the tests by itself.
@@ -158,15 +158,15 @@ def student(
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory, student: dict[str, Any]) -> Path:
     """The student's export: fp32, whole classifier and int8, without gates."""
-    from frami_edge.calibrating import bank_mels
-    from frami_edge.exporting import facts_of
-    from frami_edge.models.checkpoint import load_checkpoint
-    from frami_edge.models.student import Student
-    from frami_edge_export import ExportOptions, export_student
+    from frami_edge.checkpoint import load_checkpoint
+    from frami_edge.exporting import bank_mels, facts_of
+    from frami_edge.models import StudentNet
+    from frami_edge_export.exporter import export_student
+    from frami_edge_export.options import ExportOptions
 
     run = Path(student["run_dir"])
     loaded = load_checkpoint(run / "student.safetensors", "student")
-    assert isinstance(loaded.model, Student)
+    assert isinstance(loaded.model, StudentNet)
     out = tmp_path_factory.mktemp("exported")
     # Six steps of training leave BatchNorm far from the bank, and answers of no meaning.
     options = ExportOptions(

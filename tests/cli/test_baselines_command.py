@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
-from frami_edge.inversion.bank import Bank
-from frami_edge.inversion.baselines_config import BASELINES
-from frami_edge.models.checkpoint import load_checkpoint
+from frami_edge.bank import Bank
+from frami_edge.checkpoint import load_checkpoint
+from frami_edge.config import BASELINES
 
 Call = Callable[..., Result]
 CPU = ("--device", "cpu", "--precision", "fp32")

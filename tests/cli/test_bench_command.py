@@ -12,10 +12,15 @@ import numpy as np
 import pytest
 from typer.testing import Result
 
-from frami_edge.errors import ModelFileError
-from frami_edge.measuring import Subject, graph_latency, measure_start, measure_streams
-from frami_edge.measuring.subject import open_subject
-from frami_edge_export.latency import Latency, interleaved
+from frami_edge.measuring import (
+    Subject,
+    graph_latency,
+    measure_start,
+    measure_streams,
+    open_subject,
+)
+from frami_edge_export.bench import Latency, interleaved
+from frami_edge_runtime.errors import ModelFileError
 
 Call = Callable[..., Result]
 QUICK = ("--rounds", "15", "--seconds", "0.2,0.5", "--no-start")
@@ -23,7 +28,7 @@ QUICK = ("--rounds", "15", "--seconds", "0.2,0.5", "--no-start")
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("frami_edge.measuring.graphs.BUDGET_S", 0.05)
+    monkeypatch.setattr("frami_edge.measuring.BUDGET_S", 0.05)
 
 
 def test_two_models_in_turns(exported: Path, call: Call) -> None:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from frami_edge.cli import _app
-from frami_edge.cli._errors import Terminated, catch_sigterm, explain, report
+from frami_edge.cli._app import Terminated, catch_sigterm, explain, report
 from frami_edge.config import Strict
 from frami_edge.errors import BankError, GateFailed
 

@@ -12,23 +12,28 @@ import pytest
 import torch
 from typer.testing import Result
 
-from frami_edge.candidate import open_candidate
+from frami_edge.checkpoint import Student, Teacher, load_checkpoint, save_checkpoint
 from frami_edge.cli._output import Output
-from frami_edge.control_table import ControlTable, Wanted, parse_controls, student_recipe
-from frami_edge.controls import control_student
-from frami_edge.data import load_set
+from frami_edge.controls import (
+    ControlTable,
+    Wanted,
+    control_student,
+    parse_controls,
+    student_recipe,
+)
+from frami_edge.data.sets import load_set
 from frami_edge.device import choose_device
 from frami_edge.errors import ConfigError
-from frami_edge.models.checkpoint import Loaded, load_checkpoint, save_checkpoint
+from frami_edge.evaluation import open_candidate
 from frami_edge.runs import read_manifest
 
 Call = Callable[..., Result]
-Student = dict[str, Any]
+StudentNet = dict[str, Any]
 EVERY = "white_noise,procedural,inversion,translator,real,scratch,unrelated=folder:{}"
 
 
 @pytest.fixture
-def evaluate(call: Call, student: Student, teacher: Path, sounds: Path) -> Call:
+def evaluate(call: Call, student: StudentNet, teacher: Path, sounds: Path) -> Call:
     def run(controls: str, *more: object, model: object = student["student"], code: int = 0) -> Any:
         return call(
             "evaluate", model, "--data", f"folder:{sounds}", "--teacher", teacher,
@@ -51,7 +56,7 @@ def other_tones(folder: Path) -> Path:
     return folder
 
 
-def test_every_control_is_a_row(evaluate: Call, student: Student, tmp_path: Path) -> None:
+def test_every_control_is_a_row(evaluate: Call, student: StudentNet, tmp_path: Path) -> None:
     other, out = other_tones(tmp_path / "other"), tmp_path / "out"
     bank = Path(student["run_dir"]) / "bank"
     result = evaluate(EVERY.format(other), "--bank", bank, "--out", out, "--json")
@@ -94,7 +99,7 @@ def test_people_get_a_table_with_the_teacher_on_top(evaluate: Call) -> None:
 
 
 def test_a_control_differs_from_the_student_in_its_clips_alone(
-    student: Student, teacher: Path, sounds: Path
+    student: StudentNet, teacher: Path, sounds: Path
 ) -> None:
     choice = choose_device("cpu", "fp32")
     loaded = load_checkpoint(teacher, "teacher")
@@ -115,7 +120,7 @@ def test_a_control_differs_from_the_student_in_its_clips_alone(
     assert rows == list(range(1, 7))
     same = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in same)
-    assert isinstance(judged.model, Loaded)
+    assert isinstance(judged.model, Teacher | Student)
     assert one.state_dict().keys() == judged.model.model.state_dict().keys()
 
 
@@ -144,7 +149,7 @@ def test_unknown_controls_are_refused(text: str, evaluate: Call) -> None:
 
 
 def test_what_a_control_needs_is_checked_before_any_work(
-    evaluate: Call, call: Call, student: Student, teacher: Path, sounds: Path, tmp_path: Path
+    evaluate: Call, call: Call, student: StudentNet, teacher: Path, sounds: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     bank = Path(student["run_dir"]) / "bank"
@@ -169,14 +174,14 @@ def test_what_a_control_needs_is_checked_before_any_work(
     assert "--bank is read by controls alone" in call(*unused, code=1).stderr
 
 
-def student_config(student: Student) -> Path:
+def student_config(student: StudentNet) -> Path:
     found = Path(student["run_dir"]) / "config.yaml"
     assert found.is_file()
     return found
 
 
 def test_only_our_students_have_controls(
-    evaluate: Call, student: Student, teacher: Path, tmp_path: Path
+    evaluate: Call, student: StudentNet, teacher: Path, tmp_path: Path
 ) -> None:
     assert "kind teacher" in evaluate("real", model=teacher, code=1).stderr
     loaded = load_checkpoint(Path(student["student"]))

@@ -16,14 +16,15 @@ from torch import nn
 from typer.testing import CliRunner, Result
 
 import frami_edge_export
+from frami_edge.bank import Bank, BankIndex, Clips
+from frami_edge.checkpoint import Card, save_checkpoint
 from frami_edge.cli import app
-from frami_edge.inversion.bank import Bank, BankIndex, Clips
-from frami_edge.inversion.procedural import procedural_mels
-from frami_edge.models.checkpoint import Card, save_checkpoint
-from frami_edge.models.config import StudentArch
-from frami_edge.models.student import Student
-from frami_edge_export import ExportOptions
-from frami_edge_runtime import Classifier, MelSpec
+from frami_edge.config import StudentArch
+from frami_edge.models import StudentNet
+from frami_edge.sources.procedural import procedural_mels
+from frami_edge_export.options import ExportOptions
+from frami_edge_runtime.classifier import Classifier
+from frami_edge_runtime.melspec import MelSpec
 
 SPEC = MelSpec(
     sample_rate=8000, n_fft=256, win_length=200, hop_length=80, n_mels=24, mean=-6.0, std=3.0
@@ -39,7 +40,7 @@ FILES = ["README.md", "calib.json", "export_report.json", "plots", "student.fp32
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights, BatchNorm statistics of procedural clips, as after a distillation."""
     torch.manual_seed(0)
-    student = Student(ARCH, SPEC.n_mels, len(LABELS))
+    student = StudentNet(ARCH, SPEC.n_mels, len(LABELS))
     for module in student.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None

@@ -18,12 +18,11 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 from typer.testing import Result
 
-from frami_edge.describing import describe
-from frami_edge.describing.description import Fact, listed, size_text, thousands
-from frami_edge.errors import FramiEdgeError
+from frami_edge.inspecting import Fact, describe, listed, size_text, thousands
 from frami_edge.io import json_text
-from frami_edge_runtime.enginefile import EngineCard, write_sidecar
+from frami_edge_runtime.errors import FramiEdgeError
 from frami_edge_runtime.modelfile import HEAD_KEY, METADATA_KEY
+from frami_edge_runtime.tensorrt import EngineCard, write_sidecar
 
 Call = Callable[..., Result]
 
@@ -210,7 +209,7 @@ def test_an_export_is_held_against_its_files(exported: Path, look: Look, tmp_pat
 def test_an_engine_is_read_without_tensorrt(
     exported: Path, look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("frami_edge.describing.engine.find_spec", lambda name: None)
+    monkeypatch.setattr("frami_edge.inspecting.find_spec", lambda name: None)
     engine = plan(tmp_path / "student.int8.engine")
     bare = look(engine)
     assert bare["file"]["tensorrt"] == "10.3.0.30"
@@ -232,12 +231,12 @@ def test_an_engine_is_read_without_tensorrt(
 def test_what_the_engine_says_when_it_cannot_be_loaded_is_the_reason(
     exported: Path, look: Look, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from frami_edge.errors import ModelFileError
+    from frami_edge_runtime.errors import ModelFileError
 
     def refuse(*_: object, **__: object) -> None:
         raise ModelFileError("Built for SM 8.7.", fix="Rebuild it here.")
 
-    monkeypatch.setattr("frami_edge.describing.engine.find_spec", lambda name: object())
+    monkeypatch.setattr("frami_edge.inspecting.find_spec", lambda name: object())
     monkeypatch.setattr("frami_edge_runtime.Classifier", refuse)
     engine = plan(tmp_path / "student.int8.engine")
     sidecar(engine, exported / "student.int8.cpu.onnx")

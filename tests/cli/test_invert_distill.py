@@ -16,10 +16,10 @@ import soundfile
 import torch
 from typer.testing import Result
 
-from frami_edge.distillation.loop import Distiller
-from frami_edge.inversion import sources as inversion_sources
-from frami_edge.inversion.bank import Bank
-from frami_edge.models.checkpoint import load_checkpoint
+from frami_edge import sources as inversion_sources
+from frami_edge.bank import Bank
+from frami_edge.checkpoint import load_checkpoint
+from frami_edge.distillation import Distiller
 from frami_edge.runs import read_manifest
 
 Call = Callable[..., Result]

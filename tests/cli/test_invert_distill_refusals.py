@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import Result
 
-from frami_edge.models.checkpoint import load_checkpoint, save_checkpoint
+from frami_edge.checkpoint import load_checkpoint, save_checkpoint
 
 Call = Callable[..., Result]
 Teachers = Callable[..., Path]

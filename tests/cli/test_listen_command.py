@@ -11,8 +11,9 @@ from typer.testing import CliRunner
 
 import frami_edge_runtime.listen
 from frami_edge.cli import app, listen
+from frami_edge_runtime import listen as cli
 from frami_edge_runtime.errors import AudioError
-from frami_edge_runtime.listen import ListenOptions, cli
+from frami_edge_runtime.listen import ListenOptions
 
 EVERYTHING = [
     "--window", "2", "--hop", "0.25", "--top", "5", "--backend", "cpu", "--on", "0.7",

@@ -18,18 +18,24 @@ from typer.testing import CliRunner
 
 import frami_edge_export
 from frami_edge.assets import DIGITS_TEACHER
-from frami_edge.cards import Result, licence_id, model_header, read_header
-from frami_edge.cards.parts import provenance, table
+from frami_edge.cards import (
+    Result,
+    licence_id,
+    model_header,
+    provenance,
+    read_header,
+    table,
+    teacher_readme,
+)
+from frami_edge.checkpoint import Card, load_checkpoint, save_checkpoint
 from frami_edge.cli import app
-from frami_edge.distillation.run import write_readme
+from frami_edge.config import StudentArch
+from frami_edge.distillation import write_readme
 from frami_edge.evaluation import Score
-from frami_edge.models.checkpoint import Card, load_checkpoint, save_checkpoint
-from frami_edge.models.config import StudentArch
-from frami_edge.models.student import Student
+from frami_edge.models import StudentNet
 from frami_edge.runs import RunFolder
-from frami_edge.training.model_card import teacher_readme
-from frami_edge.training.run import TrainedTeacher
-from frami_edge_export import ExportOptions
+from frami_edge.training import TrainedTeacher
+from frami_edge_export.options import ExportOptions
 
 LABELS = ("high", "low")
 MANIFEST = {
@@ -49,7 +55,7 @@ def run_folder(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("cards") / "run"
     theirs = load_checkpoint(teacher)
     arch = StudentArch(channels=(8, 8, 8), time_kernels=(3, 3, 3), out_channels=12)
-    student = Student(arch, theirs.spec.n_mels, len(LABELS)).eval()
+    student = StudentNet(arch, theirs.spec.n_mels, len(LABELS)).eval()
     recipe = {"seed": 3, "distill": {"steps": 6}}
     card = Card(
         kind="student", arch=arch.model_dump(mode="json"), mel=theirs.spec.to_dict(), labels=LABELS,

@@ -9,8 +9,7 @@ import pytest
 from pydantic import BaseModel
 from rich.console import Console
 
-from frami_edge.cli._output import Output, show
-from frami_edge.cli._progress import LINE_SECONDS, Bar, Lines
+from frami_edge.cli._output import LINE_SECONDS, Bar, Lines, Output, show
 
 
 class Score(BaseModel):

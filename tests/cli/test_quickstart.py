@@ -13,17 +13,18 @@ import torch
 from typer.testing import CliRunner, Result
 
 import frami_edge_export
+from frami_edge import quickstart as journey
 from frami_edge.assets import DIGITS_TEACHER
+from frami_edge.checkpoint import Teacher, load_checkpoint, parameters
 from frami_edge.cli import app
-from frami_edge.data import Clip, Features, SoundSet
+from frami_edge.data.sets import Clip, SoundSet
+from frami_edge.data.store import Features
 from frami_edge.errors import DataError
 from frami_edge.evaluation import check_unheard
-from frami_edge.inversion.procedural import ProceduralAudio
-from frami_edge.models.checkpoint import Loaded, load_checkpoint, parameters
-from frami_edge.quickstart import journey
 from frami_edge.runs import read_manifest
-from frami_edge_export import ExportOptions
-from frami_edge_runtime import Classifier
+from frami_edge.sources.procedural import ProceduralAudio
+from frami_edge_export.options import ExportOptions
+from frami_edge_runtime.classifier import Classifier
 
 Call = Callable[..., Result]
 TINY = (
@@ -135,7 +136,7 @@ def test_with_data_it_scores_on_real_clips_and_ends_with_a_table(
 ) -> None:
     """The real loader needs all 3000 files of FSDD; here thirty clips stand for its test split."""
 
-    def clips(teacher: Loaded, root: Path) -> tuple[SoundSet, Features]:
+    def clips(teacher: Teacher, root: Path) -> tuple[SoundSet, Features]:
         import soundfile
 
         assert root == tmp_path / "sounds"

@@ -13,11 +13,10 @@ import pytest
 from onnx import numpy_helper
 from typer.testing import Result
 
-from frami_edge.comparing import Batch, compare_answers, length_batch, open_side
-from frami_edge.comparing.streaming import check_stream
-from frami_edge.errors import FramiEdgeError, ModelFileError
-from frami_edge_runtime import Classifier
-from frami_edge_runtime.backends.choose import open_backend
+from frami_edge.comparing import Batch, check_stream, compare_answers, length_batch, open_side
+from frami_edge_runtime.backends import open_backend
+from frami_edge_runtime.classifier import Classifier
+from frami_edge_runtime.errors import FramiEdgeError, ModelFileError
 from frami_edge_runtime.modelfile import METADATA_KEY
 
 Call = Callable[..., Result]
@@ -194,7 +193,7 @@ def test_files_of_one_name_are_told_apart(exported: Path, call: Call, tmp_path: 
 def test_a_backend_without_a_limit_and_one_with_give_the_same(
     exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from frami_edge.comparing import sides
+    from frami_edge import comparing as sides
 
     path = exported / "student.fp32.onnx"
     side = open_side(path)
@@ -267,7 +266,7 @@ def test_log_mels_have_no_audio_behind_them(exported: Path) -> None:
 def test_an_engine_answers_through_the_runtime(
     exported: Path, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from frami_edge.comparing import sides
+    from frami_edge import comparing as sides
 
     source = exported / "student.fp32.onnx"
     asked: list[tuple[str, str]] = []

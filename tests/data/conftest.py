@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from frami_edge.data.catalogue import set_info
+from frami_edge.data.sets import set_info
 
 FILES = 3000 + 2000 + 1 + 8732 + 2
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frami_edge.data import collate, length_buckets
+from frami_edge.data.store import collate, length_buckets
 
 LENGTHS = st.lists(st.integers(1, 3_000), min_size=0, max_size=200)
 

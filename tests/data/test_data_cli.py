@@ -11,7 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from frami_edge.cli.data import app
-from frami_edge.data import DataError, known_sets
+from frami_edge.data.sets import known_sets
+from frami_edge.errors import DataError
 
 Without = Callable[[str], AbstractContextManager[Path]]
 

@@ -12,13 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from frami_edge.data import DataError, IncompleteSetError, load_set, set_info
-from frami_edge.data import fetch as fetch_module
-from frami_edge.data import unpack as unpack_module
-from frami_edge.data.download import get_set
-from frami_edge.data.fetch import fetch
-from frami_edge.data.layouts import read_layout
-from frami_edge.data.unpack import unpack
+from frami_edge.data import download as fetch_module
+from frami_edge.data import download as unpack_module
+from frami_edge.data.download import fetch, get_set, unpack
+from frami_edge.data.sets import load_set, read_layout, set_info
+from frami_edge.errors import DataError, IncompleteSetError
 
 
 @dataclass

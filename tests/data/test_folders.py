@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from frami_edge.data import DataError, load_set
+from frami_edge.data.sets import load_set
+from frami_edge.errors import DataError
 
 
 def _tree(root: Path, *names: str) -> Path:

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from frami_edge.data import UnusableClipError, read_audio
+from frami_edge.data.sets import read_audio
+from frami_edge.errors import UnusableClipError
 
 Tone = Callable[..., np.ndarray]
 Wav = Callable[..., Path]

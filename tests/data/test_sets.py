@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from frami_edge.data import (
-    DataError,
-    IncompleteSetError,
+from frami_edge.data.sets import (
+    AUDIOMNIST_TEST_SPEAKERS,
+    as_sound_set,
     data_root,
     known_sets,
     load_set,
+    read_layout,
     resolve_fold,
     set_info,
 )
-from frami_edge.data.layouts import AUDIOMNIST_TEST_SPEAKERS, read_layout
-from frami_edge.data.sets import as_sound_set
+from frami_edge.errors import DataError, IncompleteSetError
 
 Without = Callable[[str], AbstractContextManager[Path]]
 

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from frami_edge.data import Clip, DataError, FeatureStore, load_set, measure_normalisation
 from frami_edge.data import store as store_module
+from frami_edge.data.sets import Clip, load_set
+from frami_edge.data.store import FeatureStore, measure_normalisation
+from frami_edge.errors import DataError
 from frami_edge.frontend import LogMel
 from frami_edge_runtime.melspec import MelSpec
 

@@ -3,9 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from frami_edge.models.config import StudentArch, TeacherArch
-from frami_edge.models.student import Student
-from frami_edge.models.teacher import ResNetTeacher
+from frami_edge.config import StudentArch, TeacherArch
+from frami_edge.models import ResNetTeacher, StudentNet
 from frami_edge_runtime.melspec import MelSpec
 
 K = 5
@@ -30,11 +29,11 @@ def teacher(spec: MelSpec) -> ResNetTeacher:
 
 
 @pytest.fixture
-def student(spec: MelSpec, teacher: ResNetTeacher) -> Student:
+def student(spec: MelSpec, teacher: ResNetTeacher) -> StudentNet:
     """A tiny student with the teacher's head and BatchNorm statistics of some data."""
     torch.manual_seed(1)
     arch = StudentArch(channels=(8, 12, 12, 16), time_kernels=(3, 3, 3, 1), out_channels=8)
-    model = Student(arch, spec.n_mels, K, teacher.head)
+    model = StudentNet(arch, spec.n_mels, K, teacher.head)
     with torch.no_grad():
         for _ in range(20):
             model(torch.randn(8, 1, spec.n_mels, 40))

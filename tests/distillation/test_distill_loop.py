@@ -9,12 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from frami_edge.config import DistillConfig, StudentArch
 from frami_edge.device import Choice
-from frami_edge.distillation.config import DistillConfig
-from frami_edge.distillation.loop import Distiller
-from frami_edge.models.config import StudentArch
-from frami_edge.models.student import ReusedHead, Student
-from frami_edge.models.teacher import ResNetTeacher
+from frami_edge.distillation import Distiller
+from frami_edge.models import ResNetTeacher, ReusedHead, StudentNet
 
 Make = Callable[..., Distiller]
 
@@ -36,14 +34,14 @@ def distiller(teacher: ResNetTeacher) -> Make:
         config = DistillConfig.model_validate(fields | changes)
         torch.manual_seed(5)
         arch = StudentArch(channels=(8, 8, 8), time_kernels=(3, 3, 3), out_channels=16)
-        student = Student(arch, 16, 5, teacher.head if config.reuse_head else None)
+        student = StudentNet(arch, 16, 5, teacher.head if config.reuse_head else None)
         choice = Choice(torch.device("cpu"), torch.float32, False, "a test")
         return Distiller(teacher, student, config, choice, seed, Noise())
 
     return make
 
 
-def equal(a: Student, b: Student) -> bool:
+def equal(a: StudentNet, b: StudentNet) -> bool:
     x, y = a.state_dict(), b.state_dict()
     return x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
 

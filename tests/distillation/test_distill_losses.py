@@ -8,12 +8,9 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from frami_edge.distillation.config import DistillConfig, JourneyConfig
-from frami_edge.distillation.losses import FeatureScale, HiddenMatch, align_frames, logits_loss
-from frami_edge.models.config import StudentArch
-from frami_edge.models.hidden import Hidden
-from frami_edge.models.student import Student
-from frami_edge.models.teacher import ResNetTeacher
+from frami_edge.config import DistillConfig, JourneyConfig, StudentArch
+from frami_edge.losses import FeatureScale, HiddenMatch, align_frames, logits_loss
+from frami_edge.models import Hidden, ResNetTeacher, StudentNet
 
 
 def test_the_logits_loss_is_the_formula() -> None:
@@ -119,7 +116,7 @@ def test_errors_are_relative_to_the_variance() -> None:
 @pytest.mark.parametrize("channels", [8, 16])
 def test_both_terms_reach_the_student(teacher: ResNetTeacher, channels: int, reuse: bool) -> None:
     arch = StudentArch(channels=(8, 8, 8), time_kernels=(3, 3, 3), out_channels=channels)
-    model = Student(arch, 16, 5, teacher.head if reuse else None)
+    model = StudentNet(arch, 16, 5, teacher.head if reuse else None)
     x = torch.randn(6, 1, 16, 24)
     with torch.no_grad():
         t = teacher.hidden(x)

@@ -9,14 +9,12 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from frami_edge.config import DistillConfig, StudentArch
 from frami_edge.device import Choice
-from frami_edge.distillation.config import DistillConfig
-from frami_edge.distillation.loop import Distiller
-from frami_edge.distillation.losses import logits_loss
+from frami_edge.distillation import Distiller
 from frami_edge.errors import ConfigError
-from frami_edge.models.config import StudentArch
-from frami_edge.models.student import ReusedHead, Student
-from frami_edge.models.teacher import ResNetTeacher
+from frami_edge.losses import logits_loss
+from frami_edge.models import ResNetTeacher, ReusedHead, StudentNet
 
 OWN, REUSED = False, True
 VARIANTS: dict[str, tuple[dict[str, float], bool, set[str]]] = {
@@ -46,7 +44,7 @@ def distiller(
     config = DistillConfig.model_validate(fields | weights | {"reuse_head": reuse, "mixup": 0})
     torch.manual_seed(5)
     arch = StudentArch(channels=(8, 8, 8), time_kernels=(3, 3, 3), out_channels=channels)
-    student = Student(arch, 16, 5, teacher.head if reuse else None)
+    student = StudentNet(arch, 16, 5, teacher.head if reuse else None)
     choice = Choice(torch.device("cpu"), torch.float32, False, "a test")
     return Distiller(teacher, student, config, choice, 0, Noise())
 

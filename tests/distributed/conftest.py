@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from frami_edge.models.checkpoint import Card, TrainedOn, save_checkpoint
+from frami_edge.checkpoint import Card, TrainedOn, save_checkpoint
 
 Pair = Callable[..., "list[subprocess.Popen[str]]"]
 CONFIG = """

@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from frami_edge.cli import _ranks, app
-from frami_edge.distributed import rank_device
-from frami_edge.distributed.world import LostProcessError
+from frami_edge.cli import _options as _ranks
+from frami_edge.cli import app
+from frami_edge.distributed import LostProcessError, rank_device
 from frami_edge.errors import ConfigError
 from frami_edge.runs import read_manifest
 

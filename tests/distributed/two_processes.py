@@ -13,17 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from frami_edge.config import BASELINES, BankConfig, DistillConfig, StudentArch, TeacherArch
 from frami_edge.device import Choice
-from frami_edge.distillation.config import DistillConfig
-from frami_edge.distillation.loop import Distiller
+from frami_edge.distillation import Distiller
 from frami_edge.distributed import Rows, broadcast, share_batch_norms, sum_gradients, world
-from frami_edge.inversion.baselines_config import BASELINES
-from frami_edge.inversion.config import BankConfig
-from frami_edge.inversion.loop import make_bank
-from frami_edge.inversion.sources import Context
-from frami_edge.models.config import StudentArch, TeacherArch
-from frami_edge.models.student import Student
-from frami_edge.models.teacher import ResNetTeacher
+from frami_edge.inversion import make_bank
+from frami_edge.models import ResNetTeacher, StudentNet
+from frami_edge.sources.base import Context
 from frami_edge_runtime.melspec import MelSpec
 
 K = 3
@@ -64,7 +60,7 @@ def distiller(batch_size: int = 9, **changes: Any) -> Distiller:
     torch.manual_seed(5)
     arch = StudentArch(channels=(8, 8, 8), time_kernels=(3, 3, 3), out_channels=16)
     big = teacher()
-    student = Student(arch, 16, K, big.head if config.reuse_head else None)
+    student = StudentNet(arch, 16, K, big.head if config.reuse_head else None)
     return Distiller(big, student, config, CPU, 0, Noise())
 
 
@@ -185,7 +181,7 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    from frami_edge.distributed.world import joined
+    from frami_edge.distributed import joined
 
     with joined("cpu"):
         main(Path(sys.argv[1]))

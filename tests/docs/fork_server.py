@@ -47,10 +47,6 @@ def serve(address: str) -> None:
     import torch  # noqa: F401
     import torchaudio  # noqa: F401
 
-    import frami_edge.cli
-    import frami_edge.exporting
-    import frami_edge.quickstart.journey  # noqa: F401
-
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(address)
@@ -118,7 +114,7 @@ def _start(program: str, arguments: list[str]) -> None:
         sys.argv = ["frami-edge", *arguments]
         main()
     elif program == "frami-edge-listen":
-        from frami_edge_runtime.listen.cli import main as listen
+        from frami_edge_runtime.listen import main as listen
 
         sys.argv = ["frami-edge-listen", *arguments]
         sys.exit(listen())

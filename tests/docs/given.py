@@ -69,14 +69,16 @@ def exported(folder: Path) -> Path:
     import torch
     from torch import nn
 
-    from frami_edge.models.config import StudentArch
-    from frami_edge.models.student import Student
-    from frami_edge_export import ExportOptions, StudentFacts, export_student
+    from frami_edge.config import StudentArch
+    from frami_edge.models import StudentNet
+    from frami_edge_export.exporter import export_student
+    from frami_edge_export.graph import StudentFacts
+    from frami_edge_export.options import ExportOptions
     from frami_edge_runtime.melspec import MelSpec
 
     torch.manual_seed(0)
     arch = StudentArch(channels=(8, 16, 16), time_kernels=(3, 3, 3), out_channels=32)
-    student = Student(arch, 32, 3, teacher_head=nn.Linear(64, 3))
+    student = StudentNet(arch, 32, 3, teacher_head=nn.Linear(64, 3))
     with torch.no_grad():
         student(torch.randn(16, 1, 32, 64))  # BatchNorm statistics of something
     labels = ("glass breaking", "rain", 'a "quoted" word')

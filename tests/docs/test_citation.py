@@ -9,7 +9,7 @@ import yaml
 from docs_pages import ROOT
 
 from frami_edge import __version__
-from frami_edge.data.catalogue import set_info
+from frami_edge.data.sets import set_info
 
 
 @pytest.fixture(scope="module")

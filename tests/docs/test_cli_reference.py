@@ -11,7 +11,7 @@ from typer.main import get_command
 
 from frami_edge.cli import app
 from frami_edge.cli.reference import reference
-from frami_edge_runtime.listen.cli import parser as listen_parser
+from frami_edge_runtime.listen import parser as listen_parser
 
 PAGES = [
     str(path.relative_to(ROOT))

@@ -19,8 +19,8 @@ import onnxruntime
 import pytest
 from docs_pages import ROOT
 
-from frami_edge_runtime import Classifier
-from frami_edge_runtime.wavfile import AudioFile
+from frami_edge_runtime.audio import AudioFile
+from frami_edge_runtime.classifier import Classifier
 
 SOURCE = ROOT / "examples" / "cpp"
 PLACES = ("/usr", "/usr/local", os.environ.get("ORT_ROOT") or "/opt/onnxruntime")

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from frami_edge_runtime.doctor import Check, Machine
-from frami_edge_runtime.doctor.children import Answer
+from frami_edge_runtime.doctor import Answer, Check, Machine
 
 MakeMachine = Callable[..., Machine]
 ORIN = "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super\0"

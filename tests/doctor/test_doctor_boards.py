@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 
-from frami_edge_runtime.doctor.boards import board
-from frami_edge_runtime.doctor.cuda import cudart
-from frami_edge_runtime.doctor.gpu import gpu, gpus
-from frami_edge_runtime.doctor.jetpack import read_release
-from frami_edge_runtime.doctor.onnx_runtime import onnx_runtime
-from frami_edge_runtime.doctor.tensorrt import tensorrt_lines
+from frami_edge_runtime.doctor import (
+    board,
+    cudart,
+    gpu,
+    gpus,
+    onnx_runtime,
+    read_release,
+    tensorrt_lines,
+)
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,7 @@ from typing import Any
 
 import pytest
 
-from frami_edge_runtime.doctor.children import Answer
-from frami_edge_runtime.doctor.gpu import gpu
-from frami_edge_runtime.doctor.onnx_runtime import onnx_runtime
-from frami_edge_runtime.doctor.tensorrt import supports, tensorrt_lines
+from frami_edge_runtime.doctor import Answer, gpu, onnx_runtime, supports, tensorrt_lines
 
 SMI = "NVIDIA GeForce RTX 4090, 580.82.07, 8.9, 24564, 1200\n"
 ORT_CPU = {

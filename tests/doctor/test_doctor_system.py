@@ -8,10 +8,17 @@ from typing import Any
 
 import pytest
 
-from frami_edge_runtime.doctor.children import Answer
-from frami_edge_runtime.doctor.engines import engines
-from frami_edge_runtime.doctor.sound import microphone, readers, resampling
-from frami_edge_runtime.doctor.system import cores, disk, memory, python
+from frami_edge_runtime.doctor import (
+    Answer,
+    cores,
+    disk,
+    engines,
+    memory,
+    microphone,
+    python,
+    readers,
+    resampling,
+)
 
 PCM = "00-00: bcm2835 Headphones : : playback 8\n01-00: USB Audio : USB Audio : capture 1\n"
 

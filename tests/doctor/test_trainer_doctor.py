@@ -7,12 +7,16 @@ from typing import Any
 
 import pytest
 
-from frami_edge.doctor import trainer_probes
-from frami_edge.doctor.datasets import datasets
-from frami_edge.doctor.packages import packages, requirements
-from frami_edge.doctor.terminal import described
-from frami_edge.doctor.torch_pair import torch_cuda, torch_pair
-from frami_edge_runtime.doctor.children import Answer
+from frami_edge.doctor import (
+    datasets,
+    described,
+    packages,
+    requirements,
+    torch_cuda,
+    torch_pair,
+    trainer_probes,
+)
+from frami_edge_runtime.doctor import Answer
 
 SMI = "NVIDIA GeForce RTX 4090, 580.82.07, 8.9, 24564, 1200\n"
 GOOD = {

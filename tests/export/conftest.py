@@ -11,8 +11,8 @@ import onnx
 import pytest
 import torch
 
-from frami_edge_export import StudentFacts, exporter
-from frami_edge_export.graphs import trunk_graph, whole_graph
+from frami_edge_export import exporter
+from frami_edge_export.graph import StudentFacts, trunk_graph, whole_graph
 
 # pytest's importlib mode puts no test folder on the path.
 sys.path.insert(0, str(Path(__file__).parent))

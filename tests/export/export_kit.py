@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from frami_edge_export import ExportOptions
+from frami_edge_export.options import ExportOptions
 from frami_edge_runtime.melspec import MelSpec
 
 MEL = MelSpec(

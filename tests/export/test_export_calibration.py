@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from frami_edge_export import CalibrationError, ExportOptions, calibration_ranges
-from frami_edge_export.calibration import prepare_calibration
-from frami_edge_export.calibration_gate import calibration_gates
-from frami_edge_export.scoring import with_context
+from frami_edge_export.calibration import calibration_gates, calibration_ranges, prepare_calibration
+from frami_edge_export.errors import CalibrationError
+from frami_edge_export.options import ExportOptions
+from frami_edge_export.parity import with_context
 
 OPTIONS = ExportOptions()
 CONTEXT = (5, 5)

@@ -10,9 +10,9 @@ import torch
 from export_kit import MEL, TinyStudent
 from torch import nn
 
-from frami_edge_export import GraphError
-from frami_edge_export.graphs import MAX_IR, OPSET, head_graph, trunk_graph
-from frami_edge_export.sessions import cpu_session
+from frami_edge_export.errors import GraphError
+from frami_edge_export.graph import MAX_IR, OPSET, head_graph, trunk_graph
+from frami_edge_export.parity import cpu_session
 
 
 @pytest.fixture(scope="module")

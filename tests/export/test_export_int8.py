@@ -9,13 +9,11 @@ import torch
 from export_kit import MEL, TinyStudent
 from torch import nn
 
-from frami_edge_export import ExportOptions
-from frami_edge_export.bias_correction import BiasCorrector
-from frami_edge_export.graphs import frozen_head, trunk_graph
-from frami_edge_export.int8_search import Int8Result, Int8Search
-from frami_edge_export.quantise import FLAVOURS, Flavour, Quantiser
-from frami_edge_export.scoring import Comparison, Head, run_trunk, sqnr_db
-from frami_edge_export.sessions import cpu_session
+from frami_edge_export.graph import frozen_head, trunk_graph
+from frami_edge_export.int8 import Int8Result, Int8Search
+from frami_edge_export.options import ExportOptions
+from frami_edge_export.parity import Comparison, Head, cpu_session, run_trunk, sqnr_db
+from frami_edge_export.quantise import FLAVOURS, BiasCorrector, Flavour, Quantiser
 
 FAST = {"bench_budget_s": 0.05, "bench_rounds": 15}
 

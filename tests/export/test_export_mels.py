@@ -8,10 +8,13 @@ import pytest
 import torch
 from export_kit import MEL, TinyStudent
 
-from frami_edge_export import ExportError, StudentFacts, classify_mels, mels
-from frami_edge_export.graphs import head_graph
-from frami_edge_export.metadata import described, model_info, serialised
-from frami_edge_runtime import Classifier, ModelFileError, log_mel
+from frami_edge_export import calibration as mels
+from frami_edge_export.calibration import classify_mels
+from frami_edge_export.errors import ExportError
+from frami_edge_export.graph import StudentFacts, described, head_graph, model_info, serialised
+from frami_edge_runtime.classifier import Classifier
+from frami_edge_runtime.errors import ModelFileError
+from frami_edge_runtime.logmel import log_mel
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,9 @@ from export_kit import MEL, TinyStudent
 from onnx import numpy_helper
 from torch import nn
 
-from frami_edge_export import ParityError
-from frami_edge_export.graphs import frozen_trunk, whole_classifier
-from frami_edge_export.parity import check_parity, parity_inputs, parity_lengths
-from frami_edge_export.scoring import with_context
+from frami_edge_export.errors import ParityError
+from frami_edge_export.graph import frozen_trunk, whole_classifier
+from frami_edge_export.parity import check_parity, parity_inputs, parity_lengths, with_context
 
 TOLERANCE = 1e-5
 FRAMES: dict[str, Any] = {"names": ("mel", "frames"), "tolerance": TOLERANCE, "label": "t"}

@@ -15,15 +15,11 @@ import torch
 from export_kit import FAST, MEL, TinyStudent
 from torch import nn
 
-from frami_edge_export import (
-    CalibrationError,
-    ExportError,
-    ExportOptions,
-    ExportReport,
-    StudentFacts,
-    export_student,
-    markdown_card,
-)
+from frami_edge_export.errors import CalibrationError, ExportError
+from frami_edge_export.exporter import export_student
+from frami_edge_export.graph import StudentFacts
+from frami_edge_export.options import ExportOptions
+from frami_edge_export.report import ExportReport, markdown_card
 from frami_edge_runtime.errors import FramiEdgeError
 
 

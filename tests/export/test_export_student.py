@@ -13,16 +13,13 @@ import torch
 from export_kit import FAST, MEL, TinyStudent
 
 import frami_edge_export
-from frami_edge_export import (
-    ExportReport,
-    StudentFacts,
-    export_student,
-    markdown_card,
-)
-from frami_edge_export.scoring import Head, run_trunk, with_context
-from frami_edge_export.sessions import cpu_session
-from frami_edge_runtime import Classifier, Context, log_mel
-from frami_edge_runtime.modelfile import read_head, read_model_info
+from frami_edge_export.exporter import export_student
+from frami_edge_export.graph import StudentFacts
+from frami_edge_export.parity import Head, cpu_session, run_trunk, with_context
+from frami_edge_export.report import ExportReport, markdown_card
+from frami_edge_runtime.classifier import Classifier
+from frami_edge_runtime.logmel import log_mel
+from frami_edge_runtime.modelfile import Context, read_head, read_model_info
 
 FILES = [
     "calib.json", "export_report.json", "kit.fp32.onnx", "kit.int8.cpu.onnx", "kit.int8.trt.onnx",

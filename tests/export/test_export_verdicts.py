@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frami_edge_export import Artifact, Gate
-from frami_edge_export.latency import MIN_ROUNDS, interleaved_latency
-from frami_edge_export.verdicts import judge
+from frami_edge_export.bench import MIN_ROUNDS, interleaved_latency
+from frami_edge_export.report import Artifact, Gate, judge
 
 PARITY = Gate.at_most("torch = ONNX fp32", 1e-7, 1e-5)
 

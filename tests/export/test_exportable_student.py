@@ -5,7 +5,7 @@ from __future__ import annotations
 from export_kit import TinyStudent
 from torch import nn
 
-from frami_edge_export.protocol import missing_parts
+from frami_edge_export.graph import missing_parts
 
 
 def test_a_student_whose_trunk_is_a_submodule_lacks_nothing() -> None:

@@ -15,19 +15,18 @@ from export_kit import MEL, TinyStudent
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frami_edge_export import ParityError, StudentFacts
-from frami_edge_export.frontend_graph import WAVEFORM, frontend_graph
-from frami_edge_export.graphs import MAX_IR, OPSET, frozen_head
-from frami_edge_export.metadata import model_info
-from frami_edge_export.scoring import Head
-from frami_edge_export.sessions import cpu_session
-from frami_edge_export.waveform import (
+from frami_edge_export.errors import ParityError
+from frami_edge_export.frontend import (
+    WAVEFORM,
     WAVEFORM_KEY,
     check_waveform,
     described_waveform,
+    frontend_graph,
     parity_clips,
     waveform_graph,
 )
+from frami_edge_export.graph import MAX_IR, OPSET, StudentFacts, frozen_head, model_info
+from frami_edge_export.parity import Head, cpu_session
 from frami_edge_runtime.logmel import log_mel
 from frami_edge_runtime.melspec import MelSpec
 from frami_edge_runtime.modelfile import ModelInfo

@@ -12,9 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from frami_edge_export.errors import GraphError
 from frami_edge_export.half import half_graph, half_share
+from frami_edge_export.parity import cpu_session, with_context
 from frami_edge_export.quantise import FLAVOURS, Quantiser
-from frami_edge_export.scoring import with_context
-from frami_edge_export.sessions import cpu_session
 
 TOLERANCE = 2e-2
 

@@ -11,17 +11,24 @@ import pytest
 from export_kit import MEL, TinyStudent
 from onnx import numpy_helper
 
-from frami_edge_export import ExportOptions, StudentFacts, export_student, half_drafts
+from frami_edge_export import half as half_drafts
 from frami_edge_export.drafts import Bundle, Draft
-from frami_edge_export.graphs import frozen_head, head_graph
-from frami_edge_export.half import half_graph
-from frami_edge_export.half_drafts import add_half
-from frami_edge_export.metadata import described, model_info, serialised
+from frami_edge_export.exporter import export_student
+from frami_edge_export.graph import (
+    StudentFacts,
+    described,
+    frozen_head,
+    head_graph,
+    model_info,
+    serialised,
+)
+from frami_edge_export.half import add_half, half_graph
+from frami_edge_export.options import ExportOptions
+from frami_edge_export.parity import Head, with_context
 from frami_edge_export.quantise import TENSORRT, Quantiser
 from frami_edge_export.report import Artifact
-from frami_edge_export.scoring import Head, with_context
 from frami_edge_export.tensorrt import read_bundle
-from frami_edge_runtime.backends.choose import open_backend
+from frami_edge_runtime.backends import open_backend
 
 
 @pytest.fixture

@@ -10,23 +10,17 @@ import pytest
 from export_kit import MEL, TinyStudent
 from onnx import TensorProto, numpy_helper
 
-from frami_edge_export import (
-    ExportError,
-    ExportOptions,
-    ExportReport,
-    StudentFacts,
-    export_student,
-    markdown_card,
-)
-from frami_edge_export.bias_correction import BiasCorrector
 from frami_edge_export.calibration import at_other_levels
-from frami_edge_export.frequency_mean import mean_as_pooling
-from frami_edge_export.graphs import frozen_head
+from frami_edge_export.errors import ExportError
+from frami_edge_export.exporter import export_student
+from frami_edge_export.graph import StudentFacts, frozen_head, mean_as_pooling
 from frami_edge_export.lint import lint_tensorrt
-from frami_edge_export.quantise import PORTABLE, TENSORRT, Quantiser
-from frami_edge_export.scoring import Comparison, Head, run_trunk
-from frami_edge_export.sessions import cpu_session
-from frami_edge_runtime import Classifier, log_mel
+from frami_edge_export.options import ExportOptions
+from frami_edge_export.parity import Comparison, Head, cpu_session, run_trunk
+from frami_edge_export.quantise import PORTABLE, TENSORRT, BiasCorrector, Quantiser
+from frami_edge_export.report import ExportReport, markdown_card
+from frami_edge_runtime.classifier import Classifier
+from frami_edge_runtime.logmel import log_mel
 
 FAST = ExportOptions(bench_budget_s=0.05, bench_rounds=15)
 

@@ -10,21 +10,22 @@ import torch
 from export_kit import MEL, TinyStudent, synthetic_mels
 from onnx import numpy_helper
 
-from frami_edge_export import ExportError, ExportOptions, GraphError, StudentFacts
 from frami_edge_export.calibration import prepare_calibration
 from frami_edge_export.drafts import Bundle
-from frami_edge_export.graphs import frozen_head, head_graph
+from frami_edge_export.errors import ExportError, GraphError
+from frami_edge_export.graph import StudentFacts, frozen_head, head_graph, model_info, serialised
+from frami_edge_export.int8 import calibration_record
 from frami_edge_export.lint import lint_tensorrt
-from frami_edge_export.metadata import model_info, serialised
-from frami_edge_export.qat import QatOptions, QatResult, Target, TorchTrunk, qat_finetune
+from frami_edge_export.options import ExportOptions
+from frami_edge_export.parity import Head, cpu_session, run_trunk, sqnr_db, with_context
 from frami_edge_export.qat.drafts import add_qat
 from frami_edge_export.qat.fake_quant import fake_quant, fake_quant_weight, weight_scales
+from frami_edge_export.qat.finetune import QatResult, Target, qat_finetune
+from frami_edge_export.qat.options import QatOptions
 from frami_edge_export.qat.requantise import GivenRanges, float_weights
+from frami_edge_export.qat.torch_graph import TorchTrunk
 from frami_edge_export.quantise import FLAVOURS, PORTABLE, TENSORRT, Flavour, Quantiser
-from frami_edge_export.records import calibration_record
-from frami_edge_export.scoring import Head, run_trunk, sqnr_db, with_context
-from frami_edge_export.sessions import cpu_session
-from frami_edge_runtime import Classifier
+from frami_edge_runtime.classifier import Classifier
 
 ALL = [*FLAVOURS, TENSORRT, PORTABLE]
 STEPS = 60

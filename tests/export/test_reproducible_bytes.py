@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from frami_edge_export.metadata import _now
+from frami_edge_export.graph import _now
 
 
 def test_the_epoch_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,8 @@ from frami_edge_export.tensorrt import (
     Profile,
     TensorRTUnavailable,
     build_engine,
+    load_tensorrt,
 )
-from frami_edge_export.tensorrt.available import load_tensorrt
 
 ONNX = b"not looked into"
 PROFILE = Profile((1, 1, 32, 11), (1, 1, 32, 110), (8, 1, 32, 137))

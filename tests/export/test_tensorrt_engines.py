@@ -17,33 +17,37 @@ import pytest
 from export_kit import TinyStudent
 from fake_tensorrt import HEADER_BYTES, FakeTensorRT
 
-from frami_edge_export import StudentFacts
+from frami_edge_export import tensorrt as __main__
+from frami_edge_export import tensorrt as engines
+from frami_edge_export import tensorrt as trials
 from frami_edge_export.errors import ExportError
-from frami_edge_export.files import sha256
-from frami_edge_export.graphs import head_graph
+from frami_edge_export.graph import (
+    StudentFacts,
+    described,
+    head_graph,
+    model_info,
+    serialised,
+    sha256,
+)
 from frami_edge_export.half import half_graph
-from frami_edge_export.metadata import described, model_info, serialised
 from frami_edge_export.tensorrt import (
     BuildError,
     EngineOptions,
     EngineSource,
     TensorRTUnavailable,
-    __main__,
     build_engines,
-    engines,
     read_bundle,
     read_source,
     rebuild,
-    trials,
 )
-from frami_edge_runtime.backends.choose import open_backend
-from frami_edge_runtime.enginefile import (
+from frami_edge_runtime.backends import open_backend
+from frami_edge_runtime.errors import BackendError, EngineError, ModelFileError
+from frami_edge_runtime.tensorrt import (
     check_content,
     check_loadable,
     read_plan_version,
     read_sidecar,
 )
-from frami_edge_runtime.errors import BackendError, EngineError, ModelFileError
 
 OPTIONS = EngineOptions(bench_s=0.02)
 SM = "8.7"

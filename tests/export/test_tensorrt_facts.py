@@ -12,16 +12,18 @@ import pytest
 from export_kit import MEL
 
 from frami_edge_export.errors import ExportError
-from frami_edge_export.scoring import Comparison
+from frami_edge_export.parity import Comparison
 from frami_edge_export.tensorrt import (
     LayerCounts,
     Seconds,
+    compare,
     count_layers,
     device_facts,
+    jetpack,
+    plausible_mels,
     profile_for,
+    within,
 )
-from frami_edge_export.tensorrt.device_facts import jetpack
-from frami_edge_export.tensorrt.measure import compare, plausible_mels, within
 from frami_edge_runtime.modelfile import ModelInfo
 
 INFO = ModelInfo(mel=MEL, labels=("a", "b"), receptive_field=11, stride=2, channels=4)

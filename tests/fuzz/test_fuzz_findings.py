@@ -18,30 +18,26 @@ import soundfile
 import torch
 from safetensors.torch import load_file, save
 
-from frami_edge import _yaml
-from frami_edge._reopen import read_manifest
-from frami_edge.data import UnusableClipError, read_audio
-from frami_edge.data.reading import decode
-from frami_edge.data.unpack import unpack
+from frami_edge import config as _yaml
+from frami_edge.bank import Bank
+from frami_edge.checkpoint import load_checkpoint
+from frami_edge.data.download import unpack
+from frami_edge.data.sets import decode, read_audio
 from frami_edge.errors import (
     BankError,
     CheckpointError,
     DataError,
-    ModelFileError,
     RunError,
     TeacherError,
+    UnusableClipError,
 )
-from frami_edge.inversion.bank import Bank
+from frami_edge.inspecting import OnnxSession
 from frami_edge.io import read_small
-from frami_edge.models.checkpoint import load_checkpoint
-from frami_edge.onnx_session import OnnxSession
-from frami_edge.plots import confusion, mel_grid
-from frami_edge.plots.mels import MOST_CLASSES
-from frami_edge.plots.style import LONGEST_NAME, short
-from frami_edge.states import load_state, save_state
-from frami_edge.teachers.description import labels_of, read_description
-from frami_edge.teachers.opening import build_module, open_teacher
-from frami_edge_runtime import Classifier
+from frami_edge.plots import LONGEST_NAME, MOST_CLASSES, confusion, mel_grid, short
+from frami_edge.runs import load_state, read_manifest, save_state
+from frami_edge.teachers.opening import build_module, labels_of, open_teacher, read_description
+from frami_edge_runtime.classifier import Classifier
+from frami_edge_runtime.errors import ModelFileError
 
 
 def _ogg(material: Any) -> bytes:
@@ -218,7 +214,7 @@ def test_a_mel_grid_of_many_classes_shows_some(
     material: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = load_checkpoint(material.teacher).spec
-    monkeypatch.setattr("frami_edge.plots.mels.MOST_CLASSES", 3)
+    monkeypatch.setattr("frami_edge.plots.MOST_CLASSES", 3)
     clips = {f"{i}": torch.zeros(1, spec.n_mels, 9) for i in range(MOST_CLASSES)}
     mel_grid(tmp_path / "m.png", clips, spec, "Mels")
     assert int.from_bytes((tmp_path / "m.png").read_bytes()[20:24], "big") < 600

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from frami_edge import _yaml
-from frami_edge.data import UnusableClipError
-from frami_edge.data.reading import decode
+from frami_edge import config as _yaml
+from frami_edge.data.sets import decode
+from frami_edge.errors import UnusableClipError
 
 DEAR = {"class-names": 4, "arguments": 6, "onnx-command": 4, "dataset": 3, "metadata": 2}
 """Cases of the kinds that take long."""

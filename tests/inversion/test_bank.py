@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from frami_edge.bank import Bank, BankFeed, BankIndex, Clips
 from frami_edge.errors import BankError
-from frami_edge.inversion.bank import Bank, BankFeed, BankIndex, Clips
-from frami_edge.inversion.loop import Hooks, make_bank
-from frami_edge.inversion.sources import Context
+from frami_edge.inversion import Hooks, make_bank
+from frami_edge.sources.base import Context
 from frami_edge_runtime.melspec import MelSpec
 
 LABELS = ("a", "b", "c", "d", "e")

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from frami_edge.errors import TeacherError
-from frami_edge.inversion.bn_loss import BatchNormStatistics, live_batch_norms
-from frami_edge.models.teacher import ResNetTeacher
+from frami_edge.losses import BatchNormStatistics, live_batch_norms
+from frami_edge.models import ResNetTeacher
 
 
 def net_2d() -> nn.Module:

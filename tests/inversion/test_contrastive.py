@@ -4,10 +4,13 @@ import pytest
 import torch
 
 from frami_edge.device import generator
-from frami_edge.inversion.contrastive import FeatureInvariantContrast, contrastive_view
-from frami_edge.inversion.losses import adversarial_loss, class_loss
-from frami_edge.models.hidden import Hidden
-from frami_edge.models.teacher import ResNetTeacher
+from frami_edge.losses import (
+    FeatureInvariantContrast,
+    adversarial_loss,
+    class_loss,
+    contrastive_view,
+)
+from frami_edge.models import Hidden, ResNetTeacher
 
 
 def hidden(seed: int, n: int = 12, channels: int = 6) -> Hidden:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from frami_edge.errors import ConfigError
-from frami_edge.inversion.controls import smooth_noise_mels, white_noise_mels
+from frami_edge.sources.noise import smooth_noise_mels, white_noise_mels
 from frami_edge_runtime.melspec import MelSpec
 
 Control = Callable[[MelSpec, int, int, int], Tensor]

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from frami_edge.inversion.generator import Generator, PhysicalRange, balanced_labels
-from frami_edge.inversion.translator import Translator
+from frami_edge.sources.generator import Generator, PhysicalRange, balanced_labels
+from frami_edge.sources.translator import Translator
 from frami_edge_runtime.melspec import MelSpec
 
 

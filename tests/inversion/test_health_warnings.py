@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from frami_edge.inversion.health import warnings
+from frami_edge.bank import warnings
 
 
 def health(**changes: Any) -> dict[str, Any]:

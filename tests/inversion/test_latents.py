@@ -4,9 +4,9 @@ import copy
 
 import torch
 
+from frami_edge.config import InversionConfig
 from frami_edge.device import generator
-from frami_edge.inversion.config import InversionConfig
-from frami_edge.inversion.latents import Latents
+from frami_edge.sources.generator import Latents
 
 
 def made(**settings: float) -> Latents:

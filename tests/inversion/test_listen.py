@@ -8,11 +8,11 @@ import soundfile
 import torch
 from torch import Tensor
 
-from frami_edge.errors import AudioError, MelSpecError
+from frami_edge import rendering as listen
 from frami_edge.frontend import LogMel
-from frami_edge.inversion import listen
-from frami_edge.inversion.listen import mel_energies, mel_to_audio, write_wavs
-from frami_edge.inversion.procedural import ProceduralAudio
+from frami_edge.rendering import mel_energies, mel_to_audio, write_wavs
+from frami_edge.sources.procedural import ProceduralAudio
+from frami_edge_runtime.errors import AudioError, MelSpecError
 from frami_edge_runtime.melspec import MelSpec
 
 WIDE = MelSpec(

@@ -4,12 +4,20 @@ import numpy as np
 import pytest
 import torch
 
-from frami_edge.errors import AudioError, ConfigError
+from frami_edge.errors import ConfigError
 from frami_edge.frontend import LogMel
-from frami_edge.inversion.procedural import ProceduralAudio, mels, procedural_mels
-from frami_edge.inversion.procedural.draw import fast_length
-from frami_edge.inversion.procedural.events import FAMILIES, Family, harmonic_tone
-from frami_edge.inversion.procedural.spectra import Spectrum, SpectrumFactory
+from frami_edge.sources import procedural as mels
+from frami_edge.sources.procedural import (
+    FAMILIES,
+    Family,
+    ProceduralAudio,
+    Spectrum,
+    SpectrumFactory,
+    fast_length,
+    harmonic_tone,
+    procedural_mels,
+)
+from frami_edge_runtime.errors import AudioError
 from frami_edge_runtime.melspec import MelSpec
 
 RATES = [(8000, 0.5), (16_000, 1.0), (44_100, 1.0), (1000, 0.05)]

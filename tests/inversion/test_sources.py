@@ -9,11 +9,11 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
+from frami_edge.config import BASELINES, BankConfig
 from frami_edge.errors import TeacherError
-from frami_edge.inversion.baselines_config import BASELINES
-from frami_edge.inversion.config import BankConfig
-from frami_edge.inversion.sources import NO_LABEL, SOURCES, Context
-from frami_edge.models.teacher import ResNetTeacher
+from frami_edge.models import ResNetTeacher
+from frami_edge.sources import SOURCES
+from frami_edge.sources.base import NO_LABEL, Context
 
 Make = Callable[..., Context]
 LEARNED = ("inversion", "translator")

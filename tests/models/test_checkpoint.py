@@ -9,10 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from frami_edge.checkpoint import Card, TrainedOn, load_checkpoint, save_checkpoint
 from frami_edge.errors import CheckpointError
-from frami_edge.models.checkpoint import Card, TrainedOn, load_checkpoint, save_checkpoint
-from frami_edge.models.student import Student
-from frami_edge.models.teacher import ResNetTeacher
+from frami_edge.models import ResNetTeacher, StudentNet
 from frami_edge_runtime.melspec import MelSpec
 
 KEY = "frami.card"
@@ -64,7 +63,7 @@ def test_what_was_saved_comes_back(file: Path, teacher: ResNetTeacher, spec: Mel
     assert not any(p.requires_grad for p in loaded.model.parameters())
 
 
-def test_a_collapsed_student_comes_back(tmp_path: Path, student: Student, spec: MelSpec) -> None:
+def test_a_collapsed_student_comes_back(tmp_path: Path, student: StudentNet, spec: MelSpec) -> None:
     heard = TrainedOn(data="esc10", test_fold="5", clips=320, sha256="0" * 64)
     card = Card(
         kind="student",

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from frami_edge.models.pooling import POOL_EPS, StatsPool, frame_mask
+from frami_edge.models import POOL_EPS, StatsPool, frame_mask
 from frami_edge_runtime.modelfile import Pooling
 
 

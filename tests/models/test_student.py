@@ -5,17 +5,15 @@ import torch
 from pydantic import ValidationError
 from torch.nn import functional as F
 
-from frami_edge.data import collate
-from frami_edge.models.config import STUDENT_PRESETS, StudentArch
-from frami_edge.models.cost import macs, macs_per_second
-from frami_edge.models.student import ReusedHead, Student
-from frami_edge.models.teacher import ResNetTeacher
+from frami_edge.config import STUDENT_PRESETS, StudentArch
+from frami_edge.data.store import collate
+from frami_edge.models import ResNetTeacher, ReusedHead, StudentNet, macs, macs_per_second
 from frami_edge_runtime.melspec import MelSpec
 
 LENGTHS = [1, 2, 3, 4, 5, 7, 13, 40, 41]
 
 
-def test_a_masked_batch_is_each_clip_alone(student: Student) -> None:
+def test_a_masked_batch_is_each_clip_alone(student: StudentNet) -> None:
     mels = [torch.randn(student.n_mels, t) for t in LENGTHS]
     x, n = collate(mels, range(len(mels)), pad_value=0.0)
     batch = student.hidden(x, n)
@@ -30,7 +28,7 @@ def test_a_masked_batch_is_each_clip_alone(student: Student) -> None:
 def test_chunks_with_a_carry_are_the_whole(kernels: tuple[int, ...], chunks: list[int]) -> None:
     torch.manual_seed(0)
     arch = StudentArch(channels=(8, 8, 12, 12), time_kernels=kernels, out_channels=8)
-    model = Student(arch, 16, 3).eval()
+    model = StudentNet(arch, 16, 3).eval()
     x = torch.randn(1, 1, 16, 60)
     whole = model.hidden(x).frames_BCT
     left, right = model.context
@@ -49,7 +47,7 @@ def test_chunks_with_a_carry_are_the_whole(kernels: tuple[int, ...], chunks: lis
 
 
 @pytest.mark.parametrize("frames", LENGTHS)
-def test_the_context_gives_every_length_its_frames(student: Student, frames: int) -> None:
+def test_the_context_gives_every_length_its_frames(student: StudentNet, frames: int) -> None:
     x = torch.randn(1, 1, 16, frames)
     left, right = student.context
     assert left + right == student.receptive_field - 1
@@ -60,7 +58,7 @@ def test_the_context_gives_every_length_its_frames(student: Student, frames: int
     torch.testing.assert_close(hidden.frames_BCT, student.trunk(F.pad(x, (left, right))))
 
 
-def test_a_frame_sees_its_field_around_its_centre_and_no_more(student: Student) -> None:
+def test_a_frame_sees_its_field_around_its_centre_and_no_more(student: StudentNet) -> None:
     x = torch.randn(1, 1, 16, 60, requires_grad=True)
     index = 5
     student.hidden(x).frames_BCT[0, :, index].sum().backward()  # type: ignore[no-untyped-call]
@@ -74,11 +72,11 @@ def test_a_frame_sees_its_field_around_its_centre_and_no_more(student: Student) 
 
 
 def test_the_presets_have_the_fields_that_the_docs_promise() -> None:
-    assert Student(StudentArch(), 64, 10).receptive_field == 31
+    assert StudentNet(StudentArch(), 64, 10).receptive_field == 31
     short = StudentArch(time_kernels=(3, 3, 3, 1, 1))
-    assert Student(short, 64, 10).receptive_field == 15
+    assert StudentNet(short, 64, 10).receptive_field == 15
     sizes = [
-        sum(p.numel() for p in Student(arch, 64, 10).parameters())
+        sum(p.numel() for p in StudentNet(arch, 64, 10).parameters())
         for arch in STUDENT_PRESETS.values()
     ]
     assert sizes == sorted(sizes)
@@ -86,7 +84,7 @@ def test_the_presets_have_the_fields_that_the_docs_promise() -> None:
     assert sizes[-1] < 400_000
 
 
-def test_the_collapsed_head_is_projector_and_head(student: Student) -> None:
+def test_the_collapsed_head_is_projector_and_head(student: StudentNet) -> None:
     assert isinstance(student.head, ReusedHead)
     s_BD = 3 * torch.randn(64, 2 * student.channels)
     weight, bias = student.collapsed_head()
@@ -100,7 +98,7 @@ def test_the_collapsed_head_is_projector_and_head(student: Student) -> None:
     assert isinstance(student.head, ReusedHead), "the original must stay as it was"
 
 
-def test_the_reused_head_is_frozen_and_a_copy(student: Student, teacher: ResNetTeacher) -> None:
+def test_the_reused_head_is_frozen_and_a_copy(student: StudentNet, teacher: ResNetTeacher) -> None:
     fresh = ReusedHead(8, teacher.head)
     assert not any(p.requires_grad for p in fresh.head.parameters())
     assert all(p.requires_grad for p in fresh.projector.parameters())
@@ -129,7 +127,7 @@ def test_impossible_shapes_are_refused(fields: dict[str, tuple[int, ...]], word:
         StudentArch(**fields)
 
 
-def test_costs_are_counted_from_what_runs(student: Student, spec: MelSpec) -> None:
+def test_costs_are_counted_from_what_runs(student: StudentNet, spec: MelSpec) -> None:
     net = torch.nn.Sequential(
         torch.nn.Conv2d(1, 4, 3, stride=2, padding=1),
         torch.nn.Conv2d(4, 4, 3, padding=1, groups=4),

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from frami_edge.data import collate
-from frami_edge.models.config import TeacherArch
-from frami_edge.models.teacher import ResNetTeacher
+from frami_edge.config import TeacherArch
+from frami_edge.data.store import collate
+from frami_edge.models import ResNetTeacher
 from frami_edge_runtime.melspec import MelSpec
 
 LENGTHS = [1, 2, 3, 4, 5, 7, 13, 40, 41]

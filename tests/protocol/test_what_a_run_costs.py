@@ -7,8 +7,8 @@ import time
 import pytest
 import torch
 
-from frami_edge.inversion.config import BankConfig
-from frami_edge.inversion.run import SourceClock
+from frami_edge.config import BankConfig
+from frami_edge.inversion import SourceClock
 from frami_edge.protocol.cost import without_warm_up
 from frami_edge.protocol.memory import peak_memory
 

@@ -13,11 +13,11 @@ import torch
 from torch import nn
 from typer.testing import CliRunner, Result
 
+from frami_edge.checkpoint import Card, TrainedOn, save_checkpoint
 from frami_edge.cli import app
-from frami_edge.inversion.procedural import procedural_mels
-from frami_edge.models.checkpoint import Card, TrainedOn, save_checkpoint
-from frami_edge.models.config import TeacherArch
-from frami_edge.models.teacher import ResNetTeacher
+from frami_edge.config import TeacherArch
+from frami_edge.models import ResNetTeacher
+from frami_edge.sources.procedural import procedural_mels
 from frami_edge_runtime.melspec import MelSpec
 
 SPEC = MelSpec(

@@ -13,12 +13,10 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
-from frami_edge import _lock
-from frami_edge._lock import FolderLock
-from frami_edge.cli._errors import explain
+from frami_edge import runs as _lock
+from frami_edge.cli._app import explain
 from frami_edge.errors import RunError
-from frami_edge.runs import RunFolder
-from frami_edge.states import load_state, save_state
+from frami_edge.runs import FolderLock, RunFolder, load_state, save_state
 
 Call = Callable[..., Result]
 RESULTS = ("student.safetensors", "metrics.jsonl", "bank/bank.json")

@@ -11,8 +11,8 @@ import pytest
 import torch
 from typer.testing import Result
 
+from frami_edge.checkpoint import load_checkpoint, save_checkpoint
 from frami_edge.io import atomic_write_json
-from frami_edge.models.checkpoint import load_checkpoint, save_checkpoint
 from frami_edge.runs import read_manifest
 
 Call = Callable[..., Result]

@@ -16,11 +16,10 @@ import pytest
 import soundfile
 from typer.testing import Result
 
-from frami_edge.distillation.loop import Distiller
-from frami_edge.inversion import sources
-from frami_edge.runs import read_manifest
-from frami_edge.stopping import Stop
-from frami_edge.training.loop import TeacherTrainer
+from frami_edge import sources
+from frami_edge.distillation import Distiller
+from frami_edge.runs import Stop, read_manifest
+from frami_edge.training import TeacherTrainer
 
 Call = Callable[..., Result]
 Step = Callable[[object, int], None]

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from frami_edge_runtime import Classifier, MelSpec, ModelInfo
-from frami_edge_runtime.modelfile import Context, model_metadata
+from frami_edge_runtime.classifier import Classifier
+from frami_edge_runtime.melspec import MelSpec
+from frami_edge_runtime.modelfile import Context, ModelInfo, model_metadata
 
 LABELS = ("dog", "rain", "siren", "glass breaking", "silence")
 

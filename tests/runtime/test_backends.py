@@ -14,8 +14,9 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from frami_edge_runtime import BackendError, Classifier, ModelFileError
-from frami_edge_runtime.backends.choose import choose_backend, open_backend
+from frami_edge_runtime.backends import choose_backend, open_backend
+from frami_edge_runtime.classifier import Classifier
+from frami_edge_runtime.errors import BackendError, ModelFileError
 
 CUDA, TENSORRT, CPU = "CUDAExecutionProvider", "TensorrtExecutionProvider", "CPUExecutionProvider"
 GPU_BUILD = [TENSORRT, CUDA, CPU]
@@ -243,8 +244,7 @@ def test_a_cache_that_cannot_be_made_is_reported(
 
 def test_onnx_runtime_itself_tells_where_nodes_went(model_path: Path) -> None:
     """The real session's answer has the form that the check reads."""
-    from frami_edge_runtime.backends.ort import open_session
-    from frami_edge_runtime.backends.providers import check_taken
+    from frami_edge_runtime.backends import check_taken, open_session
 
     session = open_session(model_path.read_bytes(), 1, "student.onnx", providers=[CPU])
     if not hasattr(session, "get_provider_graph_assignment_info"):

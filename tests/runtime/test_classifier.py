@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from frami_edge_runtime import AudioError, Classifier, ModelFileError, Result
+from frami_edge_runtime.classifier import Classifier
+from frami_edge_runtime.errors import AudioError, ModelFileError
 from frami_edge_runtime.modelfile import HEAD_KEY, METADATA_KEY, Context, model_metadata
+from frami_edge_runtime.stream import Result
 
 
 def reference(tiny: Any, x: np.ndarray) -> np.ndarray:

@@ -10,8 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frami_edge_runtime import AudioError, Classifier, Result, Stream, StreamError, log_mel
-from frami_edge_runtime.trunk import LONGEST_RUN
+from frami_edge_runtime.backends import LONGEST_RUN
+from frami_edge_runtime.classifier import Classifier
+from frami_edge_runtime.errors import AudioError, StreamError
+from frami_edge_runtime.logmel import log_mel
+from frami_edge_runtime.stream import Result, Stream
 
 MODES: dict[str, dict[str, Any]] = {
     "whole clip": {},

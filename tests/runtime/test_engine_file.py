@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from frami_edge_runtime.enginefile import (
+from frami_edge_runtime.errors import EngineError, ModelFileError
+from frami_edge_runtime.tensorrt import (
     EngineCard,
     check_content,
     check_loadable,
@@ -21,7 +22,6 @@ from frami_edge_runtime.enginefile import (
     sidecar_path,
     write_sidecar,
 )
-from frami_edge_runtime.errors import EngineError, ModelFileError
 
 PLAN = b"ftrt" + bytes(20) + bytes([10, 3, 0, 30]) + b"the rest"
 

@@ -13,8 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frami_edge_runtime import Classifier, Result, StreamError
+from frami_edge_runtime.classifier import Classifier
+from frami_edge_runtime.errors import StreamError
 from frami_edge_runtime.events import Event, EventDetector, EventSpec
+from frami_edge_runtime.stream import Result
 
 LABELS = ("dog", "rain", "siren")
 HOP = 0.25

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from frami_edge_runtime import Classifier
+from frami_edge_runtime.classifier import Classifier
 
 EXAMPLES = Path(__file__).parents[2] / "runtime" / "examples"
 RATE = 8000

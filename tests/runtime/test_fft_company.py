@@ -7,8 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from frami_edge_runtime import LogMelStream, MelSpec, _melblock, _rfft, log_mel
-from frami_edge_runtime._melblock import ROWS
+from frami_edge_runtime import logmel as _melblock
+from frami_edge_runtime import logmel as _rfft
+from frami_edge_runtime.logmel import ROWS, LogMelStream, log_mel
+from frami_edge_runtime.melspec import MelSpec
 
 SPEC = MelSpec(sample_rate=8000, n_fft=256, win_length=200, hop_length=80, n_mels=16)
 CLIP = np.random.default_rng(0).normal(0, 0.1, 9000).astype(np.float32)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import frami_edge_runtime.backends as backends
-from frami_edge_runtime import BackendError, Classifier
+from frami_edge_runtime.classifier import Classifier
+from frami_edge_runtime.errors import BackendError
 
 FILE = """
 from frami_edge_runtime.backends.ort import OrtModel

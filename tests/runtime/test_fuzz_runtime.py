@@ -12,19 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from frami_edge_runtime import (
-    AudioError,
-    Classifier,
-    MelSpec,
-    MelSpecError,
-    ModelFileError,
-    ModelInfo,
-    StreamError,
-)
-from frami_edge_runtime._statefile import read_state
 from frami_edge_runtime.audio import check_samples
 from frami_edge_runtime.capture import SampleRing
+from frami_edge_runtime.classifier import Classifier
+from frami_edge_runtime.errors import AudioError, MelSpecError, ModelFileError, StreamError
 from frami_edge_runtime.events import EventDetector, EventSpec
+from frami_edge_runtime.melspec import MelSpec
+from frami_edge_runtime.modelfile import ModelInfo
+from frami_edge_runtime.state import read_state
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "benchmarks"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import frami_edge_runtime
-from frami_edge_runtime.backends.choose import BACKENDS
+from frami_edge_runtime.backends import BACKENDS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "JETPACK.md").read_text(encoding="utf-8")
 

@@ -10,16 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frami_edge_runtime import (
-    AudioError,
-    LogMelStream,
-    MelSpec,
-    MelSpecError,
-    StreamError,
-    _rfft,
-    log_mel,
-)
-from frami_edge_runtime._melblock import MelBlock
+from frami_edge_runtime import logmel as _rfft
+from frami_edge_runtime.errors import AudioError, MelSpecError, StreamError
+from frami_edge_runtime.logmel import LogMelStream, MelBlock, log_mel
+from frami_edge_runtime.melspec import MelSpec
 
 RNG = np.random.default_rng(7)
 NOISE = (RNG.standard_normal(20_000) * 0.2).astype(np.float32)

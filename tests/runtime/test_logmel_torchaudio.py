@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from frami_edge_runtime import MelSpec, log_mel
+from frami_edge_runtime.logmel import log_mel
+from frami_edge_runtime.melspec import MelSpec
 
 BROKEN: Any = (ImportError, OSError, RuntimeError)
 pytestmark = pytest.mark.filterwarnings("ignore:At least one mel filterbank has all zero values")

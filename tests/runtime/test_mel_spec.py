@@ -7,8 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from frami_edge_runtime import MelSpec, MelSpecError, log_mel
-from frami_edge_runtime.filterbank import hz_to_mel, mel_to_hz
+from frami_edge_runtime.errors import MelSpecError
+from frami_edge_runtime.logmel import log_mel
+from frami_edge_runtime.melspec import MelSpec, hz_to_mel, mel_to_hz
 
 
 @pytest.mark.parametrize(

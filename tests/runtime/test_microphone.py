@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from frami_edge_runtime import AudioError
 from frami_edge_runtime.capture import Microphone
+from frami_edge_runtime.errors import AudioError
 
 RATE = 8000
 

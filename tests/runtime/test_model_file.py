@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frami_edge_runtime import FramiEdgeError, MelSpec, ModelFileError, ModelInfo
+from frami_edge_runtime.errors import FramiEdgeError, ModelFileError
+from frami_edge_runtime.melspec import MelSpec
 from frami_edge_runtime.modelfile import (
     HEAD_KEY,
     METADATA_KEY,
     Context,
+    ModelInfo,
     Pooling,
     model_metadata,
     read_head,

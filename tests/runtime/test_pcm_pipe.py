@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frami_edge_runtime import AudioError
 from frami_edge_runtime.capture import PcmPipe
+from frami_edge_runtime.errors import AudioError
 
 RATE = 8000
 

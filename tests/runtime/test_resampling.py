@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from frami_edge_runtime import AudioError, Classifier
+from frami_edge_runtime.classifier import Classifier
+from frami_edge_runtime.errors import AudioError
 from frami_edge_runtime.resample import Resampler
 
 CHUNKINGS: tuple[list[int], ...] = ([], [1] * 50, [441] * 300, [4800] * 20, [7, 0, 30_000, 1])

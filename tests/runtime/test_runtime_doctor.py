@@ -10,11 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from frami_edge_runtime.doctor import Check, Machine, Probe, examine
-from frami_edge_runtime.doctor.__main__ import main
-from frami_edge_runtime.doctor.children import Answer, Children
-from frami_edge_runtime.doctor.probes import runtime_probes
-from frami_edge_runtime.doctor.show import as_text, marks, verdict
+from frami_edge_runtime.doctor import (
+    Answer,
+    Check,
+    Children,
+    Machine,
+    Probe,
+    as_text,
+    examine,
+    main,
+    marks,
+    runtime_probes,
+    verdict,
+)
 
 
 def test_this_machine_is_ready() -> None:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import frami_edge_runtime
-from frami_edge_runtime import AudioError, FramiEdgeError
+from frami_edge_runtime.errors import AudioError, FramiEdgeError
 
 HEAVY = {"torch", "scipy", "typer", "pydantic", "rich", "torchaudio", "librosa", "onnx", "soxr"}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from frami_edge_runtime.events import Event
-from frami_edge_runtime.listen.records import Gap, Start, Summary
+from frami_edge_runtime.listen import Gap, Start, Summary
 
 README = (Path(__file__).parents[2] / "runtime" / "README.md").read_text(encoding="utf-8")
 PROGRAMS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

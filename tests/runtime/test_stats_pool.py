@@ -11,14 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frami_edge_runtime import StreamError
-from frami_edge_runtime.pooling import (
-    Forgetting,
-    SlidingWindow,
-    StatsPool,
-    WholeClip,
-    mean_std,
-)
+from frami_edge_runtime.errors import StreamError
+from frami_edge_runtime.pooling import Forgetting, SlidingWindow, StatsPool, WholeClip, mean_std
 
 C, EPS = 6, 1e-5
 SPREAD = np.array([[0.1], [1], [5], [0], [20], [2]])

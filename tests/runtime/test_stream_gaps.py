@@ -9,7 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frami_edge_runtime import Classifier, Result, StreamError, log_mel
+from frami_edge_runtime.classifier import Classifier
+from frami_edge_runtime.errors import StreamError
+from frami_edge_runtime.logmel import log_mel
+from frami_edge_runtime.stream import Result
 
 RATE = 8000
 MODES: dict[str, dict[str, Any]] = {

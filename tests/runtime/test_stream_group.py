@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frami_edge_runtime import AudioError, Classifier, ModelFileError, Result, StreamError
-from frami_edge_runtime._driver import CPU_LANES
-from frami_edge_runtime.streams import StreamGroup
+from frami_edge_runtime.classifier import Classifier
+from frami_edge_runtime.errors import AudioError, ModelFileError, StreamError
+from frami_edge_runtime.stream import CPU_LANES, Result, StreamGroup
 
 MODES: dict[str, dict[str, Any]] = {
     "whole clip": {},

@@ -12,8 +12,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
-from frami_edge_runtime import AudioError, Classifier, Result, StreamError
+from frami_edge_runtime.classifier import Classifier
+from frami_edge_runtime.errors import AudioError, StreamError
 from frami_edge_runtime.resample import Resampler
+from frami_edge_runtime.stream import Result
 
 MODES: dict[str, dict[str, Any]] = {
     "whole clip": {},

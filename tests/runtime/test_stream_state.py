@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frami_edge_runtime import AudioError, Classifier, Result, Stream, StreamError
+from frami_edge_runtime.classifier import Classifier
+from frami_edge_runtime.errors import AudioError, StreamError
 from frami_edge_runtime.resample import Resampler
+from frami_edge_runtime.stream import Result, Stream
 
 RATES = (8000, 22_050, 44_100, 48_000)
 MODES: dict[str, dict[str, Any]] = {

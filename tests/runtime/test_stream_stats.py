@@ -9,8 +9,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from frami_edge_runtime import AudioError, Classifier
-from frami_edge_runtime._meter import STEPS_KEPT, Meter
+from frami_edge_runtime.classifier import Classifier
+from frami_edge_runtime.errors import AudioError
+from frami_edge_runtime.stream import STEPS_KEPT, Meter
 
 
 def test_everything_is_counted(classifier: Classifier, clip: np.ndarray) -> None:

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from frami_edge_runtime import AudioError
-from frami_edge_runtime.wavfile import AudioFile
+from frami_edge_runtime.audio import AudioFile
+from frami_edge_runtime.errors import AudioError
 
 WAVE = np.sin(np.arange(1000) * 0.1) * 0.7
 

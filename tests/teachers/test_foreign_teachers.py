@@ -9,7 +9,7 @@ from teacher_zoo import K, M
 from torch import nn
 
 from frami_edge.errors import TeacherError
-from frami_edge.inversion.bn_loss import live_batch_norms
+from frami_edge.losses import live_batch_norms
 from frami_edge.teachers.foreign import ForeignTeacher
 
 CASES = {

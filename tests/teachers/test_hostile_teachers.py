@@ -20,10 +20,15 @@ from typer.testing import CliRunner
 
 from frami_edge.cli import app
 from frami_edge.errors import CheckpointError, TeacherError
-from frami_edge.teachers.description import read_description, write_description
 from frami_edge.teachers.foreign import ForeignTeacher
-from frami_edge.teachers.opening import build_module, open_teacher
-from frami_edge.teachers.weights import load_weights, read_weights
+from frami_edge.teachers.opening import (
+    build_module,
+    load_weights,
+    open_teacher,
+    read_description,
+    read_weights,
+    write_description,
+)
 
 
 def state(seed: int = 0) -> dict[str, Tensor]:

@@ -12,12 +12,17 @@ import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
+from frami_edge.checkpoint import load_checkpoint
 from frami_edge.cli import app
-from frami_edge.errors import CheckpointError, ConfigError, FramiEdgeError, TeacherError
-from frami_edge.models.checkpoint import load_checkpoint
-from frami_edge.teachers.description import read_description
-from frami_edge.teachers.opening import build_module, open_teacher
-from frami_edge.teachers.weights import load_weights, read_weights
+from frami_edge.errors import CheckpointError, ConfigError, TeacherError
+from frami_edge.teachers.opening import (
+    build_module,
+    load_weights,
+    open_teacher,
+    read_description,
+    read_weights,
+)
+from frami_edge_runtime.errors import FramiEdgeError
 
 MEL = "sample_rate: 8000\nn_fft: 256\nwin_length: 200\nhop_length: 80\nn_mels: 16\nlog: log2\n" \
       "mel_scale: slaney\nnorm: slaney\ncenter: true\nmean: -8.0\nstd: 4.0\n"  # fmt: skip

@@ -16,17 +16,16 @@ import torch
 from typer.testing import CliRunner, Result
 
 from frami_edge.cards import licence_id, read_header
+from frami_edge.checkpoint import load_checkpoint
 from frami_edge.cli import app
-from frami_edge.config import load_config
-from frami_edge.data import Clip, Features
+from frami_edge.config import TeacherArch, TeacherConfig, TrainConfig, load_config
+from frami_edge.data.sets import Clip
+from frami_edge.data.store import Features
 from frami_edge.device import Choice
 from frami_edge.errors import TeacherError
-from frami_edge.models.checkpoint import load_checkpoint
-from frami_edge.models.config import TeacherArch
-from frami_edge.models.teacher import ResNetTeacher
+from frami_edge.models import ResNetTeacher
 from frami_edge.runs import read_manifest
-from frami_edge.training.config import TeacherConfig, TrainConfig
-from frami_edge.training.loop import TeacherTrainer
+from frami_edge.training import TeacherTrainer
 from frami_edge_runtime.melspec import MelSpec
 
 CPU = Choice(torch.device("cpu"), torch.float32, False, "a test")
@@ -207,7 +206,8 @@ def test_a_teacher_is_trained_and_scored(config: Path, sounds: Path, tmp_path: P
 def test_mean_and_std_are_those_of_the_training_clips(config: Path, sounds: Path) -> None:
     train(config, "run", "-q")
     spec = load_checkpoint(Path("run/teacher.safetensors")).spec
-    from frami_edge.data import FeatureStore, load_set, measure_normalisation
+    from frami_edge.data.sets import load_set
+    from frami_edge.data.store import FeatureStore, measure_normalisation
 
     settings = load_config(TeacherConfig, config)
     heard, tested = load_set(f"folder:{sounds}").split("test")

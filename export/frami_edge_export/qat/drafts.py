@@ -13,18 +13,15 @@ import onnx
 
 from frami_edge_export.calibration import CalibrationSet
 from frami_edge_export.drafts import Bundle, Draft
-from frami_edge_export.files import json_bytes
-from frami_edge_export.int8_search import Candidate
-from frami_edge_export.metadata import described
+from frami_edge_export.graph import described, json_bytes
+from frami_edge_export.int8 import Candidate, calibration_table, int8_artifact, int8_info
 from frami_edge_export.options import ExportOptions
+from frami_edge_export.parity import Comparison, Head, cpu_session, run_trunk
 from frami_edge_export.qat.finetune import Progress, Target, qat_finetune
 from frami_edge_export.qat.options import QatOptions
 from frami_edge_export.qat.state import QatState
 from frami_edge_export.quantise import Quantiser
-from frami_edge_export.records import calibration_table, int8_artifact, int8_info
 from frami_edge_export.report import Calibration, Gate
-from frami_edge_export.scoring import Comparison, Head, run_trunk
-from frami_edge_export.sessions import cpu_session
 from frami_edge_runtime.modelfile import ModelInfo
 
 TABLE = "calib.qat.json"

@@ -22,14 +22,13 @@ import torch
 from torch import Tensor
 
 from frami_edge_export.errors import ExportError
+from frami_edge_export.parity import BATCH, Head, cpu_session, run_trunk
 from frami_edge_export.qat.loss import QatLoss
 from frami_edge_export.qat.options import QatOptions
 from frami_edge_export.qat.requantise import GivenRanges, float_weights, with_weights
 from frami_edge_export.qat.state import EVERY, QatState, key_of
 from frami_edge_export.qat.torch_graph import TorchTrunk
 from frami_edge_export.quantise import Flavour, Quantiser
-from frami_edge_export.scoring import BATCH, Head, run_trunk
-from frami_edge_export.sessions import cpu_session
 
 Array = npt.NDArray[np.float32]
 Progress = Callable[[int, float], None]

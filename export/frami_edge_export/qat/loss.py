@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from frami_edge_export.parity import Head
 from frami_edge_export.qat.options import QatOptions
-from frami_edge_export.scoring import Head
 
 Array = npt.NDArray[np.float32]
 

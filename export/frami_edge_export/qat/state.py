@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from frami_edge_export.files import write_files
+from frami_edge_export.graph import write_files
 
 _MAGIC = b"frami-edge qat state 1\n"
 

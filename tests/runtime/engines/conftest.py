@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from frami_edge_runtime.backends import cudart
+from frami_edge_runtime import tensorrt as cudart
 
 # pytest's importlib mode puts no test folder on the path.
 sys.path.insert(0, str(Path(__file__).parent))

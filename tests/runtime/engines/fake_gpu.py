@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from frami_edge_runtime.enginefile import EngineCard, write_sidecar
 from frami_edge_runtime.modelfile import HEAD_KEY, TRUNK_INPUT, TRUNK_OUTPUT
+from frami_edge_runtime.tensorrt import EngineCard, write_sidecar
 
 HEADER = b"ftrt" + bytes(20) + bytes([10, 3, 0, 30])
 Shape = tuple[int, ...]

@@ -11,9 +11,7 @@ from typing import Any
 import pytest
 from fake_gpu import Shape, save_engine
 
-from frami_edge_runtime.doctor import Machine
-from frami_edge_runtime.doctor.children import Answer
-from frami_edge_runtime.doctor.engines import engines
+from frami_edge_runtime.doctor import Answer, Machine, engines
 
 MakeMachine = Callable[[str, str], Machine]
 

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from fake_gpu import FakeContext, FakeTensorRT, Gpu, Shape, save_engine
 
-from frami_edge_runtime import BackendError, Classifier, EngineError, ModelFileError
-from frami_edge_runtime.backends import cudart
+from frami_edge_runtime import tensorrt as cudart
+from frami_edge_runtime.classifier import Classifier
+from frami_edge_runtime.errors import BackendError, EngineError, ModelFileError
 from frami_edge_runtime.modelfile import TRUNK_INPUT, TRUNK_OUTPUT
 
 

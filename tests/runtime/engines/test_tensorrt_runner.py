@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from fake_gpu import FakeTensorRT, Gpu, Shape, save_engine
 
-from frami_edge_runtime import Classifier, EngineError
+from frami_edge_runtime.classifier import Classifier
+from frami_edge_runtime.errors import EngineError
 
 
 def test_an_engine_gives_the_scores_of_its_onnx_file(

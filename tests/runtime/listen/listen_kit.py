@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 RATE = 8000
-PROGRAM = [sys.executable, "-m", "frami_edge_runtime.listen.cli"]
+PROGRAM = [sys.executable, "-m", "frami_edge_runtime.listen"]
 EASY = ["--window", "0.4", "--hop", "0.1", "--on", "0.25", "--off", "0.2", "--min-on", "0.1"]
 
 Lines = list[dict[str, Any]]

@@ -13,13 +13,9 @@ import numpy as np
 import pytest
 from listen_kit import EASY, PROGRAM, RATE, Listen, as_int16, of, write_wav
 
-from frami_edge_runtime import Classifier
+from frami_edge_runtime.classifier import Classifier
 from frami_edge_runtime.events import EventDetector, EventSpec
-from frami_edge_runtime.listen.cli import main
-from frami_edge_runtime.listen.displays import Losses
-from frami_edge_runtime.listen.level import LevelMeter
-from frami_edge_runtime.listen.live import live_display
-from frami_edge_runtime.listen.records import Gap
+from frami_edge_runtime.listen import Gap, LevelMeter, Losses, live_display, main
 
 
 def test_a_file_says_what_the_library_says(

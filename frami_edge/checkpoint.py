@@ -1,0 +1,261 @@
+"""Checkpoints: safetensors with a card, never a pickle.
+
+A checkpoint says everything needed to use it: network, front end, labels, what it was trained on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import torch
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from frami_edge import __version__
+from frami_edge.config import Strict, StudentArch, TeacherArch
+from frami_edge.errors import CheckpointError
+from frami_edge.io import atomic_write_bytes, sha256_file
+from frami_edge.models import Hidden, ResNetTeacher, StudentNet
+from frami_edge.teachers.foreign import ForeignTeacher
+from frami_edge_runtime.errors import MelSpecError
+from frami_edge_runtime.melspec import MelSpec
+
+SCHEMA = 1
+_KEY = "frami.card"
+_MAX_BYTES = 2 << 30
+
+
+class TrainedOn(Strict):
+    """Which clips a network has heard."""
+
+    data: str
+    """Name of the set."""
+    test_fold: str
+    """The fold that was held out."""
+    clips: int = Field(ge=0)
+    """How many clips it heard."""
+    sha256: str
+    """Over names and contents of these clips."""
+    licence: str = ""
+    """Of the clips."""
+    source: str = ""
+    """Where they come from."""
+
+
+class Card(Strict):
+    """What travels inside a checkpoint."""
+
+    schema_version: int = SCHEMA
+    """Of this card."""
+    kind: Literal["teacher", "student"]
+    """What the network is."""
+    arch: dict[str, Any]
+    """Its shape."""
+    mel: dict[str, Any]
+    """Front end with its statistics, as MelSpec writes it."""
+    labels: tuple[str, ...] = Field(min_length=2, max_length=100_000)
+    """Class names, in the order of the logits."""
+    trained_on: TrainedOn | None = None
+    """Real clips that it heard; None for a student, which heard none."""
+    teacher_sha256: str | None = None
+    """The teacher that a student learned from."""
+    teacher_trained_on: TrainedOn | None = None
+    """What that teacher heard: a student must not be scored on it either."""
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    """Configuration that made it, seed included."""
+    metrics: dict[str, Any] = Field(default_factory=dict)
+    """Measured after the last step."""
+    licence: str = ""
+    """Of the weights."""
+    version: str = __version__
+    """Of frami-edge."""
+
+    @property
+    def heard(self) -> TrainedOn | None:
+        """Real clips that stand behind the weights, first or second hand."""
+        return self.trained_on or self.teacher_trained_on
+
+
+@dataclass(eq=False)
+class _Opened:
+    """A network with everything that is needed to use it.
+
+    Attributes:
+        model: The network, in evaluation mode and without gradients.
+        card: What its checkpoint says about it.
+        spec: Its mel front end.
+        sha256: Hash of its weights file.
+    """
+
+    model: Any
+    card: Card
+    spec: MelSpec
+    sha256: str
+
+    @property
+    def mel(self) -> MelSpec:
+        """The mel front end."""
+        return self.spec
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names, in the order of the logits."""
+        return self.card.labels
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples per second that the front end expects, in Hz."""
+        return self.spec.sample_rate
+
+    def __call__(self, x_B1MT: Tensor) -> Tensor:
+        """(B, 1, M, T) normalised log-mels to (B, K) logits."""
+        logits_BK: Tensor = self.model(x_B1MT)
+        return logits_BK
+
+    def hidden(self, x_B1MT: Tensor) -> Hidden:
+        """Frame features, pooled state and logits of (B, 1, M, T) normalised log-mels."""
+        hidden: Hidden = self.model.hidden(x_B1MT)
+        return hidden
+
+
+@dataclass(eq=False)
+class Teacher(_Opened):
+    """A trained classifier: ours, or any network that `load_teacher` accepts."""
+
+    model: ResNetTeacher | ForeignTeacher
+
+
+@dataclass(eq=False)
+class Student(_Opened):
+    """A distilled student with its front end and labels."""
+
+    model: StudentNet
+
+    def save(self, path: str | os.PathLike[str]) -> str:
+        """Write the student as one safetensors file; returns its SHA-256."""
+        self.sha256 = save_checkpoint(Path(path), self.model, self.card)
+        return self.sha256
+
+
+def save_checkpoint(path: Path, model: nn.Module, card: Card) -> str:
+    """Write weights and card; returns the file's SHA-256."""
+    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    data = save(tensors, metadata={_KEY: card.model_dump_json()})
+    atomic_write_bytes(path, data)
+    return sha256_file(path)
+
+
+def read_card(path: Path) -> tuple[Card, dict[str, Tensor]]:
+    """Card and tensors of a checkpoint; nothing in the file is executed.
+
+    Raises:
+        CheckpointError: Missing, damaged, not ours, or of another schema.
+    """
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path} is a folder, not a checkpoint."
+            if path.is_dir()
+            else f"There is no checkpoint {path}.",
+            fix="Check the path; `frami-edge train-teacher` writes RUN/teacher.safetensors, "
+            "`frami-edge distill` RUN/student.safetensors.",
+        )
+    if path.stat().st_size > _MAX_BYTES:
+        raise CheckpointError(
+            f"{path} is larger than 2 GiB: no teacher or student of this family is.",
+            fix="Check that the path names the right file.",
+        )
+    try:
+        with safe_open(os.fspath(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is not a whole safetensors file: {error}.",
+            fix="Copy it again. Pickled .pt and .pth files are not read, for they can run code.",
+        ) from error
+    if _KEY not in metadata:
+        raise CheckpointError(
+            f"{path} is a safetensors file, but not one of frami-edge: it has no card.",
+            fix="Use a file written by `frami-edge train-teacher` or `frami-edge distill`.",
+        )
+    try:
+        card = Card.model_validate(json.loads(metadata[_KEY]))
+    except (ValueError, ValidationError, RecursionError) as error:
+        raise CheckpointError(
+            f"The card in {path} is damaged or of another version of frami-edge.",
+            fix="Write the checkpoint again with this version.",
+        ) from error
+    if card.schema_version != SCHEMA:
+        raise CheckpointError(
+            f"{path} has schema {card.schema_version}, this version reads {SCHEMA}.",
+            fix="Install the version that wrote it, or train again.",
+        )
+    return card, tensors
+
+
+@overload
+def load_checkpoint(path: Path, kind: Literal["teacher"]) -> Teacher: ...
+@overload
+def load_checkpoint(path: Path, kind: Literal["student"]) -> Student: ...
+@overload
+def load_checkpoint(path: Path, kind: None = None) -> Teacher | Student: ...
+
+
+def load_checkpoint(
+    path: Path, kind: Literal["teacher", "student"] | None = None
+) -> Teacher | Student:
+    """Build the network that a checkpoint describes and load its weights.
+
+    Raises:
+        CheckpointError: See `read_card`; also where weights and card do not match, or where
+        ``kind``
+            is asked for and the file holds the other one.
+    """
+    card, tensors = read_card(path)
+    if kind and card.kind != kind:
+        raise CheckpointError(
+            f"{path} holds a {card.kind}, and a {kind} is needed here.",
+            fix=f"Give the {kind}'s checkpoint.",
+        )
+    try:
+        spec = MelSpec.from_dict(card.mel)
+        with torch.device("meta"):  # shapes alone: a card may ask for more than the file holds
+            shapes = {name: t.shape for name, t in _network(card, spec).state_dict().items()}
+        if shapes != {name: t.shape for name, t in tensors.items()}:
+            raise RuntimeError("names or shapes differ")
+        model = _network(card, spec)
+        model.load_state_dict(tensors)
+    except (MelSpecError, ValidationError, RuntimeError) as error:
+        first = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"The weights in {path} do not fit the network that its card describes ({first}).",
+            fix="The file was changed after it was written: use the original.",
+        ) from error
+    if not all(torch.isfinite(t).all() for t in tensors.values() if t.is_floating_point()):
+        raise CheckpointError(
+            f"{path} holds weights that are not finite.",
+            fix="Its training diverged: train again with a smaller learning rate.",
+        )
+    model.eval().requires_grad_(False)
+    if isinstance(model, StudentNet):
+        return Student(model, card, spec, sha256_file(path))
+    return Teacher(model, card, spec, sha256_file(path))
+
+
+def _network(card: Card, spec: MelSpec) -> ResNetTeacher | StudentNet:
+    """The network of a card, with other weights."""
+    k = len(card.labels)
+    if card.kind == "teacher":
+        return ResNetTeacher(TeacherArch.model_validate(card.arch), spec.n_mels, k)
+    return StudentNet(StudentArch.model_validate(card.arch), spec.n_mels, k)
+
+
+def parameters(model: nn.Module) -> int:
+    """Number of weights."""
+    return sum(p.numel() for p in model.parameters())

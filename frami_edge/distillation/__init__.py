@@ -1,1 +1,0 @@
-"""From a bank of synthetic log-mels to a compact student."""

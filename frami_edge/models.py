@@ -1,0 +1,415 @@
+"""Teachers, students, and the statistics pooling that they share."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from frami_edge.config import StudentArch, TeacherArch
+from frami_edge_runtime.melspec import MelSpec
+
+# --- What a network shows of itself: the hidden states before and after the statistics pooling
+
+
+@dataclass
+class Hidden:
+    """One forward pass, opened up.
+
+    Attributes:
+        frames_BCT: Frame features, before the pooling.
+        pooled_BD: After the pooling; [mean; std] of them in our own networks (D = 2C).
+        logits_BK: Class scores.
+    """
+
+    frames_BCT: Tensor
+    pooled_BD: Tensor
+    logits_BK: Tensor
+
+
+class TeacherLike(Protocol):
+    """What inversion and distillation ask of a teacher; foreign ones come wrapped to meet it."""
+
+    channels: int
+    """C of the frame features."""
+    pooled_size: int
+    """D of the pooled state: 2C after statistics pooling, C after a mean."""
+    frame_stride: int
+    """Mel frames from one frame feature to the next."""
+    frame_offset: float
+    """Mel frame at which frame feature 0 is centred."""
+
+    def hidden(self, x_B1MT: Tensor, lengths_B: Tensor | None = None) -> Hidden:
+        """Frame features, pooled statistics and logits of normalised log-mels."""
+        ...
+
+    @property
+    def head(self) -> nn.Linear | None:
+        """The affine map from pooled state to logits; None where that way is not affine."""
+        ...
+
+
+# --- Statistics pooling: mean and standard deviation over time, the same everywhere
+# Shape legend: B batch, C channels, T frames, D = 2C pooled statistics.
+# Source: D. Snyder et al., *X-vectors*, ICASSP 2018, the statistics pooling layer.
+
+POOL_EPS = 1e-5
+"""Added to the variance before the root; the same in graphs, trainer and runtime."""
+
+
+def frame_mask(lengths_B: Tensor, frames: int) -> Tensor:
+    """(B, T) bool: True where a frame belongs to the clip and not to its padding."""
+    return torch.arange(frames, device=lengths_B.device)[None, :] < lengths_B[:, None]
+
+
+class StatsPool(nn.Module):
+    """Mean and population standard deviation over time: [μ; σ], σ = sqrt(max(var, 0) + eps).
+
+    Two passes (the mean first, then the mean squared distance from it) in float32, because the
+    one-pass formula loses the variance of loud, steady sounds at low precision.
+
+    Args:
+        eps: Added to the variance before the root.
+    """
+
+    def __init__(self, eps: float = POOL_EPS) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, h_BCT: Tensor, lengths_B: Tensor | None = None) -> Tensor:
+        """Pool frame features.
+
+        Args:
+            h_BCT: Frame features.
+            lengths_B: How many frames of each clip count; all of them where None.
+
+        Returns:
+            (B, 2C) float32.
+        """
+        h_BCT = h_BCT.float()
+        if lengths_B is None:
+            mean_BC = h_BCT.mean(dim=2)
+            var_BC = (h_BCT - mean_BC[:, :, None]).square().mean(dim=2)
+        else:
+            mask_B1T = frame_mask(lengths_B, h_BCT.shape[2])[:, None, :].to(h_BCT.dtype)
+            count_B1 = lengths_B[:, None].to(h_BCT.dtype)
+            mean_BC = (h_BCT * mask_B1T).sum(dim=2) / count_B1
+            var_BC = ((h_BCT - mean_BC[:, :, None]).square() * mask_B1T).sum(dim=2) / count_B1
+        return torch.cat([mean_BC, (var_BC.clamp_min(0) + self.eps).sqrt()], dim=1)
+
+
+# --- Trunks of students, one file each: `student.trunk: NAME` in a config
+# A file holds `build(arch) -> Trunk`: from the fields of `StudentArch` to a module that maps
+# normalised log-mels (B, 1, M, T) to frame features (B, arch.out_channels, T'). **Nothing in it may
+# pad along time or look at the whole clip**: T' = (T - receptive_field) // stride + 1, and a frame
+# depends on its receptive field alone. The export checks this, and refuses a trunk that breaks it.
+
+
+class Trunk(NamedTuple):
+    """What a student streams.
+
+    Attributes:
+        module: (B, 1, M, T) to (B, C, T').
+        receptive_field: Mel frames that one frame feature sees.
+        stride: Mel frames between frame features.
+    """
+
+    module: nn.Module
+    receptive_field: int
+    stride: int
+
+
+# --- Depthwise-separable 2-D convolutions without padding along time
+# Shape legend: B batch, C channels, M' mel bands that are left, T frames.
+
+
+def _conv_bn_relu(
+    c_in: int,
+    c_out: int,
+    kernel: tuple[int, int],
+    stride: tuple[int, int] = (1, 1),
+    groups: int = 1,
+) -> list[nn.Module]:
+    conv = nn.Conv2d(
+        c_in, c_out, kernel, stride, padding=(kernel[0] // 2, 0), groups=groups, bias=False
+    )
+    return [conv, nn.BatchNorm2d(c_out), nn.ReLU(inplace=True)]
+
+
+class FrequencyMean(nn.Module):
+    """(B, C, M', T) to (B, C, T)."""
+
+    def forward(self, x_BCMT: Tensor) -> Tensor:
+        """Mean over the frequency axis."""
+        return x_BCMT.mean(dim=2)
+
+
+def build_trunk(arch: StudentArch) -> Trunk:
+    """Stem, blocks of a depthwise and a 1x1 convolution, a last 1x1, mean over frequency.
+
+    The first two layers stride by 2 in time, the first four by 2 in frequency.
+    """
+    layers: list[nn.Module] = []
+    c_in, field, jump = 1, 1, 1
+    for i, (c, k) in enumerate(zip(arch.channels, arch.time_kernels, strict=True)):
+        stride = (2 if i < 4 else 1, 2 if i < 2 else 1)
+        if i == 0:
+            layers += _conv_bn_relu(c_in, c, (3, k), stride)
+        else:
+            layers += _conv_bn_relu(c_in, c_in, (3, k), stride, groups=c_in)
+            layers += _conv_bn_relu(c_in, c, (1, 1))
+        field, jump = field + (k - 1) * jump, jump * stride[1]
+        c_in = c
+    layers += _conv_bn_relu(c_in, arch.out_channels, (1, 1))
+    return Trunk(nn.Sequential(*layers, FrequencyMean()), field, jump)
+
+
+# --- The built-in teacher family: a small ResNet over log-mels with statistics pooling
+# Shape legend: B batch, M mel bands, T frames, C channels, D = 2C pooled statistics, K classes.
+# Source: K. He et al., *Deep Residual Learning*, CVPR 2016 (basic block); pooling as in x-vectors.
+
+
+def _masked(x_BCMT: Tensor, lengths_B: Tensor | None) -> Tensor:
+    """Zero the padding, which is then exactly what the convolution pads a lone clip with."""
+    if lengths_B is None:
+        return x_BCMT
+    return x_BCMT * frame_mask(lengths_B, x_BCMT.shape[3])[:, None, None, :]
+
+
+class _Block(nn.Module):
+    """Two 3x3 convolutions with BatchNorm and a shortcut."""
+
+    def __init__(self, c_in: int, c_out: int, stride: tuple[int, int]) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(c_out)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(c_out)
+        self.time_stride = stride[1]
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != (1, 1) or c_in != c_out:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out)
+            )
+
+    def forward(self, x_BCMT: Tensor, lengths_B: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if lengths_B is not None:
+            out_B: Tensor | None = (lengths_B + self.time_stride - 1) // self.time_stride
+        else:
+            out_B = None
+        y = _masked(F.relu(self.bn1(self.conv1(x_BCMT))), out_B)
+        y = F.relu(self.bn2(self.conv2(y)) + self.shortcut(x_BCMT))
+        return _masked(y, out_B), out_B
+
+
+class ResNetTeacher(nn.Module):
+    """Normalised log-mels (B, 1, M, T) to logits (B, K), one frame feature per 4 mel frames.
+
+    Frame features are averaged over frequency, then pooled to [mean; std] over time. With
+    ``lengths`` a padded batch gives what each clip alone would give.
+
+    Args:
+        arch: Widths and depth.
+        n_mels: Mel bands (M).
+        n_classes: Classes (K).
+    """
+
+    frame_stride = 4
+    frame_offset = 0.0
+
+    def __init__(self, arch: TeacherArch, n_mels: int, n_classes: int) -> None:
+        super().__init__()
+        self.arch = arch
+        self.n_mels = n_mels
+        first = arch.channels[0]
+        self.stem = nn.Conv2d(1, first, 3, (2, 2), padding=1, bias=False)
+        self.stem_bn = nn.BatchNorm2d(first)
+        blocks: list[nn.Module] = []
+        c_in = first
+        for stage, c_out in enumerate(arch.channels):
+            for i in range(arch.blocks):
+                # Time is halved by the stem and by stage 1 only; frequency by every stage but the
+                # first.
+                stride = (1, 1) if stage == 0 or i > 0 else (2, 2 if stage == 1 else 1)
+                blocks.append(_Block(c_in, c_out, stride))
+                c_in = c_out
+        self.blocks = nn.ModuleList(blocks)
+        self.pool = StatsPool()
+        self.dropout = nn.Dropout(arch.dropout)
+        self.channels, self.pooled_size = c_in, 2 * c_in
+        self.fc = nn.Linear(2 * c_in, n_classes)
+
+    @property
+    def head(self) -> nn.Linear:
+        """The affine map from pooled statistics to logits."""
+        return self.fc
+
+    def hidden(self, x_B1MT: Tensor, lengths_B: Tensor | None = None) -> Hidden:
+        """Frame features (B, C, ceil(T / 4)), pooled statistics (B, D) and logits (B, K)."""
+        n_B = None if lengths_B is None else (lengths_B + 1) // 2
+        x = F.relu(self.stem_bn(self.stem(_masked(x_B1MT, lengths_B))))
+        x = _masked(x, n_B)
+        for block in self.blocks:
+            x, n_B = block(x, n_B)
+        frames_BCT = x.mean(dim=2)
+        pooled_BD = self.pool(frames_BCT, n_B)
+        return Hidden(frames_BCT, pooled_BD, self.fc(self.dropout(pooled_BD)))
+
+    def forward(self, x_B1MT: Tensor, lengths_B: Tensor | None = None) -> Tensor:
+        """Logits (B, K)."""
+        return self.hidden(x_B1MT, lengths_B).logits_BK
+
+
+# --- The student: a trunk that streams exactly, statistics pooling and an affine head
+# Shape legend: B batch, M mel bands, T frames, C channels, D = 2C pooled statistics, K classes.
+#
+# No layer of the trunk pads along time and none mixes the whole clip before the pooling, so a frame
+# feature depends on ``receptive_field`` mel frames only: a stream that carries ``receptive_field -
+# stride`` of them gives the offline answer. The clip as a whole gets ``context`` frames of 0 (the
+# training mean) before its start and after its end: a stream starts with them and is flushed with
+# them. So onsets and short clips count in full, and a clip of any length has a frame feature; see
+# docs/LOG.md for what that is worth.
+
+
+class ReusedHead(nn.Module):
+    """The teacher's own head behind an affine projector of the pooled statistics.
+
+    ``z = W_t (P s + p) + b_t``: both maps are affine, so that at export they are one matrix
+    ``W_t P`` with bias ``W_t p + b_t``: reuse costs nothing on the device.
+    Source: D. Chen et al., *Knowledge Distillation with the Reused Teacher Classifier*, CVPR 2022;
+    the projector stands after the pooling, because a standard deviation does not commute with it.
+
+    Args:
+        channels: C of the student's frame features.
+        teacher_head: The teacher's affine head, (K, 2 C_t); copied and frozen.
+    """
+
+    def __init__(self, channels: int, teacher_head: nn.Linear) -> None:
+        super().__init__()
+        self.head = copy.deepcopy(teacher_head).requires_grad_(False)
+        self.projector = nn.Linear(2 * channels, teacher_head.in_features)
+        if self.projector.in_features == self.projector.out_features:
+            nn.init.eye_(self.projector.weight)
+            nn.init.zeros_(self.projector.bias)
+
+    def forward(self, s_BD: Tensor) -> Tensor:
+        """Pooled statistics of the student (B, 2C) to logits (B, K)."""
+        logits: Tensor = self.head(self.projector(s_BD))
+        return logits
+
+    def collapse(self) -> nn.Linear:
+        """The same map as one layer, computed in float64."""
+        w, b = self.head.weight.double(), self.head.bias.double()
+        one = nn.Linear(self.projector.in_features, self.head.out_features)
+        with torch.no_grad():
+            one.weight.copy_((w @ self.projector.weight.double()).float())
+            one.bias.copy_((w @ self.projector.bias.double() + b).float())
+        return one.to(self.head.weight.device)
+
+
+class StudentNet(nn.Module):
+    """Normalised log-mels (B, 1, M, T) to logits (B, K).
+
+    Args:
+        arch: Widths and kernels.
+        n_mels: Mel bands (M).
+        n_classes: Classes (K).
+        teacher_head: Reuse this head behind an affine projector; own head where None.
+    """
+
+    def __init__(
+        self, arch: StudentArch, n_mels: int, n_classes: int, teacher_head: nn.Linear | None = None
+    ) -> None:
+        super().__init__()
+        self.arch, self.n_mels, self.n_classes = arch, n_mels, n_classes
+        self.trunk, self.receptive_field, self.stride = build_trunk(arch)
+        self.channels = arch.out_channels
+        self.pool = StatsPool()
+        self.head: nn.Module
+        if teacher_head is None:
+            self.head = nn.Linear(2 * self.channels, n_classes)
+        else:
+            self.head = ReusedHead(self.channels, teacher_head)
+
+    @property
+    def pool_eps(self) -> float:
+        """Added to the variance in the pooling."""
+        return self.pool.eps
+
+    @property
+    def context(self) -> tuple[int, int]:
+        """Mel frames of 0 before the start and after the end of a clip."""
+        left = (self.receptive_field - 1) // 2
+        return left, self.receptive_field - 1 - left
+
+    def frame_lengths(self, lengths_B: Tensor) -> Tensor:
+        """Frame features that clips of so many mel frames give."""
+        return (lengths_B - 1) // self.stride + 1
+
+    def frame_centres(self, frames: int, device: torch.device | None = None) -> Tensor:
+        """(frames,) mel frame at which each frame feature is centred."""
+        return torch.arange(frames, device=device) * float(self.stride)
+
+    def hidden(self, x_B1MT: Tensor, lengths_B: Tensor | None = None) -> Hidden:
+        """Frame features (B, C, ceil(T / stride)), pooled statistics (B, D) and logits (B, K).
+
+        A padded batch must be padded with 0, the value of the context: then each clip is as if
+        alone.
+        """
+        frames_BCT = self.trunk(F.pad(x_B1MT, self.context))
+        n_B = None if lengths_B is None else self.frame_lengths(lengths_B)
+        pooled_BD = self.pool(frames_BCT, n_B)
+        return Hidden(frames_BCT, pooled_BD, self.head(pooled_BD))
+
+    def forward(self, x_B1MT: Tensor, lengths_B: Tensor | None = None) -> Tensor:
+        """Logits (B, K)."""
+        return self.hidden(x_B1MT, lengths_B).logits_BK
+
+    def collapsed_head(self) -> tuple[Tensor, Tensor]:
+        """Weight (K, 2C) and bias (K,) of the whole map from pooled statistics to logits."""
+        head = self.head.collapse() if isinstance(self.head, ReusedHead) else self.head
+        assert isinstance(head, nn.Linear)
+        return head.weight.detach(), head.bias.detach()
+
+    def collapse(self) -> StudentNet:
+        """A copy that ships: the reused head and its projector are one matrix."""
+        copied = copy.deepcopy(self)
+        if isinstance(copied.head, ReusedHead):
+            copied.head = copied.head.collapse()
+        return copied
+
+
+# --- What a network costs: multiply-accumulates, counted from the layers that run
+
+
+@torch.no_grad()
+def macs(model: nn.Module, spec: MelSpec, frames: int) -> int:
+    """Multiply-accumulates of convolutions and linear layers, for one clip."""
+    total = 0
+
+    def count(module: nn.Module, _: Any, output: Tensor) -> None:
+        nonlocal total
+        if isinstance(module, nn.Linear):
+            total += module.weight.numel()
+        elif isinstance(module, (nn.Conv1d, nn.Conv2d)):
+            total += module.weight.numel() * output[0, 0].numel()
+
+    handles = [m.register_forward_hook(count) for m in model.modules()]
+    try:
+        device = next(model.parameters()).device
+        model(torch.zeros(1, 1, spec.n_mels, frames, device=device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return total
+
+
+def macs_per_second(model: nn.Module, spec: MelSpec) -> int:
+    """Multiply-accumulates for each second of a long stream: the difference of two lengths."""
+    one_s = max(1, round(1 / spec.hop_s))
+    ten, twenty = macs(model, spec, 10 * one_s), macs(model, spec, 20 * one_s)
+    return (twenty - ten) // 10

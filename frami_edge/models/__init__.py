@@ -1,1 +1,0 @@
-"""Teachers, students, and the statistics pooling that they share."""

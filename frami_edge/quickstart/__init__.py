@@ -1,1 +1,0 @@
-"""The whole journey on the digit teacher that ships with the package."""

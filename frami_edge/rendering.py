@@ -1,0 +1,160 @@
+"""Hear a log-mel: undo the front end as far as it can be undone.
+
+Shape legend: M mel bands, F frequency bins, T frames.
+Source: D. Griffin and J. Lim, *Signal estimation from modified short-time Fourier transform*, 1984.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from frami_edge.io import atomic_path
+from frami_edge_runtime.errors import AudioError, MelSpecError
+from frami_edge_runtime.melspec import MelSpec
+
+PEAK_DBFS = -1.0
+"""Loudest sample of a written clip."""
+
+
+_FILTER_UPDATES = 100
+"""Multiplicative updates of the spectrum: the mel error no longer falls beyond a few dozen."""
+
+
+def mel_energies(mel_MT: Tensor, spec: MelSpec) -> Tensor:
+    """(M, T) normalised log-mel back to mel energies (or magnitudes), never below 0."""
+    std, mean = torch.tensor(spec.std).reshape(-1, 1), torch.tensor(spec.mean).reshape(-1, 1)
+    x = torch.exp((mel_MT.double() * std + mean) / spec.log_scale)
+    if spec.log_floor == "add":
+        return (x - spec.log_eps).clamp_min(0)
+    # A clamped value is somewhere at or below eps; silence is the one that was meant.
+    return torch.where(x > 1.001 * spec.log_eps, x, torch.zeros_like(x))
+
+
+def mel_to_audio(
+    mel_MT: Tensor, spec: MelSpec, iterations: int = 64, seed: int = 0
+) -> npt.NDArray[np.float32]:
+    """A waveform whose log-mel is near the given one (about 0.6 dB off on sounds, mean over bins).
+
+    The spectrum is the non-negative least-squares solution of the filter bank (multiplicative
+    updates, Lee and Seung 2001), its phase comes from Griffin-Lim.
+
+    Args:
+        mel_MT: Normalised log-mel.
+        spec: Its front end.
+        iterations: Of Griffin-Lim.
+        seed: Of the phases that it starts from; the global generator is left as it was.
+
+    Returns:
+        (n_fft + (T - 1) hop,) float32; with ``center`` ((T - 1) hop,) and at least one hop.
+
+    Raises:
+        AudioError: The mel has another number of bands, no frame, or values that are not finite.
+        MelSpecError: The windows do not overlap, so that samples between them are lost.
+    """
+    import torchaudio
+
+    _check(mel_MT, spec)
+    # Griffin-Lim centres frame 0 on sample 0. The held edge frames fill the half window that an
+    # uncentred front end reads before and after, and lengthen clips too short to be reflected;
+    # they are cut off again below.
+    half, frames = spec.n_fft // 2, mel_MT.shape[1]
+    whole = spec.center and (frames - 1) * spec.hop_length > half
+    edge = 0 if whole else math.ceil(half / spec.hop_length)
+    mel_MT = F.pad(mel_MT.detach().cpu()[None], (edge, edge), mode="replicate")[0]
+    energy_MT = mel_energies(mel_MT, spec)
+    bank_FM = torch.from_numpy(spec.filterbank).double()
+    target_FT = bank_FM @ energy_MT
+    spectrum_FT = target_FT
+    for _ in range(_FILTER_UPDATES):
+        found_FT = bank_FM @ (bank_FM.T @ spectrum_FT)
+        spectrum_FT = spectrum_FT * (target_FT / found_FT.clamp_min(1e-30))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        samples = torchaudio.functional.griffinlim(
+            (spectrum_FT ** (1 / spec.power)).float(),
+            window=torch.from_numpy(np.array(spec.window)),
+            n_fft=spec.n_fft,
+            hop_length=spec.hop_length,
+            win_length=spec.win_length,
+            power=1.0,
+            n_iter=iterations,
+            momentum=0.99,
+            length=None,
+            rand_init=True,
+        )
+    first = edge * spec.hop_length - (0 if spec.center else half)
+    length = (frames - 1) * spec.hop_length + (0 if spec.center else spec.n_fft)
+    found: npt.NDArray[np.float32] = samples[first : first + max(length, spec.hop_length)].numpy()
+    return found
+
+
+def write_wavs(
+    folder: Path, mels: Sequence[Tensor], names: Sequence[str], spec: MelSpec
+) -> list[Path]:
+    """Write clips as 16-bit WAV, each as loud as the format allows less 1 dB.
+
+    Args:
+        folder: Made where it is not there.
+        mels: (M, T) normalised log-mels.
+        names: Of the files, without ending; what a file name cannot hold becomes ``_``, and a name
+            that was already used in this call gets a number.
+        spec: Front end.
+
+    Returns:
+        The files, in the order of the mels.
+
+    Raises:
+        AudioError: A mel that cannot be heard, see `mel_to_audio`.
+        MelSpecError: Likewise for the front end.
+        OSError: The folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    for mel, name in zip(mels, names, strict=True):
+        samples = mel_to_audio(mel, spec)
+        peak = float(np.abs(samples).max())
+        if peak > 0:
+            samples = samples * (10 ** (PEAK_DBFS / 20) / peak)
+        stem = re.sub(r"[^\w.-]+", "_", name).lstrip(".") or "clip"
+        path, count = folder / f"{stem}.wav", 1
+        while path in written:
+            count += 1
+            path = folder / f"{stem}-{count}.wav"
+        with atomic_path(path) as temporary:
+            _write(temporary, samples, spec.sample_rate)
+        written.append(path)
+    return written
+
+
+def _check(mel_MT: Tensor, spec: MelSpec) -> None:
+    if mel_MT.ndim != 2 or mel_MT.shape[0] != spec.n_mels or not mel_MT.shape[1]:
+        raise AudioError(
+            f"A mel of shape {tuple(mel_MT.shape)} cannot be heard.",
+            fix=f"Its front end gives ({spec.n_mels}, frames).",
+        )
+    if not torch.isfinite(mel_MT).all():
+        raise AudioError(
+            "A mel with values that are not finite cannot be heard.",
+            fix="Make the bank again with `frami-edge invert`.",
+        )
+    if spec.hop_length >= spec.win_length:
+        raise MelSpecError(
+            f"MelSpec.hop_length {spec.hop_length} is as long as win_length: "
+            "without overlap no waveform can be found.",
+            fix="Leave listening out, or use a teacher whose windows overlap.",
+        )
+
+
+def _write(path: Path, samples: Any, sample_rate: int) -> None:
+    soundfile.write(path, samples, sample_rate, subtype="PCM_16", format="WAV")

@@ -1,0 +1,812 @@
+"""Procedural audio and the two noises: clips that no teacher had a hand in.
+
+Shape legend: B batch, M mel bands, T frames, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from frami_edge.distributed import Rows, world
+from frami_edge.errors import ConfigError
+from frami_edge.frontend import LogMel
+from frami_edge.sources.base import NO_LABEL, Batch, Context, named_seed
+from frami_edge.sources.noise import smooth_noise_mels, white_noise_mels
+from frami_edge_runtime.errors import AudioError
+from frami_edge_runtime.melspec import MelSpec
+
+# --- Small random draws that the rest of procedural audio is made of
+
+Rng: TypeAlias = np.random.Generator
+Samples: TypeAlias = npt.NDArray[np.float32]
+
+
+def log_uniform(rng: Rng, low: float, high: float) -> float:
+    """One number between two positive ones, uniform in its logarithm."""
+    return float(low * (max(high, low) / low) ** rng.random())
+
+
+def chance(rng: Rng, share: float) -> bool:
+    """True in the given share of draws."""
+    return bool(rng.random() < share)
+
+
+def amplitude(db: float) -> float:
+    """Decibels to an amplitude ratio."""
+    return float(10.0 ** (db / 20.0))
+
+
+def wander(rng: Rng, n: int, knots: int) -> npt.NDArray[np.float64]:
+    """(n,) smooth random curve: standard normal values at ``knots`` places, linear between them."""
+    heights = rng.standard_normal(max(knots, 2))
+    return np.interp(np.linspace(0.0, len(heights) - 1.0, n), np.arange(len(heights)), heights)
+
+
+def stretch(curve: npt.NDArray[np.float64], n: int) -> Samples:
+    """(n,) float32: a curve at control rate, linearly interpolated to n samples."""
+    at = np.linspace(0.0, len(curve) - 1.0, n)
+    return np.interp(at, np.arange(len(curve)), curve).astype(np.float32)
+
+
+def peak_normalised(x: Samples) -> Samples:
+    """The samples scaled to a largest magnitude of 1; silence stays silence."""
+    peak = float(np.abs(x).max(initial=0.0))
+    return x / np.float32(peak) if peak > 1e-12 else x
+
+
+def fast_length(n: int) -> int:
+    """The smallest of 2^k, 5 2^(k-2), 3 2^(k-1) at or above n: lengths whose FFT is fast."""
+    power = 1 << max(3, math.ceil(math.log2(max(n, 2))))
+    return next(size for size in (power // 8 * 5, power // 4 * 3, power) if size >= n)
+
+
+# --- What procedural audio may sound like: generic physical and audible ranges, each with its re
+# Nothing here was fitted to a data set or to its classes. Pairs are (low, high); "log" in a reason
+# means that values are drawn log-uniformly between them.
+
+EVENTS = (1, 4)
+"""Layered events a clip: more than four blur into one texture."""
+
+SHORTEST_EVENT_S = 0.03
+"""Seconds: what the ear needs to hear a colour and not only a click; log, up to the clip."""
+
+SUSTAINED_SHARE = 0.3
+"""Share of events without an onset or an end inside the clip (engines, wind, hum)."""
+
+RHYTHM_SHARE = 0.25
+"""Share of the other events that repeat (steps, knocks, calls, syllables)."""
+
+RHYTHM_PERIOD_S = (0.06, 2.0)
+"""Seconds between repetitions, log: the fastest trill heard as separate sounds to slow steps."""
+
+EVENT_LEVEL_DB = (-24.0, 0.0)
+"""dB below the loudest event of a clip: further down an event is masked."""
+
+F0_LOWEST_HZ = 50.0
+"""Hz: below it single pulses are heard instead of a pitch (click trains cover those)."""
+
+F0_HIGHEST_NYQUIST = 0.4
+"""Of the Nyquist frequency, log: leaves room for at least two harmonics."""
+
+GLIDE_OCTAVES = 1.0
+"""Octaves, largest standard deviation of a tone's pitch: calls, sirens, intonation."""
+
+VIBRATO_HZ = (3.0, 12.0)
+"""Hz: vocal and mechanical vibrato."""
+
+VIBRATO_DEPTH_OCTAVES = (0.005, 0.1)
+"""Octaves, log: from a tenth of a semitone to more than one."""
+
+AM_HZ = (0.5, 100.0)
+"""Hz, log: from slow beating to roughness, the two ends of audible amplitude modulation."""
+
+CLICK_RATE_HZ = (1.0, 300.0)
+"""Hz, log: from a dripping tap to a buzz."""
+
+MODE_HZ = (60.0, 0.45)
+"""Hz and share of the sample rate, log: modes of struck objects of a metre to a centimetre."""
+
+MODE_DECAY_S = (0.005, 1.0)
+"""Seconds to fall by 8.7 dB, log: from damped wood to ringing metal."""
+
+MODES = (2, 16)
+"""Modes of one struck object."""
+
+SLOPE_DB_PER_OCTAVE = (-12.0, 3.0)
+"""dB an octave: brown noise (-6) and a soft voice (-12) to a little above white (0)."""
+
+ENVELOPE_STD_DB = 12.0
+"""dB, largest standard deviation of the smooth random spectral envelope over log frequency."""
+
+BAND_SHARE = 0.4
+"""Share of spectra that are band-limited."""
+
+BAND_OCTAVES = (0.3, 5.0)
+"""Octaves, log: from a whistle-like band to nearly everything."""
+
+BAND_EDGE_DB_PER_OCTAVE = (12.0, 48.0)
+"""dB an octave: second- to eighth-order filters."""
+
+RESONANCES = (0, 5)
+"""Resonances of one spectrum: a vocal tract shows three to five, a box one or two."""
+
+RESONANCE_Q = (2.0, 60.0)
+"""Quality, log: formants have about 5 to 20, plates and bottles more."""
+
+RESONANCE_GAIN_DB = (6.0, 30.0)
+"""dB above the spectrum around it."""
+
+RESONANCE_DRIFT_OCTAVES = 0.35
+"""Octaves, standard deviation of a resonance's move from one anchor to the next (articulation)."""
+
+DYNAMIC_RANGE_DB = 80.0
+"""dB kept in one spectrum: about what 16-bit audio leaves after dither and masking."""
+
+BACKGROUND_SHARE = 0.6
+"""Share of clips with a background noise."""
+
+BACKGROUND_SNR_DB = (-5.0, 40.0)
+"""dB, events over background: from hard to hear to studio."""
+
+ROOM_SHARE = 0.25
+"""Share of clips in a room."""
+
+ROOM_RT60_S = (0.1, 1.5)
+"""Seconds, log: a car to a large hall."""
+
+ROOM_DIRECT_DB = (-6.0, 12.0)
+"""dB, direct over reverberant energy: beyond and within the critical distance."""
+
+DIP_SHARE = 0.25
+"""Share of clips with segments of near-silence."""
+
+DIP_DB = (20.0, 80.0)
+"""dB by which such a segment is lower."""
+
+DIGITAL_SILENCE_SHARE = 0.1
+"""Share of clips that begin or end in digital silence, as cut or padded files do."""
+
+SENSOR_SHARE = 0.5
+"""Share of clips with the white noise of a microphone and its converter."""
+
+SENSOR_DBFS = (-96.0, -50.0)
+"""dBFS RMS: 16-bit quantisation to a cheap microphone."""
+
+PEAK_DBFS = (-45.0, 0.0)
+"""dBFS of a clip's largest sample: a distant source to full scale."""
+
+
+# --- Random loudness over time, drawn at a low control rate and interpolated
+
+_CONTROL_HZ = 1000
+"""Hz: a millisecond, the shortest attack that is not a click."""
+
+_ATTACK_S = (0.002, 0.5)
+_DECAY_S = (0.01, 2.0)
+"""Seconds, log: plucked and struck to blown and bowed."""
+
+_WANDER_HZ = (0.5, 16.0)
+"""Hz, log: from breathing and wind to the rate of syllables."""
+
+_WANDER_STD_DB = 9.0
+"""dB, largest standard deviation of the loudness of one sound."""
+
+
+def envelope(rng: Rng, n: int, sample_rate: int, *, sustained: bool) -> Samples:
+    """(n,) gains in [0, about 3]: attack and decay, swell, gate or plateau, with random modulation.
+
+    Args:
+        rng: Source of chance.
+        n: Samples.
+        sample_rate: Hz.
+        sustained: No onset and no end, only modulation.
+    """
+    seconds = n / sample_rate
+    m = max(int(seconds * _CONTROL_HZ), 8)
+    t = np.linspace(0.0, seconds, m)
+    gain = np.ones(m)
+    if not sustained:
+        shape = (_attack_decay, _swell, _gates, _plateau)[int(rng.integers(4))]
+        gain = shape(rng, t) * _fades(rng, t)
+    if chance(rng, 0.5):
+        knots = int(seconds * log_uniform(rng, *_WANDER_HZ)) + 2
+        db = wander(rng, m, knots) * rng.uniform(0.0, _WANDER_STD_DB)
+        gain *= 10.0 ** (np.minimum(db, _WANDER_STD_DB) / 20.0)
+    if chance(rng, 0.25):
+        rate = log_uniform(rng, *AM_HZ)
+        depth = rng.uniform(0.2, 1.0)
+        wave = 0.5 + 0.5 * np.sin(2 * np.pi * (rate * t + rng.random()))
+        gain *= 1.0 - depth + depth * wave ** rng.uniform(0.5, 4.0)
+    return stretch(gain, n)
+
+
+def dips(rng: Rng, n: int, sample_rate: int) -> Samples:
+    """(n,) gains with one to three segments of near-silence of 5 to 40 % of the clip each."""
+    m = max(n * _CONTROL_HZ // sample_rate, 8)
+    gain = np.ones(m)
+    for _ in range(int(rng.integers(1, 4))):
+        width = max(int(m * rng.uniform(0.05, 0.4)), 1)
+        start = int(rng.integers(0, m))
+        gain[start : start + width] = amplitude(-rng.uniform(*DIP_DB))
+    return stretch(gain, n)
+
+
+def _attack_decay(rng: Rng, t: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    attack = min(log_uniform(rng, *_ATTACK_S), 0.5 * t[-1])
+    decay = log_uniform(rng, *_DECAY_S)
+    after = np.maximum(t - attack, 0.0)
+    return np.asarray(np.minimum(t / attack, 1.0) * np.exp(-after / decay))
+
+
+def _swell(rng: Rng, t: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    # x**skew moves the peak away from the middle: rising, falling or even.
+    x = (t / t[-1]) ** log_uniform(rng, 0.4, 2.5)
+    return np.asarray(np.abs(np.sin(np.pi * x)) ** rng.uniform(0.5, 3.0))
+
+
+def _gates(rng: Rng, t: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    period = log_uniform(rng, 0.04, max(t[-1] / 2, 0.05))
+    count = max(int(t[-1] / period), 1)
+    edges = np.sort(rng.uniform(0.0, t[-1], 2 * count))
+    is_open = np.searchsorted(edges, t) % 2 == int(rng.integers(2))
+    closed = amplitude(-rng.uniform(12.0, DIP_DB[1]))
+    return np.where(is_open, 1.0, closed)
+
+
+def _plateau(rng: Rng, t: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.ones_like(t)
+
+
+def _fades(rng: Rng, t: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    # Of at most a third of the event each, so that something remains between them.
+    fade_in, fade_out = (min(log_uniform(rng, 0.002, 0.2), t[-1] / 3) for _ in range(2))
+    return np.asarray(np.minimum(t / fade_in, 1.0) * np.minimum((t[-1] - t) / fade_out, 1.0))
+
+
+# --- Random spectral envelopes as causal filters
+# A spectrum is drawn in dB on a coarse frequency grid and made minimum-phase through its cepstrum
+# (Oppenheim and Schafer, *Discrete-Time Signal Processing*, sec. 13.4), so that resonances ring
+# after a click and never before it, as in nature.
+
+_FILTER_S = 0.064
+"""Seconds: filters are at least this long, so a bin is at most 16 Hz wide."""
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """One random spectral envelope."""
+
+    base_db: npt.NDArray[np.float64]
+    """(F,) dB: slope, smooth envelope and band."""
+    resonances: tuple[tuple[float, float, float], ...]
+    """(frequency in Hz, Q, power gain) of each."""
+
+
+class SpectrumFactory:
+    """Draws spectra for one sample rate and filters with them."""
+
+    def __init__(self, sample_rate: int) -> None:
+        """Prepare the frequency grid for one sample rate in Hz."""
+        self.sample_rate = sample_rate
+        self.taps = fast_length(int(_FILTER_S * sample_rate))
+        self.taps += self.taps % 2
+        self._freqs = np.fft.rfftfreq(self.taps, 1.0 / sample_rate)
+        self._freqs[0] = self._freqs[1] / 2
+        self._octaves = np.log2(self._freqs / 1000.0)
+        # Folds a real cepstrum onto its causal half.
+        self._fold = np.zeros(self.taps)
+        self._fold[0] = self._fold[self.taps // 2] = 1.0
+        self._fold[1 : self.taps // 2] = 2.0
+
+    def draw(self, rng: Rng, *, resonances: tuple[int, int] = RESONANCES) -> Spectrum:
+        """A random spectrum with a number of resonances in the given range."""
+        octaves = self._octaves
+        db = rng.uniform(*SLOPE_DB_PER_OCTAVE) * octaves
+        knots = rng.standard_normal(int(rng.integers(3, 13))) * rng.uniform(0, ENVELOPE_STD_DB)
+        db += np.interp(octaves, np.linspace(octaves[0], octaves[-1], len(knots)), knots)
+        if chance(rng, BAND_SHARE):
+            half = log_uniform(rng, *BAND_OCTAVES) / 2
+            centre = np.log2(log_uniform(rng, F0_LOWEST_HZ, self._freqs[-1]) / 1000.0)
+            outside = np.maximum(np.abs(octaves - centre) - half, 0.0)
+            db -= rng.uniform(*BAND_EDGE_DB_PER_OCTAVE) * outside
+        peaks = tuple(
+            (
+                log_uniform(rng, 2 * F0_LOWEST_HZ, 0.9 * self._freqs[-1]),
+                log_uniform(rng, *RESONANCE_Q),
+                10.0 ** (rng.uniform(*RESONANCE_GAIN_DB) / 10.0),
+            )
+            for _ in range(int(rng.integers(resonances[0], resonances[1] + 1)))
+        )
+        return Spectrum(db, peaks)
+
+    def moved(self, rng: Rng, spectrum: Spectrum) -> Spectrum:
+        """The same spectrum with its resonances elsewhere, as articulation does it."""
+        top = 0.95 * self._freqs[-1]
+        drift = RESONANCE_DRIFT_OCTAVES
+        peaks = tuple(
+            (min(hz * 2.0 ** (drift * rng.standard_normal()), top), q, gain)
+            for hz, q, gain in spectrum.resonances
+        )
+        return replace(spectrum, resonances=peaks)
+
+    def impulse_response(self, spectrum: Spectrum) -> Samples:
+        """(taps,) minimum-phase impulse response whose strongest bin has gain 1."""
+        db = spectrum.base_db.copy()
+        for hz, q, gain in spectrum.resonances:
+            detune = q * (self._freqs / hz - hz / self._freqs)
+            db += 10.0 * np.log10(1.0 + gain / (1.0 + detune * detune))
+        db -= db.max()
+        log_magnitude = np.maximum(db, -DYNAMIC_RANGE_DB) * (np.log(10.0) / 20.0)
+        cepstrum = np.fft.irfft(log_magnitude, self.taps) * self._fold
+        response = np.fft.irfft(np.exp(np.fft.rfft(cepstrum)), self.taps)
+        return response.astype(np.float32)
+
+    def colour(self, rng: Rng, x: Samples, *, resonances: tuple[int, int], anchors: int) -> Samples:
+        """Filter (n,) samples with a spectrum whose resonances move through ``anchors`` places.
+
+        With more than one anchor the filtered versions are cross-faded, each at full weight at its
+        own place in time.
+        """
+        n = len(x)
+        size = fast_length(n + self.taps)
+        source = np.fft.rfft(x, size)
+        spectrum = self.draw(rng, resonances=resonances)
+        places = np.arange(max(anchors, 2), dtype=np.float64)
+        y = np.zeros(n, dtype=np.float32)
+        for k in range(anchors):
+            response = np.fft.rfft(self.impulse_response(spectrum), size)
+            part = np.fft.irfft(source * response, size)[:n]
+            if anchors > 1:
+                part *= stretch((places == k).astype(np.float64), n)
+                spectrum = self.moved(rng, spectrum)
+            y += part.astype(np.float32, copy=False)
+        return y
+
+
+# --- The families of sounds: noise, harmonic tones, chirps, impacts and click trains
+# Each takes the source of chance, a length in samples and the spectrum factory of its sample rate,
+# and returns (n,) float32 samples of any level.
+
+Family: TypeAlias = Callable[[Rng, int, SpectrumFactory], Samples]
+
+
+def shaped_noise(rng: Rng, n: int, spectra: SpectrumFactory) -> Samples:
+    """Gaussian noise with a random spectrum that may move over time."""
+    x = rng.standard_normal(n, dtype=np.float32)
+    return spectra.colour(rng, x, resonances=RESONANCES, anchors=_anchors(rng))
+
+
+def harmonic_tone(rng: Rng, n: int, spectra: SpectrumFactory) -> Samples:
+    """Band-limited pulses with glide, vibrato, jitter and breath, through moving resonances.
+
+    The pulses are the closed form of a sum of H equal cosines (Stilson and Smith 1996, BLIT):
+    sum_{k=1..H} cos(k p) = sin((H + 1/2) p) / (2 sin(p / 2)) - 1/2.
+    """
+    nyquist = spectra.sample_rate / 2
+    f0 = _pitch(rng, n, spectra.sample_rate)
+    harmonics = max(int(0.95 * nyquist / float(f0.max())), 1)
+    if chance(rng, 0.3):
+        harmonics = min(harmonics, int(rng.integers(1, 9)))
+    phase = _phase(rng, f0, spectra.sample_rate)
+    half = np.sin(0.5 * phase)
+    half = np.where(np.abs(half) < 1e-5, np.float32(1e-5), half)
+    pulses = np.sin((harmonics + 0.5) * phase) / half * np.float32(0.5) - np.float32(0.5)
+    # At the pulse itself numerator and denominator vanish together: the limit is H.
+    x = np.clip(pulses, -harmonics, harmonics) / np.float32(np.sqrt(harmonics))
+    if chance(rng, 0.4):
+        x = x + rng.standard_normal(n, dtype=np.float32) * np.float32(log_uniform(rng, 0.01, 1.0))
+    return spectra.colour(rng, x, resonances=(1, RESONANCES[1]), anchors=_anchors(rng))
+
+
+def chirp(rng: Rng, n: int, spectra: SpectrumFactory) -> Samples:
+    """One swept sine, with a weak second harmonic now and then."""
+    top = 0.9 * spectra.sample_rate / 2
+    ends = [np.log2(log_uniform(rng, 2 * F0_LOWEST_HZ, top)) for _ in range(2)]
+    curve = np.linspace(ends[0], ends[1], 32)
+    if chance(rng, 0.5):
+        curve += wander(rng, 32, int(rng.integers(3, 8))) * 0.3 * GLIDE_OCTAVES
+    f = stretch(np.minimum(2.0**curve, top), n)
+    phase = _phase(rng, f, spectra.sample_rate)
+    x = np.sin(phase)
+    if chance(rng, 0.4):
+        x += np.float32(log_uniform(rng, 0.03, 0.5)) * np.sin(2 * phase) * (f < 0.5 * top)
+    return x.astype(np.float32, copy=False)
+
+
+def impact(rng: Rng, n: int, spectra: SpectrumFactory) -> Samples:
+    """A struck object: a burst of noise and decaying modes; higher modes decay faster."""
+    rate = spectra.sample_rate
+    count = int(rng.integers(MODES[0], MODES[1] + 1))
+    low, high = MODE_HZ[0], MODE_HZ[1] * rate
+    base = log_uniform(rng, low, high / 2)
+    hz = np.minimum(base * (1.0 + rng.exponential(2.0, count)), high)
+    hz[0] = base
+    decay = log_uniform(rng, *MODE_DECAY_S) * (base / hz) ** rng.uniform(0.0, 1.5)
+    decay = np.maximum(decay, MODE_DECAY_S[0])
+    level = rng.standard_normal(count) * (base / hz) ** rng.uniform(0.0, 1.0)
+    x = np.zeros(n, dtype=np.float32)
+    for f, tau, a in zip(hz, decay, level, strict=True):
+        # Beyond seven time constants (60 dB) a mode is inaudible.
+        t = np.arange(min(n, int(7 * tau * rate) + 1), dtype=np.float32) / np.float32(rate)
+        angle = np.float32(2 * np.pi * f) * t + np.float32(2 * np.pi * rng.random())
+        x[: len(t)] += np.float32(a) * np.exp(t * np.float32(-1 / tau)) * np.sin(angle)
+    tau = log_uniform(rng, 0.001, 0.03)
+    burst = rng.standard_normal(min(n, int(7 * tau * rate) + 1), dtype=np.float32)
+    burst *= np.exp(np.arange(len(burst), dtype=np.float32) / np.float32(-tau * rate))
+    x[: len(burst)] += np.float32(log_uniform(rng, 0.03, 3.0)) * burst
+    return x
+
+
+def click_train(rng: Rng, n: int, spectra: SpectrumFactory) -> Samples:
+    """Pulses from sparse to buzzing, from clockwork to Poisson, each with one random colour."""
+    rate = spectra.sample_rate
+    period = rate / log_uniform(rng, *CLICK_RATE_HZ)
+    count = int(1.5 * n / period) + 2
+    irregular = rng.random() if chance(rng, 0.6) else 0.0
+    gaps = period * ((1 - irregular) + irregular * rng.exponential(1.0, count))
+    at = np.cumsum(gaps) - gaps[0] * rng.random()
+    # A rare click may miss a short event: there its first one falls on the onset.
+    at = at[at < n].astype(np.int64) if at[0] < n else np.zeros(1, dtype=np.int64)
+    x = np.zeros(n, dtype=np.float32)
+    spread = rng.uniform(0.0, 1.0)
+    np.add.at(x, at, np.exp(spread * rng.standard_normal(len(at))).astype(np.float32))
+    if chance(rng, 0.4):
+        tau = log_uniform(rng, 0.001, 0.05)
+        grain = rng.standard_normal(int(5 * tau * rate) + 2, dtype=np.float32)
+        grain *= np.exp(np.arange(len(grain), dtype=np.float32) / np.float32(-tau * rate))
+        x = convolve(x, grain)
+    return spectra.colour(rng, x, resonances=RESONANCES, anchors=1)
+
+
+FAMILIES: tuple[tuple[Family, float], ...] = (
+    (shaped_noise, 0.25),
+    (harmonic_tone, 0.3),
+    (chirp, 0.1),
+    (impact, 0.15),
+    (click_train, 0.2),
+)
+"""Every family with its share of events; tones have the widest variety, so the largest share."""
+
+
+def rhythm(rng: Rng, n: int, sample_rate: int, sound: Samples) -> Samples:
+    """(n,) samples: one short sound repeated, with jitter in time and level."""
+    period = log_uniform(rng, *RHYTHM_PERIOD_S) * sample_rate
+    jitter = rng.uniform(0.0, 0.3) if chance(rng, 0.6) else 0.0
+    spread_db = rng.uniform(0.0, 6.0)
+    x = np.zeros(n, dtype=np.float32)
+    at = period * rng.random()
+    while at < n:
+        start = int(at)
+        part = sound[: n - start]
+        x[start : start + len(part)] += part * np.float32(
+            10 ** (spread_db * rng.standard_normal() / 20)
+        )
+        at += period * max(1.0 + jitter * rng.standard_normal(), 0.2)
+    return peak_normalised(x)
+
+
+def convolve(x: Samples, response: Samples) -> Samples:
+    """(n,) samples convolved with a causal response and cut to n."""
+    size = fast_length(len(x) + len(response))
+    product = np.fft.rfft(x, size) * np.fft.rfft(response, size)
+    return np.fft.irfft(product, size)[: len(x)].astype(np.float32, copy=False)
+
+
+def _anchors(rng: Rng) -> int:
+    return int((1, 1, 2, 3)[int(rng.integers(4))])
+
+
+def _pitch(rng: Rng, n: int, sample_rate: int) -> Samples:
+    """(n,) fundamental frequency in Hz: steady, gliding or wandering, with vibrato and jitter."""
+    seconds = n / sample_rate
+    m = max(int(seconds * 200), 16)
+    top = F0_HIGHEST_NYQUIST * sample_rate / 2
+    octaves = np.full(m, np.log2(log_uniform(rng, F0_LOWEST_HZ, top)))
+    if chance(rng, 0.6):
+        knots = int(rng.integers(2, 3 + int(2 * seconds) + 1))
+        octaves += wander(rng, m, knots) * rng.random() * GLIDE_OCTAVES
+    if chance(rng, 0.3):
+        t = np.linspace(0.0, seconds, m)
+        rate = rng.uniform(*VIBRATO_HZ)
+        octaves += log_uniform(rng, *VIBRATO_DEPTH_OCTAVES) * np.sin(2 * np.pi * rate * t)
+    if chance(rng, 0.4):
+        octaves += rng.standard_normal(m) * log_uniform(rng, 0.002, 0.05)
+    return stretch(np.clip(2.0**octaves, F0_LOWEST_HZ / 2, 2 * top), n)
+
+
+def _phase(rng: Rng, f: Samples, sample_rate: int) -> npt.NDArray[np.float32]:
+    """(n,) phase in [-pi, pi): wrapped in float64, so that float32 keeps it exact afterwards."""
+    cycles = np.cumsum(f, dtype=np.float64) / sample_rate + rng.random()
+    return ((cycles - np.floor(cycles + 0.5)) * (2 * np.pi)).astype(np.float32)
+
+
+# --- Whole clips of procedural audio: layered events, background, room, gaps and level
+
+_SHARES = np.cumsum([share for _, share in FAMILIES])
+_TONAL_RHYTHM_S = 0.4
+"""Seconds, longest sound that is repeated: longer ones overlap at most periods."""
+
+
+class ProceduralAudio:
+    """Hand-written random sounds: no recording and no teacher is involved.
+
+    Each clip layers one to four events (shaped noise, harmonic tones, chirps, impacts, click
+    trains; sustained, single or repeated) over an optional background, in an optional room, at a
+    random level. The ranges and their reasons are in `frami_edge.inversion.procedural.ranges`.
+
+    Args:
+        sample_rate: Hz, at least 1000.
+        seconds: Length of a clip, at least 0.05 s.
+
+    Raises:
+        AudioError: A rate or length too small to hold a sound.
+    """
+
+    def __init__(self, sample_rate: int, seconds: float) -> None:
+        """Check the arguments and prepare the filters' frequency grid."""
+        if sample_rate < 1000:
+            raise AudioError(
+                f"Procedural audio needs a sample rate of at least 1000 Hz, not {sample_rate}.",
+                fix="Check MelSpec.sample_rate: it is in Hz.",
+            )
+        if not 0.05 <= seconds <= 600:
+            raise AudioError(
+                f"Procedural audio makes clips of 0.05 to 600 s, not {seconds:g} s.",
+                fix="Ask for another number of frames.",
+            )
+        self.sample_rate = sample_rate
+        self.samples = round(sample_rate * seconds)
+        self._spectra = SpectrumFactory(sample_rate)
+
+    def clips(self, n: int, seed: int, *, start: int = 0) -> npt.NDArray[np.float32]:
+        """Clips ``start`` to ``start + n - 1`` of the endless series that a seed names.
+
+        Returns:
+            (n, samples) float32 in [-1, 1]. Clip i depends on the seed and on i only.
+
+        Raises:
+            AudioError: ``n``, ``seed`` or ``start`` is negative.
+        """
+        if min(n, seed, start) < 0:
+            raise AudioError(
+                f"Procedural audio: n {n}, seed {seed}, start {start}: none may be < 0."
+            )
+        out = np.empty((n, self.samples), dtype=np.float32)
+        for i in range(n):
+            out[i] = self._clip(np.random.default_rng([seed, start + i]))
+        return out
+
+    def _clip(self, rng: Rng) -> Samples:
+        n, rate = self.samples, self.sample_rate
+        mix = np.zeros(n, dtype=np.float32)
+        for _ in range(int(rng.integers(EVENTS[0], EVENTS[1] + 1))):
+            self._add_event(rng, mix)
+        if chance(rng, ROOM_SHARE):
+            mix = self._in_room(rng, mix)
+        if chance(rng, DIP_SHARE):
+            mix *= dips(rng, n, rate)
+        if chance(rng, BACKGROUND_SHARE):
+            mix += self._background(rng, mix)
+        mix = peak_normalised(mix) * np.float32(amplitude(rng.uniform(*PEAK_DBFS)))
+        if chance(rng, SENSOR_SHARE):
+            level = np.float32(amplitude(rng.uniform(*SENSOR_DBFS)))
+            mix += level * rng.standard_normal(n, dtype=np.float32)
+        if chance(rng, DIGITAL_SILENCE_SHARE):
+            cut = int(n * rng.uniform(0.05, 0.4))
+            mix[slice(cut) if chance(rng, 0.5) else slice(n - cut, n)] = 0.0
+        return np.clip(mix, -1.0, 1.0)
+
+    def _add_event(self, rng: Rng, mix: Samples) -> None:
+        n, rate = len(mix), self.sample_rate
+        which = min(int(np.searchsorted(_SHARES, rng.random())), len(_SHARES) - 1)
+        family = FAMILIES[which][0]
+        level = np.float32(amplitude(rng.uniform(*EVENT_LEVEL_DB)))
+        if chance(rng, SUSTAINED_SHARE) and family is not impact:
+            mix += level * self._sound(rng, family, n, sustained=True)
+            return
+        shortest = min(SHORTEST_EVENT_S, n / rate)
+        if chance(rng, RHYTHM_SHARE):
+            length = log_uniform(rng, shortest, min(_TONAL_RHYTHM_S, n / rate))
+            sound = self._sound(rng, family, int(length * rate), sustained=False)
+            mix += level * rhythm(rng, n, rate, sound)
+            return
+        length = int(log_uniform(rng, shortest, n / rate) * rate)
+        at = int(rng.integers(0, n - length + 1))
+        mix[at : at + length] += level * self._sound(rng, family, length, sustained=False)
+
+    def _sound(self, rng: Rng, family: Family, n: int, *, sustained: bool) -> Samples:
+        n = max(n, 16)
+        x = peak_normalised(family(rng, n, self._spectra))
+        # A struck object has its own decay; another envelope would hide its attack.
+        if family is not impact:
+            x = x * envelope(rng, n, self.sample_rate, sustained=sustained)
+        return peak_normalised(x)
+
+    def _background(self, rng: Rng, mix: Samples) -> Samples:
+        noise = shaped_noise(rng, len(mix), self._spectra)
+        noise *= envelope(rng, len(mix), self.sample_rate, sustained=True)
+        energy, own = float(np.mean(mix * mix)), float(np.mean(noise * noise))
+        ratio = np.sqrt((energy + 1e-12) / (own + 1e-20))
+        return noise * np.float32(ratio * amplitude(-rng.uniform(*BACKGROUND_SNR_DB)))
+
+    def _in_room(self, rng: Rng, mix: Samples) -> Samples:
+        """Add exponentially decaying diffuse reverberation (Polack's model of a late tail)."""
+        rt60 = log_uniform(rng, *ROOM_RT60_S)
+        length = min(int(rt60 * self.sample_rate), len(mix))
+        tail = rng.standard_normal(length, dtype=np.float32)
+        tail *= np.exp(
+            np.arange(length, dtype=np.float32) / np.float32(-rt60 * self.sample_rate / 6.91)
+        )
+        level = amplitude(-rng.uniform(*ROOM_DIRECT_DB))
+        tail *= np.float32(level) / (np.sqrt(np.sum(tail * tail)) + np.float32(1e-6))
+        return mix + convolve(mix, tail)
+
+
+# --- Procedural audio as normalised log-mels. Shape legend: M mel bands, T frames
+
+_CLIP_OVER_CROP = 1.25
+"""Clips are longer than crops, so that onsets and ends also fall outside of what is kept."""
+
+_SHORTEST_CLIP_S = 0.5
+"""Seconds: even a short crop comes from a clip with room for several events."""
+
+_CHUNK_SAMPLES = 4_000_000
+"""Samples of audio held at once: 16 MB."""
+
+
+def procedural_mels(
+    spec: MelSpec,
+    n: int,
+    frames: int,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+    start: int = 0,
+) -> torch.Tensor:
+    """Random crops of procedural audio through the real front end.
+
+    Args:
+        spec: The teacher's front end.
+        n: Number of mels.
+        frames: Frames (T) of each.
+        seed: Mel i depends on the spec, on ``frames``, on the seed and on i only.
+        progress: Called with (done, n) now and then.
+        start: i of the first mel.
+
+    Returns:
+        (n, 1, M, T) float32 on the CPU, normalised, between ``spec.floor`` and ``spec.ceiling``.
+
+    Raises:
+        ConfigError: ``n``, ``frames`` or ``seed`` is out of range.
+    """
+    if n < 0 or frames < 1 or seed < 0:
+        raise ConfigError(
+            f"Procedural mels: n {n}, frames {frames}, seed {seed} is out of range.",
+            fix="n and seed must not be negative, frames must be at least 1.",
+        )
+    # A centred front end reflects its edges; those frames are made and dropped.
+    edge = math.ceil(spec.n_fft / 2 / spec.hop_length) if spec.center else 0
+    needed = _samples_for(spec, frames + 2 * edge)
+    seconds = max(_CLIP_OVER_CROP * needed / spec.sample_rate, _SHORTEST_CLIP_S)
+    audio = ProceduralAudio(spec.sample_rate, seconds)
+    front_end = LogMel(spec)
+    floor_M1 = torch.from_numpy(spec.floor)[:, None]
+    ceiling_M1 = torch.from_numpy(spec.ceiling)[:, None]
+    out = torch.empty(n, 1, spec.n_mels, frames)
+    chunk = max(1, _CHUNK_SAMPLES // audio.samples)
+    for first in range(0, n, chunk):
+        count = min(chunk, n - first)
+        at = start + first
+        clips = audio.clips(count, seed, start=at)
+        crops = np.stack([_crop(clip, needed, seed, at + i) for i, clip in enumerate(clips)])
+        with torch.inference_mode():
+            mels = front_end(torch.from_numpy(crops))[..., edge : edge + frames]
+        out[first : first + count, 0] = mels.clamp(floor_M1, ceiling_M1)
+        if progress is not None:
+            progress(first + count, n)
+    return out
+
+
+def _samples_for(spec: MelSpec, frames: int) -> int:
+    """The fewest samples that give so many frames."""
+    if spec.center:
+        return max((frames - 1) * spec.hop_length, spec.n_fft // 2 + 1)
+    return (frames - 1) * spec.hop_length + spec.n_fft
+
+
+def _crop(
+    clip: npt.NDArray[np.float32], length: int, seed: int, index: int
+) -> npt.NDArray[np.float32]:
+    # A stream of its own: the clip's own draws must not move with the crop.
+    rng = np.random.default_rng([seed, index, 1])
+    at = int(rng.integers(0, len(clip) - length + 1))
+    return clip[at : at + length]
+
+
+# --- Procedural audio: random sounds written by hand, through the teacher's real front end
+# It is a prior on what sound is like, and must be named so wherever results on it are reported.
+
+__all__ = ["ProceduralAudio", "procedural_mels"]
+
+
+# --- Procedural audio and the two noises: clips that no teacher had a hand in
+
+
+def shared_procedural(context: Context, n: int, name: str) -> Tensor:
+    """(n, 1, M, T) procedural clips, each made by one process of the run and given to all."""
+    spec, frames, seed = context.spec, context.config.frames, named_seed(context.seed, name)
+    if n < world().size:
+        return procedural_mels(spec, n, frames, seed)
+    rows = Rows(n)
+    own = procedural_mels(spec, rows.size, frames, seed, start=rows.start)
+    # Through the device, which the group of processes speaks on.
+    device = context.choice.device
+    return rows.gather(own.to(device)).cpu() if world().size > 1 else own
+
+
+class Procedural:
+    """Procedural audio through the real front end: no recording and no teacher involved."""
+
+    name = "procedural"
+    block = 250
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.clips = context.config.procedural_clips
+        self.steps = -(-self.clips // self.block)
+
+    def step(self, index: int) -> Batch:
+        """The next block of clips."""
+        n = min(self.block, self.clips - index * self.block)
+        mels = self.make(n, index)
+        return Batch(mels, torch.full((n,), NO_LABEL), True, {})
+
+    def make(self, n: int, index: int) -> Tensor:
+        """(n, 1, M, T) clips that depend on the seed and on the index only."""
+        c = self.context
+        return shared_procedural(c, n, f"{self.name}/{index}")
+
+    def state(self) -> dict[str, Any]:
+        """Nothing: the clips depend on seed and step alone."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Nothing to do."""
+
+
+class SmoothNoise(Procedural):
+    """Control: multi-scale smooth noise in the mel plane."""
+
+    name = "smooth_noise"
+
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self.clips = context.config.control_clips
+        self.steps = -(-self.clips // self.block)
+
+    def make(self, n: int, index: int) -> Tensor:
+        """(n, 1, M, T) clips."""
+        c = self.context
+        return smooth_noise_mels(
+            c.spec, n, c.config.frames, named_seed(c.seed, f"{self.name}/{index}")
+        )
+
+
+class WhiteNoise(SmoothNoise):
+    """Control: white Gaussian noise with the mean and standard deviation of the teacher's input."""
+
+    name = "white_noise"
+
+    def make(self, n: int, index: int) -> Tensor:
+        """(n, 1, M, T) clips."""
+        c = self.context
+        return white_noise_mels(
+            c.spec, n, c.config.frames, named_seed(c.seed, f"{self.name}/{index}")
+        )

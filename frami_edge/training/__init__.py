@@ -1,1 +1,0 @@
-"""Training of a teacher on real audio."""

@@ -1,1 +1,0 @@
-"""What can run a model: one protocol, several backends behind it."""
