@@ -25,9 +25,7 @@ REQUIRES = {
 }
 COMMANDS = {
     "frami_edge": "[console_scripts]\nframi-edge = frami_edge.cli:main",
-    "frami_edge_runtime": (
-        "[console_scripts]\nframi-edge-listen = frami_edge_runtime.listen:main"
-    ),
+    "frami_edge_runtime": ("[console_scripts]\nframi-edge-listen = frami_edge_runtime.listen:main"),
 }
 KINDS = {".py", ".typed", ".yaml", ".md", ".safetensors"}
 HOSTS = {  # all that a wheel may name: licences, data sets and an example
