@@ -385,7 +385,7 @@ def _mels(
     output: Output,
 ) -> CalibrationMels:
     from frami_edge.checkpoint import load_checkpoint
-    from frami_edge.device import choose_device
+    from frami_edge.device import choose_compute
     from frami_edge.exporting import bank_mels, made_mels, teacher_mels
     from frami_edge.inversion import step_bars
 
@@ -394,7 +394,7 @@ def _mels(
     elif teacher:
         known = load_checkpoint(teacher, "teacher")
         with step_bars(output) as show:
-            mels = teacher_mels(loaded, known, samples, seed, choose_device(), show)
+            mels = teacher_mels(loaded, known, samples, seed, choose_compute(), show)
     else:
         mels = made_mels(loaded, samples, seed)
     output.note(f"Calibration: {mels.reason}.")
