@@ -21,7 +21,7 @@ from frami_edge.cli._output import Output
 from frami_edge.config import BASELINES, JourneyConfig, TrainConfig
 from frami_edge.data.sets import Clip, SoundSet, check_disjoint, load_set
 from frami_edge.data.store import Features, length_buckets
-from frami_edge.device import Choice, generator
+from frami_edge.device import Compute, generator
 from frami_edge.distillation import ClipFeed, Distiller, Feed, TensorFeed, new_student
 from frami_edge.errors import CheckpointError, ConfigError
 from frami_edge.evaluation import Candidate, Score, predict, score
@@ -92,7 +92,7 @@ def control_student(
     name: str,
     teacher: Teacher,
     config: JourneyConfig,
-    choice: Choice,
+    compute: Compute,
     *,
     bank: Bank | None = None,
     real: Features | None = None,
@@ -105,7 +105,7 @@ def control_student(
         name: One of `CONTROLS`.
         teacher: Teacher and on its device.
         config: Of the run that is controlled.
-        choice: Device and precision.
+        compute: Device and precision.
         bank: For `FROM_BANK`.
         real: For `REAL` (labels unused) and `SUPERVISED`.
         on_step: Called with the number of steps done and the losses.
@@ -117,7 +117,7 @@ def control_student(
     mels = real.mels if real else ()
     if name != SUPERVISED:
         feed = control_feed(name, teacher.spec, config, bank=bank, real=mels)
-        return distilled_on(feed, teacher, config, choice, on_step, trail)
+        return distilled_on(feed, teacher, config, compute, on_step, trail)
     if real is None:
         raise ConfigError(f"The control {name} needs real clips.", fix="Give --data-root.")
     d = config.distill
@@ -135,7 +135,7 @@ def control_student(
         student,
         real,
         recipe,
-        choice=choice,
+        compute=compute,
         seed=config.seed,
         on_step=lambda i, _, m: on_step(i, m),
         trail=trail,
@@ -147,13 +147,13 @@ def distilled_on(
     feed: Feed,
     teacher: Teacher,
     config: JourneyConfig,
-    choice: Choice,
+    compute: Compute,
     on_step: Callable[[int, dict[str, float]], None] = lambda *_: None,
     trail: Trail | None = None,
 ) -> StudentNet:
     """A student distilled on a feed with the run's own recipe, ready to ship."""
     student = new_student(config.student, teacher, config.distill, config.seed)
-    distiller = Distiller(teacher.model, student, config.distill, choice, config.seed, feed)
+    distiller = Distiller(teacher.model, student, config.distill, compute, config.seed, feed)
     if trail is None:
         distiller.run(on_step)
     else:
@@ -264,7 +264,7 @@ class ControlTable:
         wanted: Rows.
         config: Recipe of the student that is controlled.
         teacher: Its teacher.
-        choice: Device and precision.
+        compute: Device and precision.
         bank: For the rows that use one source of it.
         real: Clips of the rows on real audio, by row.
     """
@@ -272,7 +272,7 @@ class ControlTable:
     wanted: Wanted
     config: JourneyConfig
     teacher: Teacher
-    choice: Choice
+    compute: Compute
     bank: Bank | None = None
     real: dict[str, Features] = field(default_factory=dict)
 
@@ -282,7 +282,7 @@ class ControlTable:
         wanted: Wanted,
         config: JourneyConfig,
         teacher: Teacher,
-        choice: Choice,
+        compute: Compute,
         data: SoundSet,
         fold: str,
         out: Output,
@@ -296,7 +296,7 @@ class ControlTable:
             wanted: Rows.
             config: Recipe of the student.
             teacher: Its teacher; moved to the device.
-            choice: Device and precision.
+            compute: Device and precision.
             data: What the table is scored on.
             fold: The held-out fold: no row hears it.
             out: For progress and warnings.
@@ -308,7 +308,7 @@ class ControlTable:
             BankError: The bank is of another teacher, or lacks a source.
             DataError: Real clips are not there, or hold clips that the table is scored on.
         """
-        table = cls(wanted, config, ready(teacher, choice), choice)
+        table = cls(wanted, config, ready(teacher, compute), compute)
         for name in wanted.names:
             if name in FROM_BANK:
                 table.bank = table.bank or _bank(bank, name, teacher)
@@ -362,7 +362,7 @@ class ControlTable:
                     name,
                     self.teacher,
                     self.config,
-                    self.choice,
+                    self.compute,
                     bank=self.bank,
                     real=self.real.get(name),
                     on_step=on_step,

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from frami_edge.cli._output import Output
-from frami_edge.device import Choice, set_seed
+from frami_edge.device import Compute, set_seed
 from frami_edge.distributed import world
 from frami_edge.errors import ConfigError, GateFailed, RunError
 from frami_edge.io import sha256_file, sha256_tensors
@@ -133,13 +133,13 @@ def refuse_changes(**given: object) -> None:
         )
 
 
-def compute_facts(choice: Choice, *, deterministic: bool) -> dict[str, Any]:
+def compute_facts(compute: Compute, *, deterministic: bool) -> dict[str, Any]:
     """What decides the last bits of a result, for the manifest."""
-    gpu = choice.device.type == "cuda"
+    gpu = compute.device.type == "cuda"
     return {
-        "device": str(choice.device),
-        "gpu": torch.cuda.get_device_name(choice.device) if gpu else None,
-        "precision": str(choice.dtype).removeprefix("torch."),
+        "device": str(compute.device),
+        "gpu": torch.cuda.get_device_name(compute.device) if gpu else None,
+        "precision": str(compute.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "processes": world().size,
@@ -147,9 +147,9 @@ def compute_facts(choice: Choice, *, deterministic: bool) -> dict[str, Any]:
     }
 
 
-def record_compute(run: RunFolder, choice: Choice, deterministic: bool, out: Output) -> None:
+def record_compute(run: RunFolder, compute: Compute, deterministic: bool, out: Output) -> None:
     """Write `compute_facts` into the manifest; a run that goes on with others is told."""
-    facts = compute_facts(choice, deterministic=deterministic)
+    facts = compute_facts(compute, deterministic=deterministic)
     before = run.manifest.get("compute")
     if run.resumed and before and before != facts:
         changed = ", ".join(_leaves(before, facts, "compute"))
@@ -157,9 +157,9 @@ def record_compute(run: RunFolder, choice: Choice, deterministic: bool, out: Out
     run.record(compute=facts)
 
 
-def use_deterministic_kernels(choice: Choice, seed: int) -> None:
+def use_deterministic_kernels(compute: Compute, seed: int) -> None:
     """On a GPU, take kernels that give the same bits on every run; CPU kernels all do."""
-    if choice.device.type == "cuda":
+    if compute.device.type == "cuda":
         set_seed(seed, deterministic=True)
         torch.backends.cuda.matmul.allow_tf32 = False
 

@@ -25,7 +25,7 @@ from frami_edge.runs import RunFolder
 if TYPE_CHECKING:
     from frami_edge.checkpoint import Teacher
     from frami_edge.config import JourneyConfig
-    from frami_edge.device import Choice
+    from frami_edge.device import Compute
     from frami_edge.repeating import Original
     from frami_edge.teachers.opening import TeacherDescription
 
@@ -82,12 +82,12 @@ def journey_config(
     return load_config(JourneyConfig, name, changes)
 
 
-def journey_device(requested: str, precision: Literal["auto", "bf16", "fp32"]) -> Choice:
+def journey_device(requested: str, precision: Literal["auto", "bf16", "fp32"]) -> Compute:
     """Device and precision of inversion and distillation, of this process."""
-    from frami_edge.device import choose_device
+    from frami_edge.device import choose_compute
     from frami_edge.distributed import rank_device
 
-    return choose_device(rank_device(requested), precision)
+    return choose_compute(rank_device(requested), precision)
 
 
 def resume_command() -> str:

@@ -114,13 +114,13 @@ def distill(
         original.use_threads()
         bank = repeated_bank(original, bank)
     settings = journey_config(needed(config, "CONFIG"), overrides, sources, seed)
-    choice = journey_device(device, precision)
+    compute = journey_device(device, precision)
     if deterministic:
-        use_deterministic_kernels(choice, settings.seed)
+        use_deterministic_kernels(compute, settings.seed)
     code = (weights, mel, labels, teacher_args, frames, pooled, layout)
     source_of = repeated_teacher(original, teacher, *code) if original else None
     named_teacher = source_of or teacher_source(needed(teacher, "--teacher"), *code)
-    loaded = inversion.ready(open_teacher(named_teacher), choice)
+    loaded = inversion.ready(open_teacher(named_teacher), compute)
     say_doubts(loaded, output)
     given = Bank.open(bank) if bank else None
     if given:
@@ -134,8 +134,8 @@ def distill(
         # Refuses a bank that lacks a source, before a run begins.
         BankFeed(given, settings.bank.shares)
     else:
-        context = inversion.context_of(loaded, settings.bank, choice, settings.seed)
-    output.note(f"Device: {choice.reason}")
+        context = inversion.context_of(loaded, settings.bank, compute, settings.seed)
+    output.note(f"Device: {compute.reason}")
     with shared_run(
         out,
         command="distill",
@@ -144,10 +144,10 @@ def distill(
         inputs={"teacher": teacher_file(named_teacher)}
         | ({"bank": bank / "bank.json"} if bank else {}),
         seeds={"seed": settings.seed},
-        device=choice.reason,
+        device=compute.reason,
     ) as run:
         run.resume_hint = resume_command()
-        record_compute(run, choice, deterministic, output)
+        record_compute(run, compute, deterministic, output)
         named = describe_in(run, named_teacher) if world().main else ""
         if given:
             source, pictures = given, {}
@@ -158,11 +158,11 @@ def distill(
             pictures = inversion.report(run, source, output) if world().main else {}
         feed = BankFeed(source, settings.bank.shares)
         student = distillation.distill(
-            run, loaded, settings.student, settings.distill, feed, choice, settings.seed, output
+            run, loaded, settings.student, settings.distill, feed, compute, settings.seed, output
         )
         if not world().main:
             return
-        agreement = distillation.held_out_agreement(loaded, student, settings, choice)
+        agreement = distillation.held_out_agreement(loaded, student, settings, compute)
         cost = macs_per_second(student, loaded.spec)
         metrics = {"synthetic_agreement": agreement, "steps": settings.distill.steps}
         card, sha256 = distillation.save_student(run, student, loaded, settings, metrics)

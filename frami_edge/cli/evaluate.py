@@ -211,10 +211,10 @@ def _control_table(
     config = student_recipe(judged, reference)
     assert reference is not None
     assert isinstance(reference.model, Teacher)
-    choice = journey_device(device, precision)
-    out.note(f"Device: {choice.reason}")
+    compute = journey_device(device, precision)
+    out.note(f"Device: {compute.reason}")
     return ControlTable.prepare(
-        wanted, config, reference.model, choice, data, fold, out, bank=bank, root=root
+        wanted, config, reference.model, compute, data, fold, out, bank=bank, root=root
     )
 
 
@@ -245,7 +245,7 @@ def _begin(
     config: dict[str, Any] = {"data": data.name, "fold": fold}
     if table:
         config |= {"controls": list(table.wanted.names), "unrelated": table.wanted.unrelated}
-    device = table.choice.reason if table else ""
+    device = table.compute.reason if table else ""
     return RunFolder.create(
         out, command="evaluate", config=config, inputs=inputs, resume=resume, device=device
     )

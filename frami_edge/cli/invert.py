@@ -110,16 +110,16 @@ def invert(
         device, precision = original.device(device), original.precision(precision)
         original.use_threads()
     settings = journey_config(needed(config, "CONFIG"), overrides, sources, seed)
-    choice = journey_device(device, precision)
+    compute = journey_device(device, precision)
     if deterministic:
-        use_deterministic_kernels(choice, settings.seed)
+        use_deterministic_kernels(compute, settings.seed)
     code = (weights, mel, labels, teacher_args, frames, pooled, layout)
     source_of = repeated_teacher(original, teacher, *code) if original else None
     named_teacher = source_of or teacher_source(needed(teacher, "--teacher"), *code)
-    loaded = inversion.ready(open_teacher(named_teacher), choice)
+    loaded = inversion.ready(open_teacher(named_teacher), compute)
     say_doubts(loaded, output)
-    context = inversion.context_of(loaded, settings.bank, choice, settings.seed)
-    output.note(f"Device: {choice.reason}")
+    context = inversion.context_of(loaded, settings.bank, compute, settings.seed)
+    output.note(f"Device: {compute.reason}")
     with shared_run(
         out,
         command="invert",
@@ -127,10 +127,10 @@ def invert(
         resume=resume,
         inputs={"teacher": teacher_file(named_teacher)},
         seeds={"seed": settings.seed},
-        device=choice.reason,
+        device=compute.reason,
     ) as run:
         run.resume_hint = resume_command()
-        record_compute(run, choice, deterministic, output)
+        record_compute(run, compute, deterministic, output)
         named = describe_in(run, named_teacher) if world().main else ""
         bank = inversion.invert(
             run, run.path("bank"), context, loaded.card.labels, loaded.sha256, output

@@ -56,7 +56,7 @@ def train_teacher(
     """Train a teacher on real audio, one fold held out, and score it on that fold once."""
     from frami_edge import training
     from frami_edge.config import TeacherConfig, load_config, presets
-    from frami_edge.device import choose_device
+    from frami_edge.device import choose_compute
     from frami_edge.evaluation import class_rows
     from frami_edge.repeating import (
         Original,
@@ -78,24 +78,24 @@ def train_teacher(
         original.use_threads()
     config = needed(config, "CONFIG")
     settings = load_config(TeacherConfig, config, overrides or ())
-    choice = choose_device(device, precision)
+    compute = choose_compute(device, precision)
     if deterministic:
-        use_deterministic_kernels(choice, settings.seed)
+        use_deterministic_kernels(compute, settings.seed)
     choose_clips(settings, data_root)  # a missing set must leave no run behind
     name = f"{origin.resolve().name}-again" if origin else Path(config).stem
     folder = out or Path("runs") / name
-    output.note(f"Device: {choice.reason}")
+    output.note(f"Device: {compute.reason}")
     with RunFolder.create(
         folder,
         command="train-teacher",
         config=settings,
         resume=resume,
         seeds={"seed": settings.seed},
-        device=choice.reason,
+        device=compute.reason,
     ) as run:
-        record_compute(run, choice, deterministic, output)
+        record_compute(run, compute, deterministic, output)
         run.resume_hint = resume_command()
-        trained = training.train_teacher(run, settings, data_root, choice, output)
+        trained = training.train_teacher(run, settings, data_root, compute, output)
         verdict = compare(original, run, training.TEACHER) if original else None
     card, result = trained.card, trained.score
     heard = card.trained_on
