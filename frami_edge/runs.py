@@ -649,6 +649,7 @@ class RunFolder:
         overwrite: bool = False,
         resume: bool = False,
         inputs: Mapping[str, str | os.PathLike[str]] | None = None,
+        hashes: Mapping[str, str] | None = None,
         seeds: Mapping[str, int] | None = None,
         device: str = "",
         way_on: str = "continue it with --resume",
@@ -663,6 +664,7 @@ class RunFolder:
             resume: Continue the run that lies there, keeping its metrics and facts; its inputs
                 must be what they were.
             inputs: Files by role; the manifest keeps the path as given, and the SHA-256.
+            hashes: SHA-256 of inputs that are no files, such as a network in memory, by role.
             seeds: By name, for the manifest.
             device: Device, precision and their reason, for the manifest.
             way_on: What the command offers where a run lies in the way; empty for nothing.
@@ -674,7 +676,8 @@ class RunFolder:
         check_folder(folder, resume=resume)
         written = plain(config)
         # Hashing first: a wrong input path must leave no folder behind.
-        hashes = {name: _input(file) for name, file in (inputs or {}).items()}
+        read: dict[str, Any] = {name: _input(file) for name, file in (inputs or {}).items()}
+        read |= {name: {"sha256": value} for name, value in (hashes or {}).items()}
         folder.mkdir(parents=True, exist_ok=True)
         lock = FolderLock(folder)
         try:
@@ -683,9 +686,9 @@ class RunFolder:
             )
             manifest = _new_manifest(command)
             if old is not None:
-                check_inputs(folder, old.get("inputs") or {}, hashes)
+                check_inputs(folder, old.get("inputs") or {}, read)
                 manifest = {**old, "resumes": old.get("resumes", 0) + 1}
-            manifest |= {"status": "running", "error": None, "inputs": hashes}
+            manifest |= {"status": "running", "error": None, "inputs": read}
             manifest |= {"seeds": dict(seeds or {}), "device": device}
             # The manifest first: from then on the folder is known to be a run.
             atomic_write_json(folder / MANIFEST, manifest)

@@ -1,0 +1,402 @@
+"""The Python interface: from a teacher to a bank, a student, exported files and scores.
+
+The command line, the quickstart and the experiments call these functions and nothing below them.
+Every function takes `progress=`, a callback that receives `frami_edge.progress.Progress`. Notes and
+warnings go to the logger `frami_edge`. With `out=None` files are written to a temporary folder that
+is deleted together with the result.
+"""
+
+import logging
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from frami_edge import distillation, inversion, training
+from frami_edge.bank import Bank, BankFeed, check_bank
+from frami_edge.checkpoint import Student, Teacher, load_checkpoint, parameters
+from frami_edge.config import (
+    BankConfig,
+    DistillConfig,
+    JourneyConfig,
+    TeacherConfig,
+    load_config,
+)
+from frami_edge.device import Compute, Precision, choose_compute
+from frami_edge.distillation import Feed
+from frami_edge.errors import BankError, ConfigError
+from frami_edge.io import sha256_file
+from frami_edge.models import macs_per_second
+from frami_edge.progress import ProgressCallback
+from frami_edge.repeating import record_compute, use_deterministic_kernels
+from frami_edge.runs import RunFolder
+from frami_edge.teachers import load_teacher
+from frami_edge.teachers.foreign import ForeignTeacher
+from frami_edge.teachers.opening import TeacherDescription, write_description
+
+log = logging.getLogger("frami_edge")
+
+PathLike = str | os.PathLike[str]
+
+__all__ = ["distill", "evaluate", "export", "invert", "load_teacher", "train_teacher"]
+
+
+def invert(
+    teacher: Teacher | PathLike,
+    *,
+    config: JourneyConfig | PathLike | None = None,
+    seed: int | None = None,
+    sources: Mapping[str, float] | Sequence[str] | None = None,
+    steps: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    out: PathLike | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    precision: Precision = "auto",
+    deterministic: bool = False,
+    progress: ProgressCallback | None = None,
+) -> Bank:
+    """Make a bank of synthetic log-mels from a teacher. No audio is used.
+
+    Args:
+        teacher: A teacher, or what `load_teacher` opens.
+        config: A config, a YAML file, or the name of a preset; None for the defaults.
+        seed: Seeds everything random. Replaces the config's.
+        sources: Weight of each source in the mix, such as `{"inversion": 2, "procedural": 1}`, or
+            their names for equal weights. Replaces `bank.sources`.
+        steps: Steps of the inversion and of the translator. Replaces both in the config.
+        overrides: Further config values by dotted key, such as `{"bank.frames": 64}`.
+        out: Run folder; the bank is in `out/bank`.
+        resume: Continue the run in `out`; the result is the same as without the interruption.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        precision: `auto`, `bf16` or `fp32`; `auto` takes bf16 where the hardware supports it.
+        deterministic: On a GPU, use kernels that give the same bits on every run.
+        progress: Called after each step.
+
+    Returns:
+        The bank; `bank.index.health` has its health figures.
+
+    Raises:
+        ConfigError: The config has mistakes.
+        TeacherError: The teacher cannot be inverted with this config.
+        RunError: `out` holds another run, or `resume` finds none.
+    """
+    settings = journey_config(config, seed=seed, sources=sources, steps=steps, overrides=overrides)
+    compute = _compute(device, precision, deterministic, settings.seed)
+    loaded = _ready(teacher, compute)
+    context = inversion.context_of(loaded, settings.bank, compute, settings.seed)
+    folder = _folder(out)
+    with _run(folder, "invert", settings, loaded, compute, deterministic, resume=resume) as run:
+        bank = _invert(run, loaded, context, progress)
+        run.record(plots=inversion.draw(run, bank))
+    return _lives_with(bank, folder, out)
+
+
+def distill(
+    teacher: Teacher | PathLike,
+    bank: Bank | Feed | PathLike | None = None,
+    *,
+    config: JourneyConfig | PathLike | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    sources: Mapping[str, float] | Sequence[str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    out: PathLike | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    device: str = "auto",
+    precision: Precision = "auto",
+    deterministic: bool = False,
+    progress: ProgressCallback | None = None,
+) -> Student:
+    """Distil a teacher into a compact student on synthetic clips. The last step is the result.
+
+    Args:
+        teacher: A teacher, or what `load_teacher` opens.
+        bank: A bank of this teacher or its folder; or any sampler of clips with
+            `batch(n, generator)` that returns (n, 1, M, T) normalised log-mels. None to make a bank
+            in `out/bank` first.
+        config: A config, a YAML file, or the name of a preset; None for the config of the bank, and
+            defaults for the rest.
+        steps: Distillation steps. Replaces `distill.steps`.
+        seed: Seeds everything random. Replaces the config's.
+        sources: Weights of the bank's sources, as in `invert`.
+        overrides: Further config values by dotted key, such as `{"distill.gain": 0}`.
+        out: Run folder, with the student, its model card, metrics and pictures.
+        resume: Continue the run in `out`; the result is the same as without the interruption.
+        overwrite: Delete an earlier run in `out`.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        precision: `auto`, `bf16` or `fp32`; `auto` takes bf16 where the hardware supports it.
+        deterministic: On a GPU, use kernels that give the same bits on every run.
+        progress: Called after each step.
+
+    Returns:
+        The student; `student.save(path)` writes it as one file.
+
+    Raises:
+        BankError: The bank belongs to another teacher, or lacks a source.
+        ConfigError: The config has mistakes, or does not fit the bank.
+        RunError: `out` holds another run, `resume` finds none, or the distillation diverged.
+        TeacherError: The teacher cannot be inverted with this config.
+    """
+    given = Bank.open(Path(bank)) if isinstance(bank, str | os.PathLike) else bank
+    settings = journey_config(
+        config,
+        bank=given if isinstance(given, Bank) else None,
+        seed=seed,
+        sources=sources,
+        overrides={"distill.steps": steps, **(overrides or {})},
+    )
+    compute = _compute(device, precision, deterministic, settings.seed)
+    loaded = _ready(teacher, compute)
+    sampler = None if given is None else _sampler(given, loaded, settings)
+    if sampler is None:
+        context = inversion.context_of(loaded, settings.bank, compute, settings.seed)
+    folder = _folder(out)
+    hashes = {"bank": sha256_file(given.folder / "bank.json")} if isinstance(given, Bank) else {}
+    with _run(
+        folder, "distill", settings, loaded, compute, deterministic,
+        resume=resume, overwrite=overwrite, hashes=hashes,
+    ) as run:  # fmt: skip
+        pictures = {}
+        if sampler is None:
+            given = _invert(run, loaded, context, progress)
+            sampler = BankFeed(given, settings.bank.shares)
+            pictures = inversion.draw(run, given)
+        model = distillation.distill(
+            run, loaded, settings.student, settings.distill, sampler, compute, settings.seed,
+            _Voice(progress),
+        )  # fmt: skip
+        agreement = distillation.held_out_agreement(loaded, model, settings, compute)
+        metrics = {"synthetic_agreement": agreement, "steps": settings.distill.steps}
+        card, sha256 = distillation.save_student(run, model, loaded, settings, metrics)
+        pictures |= distillation.draw(run)
+        if isinstance(given, Bank):
+            distillation.write_readme(run, card, model, given, pictures)
+        facts = {"parameters": parameters(model), "macs_per_second": macs_per_second(model, loaded.mel)}
+        run.record(student={"sha256": sha256, **facts, **metrics}, plots=pictures)
+    student = Student(model.eval(), card, loaded.mel, sha256)
+    return _lives_with(student, folder, out)
+
+
+def train_teacher(
+    config: TeacherConfig | PathLike,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    data_root: PathLike | None = None,
+    out: PathLike | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    precision: Precision = "auto",
+    deterministic: bool = False,
+    progress: ProgressCallback | None = None,
+) -> Teacher:
+    """Train a teacher on real audio with one fold held out, and score it on that fold once.
+
+    Args:
+        config: A config, a YAML file, or the name of a preset.
+        overrides: Config values by dotted key, such as `{"data.fold": 1}`.
+        data_root: Folder that holds the data sets; None for $FRAMI_EDGE_DATA.
+        out: Run folder, with the checkpoint, its model card, metrics and pictures.
+        resume: Continue the run in `out`; the result is the same as without the interruption.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        precision: `auto`, `bf16` or `fp32`; `auto` takes bf16 where the hardware supports it.
+        deterministic: On a GPU, use kernels that give the same bits on every run.
+        progress: Called after each step.
+
+    Returns:
+        The teacher; `teacher.card.metrics` has its accuracy on the held-out fold.
+
+    Raises:
+        ConfigError: The config has mistakes.
+        DataError: The data set or its fold is missing, or no clip can be used.
+        TeacherError: The training diverged.
+    """
+    settings = _changed(config, TeacherConfig, overrides)
+    compute = _compute(device, precision, deterministic, settings.seed)
+    root = None if data_root is None else Path(data_root)
+    training.choose_clips(settings, root)  # a missing set must leave no run behind
+    folder = _folder(out)
+    log.info("Device: %s", compute.reason)
+    with RunFolder.create(
+        folder, command="train-teacher", config=settings, resume=resume,
+        seeds={"seed": settings.seed}, device=compute.reason,
+    ) as run:  # fmt: skip
+        record_compute(run, compute, deterministic, _Voice(progress))
+        trained = training.train_teacher(run, settings, root, compute, _Voice(progress))
+    return _lives_with(load_checkpoint(trained.path, "teacher"), folder, out)
+
+
+# --- Configs
+
+
+def journey_config(
+    config: JourneyConfig | PathLike | None = None,
+    *,
+    bank: Bank | None = None,
+    seed: int | None = None,
+    sources: Mapping[str, float] | Sequence[str] | None = None,
+    steps: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> JourneyConfig:
+    """The config of a run, with everything that the arguments of `invert` or `distill` change.
+
+    Args:
+        config: As in `invert`.
+        bank: A given bank, whose config and seed are the defaults where `config` is None.
+        seed: As in `invert`.
+        sources: As in `invert`.
+        steps: As in `invert`.
+        overrides: As in `invert`; a value of None changes nothing.
+
+    Raises:
+        ConfigError: With every mistake, one per line.
+    """
+    if config is None and bank is not None:
+        frames, crops = bank.index.frames, DistillConfig()
+        config = JourneyConfig(
+            bank=BankConfig.model_validate(bank.index.config),
+            distill=DistillConfig(
+                crop_min=min(crops.crop_min, frames), crop_max=min(crops.crop_max, frames)
+            ),
+            seed=bank.index.seed,
+        )
+    if sources is not None and not isinstance(sources, Mapping):
+        sources = dict.fromkeys(sources, 1.0)
+    changes = {
+        "seed": seed,
+        "bank.sources": sources,
+        "bank.inversion.steps": steps,
+        "bank.translator.steps": steps,
+    }
+    return _changed(JourneyConfig() if config is None else config, JourneyConfig, {**changes, **(overrides or {})})
+
+
+def _changed(config: Any, model: type[M], overrides: Mapping[str, Any] | None) -> M:
+    """A config with values replaced by their dotted keys, validated again."""
+    changes = {key: value for key, value in (overrides or {}).items() if value is not None}
+    if isinstance(config, model):
+        if not changes:
+            return config
+        config = config.model_dump(mode="json")
+    return load_config(model, config, [f"{k}={json.dumps(plain(v))}" for k, v in changes.items()])
+
+
+# --- Runs
+
+
+def _compute(device: str, precision: Precision, deterministic: bool, seed: int) -> Compute:
+    compute = choose_compute(device, precision)
+    if deterministic:
+        use_deterministic_kernels(compute, seed)
+    return compute
+
+
+def _ready(teacher: Teacher | PathLike, compute: Compute) -> Teacher:
+    """The teacher on its device; warns of what was assumed about a foreign one."""
+    loaded = inversion.ready(load_teacher(teacher), compute)
+    if isinstance(loaded.model, ForeignTeacher):
+        for sentence in loaded.model.doubts:
+            log.warning(sentence)
+    return loaded
+
+
+@contextmanager
+def _run(
+    folder: Path,
+    command: str,
+    settings: JourneyConfig,
+    teacher: Teacher,
+    compute: Compute,
+    deterministic: bool,
+    *,
+    hashes: Mapping[str, str] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Iterator[RunFolder]:
+    """The folder of an inversion or a distillation, with what decides its result recorded."""
+    log.info("Device: %s", compute.reason)
+    with RunFolder.create(
+        folder,
+        command=command,
+        config=settings,
+        resume=resume,
+        overwrite=overwrite,
+        hashes={"teacher": teacher.sha256, **(hashes or {})},
+        seeds={"seed": settings.seed},
+        device=compute.reason,
+    ) as run:
+        record_compute(run, compute, deterministic, _Voice(None))
+        if isinstance(teacher.description, TeacherDescription):
+            write_description(run.path("teacher.yaml"), teacher.description)
+        yield run
+
+
+def _invert(
+    run: RunFolder, teacher: Teacher, context: Context, progress: ProgressCallback | None
+) -> Bank:
+    bank = inversion.invert(
+        run, run.path("bank"), context, teacher.labels, teacher.sha256, _Voice(progress)
+    )
+    for sentence in warnings(bank.index.health):
+        log.warning(sentence)
+    return bank
+
+
+def _sampler(bank: Bank | Feed, teacher: Teacher, settings: JourneyConfig) -> Feed:
+    """Clips of a given bank, which must fit teacher and config; any other sampler as it is."""
+    if not isinstance(bank, Bank):
+        return bank
+    check_bank(bank, teacher.mel, teacher.labels, teacher.sha256)
+    frames = bank.index.frames
+    if frames != settings.bank.frames:
+        raise BankError(
+            f"The clips in {bank.folder} have {frames} mel frames, bank.frames is "
+            f"{settings.bank.frames}.",
+            fix=f"Add --set bank.frames={frames} (in Python: overrides={{'bank.frames': {frames}}})"
+            ", or make another bank.",
+        )
+    return BankFeed(bank, settings.bank.shares)
+
+
+def _folder(out: PathLike | None) -> Path:
+    return Path(tempfile.mkdtemp(prefix="frami-edge-") if out is None else out)
+
+
+def _lives_with(result: T, folder: Path, out: PathLike | None) -> T:
+    """Deletes a temporary folder together with the result."""
+    if out is None:
+        weakref.finalize(result, shutil.rmtree, folder, ignore_errors=True)
+    return result
+
+
+class _Voice:
+    """What inner loops still expect of the command line's `Output`."""
+
+    def __init__(self, callback: ProgressCallback | None) -> None:
+        self.callback = callback
+        self.warn, self.note = log.warning, log.info
+
+    def table(self, *_: Any) -> None: ...
+
+    @contextmanager
+    def progress(
+        self, phase: str, total: int | None, fields: Sequence[str] = (), *, completed: int = 0
+    ) -> Iterator[Any]:
+        yield _Bar(self.callback, phase, total, completed)
+
+
+class _Bar:
+    def __init__(
+        self, callback: ProgressCallback | None, phase: str, total: int | None, completed: int
+    ) -> None:
+        self.callback, self.phase, self.total, self.completed = callback, phase, total, completed
+
+    def update(self, advance: int = 1, **metrics: float) -> None:
+        self.completed += advance
+        if self.callback:
+            self.callback(Progress(self.phase, self.completed, self.total, metrics))
