@@ -6,41 +6,62 @@ warnings go to the logger `frami_edge`. With `out=None` files are written to a t
 is deleted together with the result.
 """
 
+import json
 import logging
 import os
 import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from frami_edge import distillation, inversion, training
-from frami_edge.bank import Bank, BankFeed, check_bank
+from pydantic import BaseModel
+
+from frami_edge import distillation, inversion, plots, training
+from frami_edge.bank import Bank, BankFeed, check_bank, warnings
+from frami_edge.cards import CARD, export_readme
 from frami_edge.checkpoint import Student, Teacher, load_checkpoint, parameters
-from frami_edge.config import (
-    BankConfig,
-    DistillConfig,
-    JourneyConfig,
-    TeacherConfig,
-    load_config,
-)
+from frami_edge.config import BankConfig, DistillConfig, JourneyConfig, TeacherConfig, load_config
+from frami_edge.controls import ControlTable, parse_controls, student_recipe
+from frami_edge.data.sets import load_set
+from frami_edge.data.store import Features
 from frami_edge.device import Compute, Precision, choose_compute
 from frami_edge.distillation import Feed
 from frami_edge.errors import BankError, ConfigError
-from frami_edge.io import sha256_file
+from frami_edge.evaluation import (
+    Evaluation,
+    check_held_out,
+    check_labels,
+    check_teacher,
+    held_out_fold,
+    logits_of,
+    score,
+)
+from frami_edge.exporting import accuracy_on, calibration_mels, facts_of
+from frami_edge.io import atomic_write_text, plain, sha256_file
 from frami_edge.models import macs_per_second
-from frami_edge.progress import ProgressCallback
+from frami_edge.opening import OpenedModel, open_model
+from frami_edge.plots import draw_export_report
+from frami_edge.progress import Progress, ProgressCallback
 from frami_edge.repeating import record_compute, use_deterministic_kernels
 from frami_edge.runs import RunFolder
+from frami_edge.sources.base import Context
 from frami_edge.teachers import load_teacher
 from frami_edge.teachers.foreign import ForeignTeacher
 from frami_edge.teachers.opening import TeacherDescription, write_description
+from frami_edge_export.exporter import export_student
+from frami_edge_export.options import ExportOptions
+from frami_edge_export.report import ExportReport
 
 log = logging.getLogger("frami_edge")
 
 PathLike = str | os.PathLike[str]
+M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
+
+PICTURE = "plots/export.png"
 
 __all__ = ["distill", "evaluate", "export", "invert", "load_teacher", "train_teacher"]
 
@@ -169,7 +190,7 @@ def distill(
             pictures = inversion.draw(run, given)
         model = distillation.distill(
             run, loaded, settings.student, settings.distill, sampler, compute, settings.seed,
-            _Voice(progress),
+            _voice(progress),
         )  # fmt: skip
         agreement = distillation.held_out_agreement(loaded, model, settings, compute)
         metrics = {"synthetic_agreement": agreement, "steps": settings.distill.steps}
@@ -177,7 +198,10 @@ def distill(
         pictures |= distillation.draw(run)
         if isinstance(given, Bank):
             distillation.write_readme(run, card, model, given, pictures)
-        facts = {"parameters": parameters(model), "macs_per_second": macs_per_second(model, loaded.mel)}
+        facts = {
+            "parameters": parameters(model),
+            "macs_per_second": macs_per_second(model, loaded.mel),
+        }
         run.record(student={"sha256": sha256, **facts, **metrics}, plots=pictures)
     student = Student(model.eval(), card, loaded.mel, sha256)
     return _lives_with(student, folder, out)
@@ -226,9 +250,267 @@ def train_teacher(
         folder, command="train-teacher", config=settings, resume=resume,
         seeds={"seed": settings.seed}, device=compute.reason,
     ) as run:  # fmt: skip
-        record_compute(run, compute, deterministic, _Voice(progress))
-        trained = training.train_teacher(run, settings, root, compute, _Voice(progress))
+        record_compute(run, compute, deterministic, _voice(progress))
+        trained = training.train_teacher(run, settings, root, compute, _voice(progress))
     return _lives_with(load_checkpoint(trained.path, "teacher"), folder, out)
+
+
+def export(
+    student: Student | PathLike,
+    *,
+    bank: Bank | PathLike | None = None,
+    teacher: Teacher | PathLike | None = None,
+    int8: bool = False,
+    portable: bool = False,
+    with_frontend: bool = False,
+    half: bool = False,
+    samples: int = 1024,
+    data: str | None = None,
+    fold: str | int | None = None,
+    data_root: PathLike | None = None,
+    options: ExportOptions | None = None,
+    name: str | None = None,
+    out: PathLike = "export",
+    progress: ProgressCallback | None = None,
+) -> ExportReport:
+    """Write a student as ONNX files and compare every file with the student.
+
+    No audio is used, except that `data` measures the accuracy of each file; it chooses nothing.
+
+    Args:
+        student: A student or its checkpoint.
+        bank: The student's bank or its folder, on which int8 is calibrated. Without a bank int8 is
+            calibrated on procedural clips.
+        teacher: Instead of a bank: the student's teacher, from which a small bank is made.
+        int8: Also write int8 files.
+        portable: Also write one int8 file for ONNX Runtime and TensorRT alike.
+        with_frontend: Also write a model that takes samples, with the log-mel in the graph.
+        half: Also write the fp16 files that TensorRT engines are built from.
+        samples: Synthetic clips that calibrate and judge int8.
+        data: Data set on which the accuracy of every file is measured.
+        fold: Fold of `data`; None for the one that the teacher held out.
+        data_root: Folder that holds the data sets; None for $FRAMI_EDGE_DATA.
+        options: Gates, seed and time budgets.
+        name: Prefix of the files; None for the name of the checkpoint, or `student`.
+        out: Folder of the files; older files of the same names are replaced.
+        progress: Called while a small bank is made.
+
+    Returns:
+        The report, which is true where every gate passed; `out/README.md` is its model card.
+
+    Raises:
+        BankError: The bank belongs to another teacher.
+        ConfigError: The arguments do not go together.
+        DataError: The data set is missing, or the teacher was trained on that fold.
+        ExportError: The student cannot be exported, or `out` cannot be written.
+    """
+    options = options or ExportOptions()
+    unused = {"bank": bank, "teacher": teacher, "portable": portable}
+    if not int8 and (given := [n for n, value in unused.items() if value]):
+        raise ConfigError(f"{given[0]} concerns int8 files, and int8 is off.", fix="Add --int8.")
+    if bank and teacher:
+        raise ConfigError(
+            "bank and teacher exclude each other.",
+            fix="Give the bank where there is one; a teacher makes a small one.",
+        )
+    if data is None and (fold is not None or data_root):
+        raise ConfigError("fold and data_root need data.", fix="Add --data NAME.")
+    if isinstance(student, Student):
+        loaded, name = student, name or "student"
+    else:
+        loaded, name = load_checkpoint(Path(student), "student"), name or Path(student).stem
+    folder, mels, measured, accuracy = Path(out), None, None, None
+    if int8:
+        mels = calibration_mels(
+            loaded, bank=bank, teacher=None if teacher is None else load_teacher(teacher),
+            count=samples, seed=options.seed, progress=progress,
+        )  # fmt: skip
+        log.info("Calibration: %s.", mels)
+    if data is not None:
+        features, measured = _real_clips(loaded, data, fold, data_root, progress)
+        accuracy = accuracy_on(features)
+    log.info("Exporting, comparing and timing; this takes seconds to minutes.")
+    report = export_student(
+        loaded.model.collapse(),
+        facts_of(loaded),
+        folder,
+        name=name,
+        int8=int8,
+        calibration=None if mels is None else mels.mels,
+        source="" if mels is None else mels.source,
+        portable=portable,
+        half=half,
+        waveform=with_frontend,
+        options=options,
+        evaluate=accuracy,
+    )
+    draw_export_report(report.to_dict(), folder / PICTURE)
+    shown = {"size, latency and answers of every file": PICTURE}
+    atomic_write_text(folder / CARD, export_readme(report, loaded, measured, shown))
+    return report
+
+
+def evaluate(
+    model: Student | Teacher | PathLike,
+    *,
+    data: str,
+    fold: str | int | None = None,
+    teacher: Teacher | PathLike | None = None,
+    data_root: PathLike | None = None,
+    controls: Sequence[str] | None = None,
+    bank: PathLike | None = None,
+    out: PathLike | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    precision: Precision = "auto",
+    progress: ProgressCallback | None = None,
+) -> Evaluation:
+    """Score a model on real clips that its teacher was not trained on.
+
+    Args:
+        model: A student or teacher, or any model file that `open_model` reads.
+        data: Name of a data set, or `folder:PATH`.
+        fold: Test fold; None for the one that the teacher held out.
+        teacher: Also compare with this teacher, clip by clip.
+        data_root: Folder that holds the data sets; None for $FRAMI_EDGE_DATA.
+        controls: Control rows, such as `["smooth_noise", "unrelated=esc40"]`: the student's network
+            is distilled again on other clips, with its own seed and steps.
+        bank: Folder of the student's bank, for controls on one of its sources.
+        out: Run folder for pictures and figures; None to keep nothing.
+        resume: Continue the run in `out`.
+        device: Where controls are distilled: `auto`, `cpu`, `cuda` or `cuda:N`.
+        precision: Of the controls: `auto`, `bf16` or `fp32`.
+        progress: Called after each clip and each step.
+
+    Returns:
+        The scores; printing them shows tables.
+
+    Raises:
+        CheckpointError: The model is damaged, or belongs to another teacher.
+        ConfigError: The arguments do not go together.
+        DataError: The data set is missing, has other classes, or the teacher was trained on it.
+    """
+    if bank and not controls:
+        raise ConfigError("bank is read by controls only.", fix="Add --controls inversion.")
+    if resume and out is None:
+        raise ConfigError("There is no run to resume without a folder.", fix="Add --out FOLDER.")
+    root, voice = None if data_root is None else Path(data_root), _voice(progress)
+    judged = _opened(model)
+    reference = None if teacher is None else _opened(teacher)
+    if reference:
+        check_teacher(judged, reference)
+    sounds = load_set(data, root)
+    check_labels(judged, sounds)
+    known = judged.trained_on or (reference.trained_on if reference else None)
+    key = held_out_fold(fold, known, sounds, who=str(judged.path))
+    check_held_out(known, sounds, key)
+    if known is None:
+        log.warning(
+            "It is not known what the teacher was trained on, so fold %s may be part of it: give "
+            "the teacher's checkpoint, or trained_on in its description.",
+            key,
+        )
+    table = None
+    if controls is not None:
+        wanted, config = parse_controls(controls), student_recipe(judged, reference)
+        assert reference is not None
+        assert isinstance(reference.network, Teacher)
+        compute = choose_compute(device, precision)
+        log.info("Device: %s", compute.reason)
+        table = ControlTable.prepare(
+            wanted, config, reference.network, compute, sounds, key, voice,
+            bank=None if bank is None else Path(bank), root=root,
+        )  # fmt: skip
+    with ExitStack() as stack:
+        run = None
+        if out is not None:
+            run = stack.enter_context(
+                RunFolder.create(
+                    out,
+                    command="evaluate",
+                    config={"data": sounds.name, "fold": key, "controls": list(controls or ())},
+                    hashes={"model": judged.sha256}
+                    | ({"teacher": reference.sha256} if reference else {}),
+                    resume=resume,
+                    device=table.compute.reason if table else "",
+                )
+            )
+        clips = [clip for clip in sounds.clips if clip.fold == key]
+        features = training.load_features(judged.mel, clips, voice, "log-mels")
+        training.warn_rejected(features, "test clips", voice)
+        theirs = their_logits = None
+        their_features = features
+        if reference:
+            if reference.mel != judged.mel:
+                their_features = training.load_features(reference.mel, clips, voice, "log-mels")
+            their_logits = logits_of(reference, their_features)
+            theirs = score(their_logits, features.labels)
+        with voice.progress("score", len(features)) as bar:
+            logits = logits_of(judged, features, lambda done: bar.update(done - bar.completed))
+        rows = {}
+        if table and their_logits is not None:
+            kept = run.path("controls/of").parent if run else None
+            rows = table.rows(their_features, their_logits, voice, kept)
+        found = Evaluation(
+            model=str(judged.path),
+            kind=judged.kind,
+            sha256=judged.sha256,
+            data=sounds.name,
+            fold=key,
+            labels=judged.labels,
+            score=score(logits, features.labels, their_logits),
+            teacher=theirs,
+            rejected=len(features.rejected),
+            controls=rows,
+        )
+        if run:
+            run.record(**found.to_dict(), plots=_draw(run, found))
+    return found
+
+
+def _opened(model: Student | Teacher | PathLike) -> OpenedModel:
+    if not isinstance(model, Student | Teacher):
+        return open_model(Path(model))
+    card = model.card
+    return OpenedModel(
+        Path(f"the {card.kind}"), card.kind, card.labels, model.mel, model.sha256,
+        card.teacher_sha256, card.heard, model,
+    )  # fmt: skip
+
+
+def _real_clips(
+    student: Student,
+    data: str,
+    fold: str | int | None,
+    data_root: PathLike | None,
+    progress: ProgressCallback | None,
+) -> tuple[Features, dict[str, Any]]:
+    """Clips that the student's teacher was not trained on, and their set, fold and number."""
+    sounds = load_set(data, None if data_root is None else Path(data_root))
+    check_labels(student, sounds)
+    known = student.card.heard
+    key = held_out_fold(fold, known, sounds, who="The student")
+    check_held_out(known, sounds, key)
+    if known is None:
+        log.warning("It is not known whether the teacher was trained on fold %s.", key)
+    clips = [clip for clip in sounds.clips if clip.fold == key]
+    features = training.load_features(student.mel, clips, _voice(progress), "log-mels")
+    training.warn_rejected(features, "test clips", _voice(progress))
+    return features, {"name": sounds.name, "fold": key, "clips": len(features)}
+
+
+def _draw(run: RunFolder, found: Evaluation) -> dict[str, str]:
+    pictures = {"confusion": "plots/confusion.png"}
+    where = f"Fold {found.fold} of {found.data}"
+    plots.confusion(
+        run.path(pictures["confusion"]), found.score.confusion_KK, found.labels,
+        f"{where}: {100 * found.accuracy:.1f} %",
+    )  # fmt: skip
+    if found.controls:
+        pictures["controls"] = "plots/controls.png"
+        title = f"{where}: same student, other clips"
+        plots.accuracy_bars(run.path(pictures["controls"]), found.bars(), title)
+    return pictures
 
 
 # --- Configs
@@ -273,7 +555,11 @@ def journey_config(
         "bank.inversion.steps": steps,
         "bank.translator.steps": steps,
     }
-    return _changed(JourneyConfig() if config is None else config, JourneyConfig, {**changes, **(overrides or {})})
+    return _changed(
+        JourneyConfig() if config is None else config,
+        JourneyConfig,
+        {**changes, **(overrides or {})},
+    )
 
 
 def _changed(config: Any, model: type[M], overrides: Mapping[str, Any] | None) -> M:
@@ -330,7 +616,7 @@ def _run(
         seeds={"seed": settings.seed},
         device=compute.reason,
     ) as run:
-        record_compute(run, compute, deterministic, _Voice(None))
+        record_compute(run, compute, deterministic, _voice(None))
         if isinstance(teacher.description, TeacherDescription):
             write_description(run.path("teacher.yaml"), teacher.description)
         yield run
@@ -340,7 +626,7 @@ def _invert(
     run: RunFolder, teacher: Teacher, context: Context, progress: ProgressCallback | None
 ) -> Bank:
     bank = inversion.invert(
-        run, run.path("bank"), context, teacher.labels, teacher.sha256, _Voice(progress)
+        run, run.path("bank"), context, teacher.labels, teacher.sha256, _voice(progress)
     )
     for sentence in warnings(bank.index.health):
         log.warning(sentence)
@@ -372,6 +658,10 @@ def _lives_with(result: T, folder: Path, out: PathLike | None) -> T:
     if out is None:
         weakref.finalize(result, shutil.rmtree, folder, ignore_errors=True)
     return result
+
+
+def _voice(callback: ProgressCallback | None) -> Any:
+    return _Voice(callback)
 
 
 class _Voice:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -128,18 +129,24 @@ class Strict(BaseModel):
     )
 
 
-def load_config(model: type[M], name_or_path: str | Path, overrides: Sequence[str] = ()) -> M:
+def load_config(
+    model: type[M], name_or_path: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()
+) -> M:
     """Read a config.
 
     Args:
         model: What it must be.
-        name_or_path: A file if it ends in .yaml or .yml, otherwise a preset by name.
+        name_or_path: A file if it ends in .yaml or .yml, otherwise a preset by name; or the keys
+            and values themselves.
         overrides: `a.b=c` each: the dotted key, and a YAML value. Later ones win.
 
     Raises:
         ConfigError: With every mistake in the file and in the overrides, one a line.
     """
-    source, data = read_mapping(name_or_path)
+    if isinstance(name_or_path, Mapping):
+        source, data = f"The {model.__name__}", copy.deepcopy(dict(name_or_path))
+    else:
+        source, data = read_mapping(name_or_path)
     problems = [problem for text in overrides if (problem := _override(data, text))]
     try:
         config = model.model_validate(data)

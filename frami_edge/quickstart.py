@@ -22,7 +22,7 @@ from frami_edge.controls import control_feed
 from frami_edge.data.sets import SoundSet, load_set, read_audio
 from frami_edge.data.store import Features, FeatureStore
 from frami_edge.device import Compute, generator
-from frami_edge.evaluation import Score, check_unheard, predict, score
+from frami_edge.evaluation import Score, check_held_out, predict, score
 from frami_edge.exporting import bank_mels, facts_of
 from frami_edge.io import atomic_write_text
 from frami_edge.models import StudentNet, macs_per_second
@@ -116,7 +116,7 @@ def real_clips(teacher: Teacher, root: Path) -> tuple[SoundSet, Features]:
     """The official test clips that the embedded teacher never heard."""
     data = load_set("fsdd", root)
     heard = teacher.card.trained_on
-    check_unheard(heard, data, "test")
+    check_held_out(heard, data, "test")
     return data, FeatureStore(teacher.spec).load(data.split("test")[1])
 
 

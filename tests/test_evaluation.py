@@ -18,7 +18,7 @@ from frami_edge.errors import CheckpointError, DataError
 from frami_edge.evaluation import (
     check_labels,
     check_teacher,
-    check_unheard,
+    check_held_out,
     class_rows,
     logits_of,
     predict,
@@ -118,15 +118,15 @@ def heard(data: str, fold: str) -> TrainedOn:
 )
 def test_what_the_teacher_heard_is_refused(data: str, fold: str, refused: bool) -> None:
     if not refused:
-        check_unheard(heard(data, fold), set_of(), "1")
+        check_held_out(heard(data, fold), set_of(), "1")
         return
     with pytest.raises(DataError, match="mean nothing") as caught:
-        check_unheard(heard(data, fold), set_of(), "1")
+        check_held_out(heard(data, fold), set_of(), "1")
     assert caught.value.fix
 
 
 def test_who_heard_nothing_is_welcome() -> None:
-    check_unheard(None, set_of(), "1")
+    check_held_out(None, set_of(), "1")
 
 
 @pytest.fixture(scope="module")

@@ -83,9 +83,9 @@ def evaluate(
     from frami_edge.data.sets import load_set
     from frami_edge.errors import ConfigError
     from frami_edge.evaluation import (
+        check_held_out,
         check_labels,
         check_teacher,
-        check_unheard,
         class_rows,
         held_out_fold,
         logits_of,
@@ -112,7 +112,7 @@ def evaluate(
     key = held_out_fold(
         fold, heard, sound_set, who=str(judged.path), options="--teacher FILE, or --fold"
     )
-    check_unheard(heard, sound_set, key)
+    check_held_out(heard, sound_set, key)
     if heard is None:
         described = teacher is not None and teacher.suffix in {".yaml", ".yml"}
         tells = f"trained_on in {teacher}" if described else "--teacher FILE"

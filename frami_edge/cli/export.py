@@ -415,7 +415,7 @@ def _features(
     if name is None:
         return None, None
     from frami_edge.data.sets import load_set
-    from frami_edge.evaluation import check_labels, check_unheard, held_out_fold
+    from frami_edge.evaluation import check_held_out, check_labels, held_out_fold
     from frami_edge.training import load_features, warn_rejected
 
     card = loaded.card
@@ -423,7 +423,7 @@ def _features(
     check_labels(card, sound_set)
     heard = card.heard
     fold = held_out_fold(asked, heard, sound_set, who="The student", options="--fold")
-    check_unheard(heard, sound_set, fold)
+    check_held_out(heard, sound_set, fold)
     if heard is None:
         output.warn(f"Nobody checked that the teacher held out fold {fold}: its card is silent.")
     clips = [clip for clip in sound_set.clips if clip.fold == fold]

@@ -20,7 +20,7 @@ from frami_edge.cli import app
 from frami_edge.data.sets import Clip, SoundSet
 from frami_edge.data.store import Features
 from frami_edge.errors import DataError
-from frami_edge.evaluation import check_unheard
+from frami_edge.evaluation import check_held_out
 from frami_edge.runs import read_manifest
 from frami_edge.sources.procedural import ProceduralAudio
 from frami_edge_export.options import ExportOptions
@@ -201,6 +201,6 @@ def test_the_digit_teacher_is_never_scored_on_what_it_heard() -> None:
     assert heard is not None
     labels = tuple("0123456789")
     data = SoundSet("fsdd", labels, (), ("test", "train"), "", "", Path())
-    check_unheard(heard, data, "test")
+    check_held_out(heard, data, "test")
     with pytest.raises(DataError, match="mean nothing"):
-        check_unheard(heard, data, "train")
+        check_held_out(heard, data, "train")
