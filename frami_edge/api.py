@@ -6,6 +6,7 @@ warnings go to the logger `frami_edge`. With `out=None` files are written to a t
 is deleted together with the result.
 """
 
+import dataclasses
 import json
 import logging
 import os
@@ -27,7 +28,7 @@ from frami_edge.config import BankConfig, DistillConfig, JourneyConfig, TeacherC
 from frami_edge.controls import ControlTable, parse_controls, student_recipe
 from frami_edge.data.sets import load_set
 from frami_edge.data.store import Features
-from frami_edge.device import Compute, Precision, choose_compute
+from frami_edge.device import Compute, Precision, choose_compute, set_seed
 from frami_edge.distillation import Feed
 from frami_edge.errors import BankError, ConfigError
 from frami_edge.evaluation import (
@@ -45,8 +46,7 @@ from frami_edge.models import macs_per_second
 from frami_edge.opening import OpenedModel, open_model
 from frami_edge.plots import draw_export_report
 from frami_edge.progress import Progress, ProgressCallback
-from frami_edge.repeating import record_compute, use_deterministic_kernels
-from frami_edge.runs import RunFolder
+from frami_edge.runs import RunFolder, record_compute
 from frami_edge.sources.base import Context
 from frami_edge.teachers import load_teacher
 from frami_edge.teachers.foreign import ForeignTeacher
@@ -54,6 +54,13 @@ from frami_edge.teachers.opening import TeacherDescription, write_description
 from frami_edge_export.exporter import export_student
 from frami_edge_export.options import ExportOptions
 from frami_edge_export.report import ExportReport
+from frami_edge_export.tensorrt import (
+    EngineOptions,
+    EngineReport,
+    Seconds,
+    TensorRTUnavailable,
+    rebuild,
+)
 
 log = logging.getLogger("frami_edge")
 
@@ -61,9 +68,19 @@ PathLike = str | os.PathLike[str]
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
 
+ENGINE_CLIPS = 256
+"""Synthetic clips on which an engine is compared with its ONNX file."""
 PICTURE = "plots/export.png"
 
-__all__ = ["distill", "evaluate", "export", "invert", "load_teacher", "train_teacher"]
+__all__ = [
+    "build_engines",
+    "distill",
+    "evaluate",
+    "export",
+    "invert",
+    "load_teacher",
+    "train_teacher",
+]
 
 
 def invert(
@@ -250,7 +267,7 @@ def train_teacher(
         folder, command="train-teacher", config=settings, resume=resume,
         seeds={"seed": settings.seed}, device=compute.reason,
     ) as run:  # fmt: skip
-        record_compute(run, compute, deterministic, _voice(progress))
+        record_compute(run, compute, deterministic=deterministic)
         trained = training.train_teacher(run, settings, root, compute, _voice(progress))
     return _lives_with(load_checkpoint(trained.path, "teacher"), folder, out)
 
@@ -263,7 +280,8 @@ def export(
     int8: bool = False,
     portable: bool = False,
     with_frontend: bool = False,
-    half: bool = False,
+    tensorrt: bool = False,
+    seconds: str | None = None,
     samples: int = 1024,
     data: str | None = None,
     fold: str | int | None = None,
@@ -285,7 +303,8 @@ def export(
         int8: Also write int8 files.
         portable: Also write one int8 file for ONNX Runtime and TensorRT alike.
         with_frontend: Also write a model that takes samples, with the log-mel in the graph.
-        half: Also write the fp16 files that TensorRT engines are built from.
+        tensorrt: Also write fp16 files, and build engines where TensorRT and a GPU are present.
+        seconds: Audio in one call of an engine, `MIN:OPT:MAX`; None for what streams need.
         samples: Synthetic clips that calibrate and judge int8.
         data: Data set on which the accuracy of every file is measured.
         fold: Fold of `data`; None for the one that the teacher held out.
@@ -304,7 +323,7 @@ def export(
         DataError: The data set is missing, or the teacher was trained on that fold.
         ExportError: The student cannot be exported, or `out` cannot be written.
     """
-    options = options or ExportOptions()
+    options, span = options or ExportOptions(), Seconds.parse(seconds) if seconds else None
     unused = {"bank": bank, "teacher": teacher, "portable": portable}
     if not int8 and (given := [n for n, value in unused.items() if value]):
         raise ConfigError(f"{given[0]} concerns int8 files, and int8 is off.", fix="Add --int8.")
@@ -339,7 +358,7 @@ def export(
         calibration=None if mels is None else mels.mels,
         source="" if mels is None else mels.source,
         portable=portable,
-        half=half,
+        half=tensorrt,
         waveform=with_frontend,
         options=options,
         evaluate=accuracy,
@@ -347,7 +366,38 @@ def export(
     draw_export_report(report.to_dict(), folder / PICTURE)
     shown = {"size, latency and answers of every file": PICTURE}
     atomic_write_text(folder / CARD, export_readme(report, loaded, measured, shown))
-    return report
+    if not tensorrt:
+        return report
+    try:
+        engines = rebuild(
+            folder,
+            options=EngineOptions(seconds=span),
+            mels=None if mels is None else mels.mels[:ENGINE_CLIPS],
+            say=log.info,
+        )
+    except TensorRTUnavailable as missing:
+        log.warning("No engines were built: %s", missing)
+        return dataclasses.replace(report, notes=(*report.notes, f"No engines: {missing.message}"))
+    return dataclasses.replace(report, engines=engines)
+
+
+def build_engines(
+    folder: PathLike, *, out: PathLike | None = None, seconds: str | None = None
+) -> EngineReport:
+    """Build TensorRT engines from the folder of an export, on the device that runs them.
+
+    Args:
+        folder: Folder of an export with `tensorrt=True`.
+        out: Folder of the engines; None for `folder`.
+        seconds: Audio in one call of an engine, `MIN:OPT:MAX`; None for what streams need.
+
+    Raises:
+        ExportError: The folder is no such export, or `out` cannot be written.
+        TensorRTUnavailable: There is no TensorRT, or no usable NVIDIA driver.
+    """
+    span = Seconds.parse(seconds) if seconds else None
+    place = None if out is None else Path(out)
+    return rebuild(Path(folder), out_dir=place, options=EngineOptions(seconds=span), say=log.info)
 
 
 def evaluate(
@@ -577,8 +627,8 @@ def _changed(config: Any, model: type[M], overrides: Mapping[str, Any] | None) -
 
 def _compute(device: str, precision: Precision, deterministic: bool, seed: int) -> Compute:
     compute = choose_compute(device, precision)
-    if deterministic:
-        use_deterministic_kernels(compute, seed)
+    if deterministic and compute.device.type == "cuda":
+        set_seed(seed, deterministic=True)
     return compute
 
 
@@ -616,7 +666,7 @@ def _run(
         seeds={"seed": settings.seed},
         device=compute.reason,
     ) as run:
-        record_compute(run, compute, deterministic, _voice(None))
+        record_compute(run, compute, deterministic=deterministic)
         if isinstance(teacher.description, TeacherDescription):
             write_description(run.path("teacher.yaml"), teacher.description)
         yield run
@@ -673,11 +723,10 @@ class _Voice:
 
     def table(self, *_: Any) -> None: ...
 
-    @contextmanager
     def progress(
         self, phase: str, total: int | None, fields: Sequence[str] = (), *, completed: int = 0
-    ) -> Iterator[Any]:
-        yield _Bar(self.callback, phase, total, completed)
+    ) -> Any:
+        return _Bar(self.callback, phase, total, completed)
 
 
 class _Bar:
@@ -690,3 +739,8 @@ class _Bar:
         self.completed += advance
         if self.callback:
             self.callback(Progress(self.phase, self.completed, self.total, metrics))
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...

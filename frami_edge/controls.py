@@ -23,10 +23,10 @@ from frami_edge.data.store import Features, length_buckets
 from frami_edge.device import Compute, generator
 from frami_edge.distillation import ClipFeed, Distiller, Feed, TensorFeed, new_student
 from frami_edge.errors import CheckpointError, ConfigError
-from frami_edge.evaluation import score
+from frami_edge.evaluation import Control, predict, score
 from frami_edge.inversion import ready
 from frami_edge.models import StudentNet
-from frami_edge.opening import OpenedModel, predict
+from frami_edge.opening import OpenedModel
 from frami_edge.runs import NEVER, Stop, Trail, load_state, save_state
 from frami_edge.sources import LEARNED
 from frami_edge.sources.noise import smooth_noise_mels, white_noise_mels

@@ -18,6 +18,7 @@ __all__ = [
     "ModelFileError",
     "RunError",
     "TeacherError",
+    "Terminated",
 ]
 
 
@@ -43,6 +44,10 @@ class BankError(FramiEdgeError):
 
 class RunError(FramiEdgeError):
     """A run folder that is in use, belongs to another run or cannot be resumed."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, handled like Ctrl-C: finished work stays on disk."""
 
 
 class GateFailed(FramiEdgeError):  # noqa: N818 - a verdict on a model, not a fault of the program

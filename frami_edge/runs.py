@@ -31,10 +31,9 @@ import torch
 from pydantic import BaseModel
 
 from frami_edge import config as _yaml
-from frami_edge.cli._app import Terminated
 from frami_edge.device import Compute
 from frami_edge.distributed import any_process, world
-from frami_edge.errors import RunError
+from frami_edge.errors import RunError, Terminated
 from frami_edge.io import (
     atomic_write_bytes,
     atomic_write_json,

@@ -6,7 +6,6 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -17,8 +16,16 @@ from rich.markup import escape
 from rich.text import Text
 from typer.core import TyperGroup
 
+from frami_edge.cli._options import Deterministic as Deterministic
+from frami_edge.cli._options import Device as Device
+from frami_edge.cli._options import Json as Json
+from frami_edge.cli._options import Overrides as Overrides
+from frami_edge.cli._options import Precision as Precision
+from frami_edge.cli._options import Quiet as Quiet
+from frami_edge.cli._options import Seed as Seed
 from frami_edge.cli._output import Output, print_json
 from frami_edge.config import describe
+from frami_edge.errors import Terminated
 from frami_edge_runtime.errors import FramiEdgeError
 
 FAILED = 1
@@ -26,11 +33,9 @@ INTERRUPTED = 130
 """128 + SIGINT, as shells report it."""
 TERMINATED = 143
 """128 + SIGTERM."""
+WORK_IS_KEPT = "What was done so far"
+"""How the note of an unfinished run begins, see `frami_edge.runs.RunFolder`."""
 HELP_NAMES = {"help_option_names": ["-h", "--help"]}
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, handled like Ctrl-C: finished work stays on disk."""
 
 
 class Explanation(NamedTuple):
@@ -59,11 +64,11 @@ def examples(*commands: str) -> str:
 class CommandGroup(TyperGroup):
     """The program: turns every failure of a command into a sentence, a fix and an exit code."""
 
-    def main(self, args: Sequence[str] | None = None, **settings: Any) -> Any:
-        """Run the program with these arguments."""
-        self._json = "--json" in (sys.argv[1:] if args is None else args)
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the options of the program."""
+        ctx.meta["json"] = "--json" in args
         Output.printed = False
-        return super().main(args=args, **settings)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
@@ -72,11 +77,11 @@ class CommandGroup(TyperGroup):
         except (typer.Exit, typer.Abort, EOFError):
             raise
         except typer.TyperException as error:  # wrong usage, which Typer prints itself
-            if self._json:
+            if ctx.meta["json"]:
                 print_json(_failure(Explanation(error.format_message(), "", error.exit_code)))
             raise
         except (Exception, KeyboardInterrupt) as error:
-            raise typer.Exit(report(error, json=self._json)) from error
+            raise typer.Exit(report(error, json=ctx.meta["json"])) from error
 
 
 def report(error: BaseException, *, json: bool = False) -> int:
@@ -96,6 +101,8 @@ def report(error: BaseException, *, json: bool = False) -> int:
     console.print(Text.assemble(("error: ", "bold red"), found.message), soft_wrap=True)
     for note in getattr(error, "__notes__", ()):
         console.print(Text(note), soft_wrap=True)
+        if note.startswith(WORK_IS_KEPT):
+            console.print(Text(f"continue with: {resume_command()}"), soft_wrap=True)
     if found.fix:
         console.print(Text.assemble(("fix: ", "bold green"), found.fix), soft_wrap=True)
     if json and not Output.printed:

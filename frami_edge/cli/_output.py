@@ -51,6 +51,7 @@ class Output:
 
     def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
         self.json, self.quiet = json, quiet
+        Output.printed = False
         self._err = Console(stderr=True, highlight=False)
         logger = logging.getLogger("frami_edge")
         logger.handlers = [_Handler(self)]

@@ -16,7 +16,7 @@ from frami_edge.cli._options import (
     Pooled,
     TeacherArgs,
     Weights,
-    teacher_source,
+    open_teacher,
 )
 from frami_edge.cli._output import Output
 
@@ -61,13 +61,16 @@ def inspect(
     from frami_edge.inspecting import describe
 
     output = Output(json=json, quiet=quiet)
-    source = teacher_source(file, weights, mel, labels, teacher_args, frames, pooled, layout)
-    if isinstance(source, Path):
-        found = describe(source)
-    else:
+    code = (weights, mel, labels, teacher_args, frames, pooled, layout)
+    if (":" in file and not Path(file).exists()) or any(code):
         from frami_edge.inspecting import describe_teacher
+        from frami_edge.teachers import TeacherDescription
 
-        found = describe_teacher(source)
+        description = open_teacher(file, *code).description
+        assert isinstance(description, TeacherDescription)
+        found = describe_teacher(description)
+    else:
+        found = describe(Path(file))
     output.result({"file": file, **found.to_dict()})
     for section in found.sections:
         rows = [(fact.label, fact.shown()) for fact in section.facts if fact.text != ""]
