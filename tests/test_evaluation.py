@@ -16,9 +16,9 @@ from frami_edge.data.sets import SoundSet, load_set
 from frami_edge.data.store import FeatureStore
 from frami_edge.errors import CheckpointError, DataError
 from frami_edge.evaluation import (
+    check_held_out,
     check_labels,
     check_teacher,
-    check_held_out,
     class_rows,
     logits_of,
     predict,
@@ -200,7 +200,7 @@ def test_the_teacher_must_be_the_students_own(models: dict[str, Path], tmp_path:
     student, teacher = open_model(models["student"]), open_model(models["teacher"])
     check_teacher(student, teacher)
     check_teacher(open_model(models["onnx"]), teacher)
-    with pytest.raises(CheckpointError, match="holds no teacher"):
+    with pytest.raises(CheckpointError, match="is not a teacher"):
         check_teacher(student, student)
     other = ResNetTeacher(TeacherArch(channels=(8, 8), blocks=1), 16, 2)
     assert teacher.network is not None
