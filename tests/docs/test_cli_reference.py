@@ -11,7 +11,7 @@ from typer.main import get_command
 
 from frami_edge.cli import app
 from frami_edge.cli.reference import reference
-from frami_edge_runtime.listen import parser as listen_parser
+from frami_edge_runtime.listen import make_parser as listen_parser
 
 PAGES = [
     str(path.relative_to(ROOT))
@@ -29,6 +29,8 @@ def test_the_reference_is_fresh() -> None:
 
 @cache
 def options_of(name: str) -> frozenset[str]:
+    if name == "listen":
+        return frozenset(listen_parser()._option_string_actions)
     command = get_command(app).get_command(None, name)
     assert command is not None, f"there is no command {name}"
     params = [*command.params, *(p for c in getattr(command, "commands", {}).values()
