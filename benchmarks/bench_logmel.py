@@ -25,8 +25,8 @@ from typing import Any
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 
-import numpy as np  # noqa: E402
-from bars import Bar, judge  # noqa: E402
+import numpy as np
+from bars import Bar, judge
 
 from frami_edge_runtime.logmel import LogMelStream, log_mel
 from frami_edge_runtime.melspec import MelSpec

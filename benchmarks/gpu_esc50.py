@@ -24,7 +24,7 @@ import torch
 from torch.nn import functional as F
 
 from frami_edge.data.sets import data_root, load_set
-from frami_edge.device import Choice, autocast, choose_device
+from frami_edge.device import Compute, autocast, choose_compute
 from frami_edge.models import ResNetTeacher
 from frami_edge.protocol.cost import without_warm_up
 from frami_edge.protocol.memory import peak_memory
@@ -40,43 +40,43 @@ REPORT_S = 20
 """Kept for the report."""
 
 
-def rate(step: Callable[[int], object], clips: int, choice: Choice, steps: int) -> float:
+def rate(step: Callable[[int], object], clips: int, compute: Compute, steps: int) -> float:
     """Clips a second; the median over blocks of ten steps, the device waited for after each."""
     took = []
     for block in range(-1, max(1, steps // 10)):
         begun = time.monotonic()
         for i in range(10):
             step((block + 1) * 10 + i)
-        if choice.device.type == "cuda":
-            torch.cuda.synchronize(choice.device)
+        if compute.device.type == "cuda":
+            torch.cuda.synchronize(compute.device)
         took.append(time.monotonic() - begun)
     return 10 * clips / median(took[1:])
 
 
-def throughput(choice: Choice, overrides: list[str], steps: int) -> dict[str, Any]:
+def throughput(compute: Compute, overrides: list[str], steps: int) -> dict[str, Any]:
     """Mels a second of inversion and teacher, on an untrained teacher of the preset's size."""
     plan = Plan(load_protocol(PROTOCOL, overrides))
     config = plan.teacher_config(plan.protocol.folds[0])
     bank = without_warm_up(plan.journey(plan.students[0]).bank)
     torch.manual_seed(0)
-    teacher = ResNetTeacher(config.arch, config.mel.n_mels, CLASSES).to(choice.device).eval()
+    teacher = ResNetTeacher(config.arch, config.mel.n_mels, CLASSES).to(compute.device).eval()
     teacher.requires_grad_(False)
-    if choice.channels_last:
+    if compute.channels_last:
         teacher.to(memory_format=torch.channels_last)
     b = bank.inversion.batch_size
-    x = torch.randn(b, 1, config.mel.n_mels, bank.frames, device=choice.device)
-    labels = (torch.arange(b) % CLASSES).to(choice.device)
+    x = torch.randn(b, 1, config.mel.n_mels, bank.frames, device=compute.device)
+    labels = (torch.arange(b) % CLASSES).to(compute.device)
 
     def teacher_step(_: int) -> None:
         x.requires_grad_().grad = None
-        with autocast(choice):
+        with autocast(compute):
             loss = F.cross_entropy(teacher(x).float(), labels)
         loss.backward()
 
-    source = SOURCES["inversion"](Context(teacher, config.mel.spec(), CLASSES, bank, choice, 0))
-    with peak_memory(choice.device) as peak:
-        synthesis = rate(source.step, b, choice, steps)
-    bound = rate(teacher_step, b, choice, steps)
+    source = SOURCES["inversion"](Context(teacher, config.mel.spec(), CLASSES, bank, compute, 0))
+    with peak_memory(compute.device) as peak:
+        synthesis = rate(source.step, b, compute, steps)
+    bound = rate(teacher_step, b, compute, steps)
     return {
         "mels_per_s": round(synthesis, 1),
         "teacher_mels_per_s": round(bound, 1),
@@ -130,12 +130,12 @@ def main() -> None:
         load_set("esc50", data_root(args.data_root))
     except FramiEdgeError as error:
         sys.exit(f"error: {error}")
-    choice = choose_device()
-    rates = throughput(choice, args.set, args.steps)
-    print(f"{choice.reason}\nthroughput: {json.dumps(rates)}", file=sys.stderr, flush=True)
+    compute = choose_compute()
+    rates = throughput(compute, args.set, args.steps)
+    print(f"{compute.reason}\nthroughput: {json.dumps(rates)}", file=sys.stderr, flush=True)
     found = run_protocol(args, args.seconds - (time.monotonic() - begun) - REPORT_S)
     print(f"\n{found['title']}: {found['students']} of {found['of']} students, ", end="")
-    print(f"{time.monotonic() - begun:.0f} s on {choice.reason.split(';')[0]}")
+    print(f"{time.monotonic() - begun:.0f} s on {compute.reason.split(';')[0]}")
     print(
         f"synthesis {rates['mels_per_s']} mels/s, {100 * rates['share']:.0f} % of the teacher's "
         f"own {rates['teacher_mels_per_s']}; peak {rates['peak_mib']} MiB\n"

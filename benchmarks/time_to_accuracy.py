@@ -32,7 +32,7 @@ from frami_edge.checkpoint import Teacher, load_checkpoint
 from frami_edge.config import JourneyConfig, load_config
 from frami_edge.data.sets import data_root, load_set
 from frami_edge.data.store import Features, FeatureStore
-from frami_edge.device import Choice, choose_device
+from frami_edge.device import Compute, choose_compute
 from frami_edge.distillation import Distiller, TensorFeed, new_student
 from frami_edge.evaluation import predict, score
 from frami_edge.inversion import context_of, make_bank, ready
@@ -91,15 +91,15 @@ class Clock:
         return next((s for s, accuracy in self.points if accuracy >= GOAL), math.inf)
 
 
-def ours(teacher: Teacher, tests: Features, choice: Choice, seed: int) -> Clock:
+def ours(teacher: Teacher, tests: Features, compute: Compute, seed: int) -> Clock:
     config = load_config(JourneyConfig, "fsdd-student", [*FAST, f"seed={seed}"])
     student = new_student(config.student, teacher, config.distill, seed)
     clock = Clock(lambda: accuracy(student, tests))
     with tempfile.TemporaryDirectory() as folder:
-        context = context_of(teacher, config.bank, choice, seed)
+        context = context_of(teacher, config.bank, compute, seed)
         bank = make_bank(Path(folder) / "bank", context, teacher.card.labels, teacher.sha256)
         feed = BankFeed(bank, config.bank.shares)
-        distiller = Distiller(teacher.model, student, config.distill, choice, seed, feed)
+        distiller = Distiller(teacher.model, student, config.distill, compute, seed, feed)
         while distiller.done < config.distill.steps:
             distiller.step()
             if distiller.done % SCORE_EVERY == 0:
@@ -108,7 +108,7 @@ def ours(teacher: Teacher, tests: Features, choice: Choice, seed: int) -> Clock:
     return clock
 
 
-def cmi(teacher: Teacher, tests: Features, choice: Choice, seed: int, limit_s: float) -> Clock:
+def cmi(teacher: Teacher, tests: Features, compute: Compute, seed: int, limit_s: float) -> Clock:
     """Until the goal, or until the limit."""
     config = load_config(JourneyConfig, "fsdd-student", [*CMI, f"seed={seed}"])
     # Our rate and as many steps of warm-up, then constant: nobody knows when the goal is reached.
@@ -116,7 +116,7 @@ def cmi(teacher: Teacher, tests: Features, choice: Choice, seed: int, limit_s: f
     recipe = config.distill.model_copy(update={"steps": ENDLESS, "warmup": warmup})
     student = new_student(config.student, teacher, recipe, seed)
     clock = Clock(lambda: accuracy(student, tests))
-    source = SOURCES["cmi"](context_of(teacher, config.bank, choice, seed))
+    source = SOURCES["cmi"](context_of(teacher, config.bank, compute, seed))
     assert isinstance(source, Baseline)
     assert source.sparring is not None
     source.sparring.student = student
@@ -129,7 +129,7 @@ def cmi(teacher: Teacher, tests: Features, choice: Choice, seed: int, limit_s: f
         batches.append(batch.mels_B1MT.cpu())
         feed = TensorFeed(torch.cat(batches))
         if distiller is None:
-            distiller = Distiller(teacher.model, student, recipe, choice, seed, feed)
+            distiller = Distiller(teacher.model, student, recipe, compute, seed, feed)
         distiller.feed = feed
         student.train()
         for _ in range(KD_STEPS):
@@ -157,9 +157,9 @@ def main() -> None:
     parser.add_argument("--ours-only", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    choice = choose_device()
-    print(f"{choice.reason}; {args.threads} threads", file=sys.stderr)
-    teacher = ready(load_checkpoint(DIGITS_TEACHER, "teacher"), choice)
+    compute = choose_compute()
+    print(f"{compute.reason}; {args.threads} threads", file=sys.stderr)
+    teacher = ready(load_checkpoint(DIGITS_TEACHER, "teacher"), compute)
     data = load_set("fsdd", data_root(args.data_root))
     tests = FeatureStore(teacher.spec).load(data.split("test")[1])
     print(
@@ -168,13 +168,13 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- | --- | --- |")
     times, ratios = [], []
     for seed in map(int, args.seeds.split(",")):
-        mine = ours(teacher, tests, choice, seed)
+        mine = ours(teacher, tests, compute, seed)
         end_s, end = mine.points[-1]
         times.append(mine.crossing)
         crossed = f"{mine.crossing:.1f} s" if math.isfinite(mine.crossing) else "not reached"
         cells = [str(seed), crossed, f"{end_s:.1f} s", f"{100 * end:.2f} %"]
         if not args.ours_only:
-            theirs = cmi(teacher, tests, choice, seed, args.limit * end_s)
+            theirs = cmi(teacher, tests, compute, seed, args.limit * end_s)
             best = max(a for _, a in theirs.points)
             reached = math.isfinite(theirs.crossing)
             spent = theirs.crossing if reached else theirs.points[-1][0]

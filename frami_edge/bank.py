@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from frami_edge.config import Strict, budget, section
-from frami_edge.device import Choice, autocast
+from frami_edge.device import Compute, autocast
 from frami_edge.errors import BankError
 from frami_edge.io import atomic_write_bytes, atomic_write_json, read_small, sha256_file
 from frami_edge.losses import BatchNormStatistics, live_batch_norms
@@ -353,7 +353,7 @@ def check_bank(bank: Bank, spec: MelSpec, labels: tuple[str, ...], teacher_sha25
 
 @torch.no_grad()
 def source_health(
-    teacher: TeacherLike, bank: Bank, source: str, choice: Choice, limit: int = 768
+    teacher: TeacherLike, bank: Bank, source: str, compute: Compute, limit: int = 768
 ) -> dict[str, Any]:
     """Figures of one source.
 
@@ -368,8 +368,8 @@ def source_health(
     pooled, logits, errors = [], [], []
     watch = BatchNormStatistics(teacher) if live_batch_norms(teacher) else None
     for x in clips.mels_N1MT.split(96):
-        x = x.to(choice.device)
-        with autocast(choice):
+        x = x.to(compute.device)
+        with autocast(compute):
             if watch:
                 with watch:
                     hidden = teacher.hidden(x)

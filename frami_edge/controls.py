@@ -16,17 +16,18 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from frami_edge.bank import Bank, BankFeed, check_bank
-from frami_edge.checkpoint import Student, Teacher
+from frami_edge.checkpoint import Teacher
 from frami_edge.cli._output import Output
 from frami_edge.config import BASELINES, JourneyConfig, TrainConfig
 from frami_edge.data.sets import Clip, SoundSet, check_disjoint, load_set
 from frami_edge.data.store import Features, length_buckets
-from frami_edge.device import Choice, generator
+from frami_edge.device import Compute, generator
 from frami_edge.distillation import ClipFeed, Distiller, Feed, TensorFeed, new_student
 from frami_edge.errors import CheckpointError, ConfigError
-from frami_edge.evaluation import Candidate, Score, predict, score
+from frami_edge.evaluation import Score, score
 from frami_edge.inversion import ready
 from frami_edge.models import StudentNet
+from frami_edge.opening import OpenedModel, predict
 from frami_edge.runs import NEVER, Stop, Trail, load_state, save_state
 from frami_edge.sources import LEARNED
 from frami_edge.sources.noise import smooth_noise_mels, white_noise_mels
@@ -92,7 +93,7 @@ def control_student(
     name: str,
     teacher: Teacher,
     config: JourneyConfig,
-    choice: Choice,
+    compute: Compute,
     *,
     bank: Bank | None = None,
     real: Features | None = None,
@@ -105,7 +106,7 @@ def control_student(
         name: One of `CONTROLS`.
         teacher: Teacher and on its device.
         config: Of the run that is controlled.
-        choice: Device and precision.
+        compute: Device and precision.
         bank: For `FROM_BANK`.
         real: For `REAL` (labels unused) and `SUPERVISED`.
         on_step: Called with the number of steps done and the losses.
@@ -117,7 +118,7 @@ def control_student(
     mels = real.mels if real else ()
     if name != SUPERVISED:
         feed = control_feed(name, teacher.spec, config, bank=bank, real=mels)
-        return distilled_on(feed, teacher, config, choice, on_step, trail)
+        return distilled_on(feed, teacher, config, compute, on_step, trail)
     if real is None:
         raise ConfigError(f"The control {name} needs real clips.", fix="Give --data-root.")
     d = config.distill
@@ -135,7 +136,7 @@ def control_student(
         student,
         real,
         recipe,
-        choice=choice,
+        compute=compute,
         seed=config.seed,
         on_step=lambda i, _, m: on_step(i, m),
         trail=trail,
@@ -147,13 +148,13 @@ def distilled_on(
     feed: Feed,
     teacher: Teacher,
     config: JourneyConfig,
-    choice: Choice,
+    compute: Compute,
     on_step: Callable[[int, dict[str, float]], None] = lambda *_: None,
     trail: Trail | None = None,
 ) -> StudentNet:
     """A student distilled on a feed with the run's own recipe, ready to ship."""
     student = new_student(config.student, teacher, config.distill, config.seed)
-    distiller = Distiller(teacher.model, student, config.distill, choice, config.seed, feed)
+    distiller = Distiller(teacher.model, student, config.distill, compute, config.seed, feed)
     if trail is None:
         distiller.run(on_step)
     else:
@@ -227,13 +228,13 @@ def parse_controls(text: str) -> Wanted:
     return Wanted(tuple(name for name in CONTROLS if name in names), unrelated)
 
 
-def student_recipe(judged: Candidate, reference: Candidate | None) -> JourneyConfig:
+def student_recipe(judged: OpenedModel, reference: OpenedModel | None) -> JourneyConfig:
     """How the student was made.
 
     Raises:
         CheckpointError: There is no teacher, or the model is no student with its whole recipe.
     """
-    if judged.kind != "student" or not isinstance(judged.model, Teacher | Student):
+    if judged.kind != "student" or judged.network is None:
         raise CheckpointError(
             f"{judged.path} is no student's checkpoint but a model of the kind {judged.kind}: "
             "it has no recipe to repeat on other clips.",
@@ -245,10 +246,10 @@ def student_recipe(judged: Candidate, reference: Candidate | None) -> JourneyCon
             fix="Give --teacher FILE, the checkpoint that the student was distilled from.",
         )
     try:
-        config = JourneyConfig.model_validate(judged.model.card.recipe)
+        config = JourneyConfig.model_validate(judged.network.card.recipe)
     except ValidationError:
         config = None
-    if config is None or config.student.model_dump(mode="json") != judged.model.card.arch:
+    if config is None or config.student.model_dump(mode="json") != judged.network.card.arch:
         raise CheckpointError(
             f"{judged.path} does not say how it was distilled, so no control can repeat it.",
             fix="Give a student of this version's `frami-edge distill`.",
@@ -264,7 +265,7 @@ class ControlTable:
         wanted: Rows.
         config: Recipe of the student that is controlled.
         teacher: Its teacher.
-        choice: Device and precision.
+        compute: Device and precision.
         bank: For the rows that use one source of it.
         real: Clips of the rows on real audio, by row.
     """
@@ -272,7 +273,7 @@ class ControlTable:
     wanted: Wanted
     config: JourneyConfig
     teacher: Teacher
-    choice: Choice
+    compute: Compute
     bank: Bank | None = None
     real: dict[str, Features] = field(default_factory=dict)
 
@@ -282,7 +283,7 @@ class ControlTable:
         wanted: Wanted,
         config: JourneyConfig,
         teacher: Teacher,
-        choice: Choice,
+        compute: Compute,
         data: SoundSet,
         fold: str,
         out: Output,
@@ -296,7 +297,7 @@ class ControlTable:
             wanted: Rows.
             config: Recipe of the student.
             teacher: Its teacher; moved to the device.
-            choice: Device and precision.
+            compute: Device and precision.
             data: What the table is scored on.
             fold: The held-out fold: no row hears it.
             out: For progress and warnings.
@@ -308,7 +309,7 @@ class ControlTable:
             BankError: The bank is of another teacher, or lacks a source.
             DataError: Real clips are not there, or hold clips that the table is scored on.
         """
-        table = cls(wanted, config, ready(teacher, choice), choice)
+        table = cls(wanted, config, ready(teacher, compute), compute)
         for name in wanted.names:
             if name in FROM_BANK:
                 table.bank = table.bank or _bank(bank, name, teacher)
@@ -362,7 +363,7 @@ class ControlTable:
                     name,
                     self.teacher,
                     self.config,
-                    self.choice,
+                    self.compute,
                     bank=self.bank,
                     real=self.real.get(name),
                     on_step=on_step,

@@ -23,7 +23,7 @@ _BF16_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")
 
 
 @dataclass(frozen=True)
-class Choice:
+class Compute:
     """What a run computes with.
 
     Attributes:
@@ -39,7 +39,7 @@ class Choice:
     reason: str
 
 
-def choose_device(requested: str = "auto", precision: Precision = "auto") -> Choice:
+def choose_compute(requested: str = "auto", precision: Precision = "auto") -> Compute:
     """Decide device, precision and memory layout.
 
     Nothing is compiled: nearly every step has clips of another length (`docs/SCALE.md`).
@@ -56,22 +56,22 @@ def choose_device(requested: str = "auto", precision: Precision = "auto") -> Cho
     # Measured on two AMX cores, forward and backward of small CNNs: 1.1 to 1.4 times faster.
     why_layout = "channels last, the layout that convolution kernels prefer"
     reason = "; ".join([why_device, why_dtype, why_layout])
-    return Choice(device, dtype, channels_last=True, reason=reason)
+    return Compute(device, dtype, channels_last=True, reason=reason)
 
 
-def autocast(choice: Choice) -> contextlib.AbstractContextManager[object]:
+def autocast(compute: Compute) -> contextlib.AbstractContextManager[object]:
     """The chosen precision inside the block; nothing changes where it is float32."""
-    enabled = choice.dtype != torch.float32
-    return torch.autocast(choice.device.type, dtype=choice.dtype, enabled=enabled)
+    enabled = compute.dtype != torch.float32
+    return torch.autocast(compute.device.type, dtype=compute.dtype, enabled=enabled)
 
 
 READ_EVERY = 20
 """Steps between two looks at the losses on a GPU; looking makes the host wait for the device."""
 
 
-def read_every(choice: Choice) -> int:
+def read_every(compute: Compute) -> int:
     """After how many steps the losses are read; at once on a CPU, where nothing waits."""
-    return 1 if choice.device.type == "cpu" else READ_EVERY
+    return 1 if compute.device.type == "cpu" else READ_EVERY
 
 
 def upload(x: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -16,7 +16,7 @@ from frami_edge.cards import student_readme
 from frami_edge.checkpoint import Card, Teacher, parameters, save_checkpoint
 from frami_edge.cli._output import Output
 from frami_edge.config import DistillConfig, JourneyConfig, Strict, StudentArch
-from frami_edge.device import Choice, autocast, generator, read_every, upload
+from frami_edge.device import Compute, autocast, generator, read_every, upload
 from frami_edge.distributed import Rows, broadcast, share_batch_norms, world
 from frami_edge.errors import ConfigError, RunError
 from frami_edge.io import atomic_write_text, sha256_file
@@ -111,7 +111,7 @@ class Distiller:
         teacher: Frozen.
         student: Trained in place.
         config: Weights, augmentation, schedule.
-        choice: Device and precision.
+        compute: Device and precision.
         seed: Of batches and augmentation.
         feed: Clips.
 
@@ -124,32 +124,32 @@ class Distiller:
         teacher: TeacherLike,
         student: StudentNet,
         config: DistillConfig,
-        choice: Choice,
+        compute: Compute,
         seed: int,
         feed: Feed,
     ) -> None:
         self.teacher, self.student, self.config = teacher, student, config
-        self.choice, self.seed, self.feed = choice, seed, feed
+        self.compute, self.seed, self.feed = compute, seed, feed
         # oneDNN's backward of depthwise kernels is several times slower in bf16 than in fp32 on a
         # CPU.
-        self.student_autocast = choice.device.type != "cpu" and choice.dtype != torch.float32
+        self.student_autocast = compute.device.type != "cpu" and compute.dtype != torch.float32
         _check_head(teacher, student, config)
         self.done = 0
         self.rows = Rows(config.batch_size)
         share_batch_norms(student)
-        student.to(choice.device)
-        if choice.channels_last:
+        student.to(compute.device)
+        if compute.channels_last:
             student.to(memory_format=torch.channels_last)
-        with torch.no_grad(), autocast(choice):
-            probe = feed.batch(256, generator(seed, "distill/scale")).to(choice.device)
+        with torch.no_grad(), autocast(compute):
+            probe = feed.batch(256, generator(seed, "distill/scale")).to(compute.device)
             scale = FeatureScale.measure(teacher.hidden(probe))
         torch.manual_seed(generator(seed, "distill/projectors").initial_seed())
-        self.match = HiddenMatch(student, teacher, scale).to(choice.device)
+        self.match = HiddenMatch(student, teacher, scale).to(compute.device)
         groups = weight_groups(student, config.weight_decay) + weight_groups(
             self.match, config.weight_decay
         )
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
-        self.terms = Terms(student, self.match, config, choice, self.student_autocast)
+        self.terms = Terms(student, self.match, config, compute, self.student_autocast)
         self._terms = over_processes(self.terms)
 
     def step(self) -> dict[str, float]:
@@ -160,11 +160,11 @@ class Distiller:
         """One step; its loss, terms and agreement, which nobody waits for."""
         c, i = self.config, self.done
         rng = generator(self.seed, f"distill/{i}")
-        x = upload(self.rows.take(self._augmented(rng)), self.choice.device)
+        x = upload(self.rows.take(self._augmented(rng)), self.compute.device)
         for group in self.optimizer.param_groups:
             group["lr"] = c.learning_rate * cosine_with_warmup(i, c.steps, c.warmup)
         self.student.train()
-        with torch.no_grad(), autocast(self.choice):
+        with torch.no_grad(), autocast(self.compute):
             t = self.teacher.hidden(x)
         terms, logits_BK = self._terms(x, t)
         loss = terms.sum()
@@ -225,7 +225,7 @@ class Distiller:
         while self.done < c.steps:
             unread.append(self._advance())
             due = self.done % c.checkpoint_steps == 0 or self.done == c.steps
-            if due or len(unread) >= read_every(self.choice):
+            if due or len(unread) >= read_every(self.compute):
                 first = self.done - len(unread) + 1
                 for i, metrics in enumerate(self._read(unread)):
                     on_step(first + i, metrics)
@@ -302,7 +302,7 @@ def distill(
     arch: StudentArch,
     config: DistillConfig,
     feed: Feed,
-    choice: Choice,
+    compute: Compute,
     seed: int,
     out: Output,
     phase: str = "distill",
@@ -319,7 +319,7 @@ def distill(
             "The teacher's way from pooled state to logits is not affine: the student gets a head "
             "of its own."
         )
-    distiller = Distiller(teacher.model, student, config, choice, seed, feed)
+    distiller = Distiller(teacher.model, student, config, compute, seed, feed)
     saved = run.path(CHECKPOINT if phase == "distill" else f"{phase}-state.pt")
     state = None
     if world().main and saved.exists():
@@ -353,14 +353,14 @@ def distill(
 
 @torch.no_grad()
 def held_out_agreement(
-    teacher: Teacher, student: StudentNet, config: JourneyConfig, choice: Choice, clips: int = 512
+    teacher: Teacher, student: StudentNet, config: JourneyConfig, compute: Compute, clips: int = 512
 ) -> float:
     """Share of fresh procedural clips on which student and teacher say the same.
 
     They come from a seed that no bank uses: selection and reports without real data rest on it.
     """
     seed = generator(config.seed, "held-out").initial_seed()
-    x = procedural_mels(teacher.spec, clips, config.bank.frames, seed).to(choice.device)
+    x = procedural_mels(teacher.spec, clips, config.bank.frames, seed).to(compute.device)
     same = [
         (student(part).argmax(1) == teacher.model(part).argmax(1)).float() for part in x.split(128)
     ]

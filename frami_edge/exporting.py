@@ -17,7 +17,7 @@ from frami_edge.bank import Bank, check_bank
 from frami_edge.checkpoint import Student, Teacher
 from frami_edge.config import BASELINES, BankConfig
 from frami_edge.data.store import Features
-from frami_edge.device import Choice
+from frami_edge.device import Compute
 from frami_edge.errors import BankError, TeacherError
 from frami_edge.inversion import OnStep, context_of, make_bank, ready
 from frami_edge.sources.procedural import procedural_mels
@@ -72,7 +72,7 @@ def teacher_mels(
     teacher: Teacher,
     count: int,
     seed: int,
-    choice: Choice,
+    compute: Compute,
     on_step: OnStep = lambda *_: None,
 ) -> CalibrationMels:
     """A small bank made for this from the teacher, with the student's own recipe but fewer steps.
@@ -87,7 +87,7 @@ def teacher_mels(
             fix="Give --teacher the checkpoint that the student was distilled from.",
         )
     config = small_bank(_recipe(student), count)
-    context = context_of(ready(teacher, choice), config, choice, seed)
+    context = context_of(ready(teacher, compute), config, compute, seed)
     with tempfile.TemporaryDirectory(prefix="frami-calibration-bank-") as folder:
         bank = make_bank(Path(folder), context, student.card.labels, teacher.sha256, on_step)
         check_bank(bank, student.spec, student.card.labels, teacher.sha256)

@@ -17,7 +17,7 @@ from frami_edge.bank import Bank, BankIndex, Clips, source_health, warnings
 from frami_edge.checkpoint import Teacher
 from frami_edge.cli._output import Output
 from frami_edge.config import BankConfig, batch_norm_keys, budget, section
-from frami_edge.device import Choice, autocast, read_every
+from frami_edge.device import Compute, autocast, read_every
 from frami_edge.distributed import Rows, broadcast, world
 from frami_edge.errors import BankError, TeacherError
 from frami_edge.losses import live_batch_norms
@@ -98,7 +98,7 @@ def make_bank(
         return bank
     if set(bank.index.health) != set(context.config.shares):
         bank.set_health(
-            {n: source_health(context.teacher, bank, n, context.choice) for n in bank.sources}
+            {n: source_health(context.teacher, bank, n, context.compute) for n in bank.sources}
         )
     broadcast(bank.index)
     return bank
@@ -136,7 +136,7 @@ def _run_source(bank: Bank, context: Context, name: str, hooks: Hooks) -> None:
         full = sum(len(b.labels_B) for b in waiting) >= context.config.shard_clips
         last = i + 1 == source.steps
         unread.append((i + 1, batch))
-        look = full or last or len(unread) >= read_every(context.choice)
+        look = full or last or len(unread) >= read_every(context.compute)
         if look:
             for done, told in unread:
                 hooks.on_step(name, done, source.steps, _numbers(told.metrics))
@@ -252,8 +252,8 @@ def _answers(context: Context, mels: Tensor) -> Tensor:
     logits = []
     rows = Rows(len(mels)) if len(mels) >= world().size else None
     for x in (rows.take(mels) if rows else mels).split(128):
-        with autocast(context.choice):
-            logits.append(context.teacher.hidden(x.to(context.choice.device)).logits_BK)
+        with autocast(context.compute):
+            logits.append(context.teacher.hidden(x.to(context.compute.device)).logits_BK)
     own = torch.cat(logits).float()
     return (rows.gather(own) if rows else own).cpu()
 
@@ -269,15 +269,15 @@ TERMS = (
 """Of all learned sources, in the order of their pictures."""
 
 
-def ready(teacher: Teacher, choice: Choice) -> Teacher:
+def ready(teacher: Teacher, compute: Compute) -> Teacher:
     """Move a loaded network to where the run computes."""
-    teacher.model.to(choice.device)
-    if choice.channels_last:
+    teacher.model.to(compute.device)
+    if compute.channels_last:
         teacher.model.to(memory_format=torch.channels_last)
     return teacher
 
 
-def context_of(teacher: Teacher, config: BankConfig, choice: Choice, seed: int) -> Context:
+def context_of(teacher: Teacher, config: BankConfig, compute: Compute, seed: int) -> Context:
     """What the sources are made from; refuses a teacher that the configured terms cannot use.
 
     Raises:
@@ -293,7 +293,7 @@ def context_of(teacher: Teacher, config: BankConfig, choice: Choice, seed: int) 
             "(expect a poorer bank).",
         )
     labels = teacher.card.labels
-    return Context(teacher.model, teacher.spec, len(labels), config, choice, seed)
+    return Context(teacher.model, teacher.spec, len(labels), config, compute, seed)
 
 
 def invert(

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from frami_edge.augment import random_crop, random_gain, random_masks, random_roll
 from frami_edge.config import DistillConfig
-from frami_edge.device import Choice, autocast
+from frami_edge.device import Compute, autocast
 from frami_edge.distributed import Rows, channel_moments, shared_layer_moments, world
 from frami_edge.errors import TeacherError
 from frami_edge.models import Hidden, ReusedHead, StudentNet, TeacherLike
@@ -345,7 +345,7 @@ class Terms(nn.Module):
         student: Trained.
         match: The terms of the hidden states.
         config: Weights and temperature.
-        choice: Device and precision.
+        compute: Device and precision.
         student_autocast: Whether the student runs at low precision too.
     """
 
@@ -354,12 +354,12 @@ class Terms(nn.Module):
         student: StudentNet,
         match: HiddenMatch,
         config: DistillConfig,
-        choice: Choice,
+        compute: Compute,
         student_autocast: bool,
     ) -> None:
         super().__init__()
         self.student, self.match, self.config = student, match, config
-        self.choice, self.student_autocast = choice, student_autocast
+        self.compute, self.student_autocast = compute, student_autocast
         weights = {
             "logits": config.logits,
             "before": config.before_pooling,
@@ -372,8 +372,8 @@ class Terms(nn.Module):
     def forward(self, x_B1MT: Tensor, t: Hidden) -> tuple[Tensor, Tensor]:
         """The weighted terms in the order of `names`, and the student's logits (B, K)."""
         c, student = self.config, self.student
-        kind, dtype = self.choice.device.type, self.choice.dtype
-        with autocast(self.choice), torch.autocast(kind, dtype, self.student_autocast):
+        kind, dtype = self.compute.device.type, self.compute.dtype
+        with autocast(self.compute), torch.autocast(kind, dtype, self.student_autocast):
             s = student.hidden(x_B1MT)
         terms = []
         if c.logits:

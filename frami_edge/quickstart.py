@@ -21,7 +21,7 @@ from frami_edge.config import JourneyConfig
 from frami_edge.controls import control_feed
 from frami_edge.data.sets import SoundSet, load_set, read_audio
 from frami_edge.data.store import Features, FeatureStore
-from frami_edge.device import Choice, generator
+from frami_edge.device import Compute, generator
 from frami_edge.evaluation import Score, check_unheard, predict, score
 from frami_edge.exporting import bank_mels, facts_of
 from frami_edge.io import atomic_write_text
@@ -137,7 +137,7 @@ def journey(
     run: RunFolder,
     teacher: Teacher,
     config: JourneyConfig,
-    choice: Choice,
+    compute: Compute,
     features: Features | None,
     out: Output,
 ) -> dict[str, Any]:
@@ -147,17 +147,17 @@ def journey(
     teacher_accuracy, _ = tests.score(tests.teacher_NK)
     out.note(f"Scores are on {tests.what}.")
 
-    context = inversion.context_of(teacher, config.bank, choice, config.seed)
+    context = inversion.context_of(teacher, config.bank, compute, config.seed)
     bank = inversion.invert(
         run, run.path("bank"), context, teacher.card.labels, teacher.sha256, out
     )
-    student = _distilled(run, teacher, config, BankFeed(bank, config.bank.shares), choice, out)
+    student = _distilled(run, teacher, config, BankFeed(bank, config.bank.shares), compute, out)
     noise = _distilled(
         run,
         teacher,
         config,
         control_feed("white_noise", teacher.spec, config),
-        choice,
+        compute,
         out,
         phase="control-noise",
     )
@@ -223,12 +223,12 @@ def _distilled(
     teacher: Teacher,
     config: JourneyConfig,
     feed: Any,
-    choice: Choice,
+    compute: Compute,
     out: Output,
     phase: str = "distill",
 ) -> StudentNet:
     return distillation.distill(
-        run, teacher, config.student, config.distill, feed, choice, config.seed, out, phase
+        run, teacher, config.student, config.distill, feed, compute, config.seed, out, phase
     )
 
 

@@ -26,7 +26,7 @@ from frami_edge.data.store import (
     length_buckets,
     measure_normalisation,
 )
-from frami_edge.device import Choice, autocast, generator
+from frami_edge.device import Compute, autocast, generator
 from frami_edge.distillation import cosine_with_warmup, weight_groups
 from frami_edge.errors import TeacherError
 from frami_edge.evaluation import Score, predict, score
@@ -146,22 +146,22 @@ class TeacherTrainer:
         model: Maps (x_B1MT, lengths_B) to logits (B, K); trained in place.
         features: Training clips.
         config: The recipe.
-        choice: Device and precision.
+        compute: Device and precision.
         seed: Of order and augmentation.
     """
 
     def __init__(
-        self, model: nn.Module, features: Features, config: TrainConfig, choice: Choice, seed: int
+        self, model: nn.Module, features: Features, config: TrainConfig, compute: Compute, seed: int
     ) -> None:
         self.model, self.features, self.config = model, features, config
-        self.choice, self.seed = choice, seed
+        self.compute, self.seed = compute, seed
         self._lengths = [min(n, config.crop_frames or n) for n in features.lengths]
         self.steps = sum(len(self._batches(epoch)) for epoch in range(config.epochs))
         self.epochs_done = self.steps_done = 0
         # Of the epoch under way: batches done, and sums of loss, hits and clips over them.
         self._batches_done, self._sums = 0, [0.0, 0.0, 0.0]
-        model.to(choice.device)
-        if choice.channels_last:
+        model.to(compute.device)
+        if compute.channels_last:
             model.to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.AdamW(
             weight_groups(model, config.weight_decay), lr=config.learning_rate
@@ -218,7 +218,7 @@ class TeacherTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * cosine_with_warmup(i, self.steps, config.warmup)
         x_B1MT, lengths_B, labels_B, partner_B, lam_B = self._batch(indices, rng)
-        with autocast(self.choice):
+        with autocast(self.compute):
             logits_BK = self.model(x_B1MT, lengths_B)
         target_BK = F.one_hot(labels_B, logits_BK.shape[1]).float()
         target_BK = lam_B[:, None] * target_BK + (1 - lam_B[:, None]) * target_BK[partner_B]
@@ -253,7 +253,7 @@ class TeacherTrainer:
             n = torch.where(lam < 1, torch.minimum(n, n[partner]), n)
         if config.mask_bands or config.mask_frames:
             x = random_masks(x, config.mask_bands, config.mask_frames, rng)
-        device, labels = self.choice.device, features.labels[indices]
+        device, labels = self.compute.device, features.labels[indices]
         return x.to(device), n.to(device), labels.to(device), partner.to(device), lam.to(device)
 
     def state(self) -> dict[str, Any]:
@@ -291,7 +291,7 @@ def train_epochs(
     features: Features,
     config: TrainConfig,
     *,
-    choice: Choice,
+    compute: Compute,
     seed: int,
     on_step: Callable[[int, int, dict[str, float]], None] = lambda *_: None,
     trail: Trail | None = None,
@@ -302,12 +302,12 @@ def train_epochs(
         model: As for `TeacherTrainer`, which the other arguments are passed to.
         features: Training clips.
         config: The recipe.
-        choice: Device and precision.
+        compute: Device and precision.
         seed: Of order and augmentation.
         on_step: Called with (step, steps, {"loss": ...}) after each step.
         trail: Where the state is kept after each epoch, from which the training goes on.
     """
-    trainer = TeacherTrainer(model, features, config, choice, seed)
+    trainer = TeacherTrainer(model, features, config, compute, seed)
     state = trail.load() if trail else None
     if state is not None:
         trainer.load_state(state)
@@ -352,7 +352,7 @@ class TrainedTeacher:
 
 
 def train_teacher(
-    run: RunFolder, config: TeacherConfig, root: Path | None, choice: Choice, out: Output
+    run: RunFolder, config: TeacherConfig, root: Path | None, compute: Compute, out: Output
 ) -> TrainedTeacher:
     """Train, or go on where a killed run stopped, and test on the held-out fold.
 
@@ -366,9 +366,9 @@ def train_teacher(
         # Killed after the last epoch: what was trained is not trained again.
         model = load_checkpoint(run.folder / TEACHER, "teacher").model
         assert isinstance(model, ResNetTeacher)
-        model.to(choice.device)
+        model.to(compute.device)
     else:
-        model = fit(run, config, material, choice, out)
+        model = fit(run, config, material, compute, out)
     with run.timed("test"):
         logits_NK = predict(model, material.test.mels)
     result = score(logits_NK, material.test.labels)
@@ -394,12 +394,12 @@ def train_teacher(
 
 
 def fit(
-    run: RunFolder, config: TeacherConfig, material: Material, choice: Choice, out: Output
+    run: RunFolder, config: TeacherConfig, material: Material, compute: Compute, out: Output
 ) -> ResNetTeacher:
     """All epochs that are left, with progress, a row of metrics and a checkpoint after each."""
     torch.manual_seed(generator(config.seed, "teacher").initial_seed())
     model = ResNetTeacher(config.arch, material.spec.n_mels, len(material.data.labels))
-    trainer = TeacherTrainer(model, material.train, config.train, choice, config.seed)
+    trainer = TeacherTrainer(model, material.train, config.train, compute, config.seed)
     saved = run.path(CHECKPOINT)
     if saved.exists():
         state = load_state(saved)

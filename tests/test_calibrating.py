@@ -12,7 +12,7 @@ import torch
 from frami_edge.bank import Bank, BankIndex, Clips
 from frami_edge.checkpoint import Card, Teacher
 from frami_edge.config import StudentArch, TeacherArch
-from frami_edge.device import Choice
+from frami_edge.device import Compute
 from frami_edge.errors import TeacherError
 from frami_edge.exporting import bank_mels, small_bank, teacher_mels
 from frami_edge.models import ResNetTeacher, StudentNet
@@ -23,7 +23,7 @@ SPEC = MelSpec(
 )
 LABELS = ("bell", "dog", "rain")
 TEACHER = "c" * 64
-CPU = Choice(torch.device("cpu"), torch.float32, False, "a test")
+CPU = Compute(torch.device("cpu"), torch.float32, False, "a test")
 TINY = {"steps": 30, "burn_in": 25, "batch_size": 8}
 RECIPE: dict[str, Any] = {
     "frames": 16,

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from frami_edge import device
-from frami_edge.device import autocast, choose_device, generator, set_seed
+from frami_edge.device import autocast, choose_compute, generator, set_seed
 from frami_edge.errors import ConfigError
 
 
@@ -46,17 +46,17 @@ def seeds_restored() -> Iterator[None]:
 
 @pytest.mark.usefixtures("no_gpu")
 def test_auto_without_a_gpu_is_the_cpu_and_says_why() -> None:
-    choice = choose_device()
-    assert choice.device == torch.device("cpu")
-    assert choice.channels_last
-    assert choice.reason.startswith("cpu, because torch finds no CUDA device; ")
-    assert len(choice.reason.split("; ")) == 3
+    compute = choose_compute()
+    assert compute.device == torch.device("cpu")
+    assert compute.channels_last
+    assert compute.reason.startswith("cpu, because torch finds no CUDA device; ")
+    assert len(compute.reason.split("; ")) == 3
 
 
 @pytest.mark.usefixtures("no_gpu")
 def test_a_gpu_that_is_not_there_is_an_error_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="'cuda:1' is not there: torch finds no") as caught:
-        choose_device("cuda:1")
+        choose_compute("cuda:1")
     assert "--device cpu" in caught.value.fix
 
     def old_driver() -> bool:
@@ -65,10 +65,10 @@ def test_a_gpu_that_is_not_there_is_an_error_with_the_fix(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(torch.cuda, "is_available", old_driver)
     with pytest.raises(ConfigError, match="driver is too old"):
-        choose_device("cuda")
+        choose_compute("cuda")
     monkeypatch.setattr(torch.version, "cuda", None)
     with pytest.raises(ConfigError, match="built without CUDA"):
-        choose_device("cuda")
+        choose_compute("cuda")
 
 
 @pytest.mark.parametrize(
@@ -76,30 +76,30 @@ def test_a_gpu_that_is_not_there_is_an_error_with_the_fix(monkeypatch: pytest.Mo
 )
 def test_unknown_devices_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="is not known"):
-        choose_device(name)
+        choose_compute(name)
 
 
 def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(ConfigError, match="'fp16'"):
-        choose_device("cpu", "fp16")  # type: ignore[arg-type]
+        choose_compute("cpu", "fp16")  # type: ignore[arg-type]
 
 
 def test_a_gpu_is_taken_with_bf16(gpu: list[tuple[int, int]]) -> None:
-    choice = choose_device()
-    assert choice.device == torch.device("cuda", 0)
-    assert choice.dtype == torch.bfloat16
-    assert "Pretend GPU" in choice.reason
-    assert "compute capability 9.0" in choice.reason
-    assert choose_device("cuda:1").device.index == 1
+    compute = choose_compute()
+    assert compute.device == torch.device("cuda", 0)
+    assert compute.dtype == torch.bfloat16
+    assert "Pretend GPU" in compute.reason
+    assert "compute capability 9.0" in compute.reason
+    assert choose_compute("cuda:1").device.index == 1
 
 
 def test_an_old_gpu_gets_fp32_and_refuses_bf16(gpu: list[tuple[int, int]]) -> None:
     gpu[0] = (7, 5)
-    assert choose_device().dtype == torch.float32
+    assert choose_compute().dtype == torch.float32
     with pytest.raises(ConfigError, match=r"7\.5 is below 8\.0"):
-        choose_device(precision="bf16")
+        choose_compute(precision="bf16")
     with pytest.raises(ConfigError, match="has 2 CUDA"):
-        choose_device("cuda:2")
+        choose_compute("cuda:2")
 
 
 @pytest.mark.parametrize(
@@ -118,9 +118,9 @@ def test_bf16_on_a_cpu_is_read_from_its_flags(
     (tmp_path / "cpuinfo").write_text(cpuinfo)
     assert device.cpu_bf16_flag(tmp_path / "cpuinfo") == flag
     monkeypatch.setattr(device, "cpu_bf16_flag", lambda: flag)
-    choice = choose_device("cpu")
-    assert choice.dtype == (torch.bfloat16 if flag else torch.float32)
-    assert (flag or "without bf16") in choice.reason
+    compute = choose_compute("cpu")
+    assert compute.dtype == (torch.bfloat16 if flag else torch.float32)
+    assert (flag or "without bf16") in compute.reason
 
 
 def test_a_machine_without_cpuinfo_has_no_flag(tmp_path: Path) -> None:
@@ -129,10 +129,10 @@ def test_a_machine_without_cpuinfo_has_no_flag(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_autocast_computes_in_the_chosen_precision(precision: device.Precision) -> None:
-    choice = choose_device("cpu", precision)
-    with autocast(choice):
+    compute = choose_compute("cpu", precision)
+    with autocast(compute):
         y = torch.ones(2, 2) @ torch.ones(2, 2)
-    assert y.dtype == choice.dtype
+    assert y.dtype == compute.dtype
 
 
 def test_streams_depend_on_seed_and_name_only() -> None:
@@ -170,8 +170,8 @@ def test_set_seed_repeats_every_source_of_chance() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_real_gpu_computes_as_chosen() -> None:
-    choice = choose_device("cuda")
-    with autocast(choice):
-        y = torch.ones(2, 2, device=choice.device) @ torch.ones(2, 2, device=choice.device)
-    assert y.dtype == choice.dtype
+    compute = choose_compute("cuda")
+    with autocast(compute):
+        y = torch.ones(2, 2, device=compute.device) @ torch.ones(2, 2, device=compute.device)
+    assert y.dtype == compute.dtype
     assert y.sum().item() == 8

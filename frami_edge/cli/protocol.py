@@ -81,13 +81,13 @@ def protocol(
         )
     whole = load_protocol(config, overrides or ())
     wanted = narrowed(whole, methods, folds)
-    choice = journey_device(device, precision)
+    compute = journey_device(device, precision)
     if not tables:
-        output.note(f"Device: {choice.reason}")
+        output.note(f"Device: {compute.reason}")
     name = Path(config).stem
     folder = out or Path("runs") / name
     plans = Plan(wanted), Plan(whole)
-    session = Session(*plans, folder, name, data_root, choice, output, workers)
+    session = Session(*plans, folder, name, data_root, compute, output, workers)
     if dry_run:
         session.show_plan()
         return

@@ -56,8 +56,8 @@ def quickstart(
 
     output = Output(json=json, quiet=quiet)
     settings = journey_config(PRESET, overrides, None, seed)
-    choice = journey_device(device, precision)
-    teacher = ready(load_checkpoint(DIGITS_TEACHER, "teacher"), choice)
+    compute = journey_device(device, precision)
+    teacher = ready(load_checkpoint(DIGITS_TEACHER, "teacher"), compute)
     features = None
     given = data_root or (
         Path(os.environ[ROOT_VARIABLE]) if os.environ.get(ROOT_VARIABLE) else None
@@ -65,7 +65,7 @@ def quickstart(
     if data_root or (given and find_folder(set_info("fsdd"), given)):
         assert given is not None
         features = real_clips(teacher, given)[1]
-    output.note(f"Device: {choice.reason}")
+    output.note(f"Device: {compute.reason}")
     with RunFolder.create(
         out,
         command="quickstart",
@@ -73,10 +73,10 @@ def quickstart(
         overwrite=overwrite,
         inputs={"teacher": DIGITS_TEACHER},
         seeds={"seed": settings.seed},
-        device=choice.reason,
+        device=compute.reason,
         way_on="replace it with --overwrite",
     ) as run:
-        figures = journey(run, teacher, settings, choice, features, output)
+        figures = journey(run, teacher, settings, compute, features, output)
         run.record(figures=figures)
         show(figures, output)
         output.result(figures)

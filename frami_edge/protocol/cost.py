@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from frami_edge.config import BankConfig
 from frami_edge.data.sets import SoundSet
-from frami_edge.device import Choice, autocast
+from frami_edge.device import Compute, autocast
 from frami_edge.distillation import Distiller, TensorFeed
 from frami_edge.models import ResNetTeacher, StudentNet
 from frami_edge.protocol.plan import Plan, Task
@@ -30,15 +30,15 @@ class Cost:
     Args:
         plan: The tasks.
         data: The protocol's set.
-        choice: Device and precision.
+        compute: Device and precision.
     """
 
-    def __init__(self, plan: Plan, data: SoundSet, choice: Choice) -> None:
-        self.plan, self.data, self.choice = plan, data, choice
+    def __init__(self, plan: Plan, data: SoundSet, compute: Compute) -> None:
+        self.plan, self.data, self.compute = plan, data, compute
         self._config = plan.teacher_config(plan.protocol.folds[0])
         self._spec: MelSpec = self._config.mel.spec()
         teacher = ResNetTeacher(self._config.arch, self._spec.n_mels, len(data.labels))
-        self._teacher = teacher.to(choice.device).eval().requires_grad_(False)
+        self._teacher = teacher.to(compute.device).eval().requires_grad_(False)
         self._known: dict[object, float] = {}
 
     def seconds(self, task: Task) -> float:
@@ -65,11 +65,11 @@ class Cost:
         train = self._config.train
         frames = train.crop_frames or 500
         model = ResNetTeacher(self._config.arch, self._spec.n_mels, len(self.data.labels))
-        model.to(self.choice.device)
-        x = torch.randn(train.batch_size, 1, self._spec.n_mels, frames, device=self.choice.device)
+        model.to(self.compute.device)
+        x = torch.randn(train.batch_size, 1, self._spec.n_mels, frames, device=self.compute.device)
 
         def step(_: int) -> None:
-            with autocast(self.choice):
+            with autocast(self.compute):
                 loss = F.cross_entropy(model(x), torch.zeros(len(x), dtype=torch.long).to(x.device))
             loss.backward()
 
@@ -82,13 +82,13 @@ class Cost:
         head = self._teacher.head if journey.distill.reuse_head else None
         student = StudentNet(journey.student, self._spec.n_mels, len(self.data.labels), head)
         recipe, feed = journey.distill, TensorFeed(clips)
-        distiller = Distiller(self._teacher, student, recipe, self.choice, 0, feed)
+        distiller = Distiller(self._teacher, student, recipe, self.compute, 0, feed)
         return self._timed(lambda _: distiller.step())
 
     def _source(self, task: Task, name: str) -> float:
         bank = without_warm_up(self.plan.journey(task).bank)
         classes = len(self.data.labels)
-        context = Context(self._teacher, self._spec, classes, bank, self.choice, 0)
+        context = Context(self._teacher, self._spec, classes, bank, self.compute, 0)
         source = SOURCES[name](context)
         if isinstance(source, BatchWise):
             return self._batches(source)
@@ -120,8 +120,8 @@ class Cost:
         for i in range(min(STEPS + 1, most)):
             begun = time.monotonic()
             step(i)
-            if self.choice.device.type == "cuda":
-                torch.cuda.synchronize(self.choice.device)
+            if self.compute.device.type == "cuda":
+                torch.cuda.synchronize(self.compute.device)
             took.append(time.monotonic() - begun)
         return took
 

@@ -18,7 +18,7 @@ from frami_edge.cli._output import Output
 from frami_edge.controls import control_feed, control_student
 from frami_edge.data.sets import SoundSet, check_disjoint, load_set
 from frami_edge.data.store import Features, FeatureStore
-from frami_edge.device import Choice
+from frami_edge.device import Compute
 from frami_edge.distillation import CHECKPOINT, Feed, distill, save_student
 from frami_edge.evaluation import check_unheard, predict, score
 from frami_edge.inversion import context_of, draw, invert, ready
@@ -42,15 +42,15 @@ class Maker:
         plan: The tasks.
         folder: Of the protocol's runs.
         root: Of the data sets; None for $FRAMI_EDGE_DATA.
-        choice: Device and precision.
+        compute: Device and precision.
         out: For progress.
     """
 
     def __init__(
-        self, plan: Plan, folder: Path, root: Path | None, choice: Choice, out: Output
+        self, plan: Plan, folder: Path, root: Path | None, compute: Compute, out: Output
     ) -> None:
         self.plan, self.folder, self.root = plan, folder, root
-        self.choice, self.out = choice, out
+        self.compute, self.out = compute, out
         self.results = Results(folder)
         self._teacher: tuple[str, Teacher] | None = None
         self._clips: tuple[str, Clips] | None = None
@@ -107,19 +107,19 @@ class Maker:
             config=config,
             resume=begun,
             seeds={"seed": task.seed},
-            device=self.choice.reason,
+            device=self.compute.reason,
         )
 
     def _train(self, task: Task) -> None:
         config = self.plan.teacher_config(task.fold)
         with self._run(task, config) as run, self._measured(run):
-            train_teacher(run, config, self.root, self.choice, self.out)
+            train_teacher(run, config, self.root, self.compute, self.out)
 
     def _invert(self, task: Task) -> None:
         config = self.plan.journey(task)
         teacher = self._loaded(task)
         with self._run(task, config) as run, self._measured(run):
-            context = context_of(teacher, config.bank, self.choice, task.seed)
+            context = context_of(teacher, config.bank, self.compute, task.seed)
             place = run.path("bank")
             bank = invert(run, place, context, teacher.card.labels, teacher.sha256, self.out)
             draw(run, bank)
@@ -141,7 +141,7 @@ class Maker:
 
                 begun = time.monotonic(), time.process_time()
                 if method.control == "scratch":
-                    student = control_student("scratch", teacher, config, self.choice, real=real)
+                    student = control_student("scratch", teacher, config, self.compute, real=real)
                 else:
                     feed, sources = self._feed(task, teacher, real)
                     student = distill(
@@ -150,7 +150,7 @@ class Maker:
                         config.student,
                         config.distill,
                         feed,
-                        self.choice,
+                        self.compute,
                         task.seed,
                         self.out,
                         watch=watch,
@@ -175,7 +175,7 @@ class Maker:
 
         What the process holds anyway, libraries and teacher, is part of it; see `Peak`.
         """
-        with peak_memory(self.choice.device) as peak:
+        with peak_memory(self.compute.device) as peak:
             yield peak
         run.record(peak_mib=peak.host_mib, peak_device_mib=peak.device_mib)
 
@@ -187,9 +187,9 @@ class Maker:
             "fold": task.fold,
             "seed": task.seed,
             "steps": config.distill.steps,
-            "device": self.choice.device.type,
+            "device": self.compute.device.type,
             "threads": torch.get_num_threads(),
-            "precision": str(self.choice.dtype).removeprefix("torch."),
+            "precision": str(self.compute.dtype).removeprefix("torch."),
             "teacher_sha256": self._loaded(task).sha256,
             "git": git_commit(),
         }
@@ -261,7 +261,7 @@ class Maker:
         key = task.needs[0]
         if self._teacher is None or self._teacher[0] != key:
             place = self.place(self.plan.tasks[key]) / TEACHER
-            self._teacher = key, ready(load_checkpoint(place, "teacher"), self.choice)
+            self._teacher = key, ready(load_checkpoint(place, "teacher"), self.compute)
         return self._teacher[1]
 
     def _clips_of(self, fold: str, teacher: Teacher) -> Clips:

@@ -14,7 +14,7 @@ import torch
 from frami_edge.cli._app import catch_sigterm
 from frami_edge.cli._output import Output
 from frami_edge.config import dump_config
-from frami_edge.device import Choice, choose_device
+from frami_edge.device import Compute, choose_compute
 from frami_edge.errors import RunError
 from frami_edge.io import atomic_write_text
 from frami_edge.protocol import pictures, tables, writing
@@ -51,7 +51,7 @@ class Session:
         folder: Where; several protocols may share one, with its teachers, banks and students.
         name: Of the protocol's own files in it.
         root: Of the data sets; None for $FRAMI_EDGE_DATA.
-        choice: Device and precision.
+        compute: Device and precision.
         out: For what is said and shown.
         workers: Processes.
     """
@@ -63,14 +63,14 @@ class Session:
         folder: Path,
         name: str,
         root: Path | None,
-        choice: Choice,
+        compute: Compute,
         out: Output,
         workers: int,
     ) -> None:
         self.plan, self.whole, self.root = plan, whole, root
         self.folder, self.name = folder, name
-        self.choice, self.out, self.workers = choice, out, workers
-        self.maker = Maker(plan, folder, root, choice, Output(quiet=True))
+        self.compute, self.out, self.workers = compute, out, workers
+        self.maker = Maker(plan, folder, root, compute, Output(quiet=True))
         self.scheduler = Scheduler(plan, folder, self.maker.done)
 
     def show_plan(self) -> None:
@@ -82,7 +82,7 @@ class Session:
         left = self.scheduler.open_tasks()
         self.maker.check()
         with self.out.progress("Timing a few steps of untrained networks", None, fields=()):
-            cost = Cost(self.plan, self.maker.data, self.choice)
+            cost = Cost(self.plan, self.maker.data, self.compute)
             seconds = {task.key: cost.seconds(task) for task in left}
         rows = tables.plan_rows(self.plan, left, seconds)
         total = sum(seconds.values())
@@ -198,8 +198,8 @@ class Session:
             protocol=self.plan.protocol.model_dump(mode="json"),
             folder=self.folder,
             root=self.root,
-            device=str(self.choice.device),
-            precision="fp32" if self.choice.dtype == torch.float32 else "bf16",
+            device=str(self.compute.device),
+            precision="fp32" if self.compute.dtype == torch.float32 else "bf16",
             threads=max(1, (os.cpu_count() or 1) // self.workers),
             parent=os.getpid(),
         )
@@ -236,9 +236,9 @@ def work_through(order: WorkOrder) -> None:
     """The life of a worker process: tasks until none is left or the parent has gone."""
     catch_sigterm()
     torch.set_num_threads(order.threads)
-    choice = choose_device(order.device, order.precision)
+    compute = choose_compute(order.device, order.precision)
     plan = Plan(Protocol.model_validate(order.protocol))
-    maker = Maker(plan, order.folder, order.root, choice, Output(quiet=True))
+    maker = Maker(plan, order.folder, order.root, compute, Output(quiet=True))
     scheduler = Scheduler(plan, order.folder, maker.done)
     try:
         scheduler.run(maker.make, stop=lambda: os.getppid() != order.parent)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from frami_edge.config import BankConfig
-from frami_edge.device import Choice, generator
+from frami_edge.device import Compute, generator
 from frami_edge.models import TeacherLike
 from frami_edge_runtime.melspec import MelSpec
 
@@ -65,7 +65,7 @@ class Context:
     spec: MelSpec
     n_classes: int
     config: BankConfig
-    choice: Choice
+    compute: Compute
     seed: int
 
 

@@ -66,13 +66,13 @@ class Baseline(ABC):
     def spar(self) -> None:
         """Have a student to play against."""
         c = self.context
-        self.sparring = SparringStudent(c.teacher, c.spec, c.n_classes, c.choice)
+        self.sparring = SparringStudent(c.teacher, c.spec, c.n_classes, c.compute)
 
     def unconditional(self, latent: int) -> Generator:
         """The inversion's own generator without a class: its one-hot input is a constant."""
         c = self.context
         made = Generator(c.spec, 1, c.config.frames, latent, self.budget.width)
-        return made.to(c.choice.device)
+        return made.to(c.compute.device)
 
     def rng(self, index: int) -> torch.Generator:
         """Chance of one step."""
@@ -102,7 +102,7 @@ class Baseline(ABC):
                 # In place: an optimiser, or the step, holds this very tensor.
                 held.data.copy_(value)
             else:
-                self.tensors[name] = value.to(self.context.choice.device)
+                self.tensors[name] = value.to(self.context.compute.device)
         if self.sparring:
             self.sparring.load_state(state["sparring"])
 
@@ -124,7 +124,7 @@ class BatchWise(Baseline):
         self.student_steps = student_steps
         self.batches = max(1, self.steps // iterations)
         shape = (self.budget.batch_size, 1, context.spec.n_mels, context.config.frames)
-        device = context.choice.device
+        device = context.compute.device
         self.tensors["best"] = torch.zeros(shape, device=device)
         self.tensors["best_loss"] = torch.full((), torch.inf, device=device)
         self.tensors["pool"] = torch.zeros(0, *shape[1:], device=device)
@@ -141,7 +141,7 @@ class BatchWise(Baseline):
         """(B,) classes of the running batch, which take turns over all batches."""
         size = self.budget.batch_size
         labels = balanced_labels(size, self.context.n_classes, self.batch * size)
-        return upload(labels, self.context.choice.device)
+        return upload(labels, self.context.compute.device)
 
     @abstractmethod
     def begin(self, number: int) -> None:
@@ -245,7 +245,7 @@ class DeepInversion(BatchWise):
     def __init__(self, context: Context) -> None:
         config = self.config = context.config.baselines.deep_inversion
         super().__init__(context, config.iterations, config.student_steps)
-        spec, device = context.spec, context.choice.device
+        spec, device = context.spec, context.compute.device
         band = (1, 1, spec.n_mels, 1)
         self._floor = torch.from_numpy(spec.floor).view(band).to(device)
         self._ceiling = torch.from_numpy(spec.ceiling).view(band).to(device)
@@ -260,7 +260,7 @@ class DeepInversion(BatchWise):
         """White noise and a fresh optimiser."""
         c, rng = self.context, generator(self.context.seed, f"{self.name}/batch/{number}")
         shape = tuple(self.tensors["best"].shape)
-        noise = upload(torch.randn(shape, generator=rng), c.choice.device)
+        noise = upload(torch.randn(shape, generator=rng), c.compute.device)
         self.mels = noise.clamp(self._floor, self._ceiling).requires_grad_()
         rate = self.config.learning_rate
         self.optimizer = torch.optim.Adam([self.mels], lr=rate, betas=(0.5, 0.99))
@@ -274,7 +274,7 @@ class DeepInversion(BatchWise):
         before = self.mels.detach().clone()
         x = random_roll(self.mels, rng)
         competes = self.sparring if self.batch else None
-        with autocast(c.choice):
+        with autocast(c.compute):
             if self._watch:
                 with self._watch:
                     logits = c.teacher.hidden(x).logits_BK
@@ -330,8 +330,8 @@ class Alternating(Baseline):
 
     def _clips(self, rng: torch.Generator) -> Tensor:
         z = torch.randn(self.budget.batch_size, self.config.latent, generator=rng)
-        z = upload(z, self.context.choice.device)
-        with autocast(self.context.choice):
+        z = upload(z, self.context.compute.device)
+        with autocast(self.context.compute):
             mels: Tensor = self.generator(z, no_class(z))
         return mels
 
@@ -340,7 +340,7 @@ class Alternating(Baseline):
         c, w, rng = self.context, self.config, self.rng(index)
         self.generator.train()
         mels = self._clips(rng)
-        with autocast(c.choice):
+        with autocast(c.compute):
             with self._watch or contextlib.nullcontext():
                 seen = c.teacher.hidden(mels)
             guess = self.sparring.logits(mels) if self.sparring else None
@@ -404,7 +404,7 @@ class Cmi(BatchWise):
     def __init__(self, context: Context) -> None:
         config = self.config = context.config.baselines.cmi
         super().__init__(context, config.iterations, config.student_steps)
-        device = context.choice.device
+        device = context.compute.device
         self._watch = None
         if config.batch_norm or config.contrastive:
             self._watch = PublishedBatchNorm(as_module(context.teacher))
@@ -430,7 +430,7 @@ class Cmi(BatchWise):
         torch.manual_seed(rng.initial_seed())
         self.generator = self.unconditional(w.latent)
         z = torch.randn(self.budget.batch_size, w.latent, generator=rng)
-        self.z = upload(z, c.choice.device).requires_grad_()
+        self.z = upload(z, c.compute.device).requires_grad_()
         self.optimizer = torch.optim.Adam(
             [*self.generator.parameters(), self.z], lr=w.learning_rate, betas=(0.5, 0.999)
         )
@@ -440,7 +440,7 @@ class Cmi(BatchWise):
     def _features(self, view_B1MT: Tensor) -> tuple[Tensor, Tensor]:
         """The teacher's logits, and its features of one view (B, ΣC)."""
         teacher = self.context.teacher
-        with autocast(self.context.choice):
+        with autocast(self.context.compute):
             if self._watch is None:
                 return teacher.hidden(view_B1MT).logits_BK, view_B1MT.new_zeros(len(view_B1MT), 0)
             with self._watch:
@@ -462,7 +462,7 @@ class Cmi(BatchWise):
         """One step of generator, z and head."""
         c, w = self.context, self.config
         self.generator.train()
-        with autocast(c.choice):
+        with autocast(c.compute):
             mels = self.generator(self.z, no_class(self.z))
         far = None
         if w.contrastive:
@@ -477,7 +477,7 @@ class Cmi(BatchWise):
             terms["contrastive"] = w.contrastive * self._contrast(far, near, rng)
             optimizers.append(self.head_optimizer)
         if self.sparring and self.batch:
-            with autocast(c.choice):
+            with autocast(c.compute):
                 guess = self.sparring.logits(view)
             terms["adversarial"] = w.adversarial * adversarial_loss(logits, guess)
         descend(terms, *optimizers)
@@ -532,7 +532,7 @@ class Fast(BatchWise):
         rng = generator(c.seed, f"{self.name}/batch/{number}")
         self.quick = copy.deepcopy(self.meta)
         z = torch.randn(self.budget.batch_size, w.latent, generator=rng)
-        self.z = upload(z, c.choice.device).requires_grad_()
+        self.z = upload(z, c.compute.device).requires_grad_()
         groups: list[dict[str, Any]] = [
             {"params": list(self.quick.parameters())},
             {"params": [self.z], "lr": w.latent_rate},
@@ -552,7 +552,7 @@ class Fast(BatchWise):
         """One inner step."""
         c, w = self.context, self.config
         self.quick.train()
-        with autocast(c.choice):
+        with autocast(c.compute):
             mels = self.quick(self.z, no_class(self.z))
             view = random_stretch(mels, PADDED_CROP, rng)
             if self._watch:
@@ -598,7 +598,7 @@ class Fast(BatchWise):
         """Go on from `state`."""
         super().load_state(state)
         if self._watch:
-            self._watch.earlier = [x.to(self.context.choice.device) for x in state["earlier"]]
+            self._watch.earlier = [x.to(self.context.compute.device) for x in state["earlier"]]
 
 
 # --- Other methods' synthesis as sources of clips: same teacher, student and distillation as our

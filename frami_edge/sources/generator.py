@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from frami_edge.augment import random_crop
 from frami_edge.config import STUDENT_PRESETS, InversionConfig
-from frami_edge.device import Choice, autocast, upload
+from frami_edge.device import Compute, autocast, upload
 from frami_edge.losses import logits_loss
 from frami_edge.models import StudentNet, TeacherLike
 from frami_edge_runtime.melspec import MelSpec
@@ -161,12 +161,16 @@ class SparringStudent:
         teacher: Frozen.
         spec: Front end, for the number of mel bands.
         n_classes: K.
-        choice: Device and precision.
+        compute: Device and precision.
     """
 
-    def __init__(self, teacher: TeacherLike, spec: MelSpec, n_classes: int, choice: Choice) -> None:
-        self.teacher, self.choice = teacher, choice
-        self.student = StudentNet(STUDENT_PRESETS["tiny"], spec.n_mels, n_classes).to(choice.device)
+    def __init__(
+        self, teacher: TeacherLike, spec: MelSpec, n_classes: int, compute: Compute
+    ) -> None:
+        self.teacher, self.compute = teacher, compute
+        self.student = StudentNet(STUDENT_PRESETS["tiny"], spec.n_mels, n_classes).to(
+            compute.device
+        )
         self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=2e-3)
 
     def logits(self, x_B1MT: Tensor) -> Tensor:
@@ -180,7 +184,7 @@ class SparringStudent:
         self.student.train()
         frames = max(self.student.receptive_field, round(0.75 * x_B1MT.shape[3]))
         x = random_crop(x_B1MT, frames, generator)
-        with autocast(self.choice):
+        with autocast(self.compute):
             with torch.no_grad():
                 target = self.teacher.hidden(x).logits_BK
             guess = self.student(x)

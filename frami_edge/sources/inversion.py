@@ -42,7 +42,7 @@ class Inversion:
         torch.manual_seed(named_seed(context.seed, self.name))
         self.generator = Generator(
             context.spec, context.n_classes, context.config.frames, config.latent, config.width
-        ).to(context.choice.device)
+        ).to(context.compute.device)
         modules = nn.ModuleDict({"generator": self.generator})
         self.contrast: FeatureInvariantContrast | None = None
         if config.contrastive:
@@ -51,17 +51,17 @@ class Inversion:
                 context.teacher.pooled_size,
                 memory=config.contrastive_memory,
                 temperature=config.temperature,
-            ).to(context.choice.device)
+            ).to(context.compute.device)
             modules["contrast"] = self.contrast
         self.sparring: SparringStudent | None = None
         if config.adversarial.weight:
             self.sparring = SparringStudent(
-                context.teacher, context.spec, context.n_classes, context.choice
+                context.teacher, context.spec, context.n_classes, context.compute
             )
         self.modules = modules
-        self.latents = Latents(config, context.choice.device)
+        self.latents = Latents(config, context.compute.device)
         share_batch_norms(self.generator)
-        if context.choice.channels_last:
+        if context.compute.channels_last:
             self.generator.to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.Adam(
             modules.parameters(), lr=config.learning_rate, betas=(0.5, 0.999)
@@ -77,10 +77,10 @@ class Inversion:
         labels = balanced_labels(config.batch_size, c.n_classes, offset)
         rows = Rows(config.batch_size)
         z = rows.take(latents.at(index, rng))
-        own, labels = (upload(part, c.choice.device) for part in (rows.take(labels), labels))
+        own, labels = (upload(part, c.compute.device) for part in (rows.take(labels), labels))
         terms: dict[str, Tensor] = {}
         self.generator.train()
-        with autocast(c.choice):
+        with autocast(c.compute):
             mels = self.generator(z, own)
             near = self._stretch(mels, rows, rng)
             with self._watch or contextlib.nullcontext():

@@ -747,7 +747,7 @@ def shared_procedural(context: Context, n: int, name: str) -> Tensor:
     rows = Rows(n)
     own = procedural_mels(spec, rows.size, frames, seed, start=rows.start)
     # Through the device, which the group of processes speaks on.
-    device = context.choice.device
+    device = context.compute.device
     return rows.gather(own.to(device)).cpu() if world().size > 1 else own
 
 

@@ -99,9 +99,9 @@ class Translation:
         self.config: TranslatorConfig = config
         self.steps = config.steps
         torch.manual_seed(named_seed(context.seed, self.name))
-        self.translator = Translator(context.spec, context.n_classes).to(context.choice.device)
+        self.translator = Translator(context.spec, context.n_classes).to(context.compute.device)
         share_batch_norms(self.translator)
-        if context.choice.channels_last:
+        if context.compute.channels_last:
             self.translator.to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.Adam(
             self.translator.parameters(), lr=config.learning_rate, betas=(0.5, 0.999)
@@ -125,10 +125,10 @@ class Translation:
         x = self._inputs(config.batch_size, rng)
         labels = balanced_labels(config.batch_size, c.n_classes, index * config.batch_size)
         rows = Rows(config.batch_size)
-        z, x, own = (upload(rows.take(part), c.choice.device) for part in (z, x, labels))
-        labels = upload(labels, c.choice.device)
+        z, x, own = (upload(rows.take(part), c.compute.device) for part in (z, x, labels))
+        labels = upload(labels, c.compute.device)
         terms: dict[str, Tensor] = {}
-        with autocast(c.choice):
+        with autocast(c.compute):
             mels, change = self.translator(x, z, own)
             with self._watch or contextlib.nullcontext():
                 seen = c.teacher.hidden(mels)

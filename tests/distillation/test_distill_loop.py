@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from frami_edge.config import DistillConfig, StudentArch
-from frami_edge.device import Choice
+from frami_edge.device import Compute
 from frami_edge.distillation import Distiller
 from frami_edge.models import ResNetTeacher, ReusedHead, StudentNet
 
@@ -35,8 +35,8 @@ def distiller(teacher: ResNetTeacher) -> Make:
         torch.manual_seed(5)
         arch = StudentArch(channels=(8, 8, 8), time_kernels=(3, 3, 3), out_channels=16)
         student = StudentNet(arch, 16, 5, teacher.head if config.reuse_head else None)
-        choice = Choice(torch.device("cpu"), torch.float32, False, "a test")
-        return Distiller(teacher, student, config, choice, seed, Noise())
+        compute = Compute(torch.device("cpu"), torch.float32, False, "a test")
+        return Distiller(teacher, student, config, compute, seed, Noise())
 
     return make
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from frami_edge.config import DistillConfig, StudentArch
-from frami_edge.device import Choice
+from frami_edge.device import Compute
 from frami_edge.distillation import Distiller
 from frami_edge.errors import ConfigError
 from frami_edge.losses import logits_loss
@@ -45,8 +45,8 @@ def distiller(
     torch.manual_seed(5)
     arch = StudentArch(channels=(8, 8, 8), time_kernels=(3, 3, 3), out_channels=channels)
     student = StudentNet(arch, 16, 5, teacher.head if reuse else None)
-    choice = Choice(torch.device("cpu"), torch.float32, False, "a test")
-    return Distiller(teacher, student, config, choice, 0, Noise())
+    compute = Compute(torch.device("cpu"), torch.float32, False, "a test")
+    return Distiller(teacher, student, config, compute, 0, Noise())
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -84,6 +84,6 @@ def test_a_head_that_nothing_trains_is_refused(teacher: ResNetTeacher) -> None:
     # As with a teacher whose way to the logits is not affine: it has no head to lend.
     alone = distiller(teacher, {}, OWN).student
     config = DistillConfig.model_validate({"crop_max": 24, "crop_min": 16, "logits": 0})
-    choice = Choice(torch.device("cpu"), torch.float32, False, "a test")
+    compute = Compute(torch.device("cpu"), torch.float32, False, "a test")
     with pytest.raises(ConfigError, match="No term would train"):
-        Distiller(teacher, alone, config, choice, 0, Noise())
+        Distiller(teacher, alone, config, compute, 0, Noise())

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from frami_edge.config import BASELINES, BankConfig, DistillConfig, StudentArch, TeacherArch
-from frami_edge.device import Choice
+from frami_edge.device import Compute
 from frami_edge.distillation import Distiller
 from frami_edge.distributed import Rows, broadcast, share_batch_norms, sum_gradients, world
 from frami_edge.inversion import make_bank
@@ -28,7 +28,7 @@ SHA = "0" * 64
 SPEC = MelSpec(
     sample_rate=8000, n_fft=256, win_length=200, hop_length=80, n_mels=16, mean=-6.0, std=4.0
 )
-CPU = Choice(torch.device("cpu"), torch.float32, False, "a test")
+CPU = Compute(torch.device("cpu"), torch.float32, False, "a test")
 SOURCES = ("inversion", "translator", "procedural", "white_noise")
 HALF = 3
 """Distillation steps before a resume."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from frami_edge.config import BankConfig, TeacherArch
-from frami_edge.device import Choice
+from frami_edge.device import Compute
 from frami_edge.models import ResNetTeacher
 from frami_edge.sources.base import Context
 from frami_edge_runtime.melspec import MelSpec
@@ -50,7 +50,7 @@ def context(teacher: ResNetTeacher, spec: MelSpec) -> Callable[..., Context]:
             "translator": tiny | changes.pop("translator", {}),
         }
         config = BankConfig.model_validate(fields | changes)
-        choice = Choice(torch.device("cpu"), torch.float32, False, "a test")
-        return Context(model, spec, K, config, choice, seed)
+        compute = Compute(torch.device("cpu"), torch.float32, False, "a test")
+        return Context(model, spec, K, config, compute, seed)
 
     return make

@@ -21,14 +21,14 @@ from frami_edge.cli import app
 from frami_edge.config import TeacherArch, TeacherConfig, TrainConfig, load_config
 from frami_edge.data.sets import Clip
 from frami_edge.data.store import Features
-from frami_edge.device import Choice
+from frami_edge.device import Compute
 from frami_edge.errors import TeacherError
 from frami_edge.models import ResNetTeacher
 from frami_edge.runs import read_manifest
 from frami_edge.training import TeacherTrainer
 from frami_edge_runtime.melspec import MelSpec
 
-CPU = Choice(torch.device("cpu"), torch.float32, False, "a test")
+CPU = Compute(torch.device("cpu"), torch.float32, False, "a test")
 RECIPE = {
     "epochs": 3, "batch_size": 4, "crop_frames": 20, "mixup": 0.5, "mask_bands": 3,
     "mask_frames": 3, "gain": 0.3,
