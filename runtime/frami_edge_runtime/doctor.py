@@ -279,12 +279,12 @@ def check_packages(*, audio_needed: bool = False) -> list[Check]:
         checks = [Check("numpy", "fail", "not installed", "pip install numpy", needed=True)]
     checks += _onnx_runtime()
     facts = probe(_SOUNDFILE)
-    if "version" in facts:
+    if "libsndfile" in facts:
         text = f"{facts['version']}, libsndfile {facts['libsndfile']}: FLAC, OGG, MP3"
         checks.append(Check("soundfile", "ok", text, needed=audio_needed))
     elif audio_needed or "missing" not in facts:
         fix = "pip install soundfile; on old systems also: apt-get install libsndfile1"
-        checks.append(Check("soundfile", "fail", facts["error"], fix, needed=audio_needed))
+        checks.append(Check("soundfile", "fail", facts.get("error", ""), fix, needed=audio_needed))
     else:
         text, fix = "not installed: PCM WAV files only", "pip install soundfile"
         checks.append(Check("soundfile", "absent", text, fix))
