@@ -40,10 +40,6 @@ from frami_edge_export.half import add_half
 from frami_edge_export.int8 import Int8Files, add_int8, quantisation_record
 from frami_edge_export.options import ExportOptions
 from frami_edge_export.parity import Head, check_streamable, prove_fp32, with_context
-from frami_edge_export.qat.drafts import add_qat
-from frami_edge_export.qat.finetune import Progress, Target
-from frami_edge_export.qat.options import QatOptions
-from frami_edge_export.qat.state import QatState
 from frami_edge_export.report import Artifact, ExportReport, Gate, judge
 from frami_edge_export.tensorrt import plausible_mels
 
@@ -64,9 +60,6 @@ def export_student(
     portable: bool = False,
     half: bool = False,
     waveform: bool = False,
-    qat: QatOptions | None = None,
-    on_qat_step: Progress | None = None,
-    qat_state: Path | None = None,
     options: ExportOptions | None = None,
     evaluate: Callable[[str | Path], float] | None = None,
 ) -> ExportReport:
@@ -89,11 +82,6 @@ def export_student(
         half: Also ``{name}.fp16.onnx``, and with int8 ``{name}.int8.trt.fp16.onnx``: what
             TensorRT builds its fp16 and int8 engines from.
         waveform: Also ``{name}.wave.onnx``: samples to logits, with the front end in the graph.
-        qat: With int8, also ``{name}.int8.qat.cpu.onnx`` and ``{name}.int8.qat.trt.onnx``,
-            fine-tuned with fake quantisation on the calibration set.
-        on_qat_step: Called with the number of steps done and the loss.
-        qat_state: Where the fine-tuning keeps its state until the export is written; the same
-            export goes on from it.
         options: Gates and budgets.
         evaluate: Accuracy (0 to 1) of a streaming model file on real data; reported, never used to
             choose layers or flavours.
@@ -107,9 +95,8 @@ def export_student(
     """
     options = options or ExportOptions()
     _check(student, facts, name)
-    if (portable or qat) and not int8:
-        what = "portable" if portable else "fine-tuned"
-        raise ExportError(f"A {what} file is an int8 file, and int8 is off.", fix="Add int8.")
+    if portable and not int8:
+        raise ExportError("A portable file is an int8 file, and int8 is off.", fix="Add int8.")
     info = model_info(student, facts)
     check_streamable(student, facts.mel, options)
     sample = None
@@ -133,14 +120,6 @@ def export_student(
         made = add_int8(
             bundle, trunk, head_bytes, head, info, sample, source,
             trunk_1s=bench.trunk_1s, name=name, portable=portable, options=options,
-        )  # fmt: skip
-    tuning, kept = None, QatState(qat_state) if qat_state else None
-    if sample is not None and made is not None and qat is not None:
-        like = {"int8.qat.cpu": made.found.chosen, "int8.qat.trt": made.tensorrt}
-        tuning = add_qat(
-            bundle, trunk, head_bytes, head, info, sample, made.calibration,
-            {name: Target(c.flavour, c.float_layers) for name, c in like.items()},
-            name=name, options=options, qat=qat, progress=on_qat_step, kept=kept,
         )  # fmt: skip
     if half:
         mels = with_context(plausible_mels(facts.mel), student.context)
@@ -168,7 +147,6 @@ def export_student(
         quantisation=None
         if made is None
         else quantisation_record(made.found, made.levels, options.level_db),
-        fine_tuning=tuning,
         layers=() if made is None else made.found.layers,
         bench=bench.description(),
         options=options.to_dict(),
@@ -178,8 +156,6 @@ def export_student(
     )
     files = bundle.contents([(REPORT, json_bytes(report.to_dict()))])
     write_files(out_dir, files, seal=REPORT)
-    if kept is not None:
-        kept.clear()
     return report
 
 

@@ -106,8 +106,6 @@ class ExportReport:
     gates: tuple[Gate, ...]
     quantisation: dict[str, Any] | None = None
     """Flavour, candidates tried, layers left float and why; None for fp32 only."""
-    fine_tuning: dict[str, Any] | None = None
-    """Steps, losses, and what the fine-tuned files would be without it; None where not asked."""
     layers: tuple[dict[str, Any], ...] = ()
     """SQNR of each int8 convolution on its own, worst first."""
     bench: dict[str, Any] = field(default_factory=dict)
@@ -277,7 +275,6 @@ def markdown_card(report: ExportReport) -> str:
         ],
     )  # fmt: skip
     lines += _int8_section(report)
-    lines += _fine_tuning_section(report)
     lines += _lint_section(report)
     bench = report.bench
     lines += [
@@ -309,25 +306,6 @@ def _int8_section(report: ExportReport) -> list[str]:
     ]
     rows = [[row["layer"], _number(row["sqnr_db"], ".1f")] for row in report.layers[:8]]
     return lines + _table(["most sensitive layers, each int8 alone", "SQNR dB"], rows)
-
-
-def _fine_tuning_section(report: ExportReport) -> list[str]:
-    if report.fine_tuning is None:
-        return []
-    f = report.fine_tuning
-    rows = []
-    for name, without in f["without"].items():
-        a = report.artifact(name)
-        rows.append(
-            [
-                f"`{a.path}`",
-                f"{_number(without['agreement'], '.2%')} to {_number(a.agreement, '.2%')}",
-                f"{_number(without['sqnr_db'], '.1f')} to {_number(a.sqnr_db, '.1f')}",
-            ]
-        )
-    said = f"{f['steps']} steps on the calibration set, {f['seconds']:.0f} s; the last step ships."
-    columns = ["fine-tuned", "agreement with fp32", "SQNR dB"]
-    return ["## int8, fine-tuned", "", said, "", *_table(columns, rows)]
 
 
 def _lint_section(report: ExportReport) -> list[str]:

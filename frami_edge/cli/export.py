@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from frami_edge.cli._app import Json, Quiet, Seed, command_app, examples
-from frami_edge.cli._output import Output, Progress
-from frami_edge.runs import Stop, command_line
+from frami_edge.cli._output import Output
 
 if TYPE_CHECKING:
     from frami_edge.checkpoint import Student
@@ -159,59 +156,6 @@ def check_engines(report: EngineReport, out: Path) -> None:
         )
 
 
-# --- An int8 fine-tuning on the terminal: progress, and where Ctrl-C and SIGTERM act
-
-STATE = ".qat-state.pt"
-"""In the folder of the export, until its files are written."""
-
-
-class FineTuning:
-    """Called after every step; a context manager around the export.
-
-    Args:
-        bar: Shows the steps.
-        folder: Of the export.
-        steps: In all.
-    """
-
-    def __init__(self, bar: Progress, folder: Path, steps: int) -> None:
-        self.bar, self.folder, self.steps = bar, folder, steps
-        self.state = folder / STATE
-        self._stop: Stop | None = None
-
-    def __call__(self, done: int, loss: float) -> None:
-        """A step is done; raises KeyboardInterrupt where somebody asked for the end."""
-        self.bar.update(done - self.bar.completed, loss=loss)
-        # Signals wait for steps only: what comes before and after takes longer than people do.
-        if self._stop is None:
-            self._stop = Stop().__enter__()
-        if self._stop.asked():
-            self._stop.leave()
-        if done == self.steps:
-            self._end(None)
-
-    def __enter__(self) -> Self:
-        """Begin."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Say how an interrupted export goes on."""
-        self._end(error)
-        if isinstance(error, KeyboardInterrupt) and self.state.exists():
-            again = shlex.join(command_line())
-            error.add_note(f"The fine-tuning so far is in {self.folder}; continue with: {again}")
-
-    def _end(self, error: BaseException | None) -> None:
-        stop, self._stop = self._stop, None
-        if stop is not None:
-            stop.__exit__(None if error is None else type(error), error, None)
-
-
 # --- `frami-edge export`: a student in, ONNX files out, proven against the student
 
 app = command_app()
@@ -225,7 +169,7 @@ HEARD_BY_ENGINES = 256
     epilog=examples(
         "frami-edge export runs/s/student.safetensors --int8 --bank runs/s/bank --out runs/export",
         "frami-edge export student.safetensors --int8 --bank bank --data fsdd --out runs/export",
-        "frami-edge export student.safetensors --int8 --qat 200 --with-frontend --out runs/export",
+        "frami-edge export student.safetensors --int8 --with-frontend --out runs/export",
         "frami-edge export student.safetensors --int8 --tensorrt --seconds 0:1:10 --out runs/e",
         "frami-edge export --tensorrt runs/export",
     )
@@ -262,16 +206,6 @@ def export(
         bool,
         typer.Option("--portable", help="Also one int8 file for ONNX Runtime and TensorRT alike."),
     ] = False,
-    qat: Annotated[
-        int,
-        typer.Option(
-            "--qat",
-            min=0,
-            metavar="STEPS",
-            help="Also int8 files fine-tuned on the calibration clips; 200 is a good number, fewer "
-            "than 100 may lose.",
-        ),
-    ] = 0,
     with_frontend: Annotated[
         bool,
         typer.Option("--with-frontend", help="Also a model that takes samples, mel in the graph."),
@@ -335,7 +269,6 @@ def export(
     from frami_edge.plots import draw_export_report
     from frami_edge_export.exporter import export_student
     from frami_edge_export.options import ExportOptions
-    from frami_edge_export.qat.options import QatOptions
     from frami_edge_export.tensorrt import EngineOptions, Seconds
 
     output = Output(json=json, quiet=quiet)
@@ -347,7 +280,7 @@ def export(
         return
     if out is None:
         raise ConfigError("--out is missing.", fix="Name a folder for the files.")
-    _check_int8_options(int8, bank=bank, teacher=teacher, portable=portable, qat=qat)
+    _check_int8_options(int8, bank=bank, teacher=teacher, portable=portable)
     if data is None and (fold or data_root):
         raise ConfigError("--fold and --data-root need --data.", fix="Add --data NAME.")
     options = ExportOptions(min_agreement=min_agreement, max_drop=max_drop, seed=seed)
@@ -356,28 +289,20 @@ def export(
     mels = _mels(loaded, student, bank, teacher, samples, seed, output) if int8 else None
     features, measured = _features(loaded, data, fold, data_root, output)
     output.note("Exporting, comparing and timing; this takes seconds to minutes.")
-    with ExitStack() as stack:
-        tuning = None
-        if qat:
-            bar = stack.enter_context(output.progress("int8 fine-tuning", qat, fields=("loss",)))
-            tuning = stack.enter_context(FineTuning(bar, out, qat))
-        report = export_student(
-            loaded.model.collapse(),
-            facts_of(loaded),
-            out,
-            name=student.stem,
-            int8=int8,
-            calibration=None if mels is None else mels.mels,
-            source="" if mels is None else mels.source,
-            portable=portable,
-            half=tensorrt,
-            waveform=with_frontend,
-            qat=QatOptions(steps=qat, seed=seed) if qat else None,
-            on_qat_step=tuning,
-            qat_state=tuning.state if tuning else None,
-            options=options,
-            evaluate=None if features is None else accuracy_on(features),
-        )
+    report = export_student(
+        loaded.model.collapse(),
+        facts_of(loaded),
+        out,
+        name=student.stem,
+        int8=int8,
+        calibration=None if mels is None else mels.mels,
+        source="" if mels is None else mels.source,
+        portable=portable,
+        half=tensorrt,
+        waveform=with_frontend,
+        options=options,
+        evaluate=None if features is None else accuracy_on(features),
+    )
     draw_export_report(report.to_dict(), out / PICTURE)
     shown = {"size, latency and answers of every file": PICTURE.as_posix()}
     atomic_write_text(out / CARD, export_readme(report, loaded, measured, shown))
@@ -407,11 +332,11 @@ def export(
 
 
 def _check_int8_options(
-    int8: bool, *, bank: Path | None, teacher: Path | None, portable: bool, qat: int
+    int8: bool, *, bank: Path | None, teacher: Path | None, portable: bool
 ) -> None:
     from frami_edge.errors import ConfigError
 
-    given = {"--bank": bank, "--teacher": teacher, "--portable": portable, "--qat": qat}
+    given = {"--bank": bank, "--teacher": teacher, "--portable": portable}
     alone = [option for option, value in given.items() if value and not int8]
     if alone:
         raise ConfigError(

@@ -111,18 +111,16 @@ def test_every_file_at_once(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = run(
         checkpoint, "--int8", "--bank", make_bank(tmp_path / "bank"), "--out", out, "--samples", 60,
-        "--portable", "--qat", 3, "--with-frontend", "--tensorrt", "--min-agreement", 0, "--json",
+        "--portable", "--with-frontend", "--tensorrt", "--min-agreement", 0, "--json",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     names = {a["name"] for a in found["artifacts"]}
     assert names == {
-        "fp32", "model", "int8.cpu", "int8.trt", "int8.portable", "int8.qat.cpu", "int8.qat.trt",
+        "fp32", "model", "int8.cpu", "int8.trt", "int8.portable",
         "fp16", "int8.trt.fp16", "wave",
     }  # fmt: skip
     assert all((out / a["path"]).stat().st_size == a["bytes"] for a in found["artifacts"])
-    assert found["fine_tuning"]["steps"] == 3
-    assert set(found["fine_tuning"]["without"]) == {"int8.qat.cpu", "int8.qat.trt"}
     assert (out / "plots" / "export.png").stat().st_size > 10_000
     assert found["engines"] is None
     assert "TensorRT" in found["engines_missing"]
@@ -217,7 +215,6 @@ def test_accuracy_on_a_folder_of_real_clips(
         (["--bank", "b"], "--int8 was not given"),
         (["--fold", "1"], "need --data"),
         (["--teacher", "t"], "--int8 was not given"),
-        (["--qat", "5"], "--int8 was not given"),
         (["--int8", "--teacher", "t", "--bank", "b"], "exclude each other"),
         (["--seconds", "1"], "--tensorrt was not given"),
         (["--tensorrt", "--seconds", "3:1"], "is not MIN:OPT:MAX"),
