@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,13 +13,6 @@ from pydantic import Field, field_validator, model_validator
 
 from frami_edge.config import JourneyConfig, Strict, TeacherConfig, load_config
 from frami_edge.errors import ConfigError
-
-CLIPS = {
-    "white_noise": "control_clips",
-    "smooth_noise": "control_clips",
-    "procedural": "procedural_clips",
-}
-"""Synthetic controls, and the key of the bank's config with their number of clips."""
 
 
 def _text(value: Any) -> Any:
@@ -117,8 +111,8 @@ class Run:
         method: Name of the method.
         fold: Test fold.
         seed: Seed of the student.
-        teacher: Folder name of the teacher; ends in a digest of its config.
-        bank: Folder name of the bank; empty for controls.
+        teacher: Folder of the teacher; ends in a digest of its config.
+        bank: Folder of the bank; empty for controls.
         bank_method: The method whose config makes the bank.
         bank_seed: Seed of the bank.
         recipe: Digest of everything that decides the result.
@@ -138,6 +132,11 @@ class Run:
         """What identifies its row."""
         return self.method, self.fold, self.seed
 
+    @property
+    def name(self) -> str:
+        """The key as one word."""
+        return "-".join(map(str, self.key))
+
 
 class Plan:
     """Every student of a protocol, with resolved configs.
@@ -155,55 +154,40 @@ class Plan:
             name: load_config(JourneyConfig, protocol.student, _overrides(protocol.set | m.set))
             for name, m in protocol.methods.items()
         }
-        self.teachers = {
-            fold: load_config(
-                TeacherConfig,
-                protocol.teacher,
-                _overrides(
-                    protocol.teacher_set | {"data.name": protocol.data, "data.fold": fold}
-                ),
-            )
-            for fold in protocol.folds
-        }
+        self.teachers = {}
+        for fold in protocol.folds:
+            changes = protocol.teacher_set | {"data.name": protocol.data, "data.fold": fold}
+            self.teachers[fold] = load_config(TeacherConfig, protocol.teacher, _overrides(changes))
         for name, method in protocol.methods.items():
-            lacking = set(self.journeys[name].bank.shares) - set(
-                self.journeys[method.bank_of or name].bank.shares
-            )
+            lender = self.journeys[method.bank_of or name].bank.shares
+            lacking = set(self.journeys[name].bank.shares) - set(lender)
             if lacking:
                 raise ConfigError(
                     f"methods.{name}: the bank of {method.bank_of} lacks {', '.join(lacking)}.",
                     fix="Name sources of that bank in bank.sources, or leave out bank_of.",
                 )
         self.runs = [
-            self._run(name, fold, seed)
+            self._run(name, method, fold, seed)
             for name, method in protocol.methods.items()
-            for seed in (protocol.seeds if method.seeds is None else method.seeds)
-            for fold in (protocol.folds if method.folds is None else method.folds)
+            for seed in method.seeds or protocol.seeds
+            for fold in method.folds or protocol.folds
         ]
 
-    def _run(self, name: str, fold: str, seed: int) -> Run:
-        method, journey = self.protocol.methods[name], self.journeys[name]
-        teacher = f"{fold}-{digest(self.teachers[fold].model_dump(mode='json'))}"
+    def _run(self, name: str, method: Method, fold: str, seed: int) -> Run:
+        journey = self.journeys[name].model_dump(mode="json")
+        teacher = f"teachers/{fold}-{digest(self.teachers[fold].model_dump(mode='json'))}"
+        facts = [teacher, journey, method.model_dump(include={"control", "unrelated", "mels"})]
         maker = method.bank_of or name
-        bank_seed = seed if self.protocol.bank_seeds == "each" else self.protocol.seeds[0]
-        lent = self.journeys[maker].bank.model_dump(mode="json")
-        bank = f"{maker}-{fold}-{bank_seed}-{digest([teacher, lent])}"
-        facts = journey.model_dump(mode="json") | {
-            "teacher": teacher,
-            "bank": lent if not method.control else [journey.bank.frames, self._clips(name)],
-            "shares": journey.bank.shares,
-            "method": method.model_dump(include={"control", "unrelated", "mels"}),
-        }
-        if method.control:
-            return Run(name, fold, seed, teacher, "", "", 0, digest(facts))
-        return Run(name, fold, seed, teacher, bank, maker, bank_seed, digest(facts))
-
-    def _clips(self, name: str) -> int | None:
-        key = CLIPS.get(self.protocol.methods[name].control or "")
-        return getattr(self.journeys[name].bank, key) if key else None
+        seed_of_bank = seed if self.protocol.bank_seeds == "each" else self.protocol.seeds[0]
+        bank = ""
+        if not method.control:
+            lent = self.journeys[maker].bank.model_dump(mode="json")
+            bank = f"banks/{maker}-{fold}-{seed_of_bank}-{digest([teacher, lent])}"
+        recipe = digest([*facts, bank, seed])
+        return Run(name, fold, seed, teacher, bank, maker, seed_of_bank, recipe)
 
 
-def load_protocol(path: str | Path, overrides: tuple[str, ...] = ()) -> Protocol:
+def load_protocol(path: str | Path, overrides: Sequence[str] = ()) -> Protocol:
     """Read a protocol from YAML.
 
     Raises:

@@ -44,9 +44,11 @@ def method_figures(rows: Sequence[Row]) -> dict[str, Any]:
     """One method over its folds and seeds: shares in [0, 1], KL in nats, times in seconds."""
     on_cpu = rows[0]["device"] == "cpu"
     clock = "cpu_s" if on_cpu else "s"
-    whole = [row for row in rows if not row["resumed"]]  # a resumed run knows half of its time
-    memory = ("peak_mib", "bank_peak_mib") if on_cpu else ("peak_device_mib", "bank_peak_device_mib")
+    memory = (
+        ("peak_mib", "bank_peak_mib") if on_cpu else ("peak_device_mib", "bank_peak_device_mib")
+    )
     peaks = [row[key] for row in rows for key in memory if row.get(key) is not None]
+    whole = [row for row in rows if not row.get("resumed")]  # the others know half of their time
     gaps = _by_fold(rows, lambda row: row["accuracy"] - row["teacher_accuracy"])
     return {
         "folds": len(gaps),
@@ -112,8 +114,7 @@ def markdown(protocol: Protocol, rows: Sequence[Row]) -> str:
     for name, method in protocol.methods.items():
         mine = [row for row in rows if row["method"] == name]
         if mine:
-            planned = len(protocol.seeds if method.seeds is None else method.seeds)
-            planned *= len(protocol.folds if method.folds is None else method.folds)
+            planned = len(method.seeds or protocol.seeds) * len(method.folds or protocol.folds)
             lines.append(_method_cells(method.what or name, planned, method_figures(mine)))
     if lines:
         parts.append(_table(COLUMNS, lines))
@@ -146,13 +147,6 @@ def caption(rows: Sequence[Row]) -> str:
         "of bank and student; diversity is 1 - mean cosine of the teacher's embeddings within a "
         f"source. Made on {machines}{made}."
     )
-
-
-def several_teachers(rows: Sequence[Row]) -> list[str]:
-    """Folds whose rows come from more than one training of the teacher."""
-    seen = {(row["fold"], row["teacher_sha256"]) for row in rows}
-    folds = [fold for fold, _ in seen]
-    return sorted({fold for fold in folds if folds.count(fold) > 1})
 
 
 def write_between(path: Path, name: str, text: str) -> None:
