@@ -33,7 +33,7 @@ INTERRUPTED = 130
 """128 + SIGINT, as shells report it."""
 TERMINATED = 143
 """128 + SIGTERM."""
-WORK_IS_KEPT = "What was done so far"
+WORK_IS_KEPT = "The unfinished run is in"
 """How the note of an unfinished run begins, see `frami_edge.runs.RunFolder`."""
 HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 

@@ -71,7 +71,7 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> typer.Typer:
             output.result({"overrides": overrides})
         if kind != "well":
             error = FAILURES.get(kind, GateFailed("late."))
-            error.add_note("What was done so far is in runs/a")
+            error.add_note("The unfinished run is in runs/a")
             raise error
 
     @command.command()
@@ -111,7 +111,7 @@ def test_a_failure_is_a_sentence_and_an_exit_code(
     assert result.exit_code == code
     assert result.stdout == ""
     assert f"error: {message}" in result.stderr
-    assert "What was done so far is in runs/a" in result.stderr
+    assert "The unfinished run is in runs/a" in result.stderr
     assert "continue with: frami-edge distill --out 'a b' --resume" in result.stderr
     assert "Traceback" not in result.stderr
     failure = json.loads(invoke(broken, "run", kind, "--json").stdout)
