@@ -377,7 +377,7 @@ STUDENT_PRESETS: dict[str, StudentArch] = {
 
 # --- What the baselines read from YAML: published weights, and what we had to change
 # Their budget is that of the inversion: `bank.inversion.steps`, `batch_size`, `burn_in` and `width`
-# hold for all of them; CMI and DeepInversion have no burn-in. Where the defaults come from stands in
+# hold for all of them; CMI and DeepInversion have no burn-in. Sources of the defaults:
 # docs/METHOD.md.
 
 

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import io
 import json
+import logging
 import os
 import platform
 import re
@@ -31,6 +32,7 @@ from pydantic import BaseModel
 
 from frami_edge import config as _yaml
 from frami_edge.cli._app import Terminated
+from frami_edge.device import Compute
 from frami_edge.distributed import any_process, world
 from frami_edge.errors import RunError
 from frami_edge.io import (
@@ -42,6 +44,8 @@ from frami_edge.io import (
     read_small,
     sha256_file,
 )
+
+log = logging.getLogger("frami_edge")
 
 # --- One process a folder: a lock that the system releases with the process, however it ends
 # Some file systems that hosts share have no locks. There the lock file itself is the lock: it names
@@ -294,6 +298,31 @@ def _cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def record_compute(run: RunFolder, compute: Compute, *, deterministic: bool = False) -> None:
+    """Write what decides the last bits of a result into the manifest.
+
+    A resumed run that computes otherwise than before gets a warning.
+    """
+    gpu = compute.device.type == "cuda"
+    facts = {
+        "device": str(compute.device),
+        "gpu": torch.cuda.get_device_name(compute.device) if gpu else None,
+        "precision": str(compute.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "deterministic": deterministic or not gpu,
+    }
+    before = run.manifest.get("compute") if run.resumed else None
+    if before and before != facts:
+        log.warning(
+            "This run was started with other hardware or settings, so its last bits may differ: %s",
+            ", ".join(
+                f"{k} {before.get(k)} -> {v}" for k, v in facts.items() if before.get(k) != v
+            ),
+        )
+    run.record(compute=facts)
 
 
 # --- Whether a folder may become a run: it is empty, or a run to resume or to overwrite

@@ -9,7 +9,6 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -158,15 +157,6 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option(
         "--set", metavar="KEY=VALUE", help="Change a config value by its dotted key; repeatable."
-    ),
-]
-From = Annotated[
-    Path | None,
-    typer.Option(
-        "--from",
-        metavar="RUN",
-        help="Repeat this run: its config, seed, inputs and arithmetic. Exit code 3 and what "
-        "differs where the result is another.",
     ),
 ]
 Deterministic = Annotated[
