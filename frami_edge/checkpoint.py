@@ -22,7 +22,6 @@ from frami_edge.config import Strict, StudentArch, TeacherArch
 from frami_edge.errors import CheckpointError
 from frami_edge.io import atomic_write_bytes, sha256_file
 from frami_edge.models import Hidden, ResNetTeacher, StudentNet
-from frami_edge.teachers.foreign import ForeignTeacher
 from frami_edge_runtime.errors import MelSpecError
 from frami_edge_runtime.melspec import MelSpec
 
@@ -126,9 +125,14 @@ class _Opened:
 
 @dataclass(eq=False)
 class Teacher(_Opened):
-    """A trained classifier: ours, or any network that `load_teacher` accepts."""
+    """A trained classifier: ours, or any network that `load_teacher` accepts.
 
-    model: ResNetTeacher | ForeignTeacher
+    Attributes:
+        model: The network, with what `models.TeacherLike` lists.
+        description: How a teacher in Python code is built, a `teachers.TeacherDescription`.
+    """
+
+    description: Strict | None = None
 
 
 @dataclass(eq=False)

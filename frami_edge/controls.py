@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from frami_edge.bank import Bank, BankFeed, check_bank
-from frami_edge.checkpoint import Student, Teacher
+from frami_edge.checkpoint import Teacher
 from frami_edge.cli._output import Output
 from frami_edge.config import BASELINES, JourneyConfig, TrainConfig
 from frami_edge.data.sets import Clip, SoundSet, check_disjoint, load_set
@@ -24,9 +24,10 @@ from frami_edge.data.store import Features, length_buckets
 from frami_edge.device import Compute, generator
 from frami_edge.distillation import ClipFeed, Distiller, Feed, TensorFeed, new_student
 from frami_edge.errors import CheckpointError, ConfigError
-from frami_edge.evaluation import Candidate, Score, predict, score
+from frami_edge.evaluation import Score, score
 from frami_edge.inversion import ready
 from frami_edge.models import StudentNet
+from frami_edge.opening import OpenedModel, predict
 from frami_edge.runs import NEVER, Stop, Trail, load_state, save_state
 from frami_edge.sources import LEARNED
 from frami_edge.sources.noise import smooth_noise_mels, white_noise_mels
@@ -227,13 +228,13 @@ def parse_controls(text: str) -> Wanted:
     return Wanted(tuple(name for name in CONTROLS if name in names), unrelated)
 
 
-def student_recipe(judged: Candidate, reference: Candidate | None) -> JourneyConfig:
+def student_recipe(judged: OpenedModel, reference: OpenedModel | None) -> JourneyConfig:
     """How the student was made.
 
     Raises:
         CheckpointError: There is no teacher, or the model is no student with its whole recipe.
     """
-    if judged.kind != "student" or not isinstance(judged.model, Teacher | Student):
+    if judged.kind != "student" or judged.network is None:
         raise CheckpointError(
             f"{judged.path} is no student's checkpoint but a model of the kind {judged.kind}: "
             "it has no recipe to repeat on other clips.",
@@ -245,10 +246,10 @@ def student_recipe(judged: Candidate, reference: Candidate | None) -> JourneyCon
             fix="Give --teacher FILE, the checkpoint that the student was distilled from.",
         )
     try:
-        config = JourneyConfig.model_validate(judged.model.card.recipe)
+        config = JourneyConfig.model_validate(judged.network.card.recipe)
     except ValidationError:
         config = None
-    if config is None or config.student.model_dump(mode="json") != judged.model.card.arch:
+    if config is None or config.student.model_dump(mode="json") != judged.network.card.arch:
         raise CheckpointError(
             f"{judged.path} does not say how it was distilled, so no control can repeat it.",
             fix="Give a student of this version's `frami-edge distill`.",

@@ -5,43 +5,24 @@ Shape legend: N clips, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from frami_edge.checkpoint import Student, Teacher, TrainedOn, load_checkpoint
+from frami_edge.checkpoint import TrainedOn
 from frami_edge.data.sets import SoundSet, known_sets, read_audio, resolve_fold
-from frami_edge.data.store import Features, collate, length_buckets
+from frami_edge.data.store import Features
 from frami_edge.errors import CheckpointError, DataError
-from frami_edge.frontend import resample
-from frami_edge.io import sha256_file
-from frami_edge.teachers.opening import DESCRIPTIONS, open_teacher
-from frami_edge_runtime.classifier import Classifier
-from frami_edge_runtime.melspec import MelSpec
+from frami_edge.opening import OpenedModel
+from frami_edge.opening import predict as predict
 
 # --- Scores on real clips: accuracy, agreement with the teacher, per-class table
 # Shape legend: N clips, M mel bands, T frames, K classes.
-
-
-@torch.no_grad()
-def predict(model: nn.Module, mels: Sequence[Tensor], batch_size: int = 64) -> Tensor:
-    """Logits (N, K) float32 of whole clips (M, T_i) at their own length, in the order given.
-
-    Clips are batched by length, and what pads a batch is masked out.
-    """
-    device = next(model.parameters()).device
-    lengths = [m.shape[1] for m in mels]
-    out: dict[int, Tensor] = {}
-    model.eval()
-    for indices in length_buckets(lengths, batch_size, generator=None):
-        x, n = collate(mels, indices, pad_value=0.0)
-        logits = model(x.to(device), n.to(device)).float().cpu()
-        out.update(zip(indices, logits, strict=True))
-    return torch.stack([out[i] for i in range(len(mels))])
 
 
 @dataclass
@@ -184,86 +165,36 @@ def class_rows(
 
 # --- A model to be scored, whatever its form: a checkpoint of ours, or an exported ONNX file
 
-Done = Callable[[int], None]
 
+def logits_of(
+    model: OpenedModel, features: Features, done: Callable[[int], None] = lambda _: None
+) -> Tensor:
+    """Logits (N, K) float32 of clips, in their order.
 
-@dataclass
-class Candidate:
-    """A model, and what it says of itself.
+    A checkpoint answers the log-mels. An exported file answers the audio itself, through the
+    device's own front end, so that its score is that of the whole path.
 
-    Attributes:
-        path: Its file.
-        kind: Teacher or student checkpoint, or exported model.
-        labels: (K,) class names.
-        spec: Front end.
-        sha256: Of the file.
-        teacher_sha256: The teacher behind it, where it names one.
-        heard: Real clips behind it, where it says so; an ONNX file does not.
-        model: What answers.
+    Args:
+        model: The opened model.
+        features: Clips, with log-mels of this model's front end.
+        done: Called with the number of clips finished so far.
     """
+    if model.network is not None:
+        logits = model.logits(features.mels)
+        done(len(features))
+        return logits
 
-    path: Path
-    kind: Literal["teacher", "student", "onnx"]
-    labels: tuple[str, ...]
-    spec: MelSpec
-    sha256: str
-    teacher_sha256: str | None
-    heard: TrainedOn | None
-    model: Teacher | Student | Classifier
-
-    def logits(self, features: Features, done: Done = lambda _: None) -> Tensor:
-        """(N, K) float32 of clips, in their order.
-
-        A checkpoint answers to the log-mels. An ONNX file answers to the audio itself, through the
-        device's own front end, so that its score is that of the whole path.
-
-        Args:
-            features: Clips, with log-mels of this candidate's front end.
-            done: Called with the number of clips answered so far.
-        """
-        if isinstance(self.model, Teacher | Student):
-            logits = predict(self.model.model, features.mels)
-            done(len(features))
-            return logits
-        rows = []
-        for i, clip in enumerate(features.clips, start=1):
-            samples, rate = read_audio(clip.path)
-            # The trainer's resampler: the runtime's own is optional.
-            at_rate = resample(torch.from_numpy(samples), rate, self.spec.sample_rate)
-            rows.append(torch.from_numpy(self.model.classify(at_rate.numpy()).logits.copy()))
+    def clips() -> Iterator[tuple[npt.NDArray[np.float32], int]]:
+        for i, clip in enumerate(features.clips):
             done(i)
-        return torch.stack(rows)
+            yield read_audio(clip.path)
+
+    logits = model.logits_of_audio(clips())
+    done(len(features))
+    return logits
 
 
-def open_candidate(path: Path) -> Candidate:
-    """A model by its file's suffix: `.onnx`, a teacher's YAML description, or a checkpoint.
-
-    Raises:
-        CheckpointError: No such file, or no sound checkpoint.
-        ModelFileError: No sound model of `frami-edge export`.
-    """
-    if not path.is_file():
-        raise CheckpointError(
-            f"{path} is a folder, not a model." if path.is_dir() else f"There is no model {path}.",
-            fix="Give a teacher's or student's .safetensors file, or an .onnx file of `frami-edge "
-            "export`.",
-        )
-    if path.suffix.lower() == ".onnx":
-        classifier = Classifier(path)
-        info = classifier.info
-        return Candidate(
-            path, "onnx", info.labels, info.mel, sha256_file(path), info.teacher_sha256, None,
-            classifier,
-        )  # fmt: skip
-    loaded = open_teacher(path) if path.suffix.lower() in DESCRIPTIONS else load_checkpoint(path)
-    card = loaded.card
-    return Candidate(
-        path, card.kind, card.labels, loaded.spec, loaded.sha256, card.teacher_sha256, card.heard,
-        loaded,
-    )  # fmt: skip
-
-
-def check_teacher(candidate: Candidate, teacher: Candidate) -> None:
+def check_teacher(candidate: OpenedModel, teacher: OpenedModel) -> None:
     """The teacher given must be the one that the candidate learned from, where it names it.
 
     Raises:

@@ -20,11 +20,12 @@ from frami_edge.evaluation import (
     check_teacher,
     check_unheard,
     class_rows,
-    open_candidate,
+    logits_of,
     predict,
     score,
 )
 from frami_edge.models import ResNetTeacher, StudentNet
+from frami_edge.opening import open_model
 from frami_edge_export.exporter import export_student
 from frami_edge_export.graph import StudentFacts
 from frami_edge_export.options import ExportOptions
@@ -182,34 +183,37 @@ def test_a_student_and_its_onnx_file_say_the_same(
 ) -> None:
     clips = [c for c in load_set(f"folder:{sounds}").clips if c.fold == "test"]
     features = FeatureStore(SPEC, tmp_path).load(clips)
-    student, exported = open_candidate(models["student"]), open_candidate(models["onnx"])
-    assert (student.kind, exported.kind) == ("student", "onnx")
-    assert (student.spec, student.labels) == (exported.spec, exported.labels)
+    student, exported = open_model(models["student"]), open_model(models["onnx"])
+    assert (student.kind, exported.kind) == ("student", "streaming")
+    assert (student.mel, student.labels) == (exported.mel, exported.labels)
     seen: list[int] = []
     torch.testing.assert_close(
-        exported.logits(features, seen.append), student.logits(features), atol=1e-3, rtol=1e-3
+        logits_of(exported, features, seen.append),
+        logits_of(student, features),
+        atol=1e-3,
+        rtol=1e-3,
     )
-    assert seen == list(range(1, 9))
+    assert seen == list(range(9))
 
 
 def test_the_teacher_must_be_the_students_own(models: dict[str, Path], tmp_path: Path) -> None:
-    student, teacher = open_candidate(models["student"]), open_candidate(models["teacher"])
+    student, teacher = open_model(models["student"]), open_model(models["teacher"])
     check_teacher(student, teacher)
-    check_teacher(open_candidate(models["onnx"]), teacher)
+    check_teacher(open_model(models["onnx"]), teacher)
     with pytest.raises(CheckpointError, match="holds no teacher"):
         check_teacher(student, student)
     other = ResNetTeacher(TeacherArch(channels=(8, 8), blocks=1), 16, 2)
-    assert not isinstance(teacher.model, type(None))
-    card = teacher.model.card  # type: ignore[union-attr]
+    assert teacher.network is not None
+    card = teacher.network.card
     save_checkpoint(tmp_path / "other.safetensors", other, card)
     with pytest.raises(CheckpointError, match="another teacher"):
-        check_teacher(student, open_candidate(tmp_path / "other.safetensors"))
+        check_teacher(student, open_model(tmp_path / "other.safetensors"))
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no model"):
-        open_candidate(tmp_path / "nowhere.onnx")
+        open_model(tmp_path / "nowhere.onnx")
     for name, error in (("x.onnx", ModelFileError), ("x.safetensors", CheckpointError)):
         (tmp_path / name).write_bytes(b"not a model")
         with pytest.raises(error):
-            open_candidate(tmp_path / name)
+            open_model(tmp_path / name)

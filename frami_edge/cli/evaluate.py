@@ -15,7 +15,8 @@ from frami_edge.cli._output import Output
 if TYPE_CHECKING:
     from frami_edge.controls import ControlTable
     from frami_edge.data.sets import SoundSet
-    from frami_edge.evaluation import Candidate, Score
+    from frami_edge.evaluation import Score
+    from frami_edge.opening import OpenedModel
     from frami_edge.runs import RunFolder
 
 app = command_app()
@@ -87,9 +88,10 @@ def evaluate(
         check_unheard,
         class_rows,
         held_out_fold,
-        open_candidate,
+        logits_of,
         score,
     )
+    from frami_edge.opening import open_model
     from frami_edge.training import load_features, warn_rejected
 
     output = Output(json=json, quiet=quiet)
@@ -100,13 +102,13 @@ def evaluate(
         )
     if resume and out is None:
         raise ConfigError("--resume goes on with a run in --out.", fix="Add --out FOLDER.")
-    judged = open_candidate(model)
-    reference = open_candidate(teacher) if teacher else None
+    judged = open_model(model)
+    reference = open_model(teacher) if teacher else None
     if reference:
         check_teacher(judged, reference)
     sound_set = load_set(data, data_root)
     check_labels(judged, sound_set)
-    heard = judged.heard or (reference.heard if reference else None)
+    heard = judged.trained_on or (reference.trained_on if reference else None)
     key = held_out_fold(
         fold, heard, sound_set, who=str(judged.path), options="--teacher FILE, or --fold"
     )
@@ -131,17 +133,17 @@ def evaluate(
             run.resume_hint = resume_command()
             stack.enter_context(run)
         clips = [clip for clip in sound_set.clips if clip.fold == key]
-        features = load_features(judged.spec, clips, output, "Log-mels")
+        features = load_features(judged.mel, clips, output, "Log-mels")
         warn_rejected(features, "test clips", output)
         theirs = their_logits = None
         their_features = features
         if reference:
-            if reference.spec != judged.spec:
-                their_features = load_features(reference.spec, clips, output, "Teacher's log-mels")
-            their_logits = reference.logits(their_features)
+            if reference.mel != judged.mel:
+                their_features = load_features(reference.mel, clips, output, "Teacher's log-mels")
+            their_logits = logits_of(reference, their_features)
             theirs = score(their_logits, features.labels)
         with output.progress("Scoring", len(features), fields=()) as bar:
-            logits = judged.logits(features, lambda done: bar.update(done - bar.completed))
+            logits = logits_of(judged, features, lambda done: bar.update(done - bar.completed))
         mine = score(logits, features.labels, their_logits)
         found: dict[str, Any] = {
             "model": str(model),
@@ -191,8 +193,8 @@ def evaluate(
 
 def _control_table(
     text: str,
-    judged: Candidate,
-    reference: Candidate | None,
+    judged: OpenedModel,
+    reference: OpenedModel | None,
     data: SoundSet,
     fold: str,
     out: Output,
@@ -210,11 +212,11 @@ def _control_table(
     wanted = parse_controls(text)
     config = student_recipe(judged, reference)
     assert reference is not None
-    assert isinstance(reference.model, Teacher)
+    assert isinstance(reference.network, Teacher)
     compute = journey_device(device, precision)
     out.note(f"Device: {compute.reason}")
     return ControlTable.prepare(
-        wanted, config, reference.model, compute, data, fold, out, bank=bank, root=root
+        wanted, config, reference.network, compute, data, fold, out, bank=bank, root=root
     )
 
 
@@ -228,8 +230,8 @@ def _summary(mine: Score, theirs: Score | None) -> tuple[list[str], list[list[ob
 
 def _begin(
     out: Path,
-    judged: Candidate,
-    reference: Candidate | None,
+    judged: OpenedModel,
+    reference: OpenedModel | None,
     data: SoundSet,
     fold: str,
     table: ControlTable | None,
@@ -253,7 +255,7 @@ def _begin(
 
 def _keep(
     run: RunFolder,
-    judged: Candidate,
+    judged: OpenedModel,
     found: dict[str, Any],
     mine: Score,
     bars: list[tuple[str, float, float | None]],

@@ -1,7 +1,9 @@
 """Teachers that are not ours: any log-mel `nn.Module`, opened up so that it can be inverted.
 
-`opening.open_teacher` is the front door. `tracing` watches one forward pass, `finding` reads from
-it where time disappears, `foreign` wraps the module so that it shows its hidden states.
+`load_teacher` opens them and our own checkpoints. `tracing` finds in one forward pass where time
+disappears, `foreign` wraps the module so that it shows its hidden states.
 """
 
-from __future__ import annotations
+from frami_edge.teachers.opening import TeacherDescription, load_teacher
+
+__all__ = ["TeacherDescription", "load_teacher"]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
+import logging
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
@@ -17,14 +19,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from frami_edge.assets import teacher_assets
 from frami_edge.checkpoint import Card, Teacher, TrainedOn, load_checkpoint
 from frami_edge.config import Strict, describe, dump_config, load_config, presets, read_mapping
 from frami_edge.errors import CheckpointError, ConfigError, TeacherError
-from frami_edge.io import atomic_write_text, read_small, sha256_file
+from frami_edge.io import atomic_write_text, read_small, sha256_file, sha256_tensors
 from frami_edge.teachers.foreign import ForeignTeacher
 from frami_edge.teachers.tracing import in_words
 from frami_edge_runtime.errors import FramiEdgeError, MelSpecError
 from frami_edge_runtime.melspec import MelSpec
+
+log = logging.getLogger("frami_edge")
 
 # --- Weights from files that cannot run code: safetensors, or torch's restricted unpickler
 
@@ -256,13 +261,17 @@ def description_of(**values: Any) -> TeacherDescription:
 
 
 def mel_of(description: TeacherDescription) -> MelSpec:
-    """The front end.
+    """The front end of a description; raises as `read_mel`."""
+    return read_mel(description.mel)
+
+
+def read_mel(values: Any) -> MelSpec:
+    """A front end from its keys, a YAML file or a preset.
 
     Raises:
         ConfigError: The file is missing or no YAML mapping.
         MelSpecError: A key is unknown or out of range.
     """
-    values: Any = description.mel
     where = "mel"
     if isinstance(values, str):
         where, values = read_mapping(values)
@@ -275,12 +284,16 @@ def mel_of(description: TeacherDescription) -> MelSpec:
 
 
 def labels_of(description: TeacherDescription) -> tuple[str, ...]:
-    """(K,) class names.
+    """Class names of a description; raises as `read_labels`."""
+    return read_labels(description.labels)
+
+
+def read_labels(labels: str | tuple[str, ...]) -> tuple[str, ...]:
+    """(K,) class names, from a file where text is given.
 
     Raises:
         TeacherError: The file is missing, empty or names a class twice.
     """
-    labels = description.labels
     if isinstance(labels, str):
         path = Path(labels)
         try:
@@ -322,17 +335,96 @@ def weights_path(description: TeacherDescription) -> Path:
 DESCRIPTIONS = (".yaml", ".yml")
 
 
-def open_teacher(source: Path | TeacherDescription) -> Teacher:
-    """A teacher, ready to be inverted.
+def load_teacher(
+    source: nn.Module | Teacher | str | os.PathLike[str],
+    *,
+    mel: MelSpec | Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    labels: Sequence[str] | str | os.PathLike[str] | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    frames: str | None = None,
+    pooled: str | None = None,
+    layout: Layout | None = None,
+) -> Teacher:
+    """Open a trained classifier so that it can be inverted and distilled.
 
     Args:
-        source: Checkpoint of `frami-edge train-teacher`, a YAML `TeacherDescription`, or one.
+        source: One of four things. A path: a checkpoint of `frami-edge train-teacher`, or a YAML
+            description of a teacher. The name of a teacher that ships with the package
+            (`digits-teacher`). `"module:callable"` that builds an `nn.Module`; it needs `weights`,
+            `mel` and `labels`. An `nn.Module` in memory with its trained weights; it needs `mel`
+            and `labels`, and stays unchanged: the teacher is a copy.
+        mel: Front end: a MelSpec, its keys, a YAML file of them, or a preset.
+        labels: Class names in the order of the logits, or a file with one name per line.
+        weights: safetensors, or a torch file of tensors.
+        arguments: Keyword arguments of the callable.
+        frames: Module whose output is the last hidden state over time (`NAME@in` for its input).
+        pooled: Module whose output (`NAME@in`: input) is the first hidden state without time.
+        layout: Axes of the input, such as `B1MT`; found where None.
+
+    Returns:
+        The teacher in evaluation mode, without gradients.
 
     Raises:
         CheckpointError: Weights are missing, damaged, or do not fit.
-        ConfigError: The description has mistakes.
-        TeacherError: It cannot be built, or its hidden states are not unambiguous.
+        ConfigError: The arguments do not go together, or the description has mistakes.
+        TeacherError: It cannot be built, or its hidden states are ambiguous.
     """
+    given: dict[str, Any] = {
+        "mel": mel,
+        "labels": labels,
+        "weights": weights,
+        "arguments": arguments,
+        "frames": frames,
+        "pooled": pooled,
+        "layout": layout,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    if isinstance(source, nn.Module):
+        unfit = [n for n in ("weights", "arguments") if n in given]
+        missing = [n for n in ("mel", "labels") if n not in given]
+        if unfit or missing:
+            what = f"{', '.join(missing)} missing" if missing else f"{', '.join(unfit)} given"
+            raise ConfigError(
+                f"A module in memory was passed with {what}.",
+                fix="Pass mel and labels with it, and load its weights before.",
+            )
+        assert mel is not None
+        assert labels is not None
+        module = _copy(source)
+        sha256 = sha256_tensors(module.state_dict())
+        kind = type(source)
+        arch = {"module": f"{kind.__module__}.{kind.__qualname__}"}
+        spec, names = read_mel(_mel_values(mel)), read_labels(_label_values(labels))
+        return _foreign(module, spec, names, sha256, arch, layout or "auto", frames, pooled)
+    text = source if isinstance(source, str) else ""
+    if not isinstance(source, Teacher) and ":" in text and not Path(text).exists():
+        missing = [n for n in ("weights", "mel", "labels") if n not in given]
+        if missing:
+            raise ConfigError(
+                f"The teacher {text} is Python code, and {', '.join(missing)} is not given.",
+                fix="Give weights, mel and labels with it (--weights, --mel, --labels).",
+            )
+        assert mel is not None
+        assert labels is not None
+        values = given | {"factory": text, "weights": os.fspath(given["weights"])}
+        values |= {"mel": _mel_values(mel), "labels": _label_values(labels)}
+        return open_teacher(description_of(**values))
+    if given:
+        raise ConfigError(
+            f"{', '.join(given)} describe a teacher in Python code, and the teacher {source} "
+            "carries these facts itself.",
+            fix="Leave them out, or name the teacher as MODULE:CALLABLE.",
+        )
+    if isinstance(source, Teacher):
+        return source
+    if text in teacher_assets():
+        return load_checkpoint(teacher_assets()[text], "teacher")
+    return open_teacher(Path(source))
+
+
+def open_teacher(source: Path | TeacherDescription) -> Teacher:
+    """A teacher from a checkpoint, a YAML description, or a description; see `load_teacher`."""
     if isinstance(source, Path):
         if source.suffix.lower() not in DESCRIPTIONS:
             return load_checkpoint(source, "teacher")
@@ -341,20 +433,61 @@ def open_teacher(source: Path | TeacherDescription) -> Teacher:
     tensors = read_weights(weights)
     module = build_module(source.factory, source.arguments)
     load_weights(module, tensors, weights, source.weights_under)
-    model = ForeignTeacher(
-        module, spec.n_mels, len(labels),
-        layout=source.layout, frames=source.frames, pooled=source.pooled,
+    arch = {"factory": source.factory, "arguments": source.arguments}
+    teacher = _foreign(
+        module, spec, labels, sha256_file(weights), arch, source.layout, source.frames,
+        source.pooled, source.trained_on, source.licence,
     )  # fmt: skip
+    teacher.description = source
+    return teacher
+
+
+def _foreign(
+    module: nn.Module,
+    spec: MelSpec,
+    labels: tuple[str, ...],
+    sha256: str,
+    arch: dict[str, Any],
+    layout: str,
+    frames: str | None,
+    pooled: str | None,
+    trained_on: TrainedOn | None = None,
+    licence: str = "",
+) -> Teacher:
+    model = ForeignTeacher(
+        module, spec.n_mels, len(labels), layout=layout, frames=frames, pooled=pooled
+    )
     card = Card(
         kind="teacher",
-        arch={"factory": source.factory, "arguments": source.arguments},
+        arch=arch,
         mel=spec.to_dict(),
         labels=labels,
-        trained_on=source.trained_on,
-        licence=source.licence,
+        trained_on=trained_on,
+        licence=licence,
     )
     model.eval().requires_grad_(False)
-    return Teacher(model, card, spec, sha256_file(weights))
+    return Teacher(model, card, spec, sha256)
+
+
+def _copy(module: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(module)
+    except Exception:  # the module is somebody else's code
+        log.warning(
+            "The module cannot be copied, so it is used as it is: frozen, in evaluation mode, in "
+            "float32."
+        )
+        return module
+
+
+def _mel_values(mel: MelSpec | Mapping[str, Any] | str | os.PathLike[str]) -> Any:
+    if isinstance(mel, MelSpec):
+        return mel.to_dict()
+    return dict(mel) if isinstance(mel, Mapping) else os.fspath(mel)
+
+
+def _label_values(labels: Sequence[str] | str | os.PathLike[str]) -> Any:
+    return os.fspath(labels) if isinstance(labels, (str, os.PathLike)) else tuple(labels)
 
 
 def build_module(factory: str, arguments: dict[str, Any]) -> nn.Module:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from typer.testing import Result
 
-from frami_edge.checkpoint import Student, Teacher, load_checkpoint, save_checkpoint
+from frami_edge.checkpoint import load_checkpoint, save_checkpoint
 from frami_edge.cli._output import Output
 from frami_edge.controls import (
     ControlTable,
@@ -24,7 +24,7 @@ from frami_edge.controls import (
 from frami_edge.data.sets import load_set
 from frami_edge.device import choose_compute
 from frami_edge.errors import ConfigError
-from frami_edge.evaluation import open_candidate
+from frami_edge.opening import open_model
 from frami_edge.runs import read_manifest
 
 Call = Callable[..., Result]
@@ -103,8 +103,8 @@ def test_a_control_differs_from_the_student_in_its_clips_alone(
 ) -> None:
     compute = choose_compute("cpu", "fp32")
     loaded = load_checkpoint(teacher, "teacher")
-    judged = open_candidate(Path(student["student"]))
-    config = student_recipe(judged, open_candidate(teacher))
+    judged = open_model(Path(student["student"]))
+    config = student_recipe(judged, open_model(teacher))
     only = config.model_copy(
         update={"bank": config.bank.model_copy(update={"sources": {"procedural": 1.0}})}
     )
@@ -120,8 +120,8 @@ def test_a_control_differs_from_the_student_in_its_clips_alone(
     assert rows == list(range(1, 7))
     same = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in same)
-    assert isinstance(judged.model, Teacher | Student)
-    assert one.state_dict().keys() == judged.model.model.state_dict().keys()
+    assert judged.network is not None
+    assert one.state_dict().keys() == judged.network.model.state_dict().keys()
 
 
 @pytest.mark.parametrize(
