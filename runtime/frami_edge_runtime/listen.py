@@ -355,7 +355,7 @@ class Session:
 
     def run(self, display: _Plain, stop: _Stop) -> None:
         """Read, push and show until the source, the limit or a signal ends it."""
-        begun = time.perf_counter()
+        started = time.perf_counter()
         display.show(self._start_record())
         reason = self._listen(display, stop)
         if reason != "once":
@@ -380,7 +380,7 @@ class Session:
                 "lost": self._lost,
                 "lost_s": self._lost / self._rate,
                 "gaps": self._gaps,
-                "wall_s": time.perf_counter() - begun,
+                "wall_s": time.perf_counter() - started,
                 "busy_s": self._stream.stats.busy_s,
                 "max_lag_s": max_lag_s,
             }
@@ -473,7 +473,7 @@ class Session:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Listen until the source ends or a signal comes; print as the options say.
+    """Listen until the source ends or a signal comes; print as the options ask.
 
     Raises:
         FramiEdgeError: The model, the source or the options cannot be used.
