@@ -101,7 +101,8 @@ def test_any_spec_and_length_gives_the_runtimes_frames(data: st.DataObject) -> N
     )
     x = noise(data.draw(st.integers(1, 700)), n_fft)
     found_MT = cpu_session(frontend_graph(spec)).run(None, {WAVEFORM: x[None]})[0][0, 0]
-    np.testing.assert_allclose(found_MT, log_mel(x, spec).T, atol=1e-4, rtol=0)
+    # A few repeated samples are a line spectrum over silence: float32 rounds the silence.
+    np.testing.assert_allclose(found_MT, log_mel(x, spec).T, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("center", [False, True])
