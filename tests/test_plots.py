@@ -75,10 +75,6 @@ DRAWERS: dict[str, Draw] = {
     ),
     "diversity": lambda p: plots.diversity(p, HEALTH),
     "bars": lambda p: plots.accuracy_bars(p, [("teacher", 0.9, None), ("us", 0.88, 0.02)], "Bars"),
-    "lines": lambda p: plots.accuracy_lines(p, {"us": [(1, 0.5), (9, 0.7)]}, "s", "t", teacher=0.9),
-    "log lines": lambda p: plots.accuracy_lines(
-        p, {"us": [(48, 0.5), (768, 0.7)]}, "n", "t", log=True
-    ),
     "export": lambda p: plots.draw_export_report(REPORT, p),
     "bare export": lambda p: plots.draw_export_report(BARE, p),
     "long export": lambda p: plots.draw_export_report(LONG, p),
