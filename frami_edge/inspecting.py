@@ -170,11 +170,12 @@ def _describe_onnx(path: Path) -> Description:
     lint: list[Finding] = []
     try:
         onnx.checker.check_model(model)
-        lint = list(lint_tensorrt(model))
     except Exception as error:  # the checker raises half a dozen types
         first = (str(error).strip().splitlines() or ["no reason given"])[0]
         findings.append(f"The ONNX checker objects: {first[:200]}")
-    findings += [f"{f.message} {f.fix}" for f in {f.rule: f for f in lint}.values()]
+    else:  # TensorRT's static rules make sense for a sound graph only
+        lint += lint_tensorrt(model)
+    findings += [f"{f.message} {f.fix}" for f in lint if f.rule in ("opset", "ir", "external-data")]
     graph = {**_graph_facts(model), "tensorrt_lint": [f"{f.rule}: {f.node}" for f in lint]}
     sections = {"file": _file(path), "graph": graph, **sections}
     return Description(kind, title, sections, findings)
