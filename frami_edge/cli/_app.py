@@ -9,7 +9,6 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -22,6 +21,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from frami_edge.config import describe
+from frami_edge.errors import Terminated
 from frami_edge_runtime.errors import FramiEdgeError
 
 # --- From an exception to a sentence, its fix and an exit code
@@ -31,10 +31,6 @@ INTERRUPTED = 130
 """128 + SIGINT, what shells use."""
 TERMINATED = 143
 """128 + SIGTERM."""
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, which a run ends for as it does for Ctrl-C: what is finished stays whole."""
 
 
 class Explanation(NamedTuple):
@@ -158,15 +154,6 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option(
         "--set", metavar="KEY=VALUE", help="Change a config value by its dotted key; repeatable."
-    ),
-]
-From = Annotated[
-    Path | None,
-    typer.Option(
-        "--from",
-        metavar="RUN",
-        help="Repeat this run: its config, seed, inputs and arithmetic. Exit code 3 and what "
-        "differs where the result is another.",
     ),
 ]
 Deterministic = Annotated[

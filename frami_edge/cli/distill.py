@@ -10,7 +10,6 @@ import typer
 from frami_edge.cli._app import (
     Deterministic,
     Device,
-    From,
     Json,
     Overrides,
     Precision,
@@ -23,22 +22,18 @@ from frami_edge.cli._options import (
     Labels,
     Layout,
     Mel,
-    OptionalTeacher,
     Pooled,
     Resume,
     Sources,
     TeacherArgs,
+    TeacherOption,
     Weights,
     describe_in,
     journey_config,
     journey_device,
-    needed,
     on_every_rank,
-    repeated_bank,
-    repeated_teacher,
     resume_command,
     say_doubts,
-    say_verdict,
     teacher_file,
     teacher_source,
 )
@@ -52,18 +47,13 @@ app = command_app()
         "frami-edge distill esc10-student --teacher runs/teacher/teacher.safetensors --out runs/s",
         "frami-edge distill my.yaml --teacher t.safetensors --bank runs/bank/bank --out runs/s",
         "frami-edge distill my.yaml --teacher t.safetensors --out runs/s --resume",
-        "frami-edge distill --from runs/s --out runs/again",
     )
 )
 @on_every_rank
 def distill(
+    config: Annotated[str, typer.Argument(help="YAML file, or the name of a preset.")],
+    teacher: TeacherOption,
     out: Annotated[Path, typer.Option("--out", help="Run folder.")],
-    config: Annotated[
-        str | None,
-        typer.Argument(help="YAML file, or the name of a preset; left out with --from."),
-    ] = None,
-    teacher: OptionalTeacher = None,
-    origin: From = None,
     bank: Annotated[
         Path | None,
         typer.Option("--bank", help="Use this bank; without it one is made in OUT/bank."),
@@ -92,34 +82,20 @@ def distill(
     from frami_edge.bank import Bank, BankFeed, check_bank
     from frami_edge.checkpoint import parameters
     from frami_edge.cli._options import shared_run
+    from frami_edge.device import set_seed
     from frami_edge.distributed import world
     from frami_edge.errors import BankError
     from frami_edge.models import macs_per_second
-    from frami_edge.repeating import (
-        Original,
-        compare,
-        record_compute,
-        refuse_changes,
-        use_deterministic_kernels,
-    )
+    from frami_edge.runs import record_compute
     from frami_edge.teachers.opening import open_teacher
 
     output = Output(json=json, quiet=quiet)
-    original = None
-    if origin:
-        refuse_changes(config=config, overrides=overrides, sources=sources, seed=seed)
-        original = Original.open(origin, "distill")
-        config, deterministic = original.config, True
-        device, precision = original.device(device), original.precision(precision)
-        original.use_threads()
-        bank = repeated_bank(original, bank)
-    settings = journey_config(needed(config, "CONFIG"), overrides, sources, seed)
+    settings = journey_config(config, overrides, sources, seed)
     compute = journey_device(device, precision)
-    if deterministic:
-        use_deterministic_kernels(compute, settings.seed)
+    if deterministic and compute.device.type == "cuda":
+        set_seed(settings.seed, deterministic=True)
     code = (weights, mel, labels, teacher_args, frames, pooled, layout)
-    source_of = repeated_teacher(original, teacher, *code) if original else None
-    named_teacher = source_of or teacher_source(needed(teacher, "--teacher"), *code)
+    named_teacher = teacher_source(teacher, *code)
     loaded = inversion.ready(open_teacher(named_teacher), compute)
     say_doubts(loaded, output)
     given = Bank.open(bank) if bank else None
@@ -147,7 +123,7 @@ def distill(
         device=compute.reason,
     ) as run:
         run.resume_hint = resume_command()
-        record_compute(run, compute, deterministic, output)
+        record_compute(run, compute, deterministic=deterministic)
         named = describe_in(run, named_teacher) if world().main else ""
         if given:
             source, pictures = given, {}
@@ -170,7 +146,6 @@ def distill(
         distillation.write_readme(run, card, student, source, pictures)
         file = run.path("student.safetensors")
         run.record(student={"sha256": sha256, "parameters": parameters(student), **metrics})
-        verdict = compare(original, run, "student.safetensors") if original else None
         output.table(
             "Student (last step)",
             (
@@ -199,11 +174,8 @@ def distill(
                 "plots": {name: str(run.path(path)) for name, path in pictures.items()},
                 "run_dir": str(out),
             }
-            | ({"repeats": verdict} if verdict else {})
         )
     output.note(f"Pictures: {', '.join(str(out / p) for p in pictures.values())}")
     heard = loaded.card.trained_on
     data = f" --data {heard.data}" if heard else " --data NAME"
-    if verdict:
-        say_verdict(verdict, "student", output)
     output.hint(f"frami-edge evaluate {file} --teacher {named}{data}")

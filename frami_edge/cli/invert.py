@@ -10,7 +10,6 @@ import typer
 from frami_edge.cli._app import (
     Deterministic,
     Device,
-    From,
     Json,
     Overrides,
     Precision,
@@ -23,21 +22,18 @@ from frami_edge.cli._options import (
     Labels,
     Layout,
     Mel,
-    OptionalTeacher,
     Pooled,
     Resume,
     Sources,
     TeacherArgs,
+    TeacherOption,
     Weights,
     describe_in,
     journey_config,
     journey_device,
-    needed,
     on_every_rank,
-    repeated_teacher,
     resume_command,
     say_doubts,
-    say_verdict,
     teacher_file,
     teacher_source,
 )
@@ -55,13 +51,9 @@ app = command_app()
 )
 @on_every_rank
 def invert(
+    config: Annotated[str, typer.Argument(help="YAML file, or the name of a preset.")],
+    teacher: TeacherOption,
     out: Annotated[Path, typer.Option("--out", help="Run folder; the bank lies in OUT/bank.")],
-    config: Annotated[
-        str | None,
-        typer.Argument(help="YAML file, or the name of a preset; left out with --from."),
-    ] = None,
-    teacher: OptionalTeacher = None,
-    origin: From = None,
     sources: Sources = None,
     listen: Annotated[
         Path | None,
@@ -88,34 +80,21 @@ def invert(
     """Invert a teacher into a bank of synthetic log-mels. No audio goes in."""
     from frami_edge import inversion
     from frami_edge.cli._options import shared_run
+    from frami_edge.device import set_seed
     from frami_edge.distributed import world
     from frami_edge.errors import ConfigError
-    from frami_edge.repeating import (
-        Original,
-        compare,
-        record_compute,
-        refuse_changes,
-        use_deterministic_kernels,
-    )
+    from frami_edge.runs import record_compute
     from frami_edge.teachers.opening import open_teacher
 
     output = Output(json=json, quiet=quiet)
     if listen and listen.exists() and not listen.is_dir():
         raise ConfigError(f"--listen {listen} is a file.", fix="Give a folder.")
-    original = None
-    if origin:
-        refuse_changes(config=config, overrides=overrides, sources=sources, seed=seed)
-        original = Original.open(origin, "invert")
-        config, deterministic = original.config, True
-        device, precision = original.device(device), original.precision(precision)
-        original.use_threads()
-    settings = journey_config(needed(config, "CONFIG"), overrides, sources, seed)
+    settings = journey_config(config, overrides, sources, seed)
     compute = journey_device(device, precision)
-    if deterministic:
-        use_deterministic_kernels(compute, settings.seed)
+    if deterministic and compute.device.type == "cuda":
+        set_seed(settings.seed, deterministic=True)
     code = (weights, mel, labels, teacher_args, frames, pooled, layout)
-    source_of = repeated_teacher(original, teacher, *code) if original else None
-    named_teacher = source_of or teacher_source(needed(teacher, "--teacher"), *code)
+    named_teacher = teacher_source(teacher, *code)
     loaded = inversion.ready(open_teacher(named_teacher), compute)
     say_doubts(loaded, output)
     context = inversion.context_of(loaded, settings.bank, compute, settings.seed)
@@ -130,7 +109,7 @@ def invert(
         device=compute.reason,
     ) as run:
         run.resume_hint = resume_command()
-        record_compute(run, compute, deterministic, output)
+        record_compute(run, compute, deterministic=deterministic)
         named = describe_in(run, named_teacher) if world().main else ""
         bank = inversion.invert(
             run, run.path("bank"), context, loaded.card.labels, loaded.sha256, output
@@ -138,7 +117,6 @@ def invert(
         if not world().main:
             return
         pictures = inversion.report(run, bank, output)
-        verdict = compare(original, run, "bank/bank.json") if original else None
         wavs = [
             str(path)
             for source in (bank.sources if listen else {})
@@ -154,13 +132,9 @@ def invert(
                 "wavs": wavs,
                 "run_dir": str(out),
             }
-            | ({"repeats": verdict} if verdict else {})
         )
     output.note(f"Pictures: {', '.join(str(out / p) for p in pictures.values())}")
-    if verdict:
-        say_verdict(verdict, "bank", output)
     mix = f" --sources {sources}" if sources else ""
-    recipe = out / "config.yaml" if origin else config
     output.hint(
-        f"frami-edge distill {recipe} --teacher {named} --bank {out}/bank{mix} --out runs/student"
+        f"frami-edge distill {config} --teacher {named} --bank {out}/bank{mix} --out runs/student"
     )

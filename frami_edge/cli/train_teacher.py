@@ -11,7 +11,6 @@ import typer
 from frami_edge.cli._app import (
     Deterministic,
     Device,
-    From,
     Json,
     Overrides,
     Precision,
@@ -19,7 +18,7 @@ from frami_edge.cli._app import (
     command_app,
     examples,
 )
-from frami_edge.cli._options import Resume, needed, resume_command, say_verdict
+from frami_edge.cli._options import Resume, resume_command
 from frami_edge.cli._output import Output
 
 app = command_app()
@@ -33,11 +32,7 @@ app = command_app()
     )
 )
 def train_teacher(
-    config: Annotated[
-        str | None,
-        typer.Argument(help="YAML file, or the name of a preset; left out with --from."),
-    ] = None,
-    origin: From = None,
+    config: Annotated[str, typer.Argument(help="YAML file, or the name of a preset.")],
     overrides: Overrides = None,
     data_root: Annotated[
         Path | None,
@@ -56,33 +51,18 @@ def train_teacher(
     """Train a teacher on real audio, one fold held out, and score it on that fold once."""
     from frami_edge import training
     from frami_edge.config import TeacherConfig, load_config, presets
-    from frami_edge.device import choose_compute
+    from frami_edge.device import choose_compute, set_seed
     from frami_edge.evaluation import class_rows
-    from frami_edge.repeating import (
-        Original,
-        compare,
-        record_compute,
-        refuse_changes,
-        use_deterministic_kernels,
-    )
-    from frami_edge.runs import RunFolder
+    from frami_edge.runs import RunFolder, record_compute
     from frami_edge.training import choose_clips
 
     output = Output(json=json, quiet=quiet)
-    original = None
-    if origin:
-        refuse_changes(config=config, overrides=overrides)
-        original = Original.open(origin, "train-teacher")
-        config, deterministic = original.config, True
-        device, precision = original.device(device), original.precision(precision)
-        original.use_threads()
-    config = needed(config, "CONFIG")
     settings = load_config(TeacherConfig, config, overrides or ())
     compute = choose_compute(device, precision)
-    if deterministic:
-        use_deterministic_kernels(compute, settings.seed)
+    if deterministic and compute.device.type == "cuda":
+        set_seed(settings.seed, deterministic=True)
     choose_clips(settings, data_root)  # a missing set must leave no run behind
-    name = f"{origin.resolve().name}-again" if origin else Path(config).stem
+    name = Path(config).stem
     folder = out or Path("runs") / name
     output.note(f"Device: {compute.reason}")
     with RunFolder.create(
@@ -93,10 +73,9 @@ def train_teacher(
         seeds={"seed": settings.seed},
         device=compute.reason,
     ) as run:
-        record_compute(run, compute, deterministic, output)
+        record_compute(run, compute, deterministic=deterministic)
         run.resume_hint = resume_command()
         trained = training.train_teacher(run, settings, data_root, compute, output)
-        verdict = compare(original, run, training.TEACHER) if original else None
     card, result = trained.card, trained.score
     heard = card.trained_on
     assert heard is not None
@@ -116,7 +95,6 @@ def train_teacher(
             "seed": settings.seed,
             "run_dir": str(folder),
         }
-        | ({"repeats": verdict} if verdict else {})
     )
     output.table(
         f"Fold {heard.test_fold} of {heard.data} by class",
@@ -136,8 +114,6 @@ def train_teacher(
             )
         ],
     )
-    if verdict:
-        say_verdict(verdict, "teacher", output)
     output.note(f"Model card and pictures: {folder / 'README.md'}")
     student = name.removesuffix("-teacher") + "-student"
     recipe = student if student in presets() else "student.yaml"

@@ -370,8 +370,15 @@ def load_teacher(
         ConfigError: The arguments do not go together, or the description has mistakes.
         TeacherError: It cannot be built, or its hidden states are ambiguous.
     """
-    given: dict[str, Any] = {"mel": mel, "labels": labels, "weights": weights, "arguments": arguments,
-             "frames": frames, "pooled": pooled, "layout": layout}  # fmt: skip
+    given: dict[str, Any] = {
+        "mel": mel,
+        "labels": labels,
+        "weights": weights,
+        "arguments": arguments,
+        "frames": frames,
+        "pooled": pooled,
+        "layout": layout,
+    }
     given = {name: value for name, value in given.items() if value is not None}
     if isinstance(source, nn.Module):
         unfit = [n for n in ("weights", "arguments") if n in given]

@@ -53,7 +53,7 @@ by whole steps."""
 
 _PLAN_MAGIC: Final = b"ftrt"
 _ENGINE_SUFFIXES: Final = (".engine", ".plan")
-# A tensor with its data in another file: protobuf's tag and length, in one or more bytes, and a key.
+# A tensor with its data in another file: tag and length in protobuf, one or more bytes, and a key.
 _REFERENCE: Final = re.compile(rb"(?:\x0a|\x8a\x80*\x00)(?:\x08|\x88\x80*\x00)location")
 _WORKSPACE_BYTES: Final = 256 << 20
 _CPU: Final = "CPUExecutionProvider"

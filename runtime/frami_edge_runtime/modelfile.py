@@ -62,10 +62,10 @@ def parse_object(text: str, where: str, *, most: int = MAX_JSON_BYTES) -> dict[s
         values = json.loads(
             text, object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite
         )
-        if not isinstance(values, dict):
-            raise ValueError("it is no object")
     except (ValueError, RecursionError) as error:
-        raise ModelFileError(f"{where} is not valid JSON: {error}.", fix=EXPORT_AGAIN) from None
+        raise ModelFileError(f"{where} is not JSON: {error}.", fix=EXPORT_AGAIN) from None
+    if not isinstance(values, dict):
+        raise ModelFileError(f"{where} is not a JSON object.", fix=EXPORT_AGAIN)
     return values
 
 

@@ -150,7 +150,7 @@ def test_two_processes_and_a_killed_one(
         second = process(*words, *long, "--resume")
         said = second.communicate(timeout=240)[1]
         assert second.returncode == 1
-        assert f"{run} is in use by another run (process {first.pid})" in said
+        assert f"{run} is in use by another run." in said
         assert "fix: Wait for it, or give another --out." in said
         first.send_signal(signal.SIGTERM)
         said = first.communicate(timeout=240)[1]
@@ -162,18 +162,3 @@ def test_two_processes_and_a_killed_one(
     finally:
         first.kill()
         first.communicate()
-
-
-def test_killed_anywhere_it_resumes_to_the_same_student() -> None:
-    script = Path(__file__).parents[2] / "benchmarks" / "kill_and_resume.py"
-    done = subprocess.run(
-        [sys.executable, script, "--jobs", "distill", "--kills", "3", "--clock", "0", "--json"],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    tally = json.loads(done.stdout)["distill"]
-    assert (tally["kills"], tally["identical"], tally["problems"]) == (3, 3, [])

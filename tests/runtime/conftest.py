@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -109,6 +110,23 @@ def build(
         {"w1": first, "b1": bias, "w2": second},
         (weight, offset),
     )
+
+
+@pytest.fixture
+def fake_arecord(tmp_path: Path) -> Callable[[str], dict[str, str]]:
+    """`fake_arecord(script)`: an environment whose only microphone is an arecord that runs it."""
+
+    def make(script: str) -> dict[str, str]:
+        path = tmp_path / "bin" / "arecord"
+        path.parent.mkdir(exist_ok=True)
+        head = "import random, struct, sys, time\nout = sys.stdout.buffer\nrandom.seed(0)\n"
+        path.write_text(f"#!{sys.executable}\n{head}{script}\n")
+        path.chmod(0o755)
+        (path.parent / "sounddevice.py").write_text("raise ImportError")
+        paths = os.pathsep.join(filter(None, [str(path.parent), os.environ.get("PYTHONPATH")]))
+        return {**os.environ, "PATH": str(path.parent), "PYTHONPATH": paths}
+
+    return make
 
 
 @pytest.fixture(scope="session")
