@@ -318,7 +318,7 @@ class _Stop:
             self._waiting = False
 
 
-class Session:
+class _Session:
     """One model on one source.
 
     Raises:
@@ -484,7 +484,7 @@ def run(options: argparse.Namespace) -> None:
         with Classifier(options.model, options.backend) as classifier:
             source = open_source(options, classifier.info.mel.sample_rate)
             with closing(source):
-                session = Session(classifier, source, options)
+                session = _Session(classifier, source, options)
                 with closing(_choose_display(options)) as display:
                     session.run(display, stop)
     finally:
