@@ -95,11 +95,11 @@ def test_children_that_hang_crash_or_raise_are_named(
     (tmp_path / "json.py").write_text("raise SystemExit('a file of the current folder')")
     monkeypatch.chdir(tmp_path)
     begun = time.monotonic()
-    facts = doctor.probe("say(first=1)\nimport time\ntime.sleep(60)", 1.5)
+    facts = doctor.probe("report(first=1)\nimport time\ntime.sleep(60)", 1.5)
     assert time.monotonic() - begun < 6
     assert facts["first"] == 1
     assert "did not end within 1.5 s" in facts["error"]
-    facts = doctor.probe("say(a=2)\nimport os\nos.kill(os.getpid(), 11)")
+    facts = doctor.probe("report(a=2)\nimport os\nos.kill(os.getpid(), 11)")
     assert facts["a"] == 2
     assert facts["error"].endswith("crashed with signal 11")
     assert doctor.probe("raise OSError('no libnvinfer\\nmore')") == {
@@ -109,7 +109,7 @@ def test_children_that_hang_crash_or_raise_are_named(
         "error": "frami_no_such_module is not installed",
         "missing": True,
     }
-    grandchild = "import subprocess; subprocess.Popen(['sleep', '30']); say(said=1)"
+    grandchild = "import subprocess; subprocess.Popen(['sleep', '30']); report(said=1)"
     assert doctor.probe(grandchild, 1.5)["said"] == 1
     assert time.monotonic() - begun < 15
     assert doctor.run("frami-edge-no-such-command")[0] is None
