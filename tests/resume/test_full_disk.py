@@ -84,10 +84,7 @@ def test_a_row_that_finds_no_space_names_its_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No space left") as caught, run:
         run.log(step=1)
     says = explain(caught.value)
-    assert (
-        says.message
-        == f"{tmp_path / 'metrics.jsonl'} no space is left on the disk."
-    )
+    assert says.message == f"{tmp_path / 'metrics.jsonl'} no space is left on the disk."
     (tmp_path / "metrics.jsonl").unlink()
     with RunFolder.create(tmp_path, command="distill", config={"a": 1}, resume=True) as again:
         again.log(step=1)
