@@ -24,8 +24,8 @@ from frami_edge.errors import CheckpointError
 from frami_edge.frontend import resample
 from frami_edge.io import sha256_file
 from frami_edge.teachers.opening import DESCRIPTIONS, open_teacher
-from frami_edge_export.exporter import CLASSIFIER_KEY
 from frami_edge_export.frontend import WAVEFORM_KEY
+from frami_edge_export.graph import CLASSIFIER_KEY
 from frami_edge_runtime.backends import Backend, open_backend, open_session, run_session
 from frami_edge_runtime.classifier import Classifier
 from frami_edge_runtime.errors import ModelFileError

@@ -188,7 +188,7 @@ def test_damaged_and_unknown_files_are_refused(
     for name, data, words in (
         ("cut.onnx", whole[: len(whole) // 2], "not a whole ONNX file"),
         ("cut.safetensors", b"\xff" * 40, "not a whole safetensors file"),
-        ("short.engine", b"ftrt", "cut off after 4 bytes"),
+        ("short.engine", b"ftrt", "no TensorRT engine"),
         ("other.engine", b"something else altogether....", "no TensorRT engine"),
         ("weights.pt", b"PK", "pickle"),
         ("notes.txt", b"hello", "no known kind"),
