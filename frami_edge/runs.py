@@ -33,7 +33,6 @@ from pydantic import BaseModel
 from frami_edge import config as _yaml
 from frami_edge.cli._app import Terminated
 from frami_edge.device import Compute
-from frami_edge.distributed import any_process, world
 from frami_edge.errors import RunError
 from frami_edge.io import (
     atomic_write_bytes,
@@ -518,7 +517,7 @@ class Stop:
 
         Every process has to ask after the same step.
         """
-        self._agreed = any_process(self._signal is not None)
+        self._agreed = self._signal is not None
         return self._agreed
 
     def leave(self) -> None:
@@ -536,13 +535,12 @@ class Stop:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._signal = number
         self._restore()
-        if world().main:
-            name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
-            # Not through `sys.stderr`, in whose midst the signal may have come.
-            with contextlib.suppress(OSError):
-                os.write(
-                    2, f"\n{name}: stopping after this step; a second one stops at once.\n".encode()
-                )
+        name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+        # Not through `sys.stderr`, in whose midst the signal may have come.
+        with contextlib.suppress(OSError):
+            os.write(
+                2, f"\n{name}: stopping after this step; a second one stops at once.\n".encode()
+            )
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
