@@ -164,6 +164,10 @@ class Bank:
     def __len__(self) -> int:
         return sum(self.sources.values())
 
+    def __repr__(self) -> str:
+        listed = ", ".join(f"{n} {name}" for name, n in self.sources.items())
+        return f"Bank({self.folder}: {len(self)} clips of {self.index.frames} mel frames; {listed})"
+
     @property
     def sources(self) -> dict[str, int]:
         """Clips by source."""

@@ -1,697 +1,267 @@
-"""What a file is and what is inside: models, engines, checkpoints, banks and exports, no GPU."""
+"""Describe files and folders: models, engines, checkpoints, banks, exports, runs and teachers.
+
+Nothing is executed, except a teacher in Python code, which has to be built.
+"""
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import math
-import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-import numpy as np
-import numpy.typing as npt
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto
 from safetensors import SafetensorError, safe_open
-from torch import nn
 
 from frami_edge.bank import Bank, warnings
-from frami_edge.checkpoint import Student, Teacher, TrainedOn, load_checkpoint, parameters
+from frami_edge.checkpoint import load_checkpoint, parameters
 from frami_edge.errors import CheckpointError, TeacherError
 from frami_edge.io import read_small, sha256_file
 from frami_edge.losses import live_batch_norms
 from frami_edge.models import ReusedHead, StudentNet, macs_per_second
-from frami_edge.teachers.foreign import Anatomy, ForeignTeacher
+from frami_edge.opening import ENGINES, open_model, read_info, read_onnx, submessages
+from frami_edge.runs import MANIFEST, read_manifest
+from frami_edge.teachers.foreign import ForeignTeacher
 from frami_edge.teachers.opening import (
+    DESCRIPTIONS,
     TeacherDescription,
     build_module,
     labels_of,
     load_weights,
     mel_of,
+    read_description,
     read_weights,
     weights_path,
 )
-from frami_edge.teachers.tracing import Event, find_layout, trace
+from frami_edge.teachers.tracing import find_layout, trace
 from frami_edge_export.lint import lint_tensorrt
 from frami_edge_runtime.errors import FramiEdgeError, ModelFileError
 from frami_edge_runtime.melspec import MelSpec
-from frami_edge_runtime.modelfile import HEAD_KEY, METADATA_KEY, ModelInfo
-from frami_edge_runtime.tensorrt import EngineCard, read_plan_version, read_sidecar, sidecar_path
+from frami_edge_runtime.modelfile import ModelInfo, read_head
+from frami_edge_runtime.tensorrt import read_plan_version, read_sidecar
 
-# --- ONNX Runtime on the CPU for graphs that the device's runtime does not run, errors in words
+Facts = dict[str, Any]
 
-
-def external_tensors(model: Any) -> list[str]:
-    """Names of the tensors of an `onnx.ModelProto` whose values lie in another file.
-
-    Looks at initialisers and attributes, in subgraphs and functions too.
-    """
-    found: list[str] = []
-
-    def look(message: Any) -> None:
-        kind = message.DESCRIPTOR.name
-        if kind == "TensorProto":
-            if message.data_location == message.EXTERNAL or message.external_data:
-                found.append(message.name or "a constant")
-            return
-        for field, value in message.ListFields():
-            if field.type == field.TYPE_MESSAGE:
-                repeated = hasattr(value, "__len__") and not hasattr(value, "DESCRIPTOR")
-                for inner in value if repeated else (value,):
-                    look(inner)
-
-    look(model)
-    return found
+REPORT: Final = "export_report.json"
+_MAX_REPORT_BYTES: Final = 64 << 20
+_MAX_IR, _MAX_OPSET = 10, 20
+"""The newest that ONNX Runtime 1.23.2 loads, the last release for JetPack 6."""
+_WEIGHT_TYPES: Final = (
+    TensorProto.FLOAT,
+    TensorProto.FLOAT16,
+    TensorProto.BFLOAT16,
+    TensorProto.DOUBLE,
+    TensorProto.INT8,
+    TensorProto.UINT8,
+)
+_WITH_WEIGHTS: Final = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_TRACED_MODULES = 10
+"""Modules of a teacher that are shown, up to the last: the pooling is among them."""
 
 
-def _refuse_external_data(source: Path | bytes, name: str) -> None:
-    """ONNX Runtime would read whatever file of this machine the graph names."""
-    import onnx
-
-    model = onnx.ModelProto()
-    try:
-        model.ParseFromString(source if isinstance(source, bytes) else source.read_bytes())
-    except OSError as error:
-        raise ModelFileError(
-            f"{name} cannot be read: {error.strerror}.", fix="Check the path."
-        ) from None
-    except Exception:  # protobuf's errors differ between its implementations
-        return  # ONNX Runtime says what is wrong with it
-    if external_tensors(model):
-        raise ModelFileError(
-            f"{name} keeps weights in another file, which is not read.",
-            fix="Save it as one file: onnx.save_model(model, FILE, save_as_external_data=False).",
-        )
-
-
-class OnnxSession:
-    """A graph of one input.
-
-    Args:
-        source: Path of the file, or its bytes.
-        name: For messages.
-        threads: CPU threads of one run.
-
-    Raises:
-        ModelFileError: ONNX Runtime cannot load it.
-    """
-
-    def __init__(self, source: Path | bytes, name: str, *, threads: int = 1) -> None:
-        import onnxruntime as ort
-
-        _refuse_external_data(source, name)
-        self._name = name
-        options = ort.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.log_severity_level = 4  # what it would print, the error says
-        try:
-            self._session: Any = ort.InferenceSession(
-                source, options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # ONNX Runtime raises a dozen unrelated types
-            raise ModelFileError(
-                f"ONNX Runtime {ort.__version__} cannot load {name}: {_first(error)}",
-                fix="The file is damaged, or needs a newer onnxruntime.",
-            ) from None
-        inputs = [port.name for port in self._session.get_inputs()]
-        if len(inputs) != 1:
-            raise ModelFileError(
-                f"{name} takes {len(inputs)} inputs, and one is expected.", fix="Export it again."
-            )
-        self._input = inputs[0]
-
-    def run(
-        self, x: npt.NDArray[np.float32], outputs: Sequence[str] | None = None
-    ) -> list[npt.NDArray[np.float32]]:
-        """The outputs, all of them where none is named.
-
-        Raises:
-            ModelFileError: The graph does not take this shape, or failed.
-        """
-        try:
-            found: list[npt.NDArray[np.float32]] = self._session.run(outputs, {self._input: x})
-        except Exception as error:  # ONNX Runtime raises a dozen unrelated types
-            raise ModelFileError(
-                f"ONNX Runtime could not run {self._name} on {x.shape}: {_first(error)}",
-                fix="Export it again.",
-            ) from None
-        return found
-
-
-def _first(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-
-
-# --- A description: facts in sections, read by people as a table and by programs as one object
-
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-SHOWN_NAMES = 24
-"""Names of a list that people get to see; JSON has all."""
-
-
-@dataclass(frozen=True)
-class Fact:
-    """One thing that is so."""
-
-    name: str
-    """In snake case: a key of the JSON object, and the words of the table."""
-    value: Any
-    """As JSON has it."""
-    text: str | None = None
-    """As people read it, where that differs; empty: only JSON has it."""
-
-    @property
-    def label(self) -> str:
-        """The name for a table cell; a unit at its end is in the value."""
-        return self.name.removesuffix("_ms").replace("_", " ")
-
-    def shown(self) -> str:
-        """The value for a table cell."""
-        if self.text is not None:
-            return self.text
-        value = self.value
-        if value is None or value == "":
-            return "-"
-        if isinstance(value, bool):
-            return "yes" if value else "no"
-        if isinstance(value, float):
-            return f"{value:.4g}"
-        if isinstance(value, int):
-            return thousands(value)
-        if isinstance(value, str):
-            return short(value)
-        if isinstance(value, (list, tuple)):
-            return listed([str(item) for item in value])
-        return str(value)
-
-
-@dataclass(frozen=True)
-class Section:
-    """Facts that belong together."""
-
-    name: str
-    """In snake case, like those of the facts."""
-    facts: tuple[Fact, ...]
-
-
-@dataclass(frozen=True)
+@dataclass
 class Description:
-    """Everything that was found in one file or folder."""
+    """What `describe` found.
+
+    Attributes:
+        kind: Kind of the file or folder, for programs, such as ``streaming``.
+        title: The kind in words.
+        sections: Facts by section and name; plain values, as JSON holds them.
+        findings: What a user should know before using it: damage, what is missing.
+    """
 
     kind: str
-    """For programs, such as ``onnx-streaming``."""
     title: str
-    """For people: what it is, in a few words."""
-    sections: tuple[Section, ...]
-    findings: tuple[str, ...] = ()
-    """What a user of the file should know: damage, leaks, what is missing."""
+    sections: dict[str, Facts]
+    findings: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON: one object a section."""
-        found: dict[str, Any] = {"kind": self.kind, "title": self.title}
-        for section in self.sections:
-            found[section.name] = {fact.name: fact.value for fact in section.facts}
-        return found | {"findings": list(self.findings)}
+        """Plain values, for JSON: one object per section."""
+        named = {"kind": self.kind, "title": self.title}
+        return {**named, **self.sections, "findings": self.findings}
 
 
-def short(text: str) -> str:
-    """A hash by its first digits; anything else as it is. JSON has all 64."""
-    return f"{text[:16]}..." if _SHA256.fullmatch(text) else text
+def describe(path: Path) -> Description:
+    """Describe a file or folder.
 
-
-def thousands(number: int) -> str:
-    """51430 -> 51 430: long numbers in groups of three, as the SI brochure sets them."""
-    return f"{number:,}".replace(",", " ")
-
-
-def size_text(count: int) -> str:
-    """Bytes for people, in decimal units as on a disk."""
-    if count < 1000:
-        return f"{count} bytes"
-    if count < 1_000_000:
-        return f"{count / 1000:.1f} kB"
-    return f"{count / 1e6:.1f} MB"
-
-
-def listed(names: Sequence[str], most: int = SHOWN_NAMES) -> str:
-    """Names after commas; beyond ``most`` only their number."""
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
-
-
-# --- What a model says about itself, as facts: front end, classes, geometry, origin
-
-
-def mel_text(spec: MelSpec) -> str:
-    """A front end in one line."""
-    where = "centred" if spec.center else "not centred"
-    norm = "" if spec.norm == "none" else f", {spec.norm} norm"
-    scaled = "per band" if isinstance(spec.mean, tuple) else f"{spec.mean:.3g} ± {spec.std:.3g}"
-    return (
-        f"{spec.n_mels} {spec.mel_scale} bands{norm} of {spec.f_min:g} to {spec.f_high:g} Hz; "
-        f"window {spec.win_length} in FFT {spec.n_fft}, hop {spec.hop_length} "
-        f"({1000 * spec.hop_s:g} ms), {where}; {spec.log} of "
-        f"{'power' if spec.power == 2 else 'magnitude'}; normalised by {scaled}"
-    )
-
-
-def heard_facts(labels: tuple[str, ...], spec: MelSpec) -> tuple[Fact, ...]:
-    """Classes and front end."""
-    return (
-        Fact("classes", list(labels), f"{len(labels)}: {listed(labels)}"),
-        Fact("sample_rate", spec.sample_rate, f"{spec.sample_rate} Hz"),
-        Fact("mel", spec.to_dict(), mel_text(spec)),
-        Fact("mel_sha256", spec.digest),
-    )
-
-
-def geometry_facts(spec: MelSpec, field: int, stride: int, right: int) -> tuple[Fact, ...]:
-    """How far a frame looks, how often one comes, and how late.
-
-    The delay of a trunk frame behind the sound at its centre: the mel frames after it, and half the
-    FFT of the last of them. It is the algorithm's own; computing and buffering come on top.
+    Raises:
+        FramiEdgeError: It is missing, damaged, or of an unknown kind.
     """
-    hop_ms = 1000 * spec.hop_s
-    delay_ms = right * hop_ms + 500 * spec.n_fft / spec.sample_rate
-    return (
-        Fact("receptive_field", field, f"{field} mel frames, {field * hop_ms:g} ms"),
-        Fact("stride", stride, f"{stride} mel frames, {stride * hop_ms:g} ms"),
-        Fact("delay_ms", delay_ms, f"{delay_ms:g} ms behind the sound, by look-ahead alone"),
-    )
-
-
-def info_sections(info: ModelInfo) -> tuple[Section, ...]:
-    """Everything in a `ModelInfo`."""
-    left, right = info.context.left, info.context.right
-    answers = Section(
-        "hears",
-        (
-            *heard_facts(info.labels, info.mel),
-            *geometry_facts(info.mel, info.receptive_field, info.stride, right),
-            Fact("context", [left, right], f"{left} mel frames before a clip, {right} after it"),
-            Fact(
-                "pooling",
-                {"kind": info.pooling.kind, "eps": info.pooling.eps, "channels": info.channels},
-                f"mean and deviation of {info.channels} channels, eps {info.pooling.eps:g}",
-            ),
-        ),
-    )
-    origin = Section(
-        "origin",
-        (
-            Fact("precision", info.precision),
-            Fact("quantisation", _plain(info.quantisation), _mapping(info.quantisation)),
-            Fact("calibration", _plain(info.calibration), _mapping(info.calibration)),
-            Fact("student_sha256", info.student_sha256),
-            Fact("teacher_sha256", info.teacher_sha256),
-            Fact("licence", info.licence or None),
-            Fact("created", info.created or None),
-            Fact("versions", dict(info.versions), _mapping(info.versions)),
-        ),
-    )
-    return answers, origin
-
-
-def _plain(values: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    return None if values is None else dict(values)
-
-
-def _mapping(values: Mapping[str, Any] | None) -> str | None:
-    if not values:
-        return None
-    return "; ".join(
-        f"{key} {short(value) if isinstance(value, str) else json.dumps(value)}"
-        for key, value in values.items()
-    )
-
-
-# --- What an ONNX graph is made of: weights, operators, int8 layers, and strings that should not
-# Nothing is run; only the protobuf is read.
-
-WEIGHED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-"""Operators that have weights worth quantising."""
-_QDQ = ("QuantizeLinear", "DequantizeLinear")
-_INT8 = (TensorProto.INT8, TensorProto.UINT8)
-_WEIGHT_TYPES = (
-    TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE,
-    TensorProto.INT8, TensorProto.UINT8,
-)  # fmt: skip
-_LEAK = re.compile(
-    r"Traceback \(most recent|File \"[^\"]+\", line \d+"
-    r"|(?:^|[\s'\"=:(,])(?:/(?:home|root|tmp|Users|usr|opt|mnt|var|workspace|work|data)/[^\s'\",]+"
-    r"|[A-Za-z]:\\[^\s'\",]+)"
-)
-
-
-@dataclass(frozen=True)
-class Layer:
-    """An operator with weights."""
-
-    name: str
-    op: str
-    weights: str
-    """Type of the weights as the graph computes with them: ``int8``, ``float``, ``float16``..."""
-    activations: str
-    """``uint8``, ``int8`` or ``float``."""
-
-    @property
-    def quantised(self) -> bool:
-        """Both sides are 8-bit."""
-        return self.weights in ("int8", "uint8") and self.activations in ("int8", "uint8")
-
-
-@dataclass(frozen=True)
-class Parts:
-    """Of one graph."""
-
-    parameters: int
-    """Numbers in the weights; scales and zero points do not count."""
-    weight_bytes: int
-    """Of all initialisers."""
-    types: dict[str, int]
-    """Parameters by type."""
-    operators: dict[str, int]
-    """Nodes by operator, most frequent first."""
-    layers: tuple[Layer, ...]
-
-
-def parts_of(model: onnx.ModelProto) -> Parts:
-    """Count and sort what is in the graph."""
-    graph = model.graph
-    tensors = {t.name: t for t in _tensors(graph)}
-    nodes = list(graph.node)
-    auxiliary = {
-        name for node in nodes if node.op_type in _QDQ for name in list(node.input)[1:] if name
+    folder, name, suffix = path, path.name, path.suffix.lower()
+    if path.is_file():
+        folder = path.parent
+        if suffix == ".onnx":
+            return _describe_onnx(path)
+        if suffix in ENGINES:
+            return _describe_engine(path)
+        if suffix == ".safetensors":
+            return _describe_safetensors(path)
+        if suffix in DESCRIPTIONS:
+            return describe_teacher(read_description(path))
+    known: dict[str, Callable[[Path], Description]] = {
+        "bank.json": _describe_bank,
+        REPORT: _describe_export,
+        MANIFEST: _describe_run,
     }
-    # An int32 tensor is a table of indices, unless it is the bias of an int8 layer.
-    dequantised = {node.input[0] for node in nodes if node.op_type == "DequantizeLinear"}
-    types: Counter[str] = Counter()
-    weight_bytes = 0
-    for name, tensor in tensors.items():
-        weight_bytes += _bytes(tensor)
-        count = math.prod(tensor.dims)
-        weight = tensor.data_type in _WEIGHT_TYPES or name in dequantised
-        if weight and name not in auxiliary and count > 1:
-            types[_type(tensor.data_type)] += count
-    operators = Counter(node.op_type for node in nodes)
-    return Parts(
-        sum(types.values()),
-        weight_bytes,
-        dict(types.most_common()),
-        dict(operators.most_common()),
-        tuple(_layers(nodes, tensors)),
+    for marker, describer in known.items():
+        if name == marker or (path.is_dir() and (path / marker).is_file()):
+            return describer(folder)
+    if not path.exists():
+        raise CheckpointError(f"There is no file {path}.", fix="Check the path.")
+    if suffix in (".pt", ".pth", ".pkl", ".bin", ".ckpt"):
+        raise CheckpointError(
+            f"{path} may be a pickle, which can run code when it is read.",
+            fix="Save the weights as .safetensors.",
+        )
+    raise CheckpointError(
+        f"{path} is of no known kind.",
+        fix="Give an .onnx, .engine or .safetensors file, a teacher's .yaml, or the folder of a "
+        "bank, an export or a run.",
     )
 
 
-def leaks(model: onnx.ModelProto) -> list[str]:
-    """Local paths and stack traces that the file carries, shortened; where, then what."""
-    found: dict[str, str] = {}
-    for where, text in _strings(model):
-        hit = _LEAK.search(text)
-        if hit and where not in found:
-            shown = hit.group(0).strip()
-            found[where] = shown if len(shown) <= 60 else shown[:57] + "..."
-    return [f"{where}: {what}" for where, what in found.items()]
+def _file(path: Path) -> Facts:
+    return {"path": str(path), "bytes": path.stat().st_size, "sha256": sha256_file(path)}
 
 
-def port_text(port: onnx.ValueInfoProto) -> str:
-    """Name, type and shape of an input or output."""
-    tensor = port.type.tensor_type
-    dims = [d.dim_param or (str(d.dim_value) if d.HasField("dim_value") else "?")
-            for d in tensor.shape.dim]  # fmt: skip
-    kind = _type(tensor.elem_type) if tensor.elem_type else "no tensor"
-    return f"{port.name} {kind} ({', '.join(dims)})"
+def _geometry(mel: MelSpec, receptive_field: int, stride: int, right: int) -> Facts:
+    """Receptive field, stride and algorithmic delay of trunk frames.
 
-
-def metadata_of(model: onnx.ModelProto) -> dict[str, str]:
-    """The model's own entries."""
-    return {entry.key: entry.value for entry in model.metadata_props}
-
-
-def _layers(nodes: list[onnx.NodeProto], tensors: dict[str, TensorProto]) -> Iterator[Layer]:
-    made_by = {name: node for node in nodes for name in node.output}
-    for node in nodes:
-        if node.op_type not in WEIGHED or len(node.input) < 2:
-            continue
-        weights = _operand(node.input[1], made_by, tensors)
-        if weights == "computed":
-            continue  # a product of two activations has no weights
-        activations = _operand(node.input[0], made_by, tensors)
-        yield Layer(
-            node.name or node.output[0], node.op_type, weights,
-            activations if activations in ("int8", "uint8") else "float",
-        )  # fmt: skip
-
-
-def _operand(name: str, made_by: dict[str, onnx.NodeProto], tensors: dict[str, TensorProto]) -> str:
-    """Type that a layer reads: 8-bit behind a DequantizeLinear, else the tensor's own."""
-    maker = made_by.get(name)
-    if maker is not None and maker.op_type == "DequantizeLinear":
-        source = tensors.get(maker.input[0])
-        if source is not None:
-            return _type(source.data_type)
-        point = tensors.get(maker.input[2]) if len(maker.input) > 2 else None
-        if point is not None and point.data_type in _INT8:
-            return _type(point.data_type)
-        return "uint8"  # the type that a missing zero point stands for
-    tensor = tensors.get(name)
-    return "computed" if tensor is None else _type(tensor.data_type)
-
-
-def _tensors(graph: onnx.GraphProto) -> Iterator[TensorProto]:
-    yield from graph.initializer
-    for node in graph.node:
-        if node.op_type == "Constant":
-            for attribute in node.attribute:
-                if attribute.HasField("t"):
-                    copy = TensorProto()
-                    copy.CopyFrom(attribute.t)
-                    copy.name = node.output[0]
-                    yield copy
-
-
-def _bytes(tensor: TensorProto) -> int:
-    if tensor.HasField("raw_data"):
-        return len(tensor.raw_data)
-    return int(tensor.ByteSize())
-
-
-def _type(number: int) -> str:
-    try:
-        name = TensorProto.DataType.Name(number).lower()
-    except ValueError:
-        return f"type {number}"
-    return "float" if name == "float" else str(name)
-
-
-def _strings(model: onnx.ModelProto) -> Iterator[tuple[str, str]]:
-    yield "doc_string", model.doc_string
-    yield "graph's doc_string", model.graph.doc_string
-    for entry in model.metadata_props:
-        yield f"metadata {entry.key}", entry.value[:1_000_000]
-    for node in model.graph.node:
-        where = f"node {node.name or node.op_type}"
-        yield where, node.doc_string
-        yield where, node.name
-        for entry in node.metadata_props:
-            yield f"{where}, {entry.key}", entry.value
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.STRING:
-                yield where, helper.get_attribute_value(attribute).decode("utf-8", "replace")
-    for tensor in model.graph.initializer:
-        yield f"tensor {tensor.name}", tensor.doc_string
-        for item in tensor.external_data:
-            yield f"tensor {tensor.name}", item.value
-
-
-# --- An ONNX file: which of ours it is, what it computes, and what it says about itself
-
-CLASSIFIER_KEY = "frami.classifier"
-WAVEFORM_KEY = "frami.waveform"
-KINDS = {
-    METADATA_KEY: ("onnx-streaming", "streaming model of frami-edge (trunk and head)"),
-    CLASSIFIER_KEY: ("onnx-classifier", "whole classifier of frami-edge (log-mel to logits)"),
-    WAVEFORM_KEY: ("onnx-waveform", "whole classifier of frami-edge (samples to logits)"),
-}
-MAX_BYTES = 2 << 30
-_MAX_IR, _MAX_OPSET = 10, 20
-"""What ONNX Runtime 1.23.2 of JetPack 6 loads."""
-
-
-def read_onnx(path: Path) -> onnx.ModelProto:
-    """The protobuf of a file.
-
-    Raises:
-        ModelFileError: It is too large, truncated, or no ONNX file.
+    The delay is that of a frame behind the sound at its centre: the mel frames after it, and half
+    the FFT of the last of them. Computing and buffering add to it.
     """
-    if path.stat().st_size > MAX_BYTES:
-        raise ModelFileError(
-            f"{path} is larger than 2 GiB.", fix="Check that it is the right file."
-        )
-    model = onnx.ModelProto()
-    try:
-        model.ParseFromString(path.read_bytes())
-    except OSError:
-        raise
-    except Exception:  # protobuf's errors differ between its implementations
-        model = onnx.ModelProto()
-    if not model.ir_version or not model.graph.node or not _all_text(model):
-        raise ModelFileError(
-            f"{path} is no whole ONNX file: it is damaged, truncated, or something else.",
-            fix="Copy it again, and compare its size and hash with those of export_report.json.",
-        )
-    return model
+    hop_ms = 1000 * mel.hop_s
+    return {
+        "receptive_field_frames": receptive_field,
+        "receptive_field_ms": receptive_field * hop_ms,
+        "stride_frames": stride,
+        "stride_ms": stride * hop_ms,
+        "delay_ms": right * hop_ms + 500 * mel.n_fft / mel.sample_rate,
+    }
 
 
-def _all_text(message: Any) -> bool:
-    """Protobuf hands over text that is no UTF-8 as bytes, which no reader expects."""
-    for field, value in message.ListFields():
-        if field.type not in (field.TYPE_STRING, field.TYPE_MESSAGE):
-            continue
-        single = isinstance(value, (str, bytes)) or hasattr(value, "ListFields")
-        for item in (value,) if single else value:
-            if isinstance(item, bytes) or (hasattr(item, "ListFields") and not _all_text(item)):
-                return False
-    return True
+def _info_facts(info: ModelInfo) -> Facts:
+    geometry = _geometry(info.mel, info.receptive_field, info.stride, info.context.right)
+    return {**json.loads(info.to_json()), **geometry}
 
 
-def read_info(model: onnx.ModelProto) -> tuple[str, ModelInfo] | None:
-    """Which of our keys the file carries, and what it says; None for a file that is not ours.
-
-    Raises:
-        ModelFileError: The description is damaged or of another schema.
-    """
-    metadata = metadata_of(model)
-    for key in KINDS:
-        if key in metadata:
-            text = metadata[key]
-            if key == WAVEFORM_KEY:
-                text = _inner_model(text)
-            return key, ModelInfo.from_json(text)
-    return None
-
-
-def describe_onnx(path: Path) -> Description:
-    """Everything that can be read without running it.
-
-    Raises:
-        ModelFileError: No whole ONNX file.
-    """
+def _describe_onnx(path: Path) -> Description:
     model = read_onnx(path)
     findings: list[str] = []
-    kind, title = "onnx", "plain ONNX file, not of frami-edge export"
-    sections: tuple[Section, ...] = ()
-    known = next((key for key in KINDS if key in metadata_of(model)), None)
-    if known is None:
-        findings.append(
-            "It carries no description of frami-edge: labels, front end and receptive field are "
-            "unknown, and frami-edge-runtime cannot run it."
-        )
+    kind, title = "onnx", "ONNX file of another exporter"
+    sections: dict[str, Facts] = {}
+    try:
+        found = read_info(model)
+    except ModelFileError as error:
+        findings.append(f"Its description cannot be read: {error}")
     else:
-        kind, title = KINDS[known]
-        try:
-            found = read_info(model)
-            sections = () if found is None else info_sections(found[1])
-        except ModelFileError as error:
-            findings.append(f"Its description cannot be read: {error}")
-    elsewhere = external_tensors(model)
-    if elsewhere:
+        if found is None:
+            findings.append(
+                "It carries no description of frami-edge: labels and front end are unknown, and "
+                "frami-edge-runtime cannot run it."
+            )
+        else:
+            kind, info = found
+            title = f"{kind} model of frami-edge export"
+            sections = {"model": _info_facts(info)}
+    external = [
+        m.name or "a constant"
+        for m in submessages(model)
+        if m.DESCRIPTOR.name == "TensorProto"
+        and (m.data_location == TensorProto.EXTERNAL or m.external_data)
+    ]
+    if external:
         findings.append(
-            f"{len(elsewhere)} of its tensors lie in another file ({elsewhere[0]} first): it is "
-            "not loaded, because such a place may be any file of this machine."
+            f"{len(external)} tensors are stored in another file ({external[0]} first), which is "
+            "not read."
         )
     unsound = _unsound(model)
-    findings += unsound + [f"A local path or stack trace is inside: {x}" for x in leaks(model)]
-    graph, size = _graph(model, path)
-    graph.append(_lint(model, sound=not unsound))
-    first = (_file(path, size), Section("graph", tuple(graph)))
-    return Description(kind, title, (*first, *sections), tuple(findings))
+    # TensorRT's static rules make sense for a sound graph only.
+    lint = None if unsound else [f"{f.rule}: {f.node}" for f in lint_tensorrt(model)]
+    graph = {**_graph_facts(model), "tensorrt_lint": lint}
+    sections = {"file": _file(path), "graph": graph, **sections}
+    findings += unsound
+    return Description(kind, title, sections, findings)
 
 
-def _file(path: Path, parts: dict[str, int]) -> Section:
-    total = path.stat().st_size
-    shown = ", ".join(f"{name} {size_text(n)}" for name, n in parts.items() if n)
-    return Section(
-        "file",
-        (
-            Fact("path", str(path)),
-            Fact("bytes", total, size_text(total)),
-            Fact("bytes_by_part", parts, shown),
-            Fact("sha256", sha256_file(path)),
-        ),
-    )
-
-
-def _graph(model: onnx.ModelProto, path: Path) -> tuple[list[Fact], dict[str, int]]:
-    parts = parts_of(model)
-    metadata = metadata_of(model)
-    head = len(metadata.get(HEAD_KEY, ""))
-    described = sum(len(k) + len(v) for k, v in metadata.items()) - head
-    size = {"weights": parts.weight_bytes, "head": head, "metadata": described}
-    size["graph"] = max(0, path.stat().st_size - sum(size.values()))
-    opsets = {o.domain or "ai.onnx": o.version for o in model.opset_import}
-    quantised = [layer.name for layer in parts.layers if layer.quantised]
-    floats = [layer.name for layer in parts.layers if not layer.quantised]
-    flavours = sorted({_flavour(x.activations, x.weights) for x in parts.layers if x.quantised})
-    kinds = listed(sorted({x.weights for x in parts.layers}))
-    precision = f"all {len(floats)} layers with weights in {kinds}" if floats else "none"
-    if quantised:
-        kept = f"; float: {listed([repr(name) for name in floats])}" if floats else ""
-        precision = (
-            f"{len(quantised)} of {len(parts.layers)} layers with weights in int8 "
-            f"({', '.join(flavours)}){kept}"
-        )
-    head_parameters = _head_parameters(metadata.get(HEAD_KEY))
-    params = thousands(parts.parameters)
-    if head_parameters:
-        params += f", and {thousands(head_parameters)} in the head"
-    operators = ", ".join(f"{n} {op}" for op, n in parts.operators.items())
-    producer = f"{model.producer_name or 'unknown'} {model.producer_version}".strip()
-    return [
-        Fact("opset", opsets, ", ".join(f"{d} {v}" for d, v in opsets.items())),
-        Fact("ir_version", model.ir_version),
-        Fact("producer", producer),
-        Fact("inputs", [port_text(p) for p in _inputs(model)]),
-        Fact("outputs", [port_text(p) for p in model.graph.output]),
-        Fact("parameters", parts.parameters, params),
-        Fact("head_parameters", head_parameters, ""),
-        Fact("parameters_by_type", parts.types,
-             ", ".join(f"{thousands(n)} {t}" for t, n in parts.types.items())),
-        Fact("layers", {"int8": quantised, "float": floats, "flavours": flavours}, precision),
-        Fact("operators", parts.operators, operators),
-    ], size  # fmt: skip
-
-
-def _inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+def _graph_facts(model: onnx.ModelProto) -> Facts:
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    types = _parameters_by_type(model.graph)
+    layers = dict(_layers(model.graph))
     stored = {t.name for t in model.graph.initializer}
-    return [port for port in model.graph.input if port.name not in stored]
+    return {
+        "opset": {o.domain or "ai.onnx": o.version for o in model.opset_import},
+        "ir_version": model.ir_version,
+        "producer": f"{model.producer_name} {model.producer_version}".strip(),
+        "inputs": [_port(p) for p in model.graph.input if p.name not in stored],
+        "outputs": [_port(p) for p in model.graph.output],
+        "parameters": sum(types.values()),
+        "head_parameters": _head_parameters(metadata),
+        "parameters_by_type": dict(types.most_common()),
+        "int8_layers": [name for name, quantised in layers.items() if quantised],
+        "float_layers": [name for name, quantised in layers.items() if not quantised],
+        "operators": dict(Counter(node.op_type for node in model.graph.node).most_common()),
+    }
 
 
-def _flavour(activations: str, weights: str) -> str:
-    return f"{'U8' if activations == 'uint8' else 'S8'}{'U8' if weights == 'uint8' else 'S8'}"
+def _parameters_by_type(graph: onnx.GraphProto) -> Counter[str]:
+    """Number of weights by type; scales and zero points do not count."""
+    scales: set[str] = set()
+    dequantised = set()
+    for node in graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            scales.update(node.input[1:])
+        if node.op_type == "DequantizeLinear":
+            dequantised.add(node.input[0])
+    types: Counter[str] = Counter()
+    for tensor in graph.initializer:
+        # An int32 tensor holds indices, unless it is the bias of an int8 layer.
+        is_weight = tensor.data_type in _WEIGHT_TYPES or tensor.name in dequantised
+        if is_weight and tensor.name not in scales and math.prod(tensor.dims) > 1:
+            types[_type_name(tensor.data_type)] += math.prod(tensor.dims)
+    return types
 
 
-def _head_parameters(text: str | None) -> int | None:
-    if not text:
-        return None
+def _layers(graph: onnx.GraphProto) -> Iterator[tuple[str, bool]]:
+    """Name of each layer with weights, and whether both of its inputs are quantised."""
+    maker = {name: node.op_type for node in graph.node for name in node.output}
+    stored = {t.name for t in graph.initializer}
+    for node in graph.node:
+        if node.op_type not in _WITH_WEIGHTS or len(node.input) < 2:
+            continue
+        operands = [maker.get(name) for name in node.input[:2]]
+        # A product of two activations has no weights.
+        if node.input[1] in stored or operands[1] in ("DequantizeLinear", "Constant"):
+            yield node.name or node.output[0], operands == ["DequantizeLinear"] * 2
+
+
+def _port(port: onnx.ValueInfoProto) -> str:
+    tensor = port.type.tensor_type
+    sizes = (d.dim_param or (str(d.dim_value) if d.dim_value else "?") for d in tensor.shape.dim)
+    return f"{port.name} {_type_name(tensor.elem_type)} ({', '.join(sizes)})"
+
+
+def _type_name(number: int) -> str:
+    known = number in TensorProto.DataType.values()
+    return TensorProto.DataType.Name(number).lower() if known else f"type {number}"
+
+
+def _head_parameters(metadata: dict[str, str]) -> int | None:
     head = onnx.ModelProto()
     try:
-        head.ParseFromString(base64.b64decode(text, validate=True))
-    except (binascii.Error, ValueError):
+        head.ParseFromString(read_head(metadata))
+    except Exception:  # absent or damaged; protobuf's exceptions differ between implementations
         return None
-    except Exception:  # protobuf's errors differ between its implementations
-        return None
-    return parts_of(head).parameters
+    return sum(_parameters_by_type(head.graph).values())
 
 
 def _unsound(model: onnx.ModelProto) -> list[str]:
-    """What the checker and the devices' loaders would object to."""
+    """What the ONNX checker and the loaders of devices object to."""
     found = []
     try:
         onnx.checker.check_model(model)
@@ -702,664 +272,229 @@ def _unsound(model: onnx.ModelProto) -> list[str]:
     if model.ir_version > _MAX_IR or opset > _MAX_OPSET:
         found.append(
             f"Opset {opset} or IR {model.ir_version} is too new for ONNX Runtime 1.23.2, the last "
-            f"one for JetPack 6, which loads opset {_MAX_OPSET} and IR {_MAX_IR}."
+            f"release for JetPack 6, which loads opset {_MAX_OPSET} and IR {_MAX_IR}."
         )
     return found
 
 
-def _inner_model(text: str) -> str:
-    try:
-        return json.dumps(json.loads(text)["model"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise ModelFileError(
-            f"{WAVEFORM_KEY} is no JSON object with a model in it.", fix="Export it again."
-        ) from None
-
-
-def _lint(model: onnx.ModelProto, *, sound: bool) -> Fact:
-    """Whether TensorRT would take the graph, by the exporter's static rules."""
-    if not sound:
-        return Fact("tensorrt_lint", None, "not checked, because the graph is not sound")
-    found = lint_tensorrt(model)
-    counts = Counter(f.rule for f in found)
-    text = "clean: no rule speaks against building an engine from it"
-    if found:
-        text = "not for TensorRT: " + ", ".join(f"{n} {rule}" for rule, n in counts.items())
-    value = [{"rule": f.rule, "node": f.node, "message": f.message, "fix": f.fix} for f in found]
-    return Fact("tensorrt_lint", value, text)
-
-
-# --- A bank of synthetic clips: its sources, seeds and health
-
-
-def describe_bank(folder: Path) -> Description:
-    """Everything in `bank.json`, after the hash of every shard was checked.
-
-    Raises:
-        BankError: No bank, another version, or a shard that is missing or damaged.
-    """
-    bank = Bank.open(folder)
-    index, spec = bank.index, bank.spec
-    total = sum((folder / shard.file).stat().st_size for shard in index.shards)
-    seconds = index.frames * spec.hop_s
-    clips = Section(
-        "clips",
-        (
-            Fact("path", str(folder)),
-            Fact("clips", len(bank)),
-            Fact("sources", bank.sources,
-                 ", ".join(f"{thousands(n)} {name}" for name, n in bank.sources.items()) or "none"),
-            Fact("frames", index.frames, f"{index.frames} mel frames, {seconds:.2f} s each"),
-            Fact("hours", len(bank) * seconds / 3600),
-            Fact("bytes", total, f"{size_text(total)} in {len(index.shards)} shards, hashes right"),
-            Fact("seed", index.seed),
-            Fact("teacher_sha256", index.teacher_sha256),
-        ),
-    )  # fmt: skip
-    hears = Section("hears", heard_facts(index.labels, spec))
-    health = [_health(name, figures) for name, figures in index.health.items()]
-    findings = [] if index.health else ["Nobody measured its health: bank.json has no figures."]
-    findings += warnings(index.health) if index.health else []
-    recipe = Section("recipe", (Fact("config", index.config, _weights(index.config)),))
-    sections = (clips, Section("health", tuple(health)), hears, recipe)
-    return Description(
-        "bank", "bank of synthetic clips", tuple(s for s in sections if s.facts), tuple(findings)
-    )
-
-
-def _health(name: str, figures: dict[str, object]) -> Fact:
-    shown = []
-    for key, words, form in (
-        ("requested", "heard as asked", ".1%"),
-        ("batch_norm_error", "BatchNorm error", ".3f"),
-        ("entropy", "teacher's entropy", ".2f"),
-        ("cosine", "mean cosine", ".2f"),
-        ("loudness_spread", "loudness spread", ".2f"),
-    ):
-        value = figures.get(key)
-        if isinstance(value, (int, float)):
-            shown.append(f"{words} {value:{form}}")
-    return Fact(name, figures, ", ".join(shown))
-
-
-def _weights(config: dict[str, object]) -> str:
-    sources = config.get("sources")
-    if not isinstance(sources, dict):
-        return "not said"
-    return "sources " + ", ".join(f"{name}={weight:g}" for name, weight in sources.items())
-
-
-# --- A safetensors file: a teacher or student of ours, or somebody's weights
-
-_CARD_KEY = "frami.card"
-
-
-def describe_checkpoint(path: Path) -> Description:
-    """Network, front end, what it heard, and what it costs.
-
-    Raises:
-        CheckpointError: No whole safetensors file, or a damaged checkpoint of ours.
-    """
-    tensors, metadata = _header(path)
-    if _CARD_KEY not in metadata:
-        return _foreign(path, tensors, metadata)
-    loaded = load_checkpoint(path)
-    kind = loaded.card.kind
-    sections = (
-        _checkpoint_file(path, loaded.sha256, tensors),
-        _network(loaded),
-        _hears(loaded),
-        _origin(loaded),
-    )
-    findings = () if loaded.card.heard else (
-        "It does not say which real clips stand behind its weights, so nobody can check that it "
-        "is scored on others.",
-    )  # fmt: skip
-    return Description(kind, f"{kind} of frami-edge", sections, findings)
-
-
-def _header(path: Path) -> tuple[dict[str, tuple[str, tuple[int, ...]]], dict[str, str]]:
-    """Type and shape of each tensor, and the file's own entries; no tensor is read."""
+def _describe_safetensors(path: Path) -> Description:
     try:
         with safe_open(path, framework="np") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            found = {n: (s.get_dtype(), tuple(s.get_shape())) for n, s in slices.items()}
-            return found, file.metadata() or {}
+            shapes = {name: list(s.get_shape()) for name, s in slices.items()}
+            types = Counter(s.get_dtype() for s in slices.values())
+            metadata = file.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
             f"{path} is not a whole safetensors file: {error}.", fix="Copy it again."
         ) from None
-
-
-def _checkpoint_file(
-    path: Path, digest: str, tensors: dict[str, tuple[str, tuple[int, ...]]]
-) -> Section:
-    total = path.stat().st_size
-    kinds = Counter(dtype for dtype, _ in tensors.values())
-    text = ", ".join(f"{n} {dtype}" for dtype, n in kinds.most_common())
-    return Section(
-        "file",
-        (
-            Fact("path", str(path)),
-            Fact("bytes", total, size_text(total)),
-            Fact("sha256", digest),
-            Fact("tensors", dict(kinds), f"{len(tensors)}: {text}"),
-        ),
-    )
-
-
-def _network(loaded: Teacher | Student) -> Section:
-    model, spec = loaded.model, loaded.spec
-    macs = macs_per_second(model, spec)
-    shipped = parameters(model.collapse()) if isinstance(model, StudentNet) else parameters(model)
-    facts = [
-        Fact("arch", loaded.card.arch, _pairs(loaded.card.arch)),
-        Fact("parameters", parameters(model)),
-        Fact("macs_per_s", macs, f"{macs / 1e6:.2f} M multiply-accumulates per second of audio"),
-    ]
-    if isinstance(model, StudentNet):
-        reused = isinstance(model.head, ReusedHead)
-        head = "the teacher's own, behind a projector" if reused else "its own"
-        if shipped != parameters(model):
-            facts.append(
-                Fact("exported_parameters", shipped,
-                     f"{thousands(shipped)}, head and projector made one matrix")
-            )  # fmt: skip
-        facts += [
-            Fact("head", "reused" if reused else "own", head),
-            *geometry_facts(spec, model.receptive_field, model.stride, model.context[1]),
-        ]
-    else:
-        stride = model.frame_stride
-        facts.append(
-            Fact("stride", stride, f"{stride} mel frames, {1000 * stride * spec.hop_s:g} ms")
+    file_facts = {**_file(path), "tensors": dict(types)}
+    if "frami.card" not in metadata:
+        weights = {
+            "parameters": sum(math.prod(shape) for shape in shapes.values()),
+            "shapes": shapes,
+            "metadata": metadata,
+        }
+        return Description(
+            "safetensors",
+            "safetensors file without a card of frami-edge",
+            {"file": file_facts, "weights": weights},
+            ["Network, labels and front end are unknown: it cannot be scored or distilled as is."],
         )
-    return Section("network", tuple(facts))
+    loaded = load_checkpoint(path)
+    card, network = loaded.card, loaded.model
+    facts: Facts = {
+        "parameters": parameters(network),
+        "macs_per_second": macs_per_second(network, loaded.mel),
+    }
+    if isinstance(network, StudentNet):
+        facts["exported_parameters"] = parameters(network.collapse())
+        reused = isinstance(network.head, ReusedHead)
+        facts["head"] = "the teacher's, with a projector" if reused else "its own"
+        right = network.context[1]
+        facts |= _geometry(loaded.mel, network.receptive_field, network.stride, right)
+    sections = {"file": file_facts, "network": facts, "card": card.model_dump(mode="json")}
+    findings = [] if card.heard else [_NO_TRAINED_ON]
+    return Description(card.kind, f"{card.kind} of frami-edge", sections, findings)
 
 
-def _hears(loaded: Teacher | Student) -> Section:
-    card = loaded.card
-    what = "the_teacher_heard" if card.kind == "student" else "heard"
-    facts = [*heard_facts(card.labels, loaded.spec)]
-    if card.kind == "student":
-        facts.append(Fact("heard", None, "no recording") if card.trained_on is None
-                     else _heard("heard", card.trained_on))  # fmt: skip
-        facts.append(_heard(what, card.teacher_trained_on))
-    else:
-        facts.append(_heard(what, card.trained_on))
-    return Section("hears", tuple(facts))
+_NO_TRAINED_ON: Final = (
+    "It does not name the real clips that it or its teacher was trained on, so no check can keep "
+    "those clips out of a score: add trained_on to a teacher's description."
+)
 
 
-def _heard(name: str, heard: TrainedOn | None) -> Fact:
-    if heard is None:
-        return Fact(name, None, "not said")
-    text = f"{heard.clips} clips of {heard.data}, fold {heard.test_fold} held out"
-    return Fact(name, heard.model_dump(mode="json"), text)
-
-
-def _origin(loaded: Teacher | Student) -> Section:
-    card = loaded.card
-    metrics = {k: v for k, v in card.metrics.items() if isinstance(v, (int, float, str))}
-    facts = [Fact("teacher_sha256", card.teacher_sha256)] if card.kind == "student" else []
-    return Section(
-        "origin",
-        (
-            *facts,
-            Fact("recipe", card.recipe, listed([str(key) for key in card.recipe]) or "not said"),
-            Fact("metrics", card.metrics, _pairs(metrics) or "none"),
-            Fact("licence", card.licence or None),
-            Fact("version", card.version, f"frami-edge {card.version}"),
-        ),
-    )
-
-
-def _foreign(
-    path: Path, tensors: dict[str, tuple[str, tuple[int, ...]]], metadata: dict[str, str]
-) -> Description:
-    count = sum(_size(shape) for _, shape in tensors.values())
-    names = [f"{name} {list(shape)}" for name, (_, shape) in tensors.items()]
-    weights = Section(
-        "weights",
-        (
-            Fact("numbers", count),
-            Fact("names", {n: list(shape) for n, (_, shape) in tensors.items()}, listed(names, 8)),
-            Fact("metadata", metadata, listed(list(metadata)) or "none"),
-        ),
-    )
-    finding = (
-        "It has no card of frami-edge: network, labels and front end are unknown, so it can be "
-        "neither scored nor distilled as it is."
-    )
-    return Description(
-        "safetensors", "safetensors file, not of frami-edge",
-        (_checkpoint_file(path, sha256_file(path), tensors), weights), (finding,),
-    )  # fmt: skip
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    total = 1
-    for n in shape:
-        total *= n
-    return total
-
-
-def _pairs(values: dict[str, Any]) -> str:
-    return "; ".join(f"{key} {_cell(value)}" for key, value in values.items())
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return value if isinstance(value, str) else json.dumps(value, default=str)
-
-
-# --- A TensorRT engine: header and sidecar, read without TensorRT, and whether it loads here
-
-
-def describe_engine(path: Path) -> Description:
-    """Header, sidecar, and whether this machine could run it.
-
-    Raises:
-        EngineError: It is no TensorRT plan, or truncated within its header.
-    """
+def _describe_engine(path: Path) -> Description:
     version = ".".join(map(str, read_plan_version(path)))
-    total, digest = path.stat().st_size, sha256_file(path)
+    file = {**_file(path), "tensorrt": version}
+    sections: dict[str, Facts] = {"file": file}
     findings: list[str] = []
-    card: EngineCard | None = None
     try:
         card = read_sidecar(path)
     except FramiEdgeError as error:
         findings.append(str(error))
-    sections = [
-        Section(
-            "file",
-            (
-                Fact("path", str(path)),
-                Fact("bytes", total, size_text(total)),
-                Fact("sha256", digest),
-                Fact("tensorrt", version, f"built with TensorRT {version}"),
-            ),
-        )
-    ]
-    if card is not None:
-        sections += [_built(card, path), *info_sections(card.info)]
-        findings += _mismatch(card, version, total, digest)
-    loads, why = _loads_here(path, findings)
-    sections.insert(1, Section("here", (Fact("loads", loads), Fact("reason", why))))
-    return Description("engine", "TensorRT engine", tuple(sections), tuple(findings))
+    else:
+        built = asdict(card)
+        del built["model"], built["head_onnx"]
+        sections |= {"built": built, "model": _info_facts(card.info)}
+        if (card.engine_sha256, card.engine_bytes) != (file["sha256"], file["bytes"]):
+            findings.append(
+                "The sidecar describes another engine: its size or hash differs. Copy both files "
+                "again, or rebuild: frami-edge export --tensorrt."
+            )
+        elif card.tensorrt != version:
+            findings.append(f"The sidecar names TensorRT {card.tensorrt}, the engine {version}.")
+    reason = findings[0] if findings else "TensorRT is not installed in this Python environment"
+    loads = False
+    if not findings and find_spec("tensorrt") is not None:
+        try:
+            open_model(path)
+            loads, reason = True, "it was loaded and answered a probe"
+        except FramiEdgeError as error:
+            reason = str(error)
+    sections["this_machine"] = {"loads": loads, "reason": reason}
+    return Description("engine", "TensorRT engine", sections, findings)
 
 
-def _built(card: EngineCard, path: Path) -> Section:
-    shapes = {key: list(shape) for key, shape in card.profile.items()}
-    layers = None if card.layers is None else dict(card.layers)
-    return Section(
-        "built",
-        (
-            Fact("sidecar", str(sidecar_path(path))),
-            Fact("precision", card.precision),
-            Fact("gpu", card.gpu, f"{card.gpu} (SM {card.sm})"),
-            Fact("sm", card.sm),
-            Fact("driver", card.driver),
-            Fact("jetpack", card.jetpack),
-            Fact("profile", shapes, "; ".join(f"{k} {tuple(s)}" for k, s in shapes.items())),
-            Fact("layers", layers,
-                 None if not layers else ", ".join(f"{n} {k}" for k, n in layers.items())),
-            Fact("onnx", card.onnx_name),
-            Fact("onnx_sha256", card.onnx_sha256),
-            Fact("created", card.created or None),
-        ),
-    )  # fmt: skip
+def _describe_bank(folder: Path) -> Description:
+    bank = Bank.open(folder)  # checks the hash of every shard
+    index = bank.index
+    clips = {
+        "path": str(folder),
+        "clips": len(bank),
+        "clips_by_source": bank.sources,
+        "hours": len(bank) * index.frames * bank.spec.hop_s / 3600,
+        "bytes": sum((folder / shard.file).stat().st_size for shard in index.shards),
+    }
+    sections = {
+        "clips": clips,
+        "health": index.health,
+        "index": index.model_dump(mode="json", exclude={"shards", "health"}),
+    }
+    findings = ["bank.json holds no health figures."]
+    if index.health:
+        findings = warnings(index.health)
+    return Description("bank", "bank of synthetic clips", sections, findings)
 
 
-def _mismatch(card: EngineCard, version: str, total: int, digest: str) -> list[str]:
-    if card.engine_sha256 != digest or card.engine_bytes != total:
-        return [
-            "The sidecar describes another engine: its size or hash differs. Copy both files "
-            "again, or rebuild: frami-edge export --tensorrt."
-        ]
-    if card.tensorrt != version:
-        return [f"The sidecar says TensorRT {card.tensorrt}, the header {version}."]
-    return []
-
-
-def _loads_here(path: Path, findings: list[str]) -> tuple[bool, str]:
-    if findings:
-        return False, findings[0]
-    if find_spec("tensorrt") is None:
-        return False, "TensorRT is not installed in this Python environment"
-    from frami_edge_runtime.classifier import Classifier
-
-    try:
-        Classifier(path, backend="tensorrt")
-    except FramiEdgeError as error:
-        return False, str(error)
-    return True, "it was loaded and answered a probe"
-
-
-# --- The folder of an export: what its report says, and whether the files are still those
-
-REPORT = "export_report.json"
-EXPORT_FOLDER_MAX_BYTES = 64 << 20
-
-
-def read_report(folder: Path) -> dict[str, Any]:
-    """`export_report.json`.
-
-    Raises:
-        ModelFileError: Damaged, or of another schema.
-    """
+def _describe_export(folder: Path) -> Description:
     path = folder / REPORT
     try:
-        report = json.loads(read_small(path, EXPORT_FOLDER_MAX_BYTES))
-    except (ValueError, RecursionError):
-        report = None
-    whole = isinstance(report, dict) and _is_report(report)
-    if not whole:
+        report = json.loads(read_small(path, _MAX_REPORT_BYTES))
+        if report["schema"] != 1:
+            raise ValueError(report["schema"])
+        failed = [gate["name"] for gate in report["gates"] if not gate["passed"]]
+        files = {a["name"]: a for a in report["artifacts"]}
+        findings = [f"Gate failed: {name}." for name in failed]
+        for name, artifact in files.items():
+            file = folder / Path(artifact["path"]).name
+            if not file.is_file():
+                findings.append(f"{file.name} is missing from the folder.")
+            elif sha256_file(file) != artifact["sha256"]:
+                findings.append(f"{file.name} is not the file of the report: its hash differs.")
+            shown = ("path", "bytes", "p50_ms", "chunk_p50_ms", "agreement", "accuracy", "verdict")
+            files[name] = {key: artifact.get(key) for key in shown}
+        summary = {
+            "path": str(folder),
+            "student": report["name"],
+            "recommended": report["recommended"] or None,
+            "reason": report["reason"],
+            "gates_passed": len(report["gates"]) - len(failed),
+            "gates": len(report["gates"]),
+            "calibration": report["calibration"],
+            "measured_on": report["bench"].get("cpu"),
+        }
+        findings += [str(note) for note in report["notes"]]
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         raise ModelFileError(
             f"{path} is damaged or of another version.",
             fix="Export the student again: frami-edge export.",
-        )
-    found: dict[str, Any] = report
-    return found
-
-
-def _is_report(report: dict[str, Any]) -> bool:
-    """Of this schema, as far as it is read here."""
-    artifacts, gates = report.get("artifacts"), report.get("gates", [])
-    return (
-        report.get("schema") == 1
-        and isinstance(report.get("recommended", ""), str)
-        and isinstance(report.get("notes", []), list)
-        and isinstance(report.get("bench", {}), dict)
-        and isinstance(artifacts, list)
-        and all(_has(a, name=str, path=str, bytes=int) for a in artifacts)
-        and len({a["name"] for a in artifacts}) == len(artifacts)
-        and isinstance(gates, list)
-        and all(_has(gate, name=str, passed=bool) for gate in gates)
+        ) from None
+    return Description(
+        "export", "folder of frami-edge export", {"export": summary, "files": files}, findings
     )
 
 
-def _has(value: Any, **types: type) -> bool:
-    return isinstance(value, dict) and all(isinstance(value.get(k), t) for k, t in types.items())
-
-
-def describe_export(folder: Path) -> Description:
-    """Report and files.
-
-    Raises:
-        ModelFileError: The report is damaged, or of another schema.
-    """
-    report = read_report(folder)
-    failed = [g["name"] for g in report.get("gates", []) if not g.get("passed")]
-    findings = [f"Gate failed: {name}." for name in failed]
-    findings += _changed(folder, report)
-    gates = len(report.get("gates", []))
-    summary = Section(
-        "export",
-        (
-            Fact("path", str(folder)),
-            Fact("student", report.get("name")),
-            Fact("recommended", report.get("recommended") or None,
-                 report.get("recommended") or "none"),
-            Fact("reason", report.get("reason")),
-            Fact("gates", report.get("gates"), f"{gates - len(failed)} of {gates} passed"),
-            Fact("calibration", report.get("calibration"), _calibration(report)),
-            Fact("measured_on", report.get("bench", {}).get("cpu")),
-        ),
-    )  # fmt: skip
-    files = Section(
-        "files", tuple(Fact(a["name"], a, f"{a['path']}: {_artifact(a)}")
-                       for a in report["artifacts"]),
-    )  # fmt: skip
-    findings += [str(note) for note in report.get("notes", [])]
-    return Description("export", "folder of frami-edge export", (summary, files), tuple(findings))
-
-
-def _artifact(a: dict[str, Any]) -> str:
-    parts = [size_text(a["bytes"])]
-    for key, words, form in (
-        ("p50_ms", "1 s in", ".3f"), ("chunk_p50_ms", "chunk in", ".3f"),
-    ):  # fmt: skip
-        if isinstance(a.get(key), (int, float)):
-            parts.append(f"{words} {a[key]:{form}} ms")
-    for key, words in (("agreement", "agreement"), ("accuracy", "accuracy")):
-        if isinstance(a.get(key), (int, float)):
-            parts.append(f"{words} {a[key]:.1%}")
-    return ", ".join(parts) + (f"; {a['verdict']}" if a.get("verdict") else "")
-
-
-def _calibration(report: dict[str, Any]) -> str:
-    used = report.get("calibration")
-    if not isinstance(used, dict):
-        return "none"
-    return f"{used.get('samples')} clips ({used.get('source')}), {used.get('holdout')} judge"
-
-
-def _changed(folder: Path, report: dict[str, Any]) -> list[str]:
-    found = []
-    for a in report["artifacts"]:
-        file = folder / Path(a["path"]).name
-        if not file.is_file():
-            found.append(f"{a['path']} is missing from the folder.")
-        elif a.get("sha256") and sha256_file(file) != a["sha256"]:
-            found.append(
-                f"{a['path']} is not the file that the report describes: its hash differs."
-            )
-    return found
-
-
-# --- A teacher in Python code: its layers, where time disappears, and what is still missing
-# Unlike everything else here it is built and run, for nobody else knows what is in it.
-
-_SHOWN_EVENTS = 10
+def _describe_run(folder: Path) -> Description:
+    manifest = read_manifest(folder)
+    inside = sorted(
+        entry.name
+        for entry in folder.iterdir()
+        if entry.suffix in (".safetensors", ".onnx", *ENGINES)
+        or (entry / "bank.json").is_file()
+        or (entry / REPORT).is_file()
+    )
+    status = manifest.get("status")
+    return Description(
+        "run",
+        f"run folder of frami-edge {manifest.get('command')}",
+        {"run": {"path": str(folder), "contains": inside, **manifest}},
+        [] if status in (None, "finished") else [f"The run is {status}."],
+    )
 
 
 def describe_teacher(source: TeacherDescription) -> Description:
-    """What inversion and distillation will find in it.
+    """Build a teacher in Python code, and describe its layers and hidden states.
+
+    Where its hidden states are ambiguous, the shapes of its last modules show what to choose from.
 
     Raises:
         CheckpointError: The weights are missing, damaged or do not fit.
         ConfigError: The front end is missing or has mistakes.
         TeacherError: It cannot be built, or takes no log-mels of this front end.
     """
-    spec, labels, weights = mel_of(source), labels_of(source), weights_path(source)
+    mel, labels, weights = mel_of(source), labels_of(source), weights_path(source)
     module = build_module(source.factory, source.arguments)
     load_weights(module, read_weights(weights), weights, source.weights_under)
     module.float().eval().requires_grad_(False)
-    layout = find_layout(module, spec.n_mels, len(labels), source.layout)
-    events = trace(module, spec.n_mels, layout)
-    findings = []
-    try:
-        model = ForeignTeacher(
-            module, spec.n_mels, len(labels),
-            layout=source.layout, frames=source.frames, pooled=source.pooled,
-        )  # fmt: skip
-        states = _states(model.anatomy, spec, events)
-        findings += _lacks(model)
-    except TeacherError as error:
-        states = Section("hidden_states", (Fact("found", False, "no"), _way(events)))
-        findings.append(f"{error.message} {error.fix}")
-    if source.trained_on is None:
-        findings.append(
-            "It does not say what it was trained on, so nobody checks that students are scored on "
-            "other clips: add trained_on to its description."
-        )
-    return Description(
-        "foreign-teacher",
-        f"teacher {source.factory}",
-        (
-            _foreign_teacher_file(weights),
-            _foreign_teacher_network(module, layout),
-            states,
-            Section("hears", heard_facts(labels, spec)),
-        ),
-        tuple(findings),
-    )
-
-
-def _foreign_teacher_file(weights: Path) -> Section:
-    return Section("file", (Fact("weights", str(weights)), Fact("sha256", sha256_file(weights))))
-
-
-def _foreign_teacher_network(module: nn.Module, layout: str) -> Section:
-    kinds = Counter(type(m).__name__ for m in module.modules() if not list(m.children()))
-    norms = live_batch_norms(module)
-    named = [f"{name} ({layer.num_features})" for name, layer in norms]
-    return Section(
-        "network",
-        (
-            Fact("parameters", parameters(module)),
-            Fact("input", layout, f"{layout}: " + _axes(layout)),
-            Fact("layers", dict(kinds), ", ".join(f"{n} {k}" for k, n in kinds.most_common(8))),
-            Fact(
-                "batch_norms",
-                {name: layer.num_features for name, layer in norms},
-                f"{len(norms)} live: {listed(named, 6)}" if norms else "none live",
-            ),
-        ),
-    )
-
-
-def _axes(layout: str) -> str:
-    names = {
-        "B": "batch",
-        "1": "channel",
-        "3": "channels, all the same",
-        "M": "mel bands",
-        "T": "frames",
+    layout = find_layout(module, mel.n_mels, len(labels), source.layout)
+    events = [e for e in trace(module, mel.n_mels, layout) if not e.name.endswith("@in")]
+    layers = Counter(type(m).__name__ for m in module.modules() if not list(m.children()))
+    network: Facts = {
+        "parameters": parameters(module),
+        "input_layout": layout,
+        "layers": dict(layers.most_common()),
+        "batch_norms": {name: layer.num_features for name, layer in live_batch_norms(module)},
+        "last_modules": {
+            e.name: f"{e.kind} {tuple(e.tensor.shape)}, "
+            + ("no time axis" if e.time_axis is None else f"time on axis {e.time_axis}")
+            for e in events[-_TRACED_MODULES:]
+        },
     }
-    return ", ".join(names[axis] for axis in layout)
-
-
-def _way(events: list[Event]) -> Fact:
-    """Shapes on the way, the last ones in full: that is where the pooling is."""
-    outputs = [e for e in events if not e.name.endswith("@in")][-_SHOWN_EVENTS:]
-    lines, values = [], []
-    for e in outputs:
-        kind, shape = e.kind, list(e.tensor.shape)
-        values.append({"name": e.name, "kind": kind, "shape": shape, "time_axis": e.time_axis})
-        gone = "time gone" if e.time_axis is None else f"time on axis {e.time_axis}"
-        lines.append(f"{e.name}: {kind} {tuple(shape)}, {gone}")
-    return Fact("last_modules", values, "\n".join(lines))
-
-
-def _states(anatomy: Anatomy, spec: MelSpec, events: list[Event]) -> Section:
-    s, ms = anatomy.states, 1000 * spec.hop_s
-    field = anatomy.receptive_field
-    seen = (
-        "the whole clip, or nearly" if field is None else f"{field} mel frames, {field * ms:g} ms"
-    )
-    stride = anatomy.stride
-    return Section(
-        "hidden_states",
-        (
-            Fact("frames", s.frames, f"{s.frames}: {s.channels} channels over time"),
-            Fact("pooled", s.pooled, f"{s.pooled}: {s.pooled_size} values"),
-            Fact("pooling", s.pooling),
-            Fact("stride", stride, f"{stride} mel frames, {stride * ms:g} ms"),
-            Fact("receptive_field", field, seen),
-            Fact("head", anatomy.head or None, anatomy.head or "not affine: not reused"),
-            Fact("answers", anatomy.answers),
-            _way(events),
-        ),
-    )
-
-
-def _lacks(model: ForeignTeacher) -> list[str]:
-    found = list(model.doubts)
-    if not live_batch_norms(model):
-        found.append(
-            "It has no BatchNorm with running statistics: invert with "
-            "--set bank.inversion.batch_norm=0 --set bank.translator.batch_norm=0, and expect a "
-            "poorer bank."
+    findings = []
+    states: Facts = {"found": False}
+    try:
+        teacher = ForeignTeacher(
+            module,
+            mel.n_mels,
+            len(labels),
+            layout=source.layout,
+            frames=source.frames,
+            pooled=source.pooled,
         )
-    if model.head is None:
-        found.append(
-            "Its way from the pooled state to the logits is not affine: the student gets a head of "
-            "its own instead of the teacher's."
-        )
-    return found
-
-
-# --- Which describer knows a file: by suffix for files, by what lies inside for folders
-
-Describer = Callable[[Path], Description]
-
-_PICKLES = (".pt", ".pth", ".pkl", ".bin", ".ckpt")
-
-
-def describe(path: Path) -> Description:
-    """Describe a file or folder; nothing in it is executed.
-
-    Raises:
-        FramiEdgeError: It is missing, damaged, or of a kind that nobody here knows.
-    """
-    if path.is_dir():
-        return _folder(path)(path)
-    if not path.is_file():
-        raise CheckpointError(f"There is no file {path}.", fix="Check the path.")
-    return _kinds_file(path)(path)
-
-
-def _kinds_file(path: Path) -> Describer:
-    # One import a kind: each needs libraries that take a while to load, and only its own.
-    suffix = path.suffix.lower()
-    if suffix == ".onnx":
-        return describe_onnx
-    if suffix in (".engine", ".plan", ".trt"):
-        return describe_engine
-    if suffix == ".safetensors":
-        return describe_checkpoint
-    if suffix in (".yaml", ".yml"):
-        from frami_edge.teachers.opening import read_description
-
-        return lambda file: describe_teacher(read_description(file))
-    if path.name == "bank.json":
-        return lambda file: _bank(file.parent)
-    if path.name == "export_report.json":
-        return lambda file: _export(file.parent)
-    if suffix in _PICKLES:
-        raise CheckpointError(
-            f"{path} is named like a pickle of torch, which can run code when it is read.",
-            fix="Save the weights as .safetensors, and give that file.",
-        )
-    raise CheckpointError(
-        f"{path} is of no known kind: {suffix or 'no suffix'}.",
-        fix="Give an .onnx, .engine or .safetensors file, a teacher's .yaml, a bank's folder or an "
-        "export's folder.",
-    )
-
-
-def _folder(path: Path) -> Describer:
-    if (path / "bank.json").is_file():
-        return _bank
-    if (path / "export_report.json").is_file():
-        return _export
-    inside = sorted(
-        entry.name
-        for entry in path.iterdir()
-        if entry.suffix in (".onnx", ".engine", ".safetensors")
-        or (entry / "bank.json").is_file()
-        or (entry / "export_report.json").is_file()
-    )
-    raise CheckpointError(
-        f"{path} is a folder, but neither a bank nor an export.",
-        fix=f"Inspect one of the things in it: {', '.join(inside[:8])}."
-        if inside
-        else "Give a model file, or the folder of a bank or an export.",
-    )
-
-
-def _bank(path: Path) -> Description:
-
-    return describe_bank(path)
-
-
-def _export(path: Path) -> Description:
-
-    return describe_export(path)
-
-
-# --- What a file is and what is inside: models, engines, checkpoints, banks and exports, no GPU
-
-__all__ = ["Description", "Fact", "Section", "describe"]
+    except TeacherError as error:
+        findings.append(f"{error.message} {error.fix}")
+    else:
+        anatomy = asdict(teacher.anatomy)
+        states = {"found": True, **anatomy.pop("states"), **anatomy}
+        findings += teacher.doubts
+        if not live_batch_norms(teacher):
+            findings.append(
+                "It has no BatchNorm with running statistics: invert with --set "
+                "bank.inversion.batch_norm=0 --set bank.translator.batch_norm=0, and expect a "
+                "poorer bank."
+            )
+        if teacher.head is None:
+            findings.append(
+                "The map from pooled state to logits is not affine: the student gets a head of its "
+                "own instead of the teacher's."
+            )
+    if source.trained_on is None:
+        findings.append(_NO_TRAINED_ON)
+    sections = {
+        "file": {"weights": str(weights), "sha256": sha256_file(weights)},
+        "network": network,
+        "hidden_states": states,
+        "model": {"labels": list(labels), "mel": mel.to_dict(), "mel_sha256": mel.digest},
+    }
+    return Description("foreign-teacher", f"teacher {source.factory}", sections, findings)

@@ -6,7 +6,7 @@ Shape legend: N clips, B batch, M mel bands, T mel frames, C channels, K classes
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -284,7 +284,9 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     data = path.read_bytes()
     try:
         model.ParseFromString(data)
-        sound = bool(model.ir_version and model.graph.node) and _is_text(model)
+        sound = bool(model.ir_version and model.graph.node) and all(
+            map(_is_text, submessages(model))
+        )
     except Exception:  # protobuf's exceptions differ between its implementations
         sound = False
     if not sound:
@@ -295,16 +297,23 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     return model
 
 
+def submessages(message: Any) -> Iterator[Any]:
+    """A protobuf message and every message inside it."""
+    yield message
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_MESSAGE:
+            for inner in (value,) if hasattr(value, "ListFields") else value:
+                yield from submessages(inner)
+
+
 def _is_text(message: Any) -> bool:
     """Whether all strings are UTF-8: protobuf returns others as bytes, which no reader expects."""
-    for field, value in message.ListFields():
-        if field.type not in (field.TYPE_STRING, field.TYPE_MESSAGE):
-            continue
-        single = isinstance(value, str | bytes) or hasattr(value, "ListFields")
-        for item in (value,) if single else value:
-            if isinstance(item, bytes) or (hasattr(item, "ListFields") and not _is_text(item)):
-                return False
-    return True
+    return not any(
+        isinstance(item, bytes)
+        for field, value in message.ListFields()
+        if field.type == field.TYPE_STRING
+        for item in ((value,) if isinstance(value, str | bytes) else value)
+    )
 
 
 def read_info(model: onnx.ModelProto) -> tuple[Kind, ModelInfo] | None:

@@ -1,9 +1,11 @@
-"""`frami-edge inspect`: what a file is, and what is inside; no GPU needed."""
+"""`frami-edge inspect`: what a file or folder is, and what is inside."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,11 +18,14 @@ from frami_edge.cli._options import (
     Pooled,
     TeacherArgs,
     Weights,
-    teacher_source,
+    open_teacher,
 )
 from frami_edge.cli._output import Output
+from frami_edge.tables import show
 
 app = command_app()
+
+_MOST_ITEMS, _MOST_NESTED, _LONG_LINE = 24, 12, 90
 
 
 @app.command(
@@ -39,8 +44,8 @@ def inspect(
         str,
         typer.Argument(
             metavar="FILE|MODULE:CALLABLE",
-            help="An ONNX file, TensorRT engine or checkpoint; the folder of a bank or export; or "
-            "a teacher in Python code.",
+            help="An ONNX file, TensorRT engine or checkpoint; the folder of a bank, an export or "
+            "a run; or a teacher in Python code.",
         ),
     ],
     weights: Weights = None,
@@ -53,25 +58,44 @@ def inspect(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Show what a file is: shapes, weights, front end, classes, origin, and what is wrong with it.
+    """Describe a file or folder: shapes, weights, front end, classes, origin and problems.
 
-    Nothing in a file is executed; an engine's version is read from its header. A teacher in Python
-    code is built and run.
+    Files are only read, never executed. A teacher in Python code is built and run.
     """
-    from frami_edge.inspecting import describe
+    from frami_edge.inspecting import describe, describe_teacher
+    from frami_edge.teachers import TeacherDescription
 
     output = Output(json=json, quiet=quiet)
-    source = teacher_source(file, weights, mel, labels, teacher_args, frames, pooled, layout)
-    if isinstance(source, Path):
-        found = describe(source)
+    code = (weights, mel, labels, teacher_args, frames, pooled, layout)
+    if (":" in file and not Path(file).exists()) or any(code):
+        description = open_teacher(file, *code).description
+        assert isinstance(description, TeacherDescription)
+        found = describe_teacher(description)
     else:
-        from frami_edge.inspecting import describe_teacher
-
-        found = describe_teacher(source)
+        found = describe(Path(file))
     output.result({"file": file, **found.to_dict()})
-    for section in found.sections:
-        rows = [(fact.label, fact.shown()) for fact in section.facts if fact.text != ""]
-        title = found.title if section is found.sections[0] else ""
-        output.table(title, (section.name, ""), rows)
+    title = found.title
+    for name, facts in found.sections.items():
+        rows = [(key.replace("_", " "), text(value)) for key, value in facts.items()]
+        output.table(title, (name.replace("_", " "), ""), rows)
+        title = ""
     for finding in found.findings:
         output.warn(finding)
+
+
+def text(value: Any, *, nested: bool = False) -> str:
+    """A value for a table cell; long values are shortened, JSON has all of them."""
+    if nested and isinstance(value, Mapping | list | tuple) and len(value) > _MOST_NESTED:
+        return f"{len(value)} entries"
+    if isinstance(value, Mapping):
+        shown = [f"{key}: {text(item, nested=True)}" for key, item in value.items()]
+        line = "; ".join(shown) or "none"
+        return line if nested or len(line) < _LONG_LINE else "\n".join(shown)
+    if isinstance(value, list | tuple):
+        more = f" and {len(value) - _MOST_ITEMS} more" if len(value) > _MOST_ITEMS else ""
+        return (", ".join(text(item) for item in value[:_MOST_ITEMS]) or "none") + more
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}".replace(",", " ")
+    if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value):
+        return f"{value[:16]}..."
+    return show(value)

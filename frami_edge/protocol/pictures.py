@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
-from frami_edge.plots import accuracy_over_mels, accuracy_over_time
+from frami_edge.plots import accuracy_lines
 from frami_edge.protocol.plan import Plan
 from frami_edge.protocol.tables import Row
 
@@ -18,11 +18,21 @@ def draw(folder: Path, plan: Plan, rows: Sequence[Row]) -> list[Path]:
     curves = {name: points for name, points in curves.items() if points}
     if curves:
         drawn.append(folder / "accuracy-over-time.png")
-        accuracy_over_time(drawn[-1], curves, _teacher(rows), plan.protocol.title)
+        accuracy_lines(
+            drawn[-1],
+            curves,
+            "seconds, making the clips included",
+            plan.protocol.title,
+            teacher=_teacher(rows),
+        )
     counts = _by_mels(plan, rows)
     if len(counts) > 1:
         drawn.append(folder / "accuracy-over-mels.png")
-        accuracy_over_mels(drawn[-1], counts, plan.protocol.title)
+        lines = {
+            "accuracy": [(n, accuracy) for n, accuracy, _ in counts],
+            "agreement with the teacher": [(n, agreement) for n, _, agreement in counts],
+        }
+        accuracy_lines(drawn[-1], lines, "clips in the bank", plan.protocol.title, log=True)
     return drawn
 
 

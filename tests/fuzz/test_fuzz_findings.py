@@ -31,11 +31,11 @@ from frami_edge.errors import (
     TeacherError,
     UnusableClipError,
 )
-from frami_edge.inspecting import OnnxSession
 from frami_edge.io import read_small
 from frami_edge.plots import LONGEST_NAME, MOST_CLASSES, confusion, mel_grid, short
 from frami_edge.runs import load_state, read_manifest, save_state
 from frami_edge.teachers.opening import build_module, labels_of, open_teacher, read_description
+from frami_edge_runtime.backends import open_session
 from frami_edge_runtime.classifier import Classifier
 from frami_edge_runtime.errors import ModelFileError
 
@@ -233,7 +233,7 @@ def test_a_model_with_weights_elsewhere(material: Any, sandbox: Any, tmp_path: P
     path = tmp_path / "m.onnx"
     path.write_bytes(model.SerializeToString())
     with pytest.raises(ModelFileError, match="another file"):
-        OnnxSession(path, path.name)
+        open_session(path.read_bytes(), 1, path.name)
     case = sandbox.open("model")
     assert "another file" in " ".join(case.cli_json("inspect", path)["findings"])
 

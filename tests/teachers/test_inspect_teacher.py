@@ -38,14 +38,14 @@ def test_what_was_found_is_shown(folder: Path) -> None:
     assert found["network"]["batch_norms"] == {"tdnn.2": 16, "tdnn.5": 12, "norm": 10}
     assert found["hidden_states"]["frames"] == "tdnn.5"
     assert found["hidden_states"]["receptive_field"] == 9
-    assert found["hears"]["mel"]["n_mels"] == 16
+    assert found["model"]["mel"]["n_mels"] == 16
     assert any("not affine" in finding for finding in found["findings"])
     assert any("trained_on" in finding for finding in found["findings"])
 
 
 def test_people_see_where_time_disappears(folder: Path) -> None:
     result = inspect(folder, "SqueezeExcite")
-    assert "pool: AdaptiveAvgPool2d (4, 16, 1, 1), time gone" in result.stdout
+    assert "pool: AdaptiveAvgPool2d (4, 16, 1, 1), no time axis" in result.stdout
     assert "time on axis 3" in result.stdout
 
 

@@ -1,0 +1,362 @@
+"""Compare methods on equal terms: folds x seeds x methods from one YAML file.
+
+    python experiments/compare.py experiments/protocols/esc10-cpu.yaml --out runs/esc10 --workers 2
+
+Teachers and banks are made once and shared; every student becomes one line of OUT/results.jsonl.
+After an interruption the same command makes what is missing. All methods have the same teacher,
+student, distillation and number of steps; the last step counts, never the best one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import gc
+import json
+import logging
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from protocol import Plan, Run, load_protocol
+from tables import Row, markdown, write_between
+
+from frami_edge import api
+from frami_edge.bank import Bank, BankFeed
+from frami_edge.checkpoint import Teacher, parameters
+from frami_edge.controls import control_feed, control_student
+from frami_edge.data.sets import check_disjoint, load_set
+from frami_edge.data.store import FeatureStore
+from frami_edge.device import choose_compute
+from frami_edge.errors import ConfigError, FramiEdgeError, RunError
+from frami_edge.evaluation import check_held_out, predict, score
+from frami_edge.runs import git_commit, read_manifest
+
+log = logging.getLogger("frami_edge")
+ROWS = "results.jsonl"
+
+
+def read_rows(folder: Path) -> dict[tuple[str, str, int], Row]:
+    """Rows by method, fold and seed; a last line that a kill has cut is left out.
+
+    Raises:
+        RunError: Another line is damaged.
+    """
+    path = folder / ROWS
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    rows = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            if number == len(lines):
+                break
+            raise RunError(
+                f"{path}, line {number}, is damaged.",
+                fix="Delete that line and run the command again: it alone is made anew.",
+            ) from None
+        rows[row["method"], row["fold"], row["seed"]] = row
+    return rows
+
+
+def append_row(folder: Path, row: Row) -> None:
+    """Add one row after whole lines; several processes may do so."""
+    path = folder / ROWS
+    with FileLock(folder / "locks" / "results.lock"):
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            path.write_text(whole, encoding="utf-8")
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+class Maker:
+    """Makes the students of a plan, with the teachers and banks that they need.
+
+    Args:
+        plan: The students.
+        folder: Folder of teachers, banks and rows; several protocols may share one.
+        root: Folder of the data sets; None for $FRAMI_EDGE_DATA.
+        device: As in `frami_edge.api`.
+        precision: As in `frami_edge.api`.
+
+    Raises:
+        DataError: A data set or fold is missing, or an unrelated set shares clips with it.
+    """
+
+    def __init__(
+        self, plan: Plan, folder: Path, root: Path | None, device: str, precision: Any
+    ) -> None:
+        self.plan, self.folder, self.root = plan, folder, root
+        self.on = {"device": device, "precision": precision}
+        self.compute = choose_compute(device, precision)
+        self.data = load_set(plan.protocol.data, root)
+        self._teacher: tuple[str, Teacher] | None = None
+        for fold in plan.protocol.folds:
+            self.data.split(fold)
+        for method in plan.protocol.methods.values():
+            if method.unrelated:
+                check_disjoint(load_set(method.unrelated, root), self.data)
+
+    def missing(self, runs: list[Run]) -> list[Run]:
+        """The students without a row.
+
+        Raises:
+            RunError: A row was made by another recipe.
+        """
+        rows = read_rows(self.folder)
+        for run in runs:
+            if rows.get(run.key, {}).get("recipe", run.recipe) != run.recipe:
+                raise RunError(
+                    f"{self.folder / ROWS} has {run.name} by another recipe.",
+                    fix="Give another --out, or delete that line to make it anew.",
+                )
+        return [run for run in runs if run.key not in rows]
+
+    def work(self, runs: list[Run]) -> list[str]:
+        """Make students until none is left that no other process is making.
+
+        Returns:
+            What failed and why; the other students are made all the same.
+        """
+        failures = []
+        for run in self.missing(runs):
+            try:
+                with self._lock(f"student-{run.name}", timeout=0):
+                    if run.key not in read_rows(self.folder):
+                        log.info("%s", run.name)
+                        append_row(self.folder, self.student(run))
+            except Timeout:
+                continue
+            except Exception as error:  # such as too little memory: others may fit
+                failures.append(f"{run.name} failed: {error or repr(error)}")
+                log.warning("%s", failures[-1])
+        return failures
+
+    def teacher(self, run: Run) -> Teacher:
+        """The teacher of the run's fold, trained first if it does not exist."""
+        if self._teacher is None or self._teacher[0] != run.teacher:
+            folder = self.folder / run.teacher
+            with self._lock(folder.name):
+                if not _finished(folder):
+                    config, resume = self.plan.teachers[run.fold], folder.exists()
+                    api.train_teacher(
+                        config, data_root=self.root, out=folder, resume=resume, **self.on
+                    )
+            self._teacher = run.teacher, api.load_teacher(folder / "teacher.safetensors")
+        return self._teacher[1]
+
+    def bank(self, run: Run, teacher: Teacher) -> tuple[Bank, dict[str, Any]]:
+        """The run's bank, made first if it does not exist, and what its manifest says."""
+        folder = self.folder / run.bank
+        config = self.plan.journeys[run.bank_method]
+        with self._lock(folder.name):
+            if not _finished(folder):
+                with peak_memory(self.compute.device) as peak:
+                    api.invert(
+                        teacher, config=config, seed=run.bank_seed, out=folder,
+                        resume=folder.exists(), **self.on,
+                    )  # fmt: skip
+                (folder / "memory.json").write_text(json.dumps(peak))
+        peaks = json.loads((folder / "memory.json").read_text())
+        return Bank.open(folder / "bank"), read_manifest(folder) | peaks
+
+    def student(self, run: Run) -> Row:
+        """Distil one student and score it: its row."""
+        method, teacher = self.plan.protocol.methods[run.method], self.teacher(run)
+        config = self.plan.journeys[run.method].model_copy(update={"seed": run.seed})
+        check_held_out(teacher.card.heard, self.data, run.fold)
+        store, (train, test) = FeatureStore(teacher.mel), self.data.split(run.fold)
+        row: Row = {
+            "method": run.method,
+            "fold": run.fold,
+            "seed": run.seed,
+            "recipe": run.recipe,
+            "steps": config.distill.steps,
+            "device": self.compute.device.type,
+            "threads": torch.get_num_threads(),
+            "precision": str(self.compute.dtype).removeprefix("torch."),
+            "teacher_sha256": teacher.sha256,
+            "git": git_commit(),
+        }
+        real = None
+        if method.control in ("real", "scratch"):
+            real = store.load(train)
+        elif method.unrelated:
+            real = store.load(list(load_set(method.unrelated, self.root).clips))
+        sampler: Any = None
+        if method.control is None:
+            bank, manifest = self.bank(run, teacher)
+            sampler = BankFeed(bank, config.bank.shares, method.mels)
+            row |= bank_facts(bank, manifest, config.bank.shares, method.mels)
+        elif method.control != "scratch":
+            mels = real.mels if real else ()
+            sampler = control_feed(method.control, teacher.mel, config, real=mels)
+        with peak_memory(self.compute.device) as peak:
+            wall, cpu = time.monotonic(), time.process_time()
+            if sampler is None:
+                network = control_student("scratch", teacher, config, self.compute, real=real)
+            else:
+                network = api.distill(teacher, sampler, config=config, **self.on).model
+            row["distill_s"] = round(time.monotonic() - wall, 2)
+            row["distill_cpu_s"] = round(time.process_time() - cpu, 2)
+        row |= peak | {"parameters": parameters(network)}
+        for suffix, clips in (("", test), ("_all", list(self.data.clips))):
+            features = store.load(clips)
+            theirs_NK = predict(teacher.model, features.mels)
+            found = score(predict(network, features.mels), features.labels, theirs_NK)
+            row[f"clips{suffix}"] = found.clips
+            row[f"agreement{suffix}"], row[f"kl{suffix}"] = found.agreement, found.kl
+            if not suffix:
+                row["accuracy"] = found.accuracy
+                row["teacher_accuracy"] = score(theirs_NK, features.labels).accuracy
+        return row
+
+    def _lock(self, name: str, timeout: float = -1) -> FileLock:
+        (self.folder / "locks").mkdir(parents=True, exist_ok=True)
+        return FileLock(self.folder / "locks" / f"{name}.lock", timeout=timeout)
+
+
+def bank_facts(
+    bank: Bank, manifest: dict[str, Any], shares: dict[str, float], limit: int | None
+) -> Row:
+    """Cost of the clips, and what the teacher makes of them, for the sources in use."""
+    seconds, health = manifest.get("source_seconds", {}), bank.index.health
+    clips = sum(bank.sources[name] for name in shares)
+
+    def average(key: str) -> float | None:
+        known = [(w, health[n][key]) for n, w in shares.items() if health[n][key] is not None]
+        weight = sum(w for w, _ in known)
+        return sum(w * value for w, value in known) / weight if weight and not limit else None
+
+    return {
+        "mels": min(clips, limit or clips),
+        "bank_s": round(sum(seconds.get(n, {}).get("wall", 0.0) for n in shares), 2),
+        "bank_cpu_s": round(sum(seconds.get(n, {}).get("cpu", 0.0) for n in shares), 2),
+        "bank_peak_mib": manifest["peak_mib"],
+        "bank_peak_device_mib": manifest["peak_device_mib"],
+        "cosine": average("cosine"),
+        "variance": average("embedding_variance"),
+        "requested": average("requested"),
+    }
+
+
+@contextlib.contextmanager
+def peak_memory(device: torch.device) -> Iterator[dict[str, float | None]]:
+    """The most memory in the block: resident in the process, and allocated on the GPU.
+
+    Libraries and teacher are part of it. Only Linux can reset the mark; elsewhere it is that of the
+    process since its start.
+    """
+    found: dict[str, float | None] = {"peak_mib": None, "peak_device_mib": None}
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # freed memory would stay resident and count here
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    yield found
+    kib = float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    with contextlib.suppress(OSError):
+        kib = float(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
+    found["peak_mib"] = round(kib / 1024, 1)
+    if device.type == "cuda":
+        found["peak_device_mib"] = round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+
+
+def _finished(folder: Path) -> bool:
+    there = (folder / "manifest.json").exists()
+    return there and read_manifest(folder).get("status") == "finished"
+
+
+def chosen(plan: Plan, methods: str | None, folds: str | None) -> list[Run]:
+    """The runs of some methods and folds, by their names with commas between them.
+
+    Raises:
+        ConfigError: The protocol has no such method or fold.
+    """
+    names = methods.split(",") if methods else list(plan.protocol.methods)
+    tests = folds.split(",") if folds else list(plan.protocol.folds)
+    unknown = {*names, *tests} - {*plan.protocol.methods, *plan.protocol.folds}
+    if unknown:
+        raise ConfigError(
+            f"The protocol has no {', '.join(sorted(unknown))}.",
+            fix=f"It has {', '.join(plan.protocol.methods)} on folds "
+            f"{', '.join(plan.protocol.folds)}.",
+        )
+    return [run for run in plan.runs if run.method in names and run.fold in tests]
+
+
+def run_protocol(args: argparse.Namespace) -> int:
+    """What the command does; 1 where a student failed."""
+    plan = Plan(load_protocol(args.protocol, args.set))
+    runs = chosen(plan, args.methods, args.folds)
+    folder = args.out or Path("runs") / args.protocol.stem
+    failures: list[str] = []
+    if not args.tables:
+        maker = Maker(plan, folder, args.data_root, args.device, args.precision)
+        left = maker.missing(runs)
+        if args.dry_run:
+            needed = {place for run in left for place in (run.teacher, run.bank) if place}
+            for name in sorted(place for place in needed if not _finished(folder / place)):
+                print(name)
+            print(*(f"students/{run.name}" for run in left), sep="\n")
+            print(f"{len(runs) - len(left)} of {len(runs)} students are there.")
+            return 0
+        if left and args.workers > 1:  # the same command, in processes that share by locks
+            threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // args.workers))}
+            command = [sys.executable, *sys.argv, "--workers", "1", "--quiet"]
+            team = [
+                subprocess.Popen(command, env=os.environ | threads) for _ in range(args.workers)
+            ]
+            for process in team:
+                process.wait()
+        failures = maker.work(runs)
+    if not args.quiet:
+        rows = read_rows(folder)
+        text = markdown(plan.protocol, [rows[run.key] for run in plan.runs if run.key in rows])
+        print(text)
+        for page in filter(None, (folder / "RESULTS.md", args.write)):
+            write_between(page, plan.protocol.title, text)
+        print("\n".join(failures), file=sys.stderr)
+    return bool(failures)
+
+
+def main() -> int:
+    """Make what is missing, then the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("protocol", type=Path, help="YAML file")
+    parser.add_argument("--out", type=Path, help="folder of all its runs (default: runs/NAME)")
+    parser.add_argument("--methods", help="only these, with commas between them")
+    parser.add_argument("--folds", help="only these, with commas between them")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--dry-run", action="store_true", help="list what would be made")
+    parser.add_argument("--tables", action="store_true", help="only the tables of what is there")
+    parser.add_argument("--workers", type=int, default=1, help="processes that share the work")
+    parser.add_argument("--write", type=Path, help="also put the tables into this Markdown file")
+    parser.add_argument("--data-root", type=Path, help="folder of the data sets")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    parser.add_argument("--precision", default="auto", choices=("auto", "bf16", "fp32"))
+    parser.add_argument("--quiet", action="store_true", help="make what is missing, no tables")
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    try:
+        return run_protocol(parser.parse_args())
+    except FramiEdgeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
