@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import json
-import sys
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import compare
 import numpy as np
 import pytest
 import soundfile
+import tables
+from protocol import Plan, Protocol, load_protocol
 
 from frami_edge.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "experiments"))
-
-import compare
-import tables
-from protocol import Plan, Protocol, load_protocol
-
 TEACHER = """
 data: {name: tones, fold: "1"}
 mel: {sample_rate: 8000, n_fft: 256, win_length: 200, hop_length: 80, n_mels: 16}
