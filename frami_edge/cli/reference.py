@@ -11,6 +11,7 @@ from rich.text import Text
 from typer.main import get_command
 
 from frami_edge.cli import app
+from frami_edge_runtime.listen import make_parser as listen_parser
 
 _HEAD = """\
 # Command line
@@ -44,6 +45,9 @@ def _commands() -> Iterator[tuple[str, Any]]:
 
 
 def _section(name: str, command: Any) -> str:
+    if name == "listen":  # the runtime's program has the options
+        text = listen_parser("frami-edge listen").format_help()
+        return f"\n## listen\n\n{_paragraphs(command.help)}\n\n```text\n{text}```\n"
     arguments = [p for p in command.params if p.param_type_name == "argument"]
     options = [p for p in command.params if p.param_type_name == "option" and p.name != "help"]
     context = command.make_context(name, [], resilient_parsing=True)

@@ -1,91 +1,107 @@
+"""`frami-edge doctor`: the runtime's checks, and what training adds."""
+
 from __future__ import annotations
 
 import json
-import os
-import stat
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+import frami_edge.doctor
 from frami_edge.cli import app
-from frami_edge_runtime.doctor import Check
+from frami_edge.doctor import check_cuda, check_ranges, check_sets, check_torch, requirements
+from frami_edge_runtime import doctor
+from frami_edge_runtime.doctor import Check, Gpu
 
-GOOD = Check("torch", "ok", "2.14.1", group="packages", needed=True)
-HINT = Check("microphone", "absent", "none", "Plug one in.", group="sound")
-BAD = Check("torchaudio", "fail", "another CUDA", "pip install x", group="packages", needed=True)
-
-
-@pytest.fixture
-def doctor(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`doctor(checks, *arguments)`: the command, with these findings."""
-
-    def call(checks: list[Check], *arguments: str) -> Any:
-        monkeypatch.setattr("frami_edge_runtime.doctor.examine", lambda probes, machine: checks)
-        return CliRunner().invoke(app, ["doctor", *arguments])
-
-    return call
+GOOD = Check("torch", "ok", "2.14.1", group="training", needed=True)
+BAD = Check("torchaudio", "fail", "another CUDA", "pip install x", group="training", needed=True)
+MISMATCH = "RuntimeError: PyTorch has CUDA version 13.2 whereas TorchAudio has CUDA version 13.0."
 
 
-def test_ready(doctor: Any) -> None:
-    done = doctor([GOOD, HINT])
+def invoke(monkeypatch: pytest.MonkeyPatch, checks: list[Check], *arguments: str) -> Any:
+    monkeypatch.setattr(frami_edge.doctor, "examine", lambda places, root: checks)
+    return CliRunner().invoke(app, ["doctor", *arguments])
+
+
+def test_exit_codes_text_and_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = invoke(monkeypatch, [GOOD, Check("mic", "ok", "[red]USB[/red]")])
     assert done.exit_code == 0, done.output
-    assert "torch       2.14.1" in done.stdout
-    assert "how: Plug one in." in done.stdout
+    assert "[red]USB[/red]" in done.stdout
     assert done.stderr.endswith("Ready for training.\nnext: frami-edge quickstart\n")
-
-
-def test_a_needed_check_that_fails_is_exit_code_3(doctor: Any) -> None:
-    done = doctor([GOOD, BAD, HINT])
+    done = invoke(monkeypatch, [GOOD, BAD])
     assert done.exit_code == 3
     assert "fix: pip install x" in done.stdout
     assert "Not ready for training: torchaudio." in done.stderr
     assert "fix: torchaudio: pip install x" in done.stderr
+    done = invoke(monkeypatch, [GOOD, BAD], "--json")
+    report = json.loads(done.stdout)
+    assert (done.exit_code, report["ready"], len(report["checks"])) == (3, False, 2)
 
 
-def test_json_is_one_object_also_when_it_fails(doctor: Any) -> None:
-    done = doctor([GOOD, BAD], "--json")
-    assert done.exit_code == 3
-    told = json.loads(done.stdout)
-    assert told["ready"] is False
-    assert told["checks"][1] == {
-        "name": "torchaudio", "status": "fail", "found": "another CUDA", "fix": "pip install x",
-        "group": "packages", "needed": True,
-    }  # fmt: skip
-
-
-def test_markup_in_what_was_found_is_shown_as_it_is(doctor: Any) -> None:
-    mic = Check("microphone", "ok", "[red]USB[/red] mic", group="sound")
-    assert "[red]USB[/red] mic" in doctor([mic]).stdout
-
-
-def test_help_names_the_exit_code_and_the_devices_own_doctor() -> None:
-    text = " ".join(CliRunner().invoke(app, ["doctor", "--help"]).stdout.split())
-    assert "frami_edge_runtime.doctor" in text
-    assert "$ frami-edge doctor runs/export" in text
-
-
-def test_on_this_machine_with_a_hanging_driver(tmp_path: Path) -> None:
-    """The real thing: nvidia-smi sleeps, and the rest is told all the same, in seconds."""
-    smi = tmp_path / "bin" / "nvidia-smi"
-    smi.parent.mkdir()
-    smi.write_text("#!/bin/sh\nsleep 60\n")
-    smi.chmod(smi.stat().st_mode | stat.S_IXUSR)
-    path = f"{smi.parent}{os.pathsep}{os.environ['PATH']}"
-    begun = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", "frami_edge", "doctor", "--json"],
-        capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path,
-        env={**os.environ, "PATH": path},
-    )  # fmt: skip
-    assert time.monotonic() - begun < 100
-    lines = {line["name"]: line for line in json.loads(done.stdout)["checks"]}
+def test_this_machine_is_ready_for_training() -> None:
+    command = [sys.executable, "-m", "frami_edge", "doctor", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert lines["GPU"]["status"] == "warn"
-    assert "the driver hangs" in lines["GPU"]["found"]
-    assert lines["torch"]["status"] == lines["torchaudio"]["status"] == "ok"
-    assert "Ready for training; " in done.stderr
+    checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+    assert checks["torch"]["status"] == checks["torchaudio"]["status"] == "ok"
+    assert checks["versions"]["status"] == "ok"
+
+
+def test_requirements_of_all_three_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {r.name for r in requirements()}
+    assert {"torch", "torchaudio", "onnx", "onnxruntime", "numpy", "typer"} <= names
+    assert not {"frami-edge-runtime", "tensorrt", "soxr", "hypothesis"} & names
+    real = doctor.version_of
+    changed = {"torch": "2.15.0", "matplotlib": None}
+    monkeypatch.setattr(doctor, "version_of", lambda name: changed.get(name, real(name)))
+    checks = {check.name: check for check in check_ranges()}
+    assert set(checks) == set(changed)
+    assert checks["torch"].blocks
+    assert checks["torch"].fix == "pip install 'torch<2.15,>=2.11'"
+
+
+@pytest.mark.parametrize(
+    ("facts", "statuses", "words"),
+    [
+        ({"torch": "2.14.1", "cuda": "13.0", "torchaudio": "2.11.0"}, ["ok", "ok"], "2.11.0"),
+        ({"torch": "2.15.0", "cuda": "13.2", "error": MISMATCH}, ["ok", "fail"], MISMATCH),
+        ({"error": "python did not end within 60 s"}, ["fail"], "did not end"),
+    ],
+)
+def test_the_pair_of_torch_and_torchaudio(
+    monkeypatch: pytest.MonkeyPatch, facts: dict[str, str], statuses: list[str], words: str
+) -> None:
+    monkeypatch.setattr(doctor, "probe", lambda code, limit_s: facts)
+    checks = check_torch()
+    assert [check.status for check in checks] == statuses
+    assert words in checks[-1].found
+    if statuses[-1] == "fail":
+        assert checks[-1].fix == (
+            "pip install --force-reinstall 'torch<2.15,>=2.11' 'torchaudio<2.12,>=2.11'"
+        )
+
+
+def test_a_gpu_that_torch_cannot_use_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = [Gpu("RTX 4090", "535.54", "8.9")]
+    monkeypatch.setattr(doctor, "find_gpus", lambda: (gpus, Check("GPU", "ok", "")))
+    facts: dict[str, Any] = {"available": False, "warning": "The NVIDIA driver is too old"}
+    monkeypatch.setattr(doctor, "probe", lambda code, limit_s: facts)
+    (check,) = check_cuda()
+    assert (check.status, check.found) == ("warn", "The NVIDIA driver is too old")
+    facts.update(sum=262144.0, name="RTX 4090")
+    assert check_cuda()[0].status == "ok"
+
+
+def test_data_sets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("FRAMI_EDGE_DATA", raising=False)
+    assert [check.status for check in check_sets()] == ["absent"]
+    recordings = tmp_path / "free-spoken-digit-dataset" / "recordings"
+    recordings.mkdir(parents=True)
+    (recordings / "0_george_0.wav").write_bytes(b"RIFF")
+    checks = {check.name: check for check in check_sets(tmp_path)}
+    assert (checks["fsdd"].status, checks["esc50"].status) == ("warn", "absent")
+    assert all(check.fix for check in checks.values())

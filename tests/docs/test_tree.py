@@ -12,7 +12,7 @@ from typer.main import get_command
 
 from frami_edge.cli import app
 from frami_edge.cli.reference import reference
-from frami_edge_runtime.listen import parser as listen_parser
+from frami_edge_runtime.listen import make_parser as listen_parser
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -52,7 +52,7 @@ def test_links_and_places_exist(page: Path) -> None:
 @cache
 def options_of(program: str, command: str) -> set[str]:
     """Every option of a command, and of its subcommands."""
-    if program == "frami-edge-listen":
+    if program == "frami-edge-listen" or command == "listen":
         return set(listen_parser()._option_string_actions)
     found = get_command(app).get_command(None, command)
     assert found is not None, f"there is no command {command}"

@@ -1,4 +1,4 @@
-"""Events: what a detector promises, whatever the scores are."""
+"""Events: where they start and end, and what holds for any scores."""
 
 from __future__ import annotations
 
@@ -68,8 +68,6 @@ def test_the_last_result_stands_up_to_the_end() -> None:
     events = run(EventSpec(), windows([[0.9, 0, 0]] * 8))
     assert spans(events) == [("dog", 0.0, 2.0)]
     assert spans(run(EventSpec(), windows([[0.9, 0, 0]] * 8), end=2.2)) == [("dog", 0.0, 2.2)]
-    with pytest.raises(StreamError, match="cannot end at 1"):
-        run(EventSpec(), windows([[0.9, 0, 0]] * 8), end=1.0)
 
 
 def test_hysteresis_and_durations() -> None:
@@ -93,7 +91,7 @@ def test_close_events_are_merged_unless_the_new_one_is_too_short() -> None:
     assert run(longer, short)[-1].score == pytest.approx(0.9)
 
 
-def test_cooldown_is_deaf_and_then_hears_what_goes_on() -> None:
+def test_cooldown_ignores_the_label_and_then_starts_anew() -> None:
     events = run(EventSpec(cooldown_s=1.0), one(0.9, 0, *[0.9] * 10))
     assert spans(events) == [("dog", 0.0, 0.125), ("dog", 1.125, 3.0)]
 
@@ -145,13 +143,10 @@ def test_a_gap_ends_what_it_outlasts() -> None:
     assert (end.t0, end.t1, end.gap) == (0.0, 7.0, True)
 
 
-def test_a_gap_inside_a_window_is_marked() -> None:
+def test_a_gap_is_marked_and_breaks_a_run() -> None:
     results = windows([[0.9, 0, 0]] * 8)
     results[5] = dataclasses.replace(results[5], gap=10)
     assert [e.gap for e in run(EventSpec(), results)] == [False, False, True]
-
-
-def test_a_gap_breaks_a_run() -> None:
     results = [*one(0, 0.9, 0.9), result(2.0, 2.25, 0.9, 0, 0, gap=1)]
     assert run(EventSpec(min_on_s=0.7), [*results, result(2.25, 2.5, 0, 0, 0)]) == []
 
@@ -184,25 +179,22 @@ def test_results_out_of_order_are_refused() -> None:
     ("settings", "why"),
     [
         ({"on": 1.2}, "on must be a number in 0..1"),
-        ({"on": math.nan}, "on must be"),
         ({"on": True}, "on must be"),
         ({"on": 0.3, "off": 0.4}, "would end as they start"),
         ({"off": 0.0}, "no event would ever end"),
-        ({"on": 1.0, "smooth_s": 1.0}, "never reaches it"),
-        ({"min_on_s": -1}, "min_on_s must be"),
+        ({"on": 1.0, "smooth_s": 1.0}, "never reaches"),
         ({"min_off_s": math.inf}, "min_off_s must be"),
-        ({"merge_gap_s": 0.5, "min_off_s": 0.5}, "merge_gap_s 0.5 can never act"),
-        ({"cooldown_s": 1.0, "merge_gap_s": 2.0}, "cooldown_s 1 can never act"),
+        ({"merge_gap_s": 0.5, "min_off_s": 0.5}, "merge_gap_s can never act"),
+        ({"cooldown_s": 1.0, "merge_gap_s": 2.0}, "cooldown_s can never act"),
+        ({"min_level_db": 3.0}, "min_level_db must be"),
         ({"watch": ()}, "No label is left"),
-        ({"watch": ("dog",), "ignore": ("dog",)}, "No label is left"),
-        ({"watch": "dog"}, "sequence of labels"),
-        ({"ignore": LABELS}, "all are ignored"),
+        ({"watch": "dog"}, "no sequence of labels"),
+        ({"ignore": LABELS}, "No label is left"),
         ({"watch": ("dgo",)}, "no label 'dgo'. It has 'dog'"),
         ({"overrides": {"cat": {"on": 0.2}}}, "no label 'cat'"),
-        ({"overrides": {"dog": {"smooth_s": 0.2}}}, "cannot be set for 'dog' alone"),
-        ({"overrides": {"dog": {"on": 2}}}, "on for 'dog' must be"),
-        ({"overrides": {"dog": {"on": 0.9}}, "ignore": ("dog",)}, "which is not watched"),
-        ({"min_level_db": 3.0}, "min_level_db must be"),
+        ({"overrides": {"dog": {"smooth_s": 0.2}}}, "override for 'dog' cannot be used"),
+        ({"overrides": {"dog": {"on": 2}}}, "For 'dog': on must be"),
+        ({"overrides": {"dog": {"on": 0.9}}, "ignore": ("dog",)}, "cannot be used"),
     ],
 )
 def test_impossible_settings_are_refused_with_the_reason(settings: Any, why: str) -> None:
@@ -210,23 +202,6 @@ def test_impossible_settings_are_refused_with_the_reason(settings: Any, why: str
         EventDetector(EventSpec(**settings), LABELS)
     assert why in str(error.value)
     assert error.value.fix
-
-
-def test_what_the_stream_cannot_bring_about_is_refused() -> None:
-    with pytest.raises(StreamError, match="single result"):
-        EventSpec().check_reach(hop_s=None)
-    with pytest.raises(StreamError, match="no event could ever start"):
-        EventSpec(min_on_s=20).check_reach(hop_s=0.5, length_s=10)
-    EventSpec(min_on_s=20, overrides={"dog": {"min_on_s": 1}}).check_reach(hop_s=0.5, length_s=10)
-
-
-def test_default_off_is_silero_s_rule() -> None:
-    (rule,) = EventSpec(on=0.5).rules(["a"])
-    assert rule is not None
-    assert rule.off == pytest.approx(0.35)
-    (low,) = EventSpec(on=0.005).rules(["a"])
-    assert low is not None
-    assert low.off == 0.005
 
 
 seconds = st.sampled_from([0.0, 0.2, 0.25, 0.5, 1.0])
@@ -307,7 +282,7 @@ def test_any_chunking_gives_the_same_events(
     cuts = np.sort(rng.integers(0, len(clip), rng.integers(1, 40)))
     spec = EventSpec(on=0.25, off=0.2, min_on_s=0.1)
 
-    def heard(chunks: list[np.ndarray]) -> list[Event]:
+    def events_of(chunks: list[np.ndarray]) -> list[Event]:
         stream = classifier.stream(window_s=0.4, hop_s=0.1)
         detector = EventDetector(spec, classifier.labels)
         events = [e for c in chunks for r in stream.push(c) for e in detector.push(r)]
@@ -315,19 +290,6 @@ def test_any_chunking_gives_the_same_events(
         assert last is not None
         return events + detector.push(last) + detector.finish(last.t1)
 
-    whole = heard([clip])
+    whole = events_of([clip])
     assert len(whole) >= 4
-    assert heard(np.split(clip, cuts)) == whole
-
-
-def test_events_after_lost_samples_keep_the_clock(classifier: Classifier, clip: np.ndarray) -> None:
-    spec, rate = EventSpec(on=0.2, update_s=None), classifier.info.mel.sample_rate
-    stream = classifier.stream(window_s=0.4, hop_s=0.1)
-    detector = EventDetector(spec, classifier.labels)
-    results = stream.push(clip[:16_000]) + stream.gap(40_000) + stream.push(clip[16_000:])
-    events = [e for r in results for e in detector.push(r)] + detector.finish()
-    ends = [e for e in events if e.kind == "end"]
-    assert any(e.gap and e.t1 <= 2.0 for e in ends)
-    assert any(e.gap and e.t0 >= 7.0 - 1e-9 for e in ends)
-    assert not any(e.t0 < 2.0 and e.t1 > 7.0 for e in ends)
-    assert ends[-1].t1 <= (40_000 + len(clip)) / rate + 1e-9
+    assert events_of(np.split(clip, cuts)) == whole

@@ -13,10 +13,8 @@ import numpy as np
 import pytest
 
 from frami_edge_runtime.audio import check_samples
-from frami_edge_runtime.capture import SampleRing
 from frami_edge_runtime.classifier import Classifier
 from frami_edge_runtime.errors import AudioError, MelSpecError, ModelFileError, StreamError
-from frami_edge_runtime.events import EventDetector, EventSpec
 from frami_edge_runtime.melspec import MelSpec
 from frami_edge_runtime.modelfile import ModelInfo
 from frami_edge_runtime.state import read_state
@@ -176,50 +174,3 @@ def test_foreign_and_masked_arrays_are_refused() -> None:
         check_samples(masked)
     whole = check_samples(np.ma.masked_array(np.zeros(2, np.float32)))
     assert type(whole) is np.ndarray
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"watch": 3}, {"watch": b"dog"}, {"ignore": None}, {"ignore": 0.5}, {"overrides": []},
-        {"overrides": None}, {"overrides": {"dog": 3}}, {"overrides": {"dog": {1: 2, "a": 3}}},
-    ],
-)  # fmt: skip
-def test_event_settings_of_other_types_are_refused(settings: dict[str, Any]) -> None:
-    with pytest.raises(StreamError) as caught:
-        EventSpec(**settings)
-    assert caught.value.fix
-
-
-@pytest.mark.parametrize("forget_s", [0, -1.0, float("nan"), "1", True])
-def test_a_detector_needs_a_half_life_that_is_one(forget_s: Any) -> None:
-    with pytest.raises(StreamError, match="forget_s"):
-        EventDetector(EventSpec(), ("dog",), forget_s=forget_s)
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"sample_rate": 0}, {"sample_rate": "8000"}, {"sample_rate": True}, {"sample_rate": 10**40},
-        {"seconds": "1"}, {"seconds": float("nan")}, {"dtype": object}, {"dtype": "no such"},
-        {"dtype": np.uint8}, {"policy": "x"},
-    ],
-)  # fmt: skip
-def test_rings_of_other_settings_are_refused(settings: dict[str, Any]) -> None:
-    with pytest.raises(AudioError) as caught:
-        SampleRing(**{"sample_rate": 8000, **settings})
-    assert caught.value.fix
-
-
-def test_a_ring_does_not_cast_what_it_takes() -> None:
-    ring = SampleRing(8000)
-    for bad in (np.full(3, 0.5, np.float32), np.zeros((2, 2), np.int16), [1], None):
-        with pytest.raises(AudioError, match="takes"):
-            ring.write(bad)  # type: ignore[arg-type]
-    ring.write(np.arange(5, dtype=np.int16))
-    for most in (0, -1):
-        with pytest.raises(AudioError, match="at least 1"):
-            ring.read(most)
-    got = ring.read()
-    assert got is not None
-    assert got[0].tolist() == [0, 1, 2, 3, 4]

@@ -1,184 +1,300 @@
+"""The runtime's doctor: real children, and machines that are made up of files and answers."""
+
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from frami_edge_runtime.doctor import (
-    Answer,
-    Check,
-    Children,
-    Machine,
-    Probe,
-    as_text,
-    examine,
-    main,
-    marks,
-    runtime_probes,
-    verdict,
-)
+from frami_edge_runtime import doctor
+from frami_edge_runtime.doctor import Check, Gpu
+
+Fake = Callable[..., None]
+ORIN = {
+    "etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic",
+    "proc/device-tree/model": "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit\0",
+}
+GPU = Gpu("RTX 4090", "580.82.07", "8.9")
+PCM = "00-00: Headphones : : playback 8\n01-00: USB Audio : USB Audio : capture 1\n"
+MISSING = {"missing": True, "error": "it is not installed"}
 
 
-def test_this_machine_is_ready() -> None:
-    begun = time.monotonic()
-    run = subprocess.run(
-        [sys.executable, "-m", "frami_edge_runtime.doctor", "--json"],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
+    """`fake(files, commands, facts, versions)`; nothing else is on the machine."""
+
+    def make(
+        files: dict[str, str] | None = None,
+        commands: dict[str, tuple[int | None, str, str]] | None = None,
+        facts: dict[str, Any] | None = None,
+        versions: dict[str, str] | None = None,
+    ) -> None:
+        for name, text in (files or {}).items():
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+
+        def run(*command: str, limit_s: float = 0) -> tuple[int | None, str, str]:
+            return (commands or {}).get(command[0], (None, "", f"{command[0]}: not found"))
+
+        monkeypatch.setattr(doctor, "ROOT", tmp_path)
+        monkeypatch.setattr(doctor, "run", run)
+        monkeypatch.setattr(doctor, "probe", lambda code, limit_s=0: facts or MISSING)
+        monkeypatch.setattr(doctor, "version_of", (versions or {}).get)
+
+    return make
+
+
+def test_this_machine_is_ready_and_nothing_heavy_is_imported() -> None:
+    code = (
+        "import sys; from frami_edge_runtime.doctor import main; code = main(['--json']); "
+        "print('LOADED', *sorted({m.split('.')[0] for m in sys.modules})); sys.exit(code)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert run.returncode == 0, run.stdout + run.stderr
-    told = json.loads(run.stdout)
-    assert told["ready"] is True
-    lines = {line["name"]: line for line in told["checks"]}
-    assert lines["onnxruntime"]["status"] == "ok"
-    assert {"name", "status", "found", "fix", "group", "needed"} == set(lines["Python"])
-    assert time.monotonic() - begun < 20
+    out, _, loaded = run.stdout.partition("LOADED")
+    report = json.loads(out)
+    assert report["ready"] is True
+    checks = {check["name"]: check for check in report["checks"]}
+    assert checks["onnxruntime"]["status"] == "ok"
+    assert set(checks["Python"]) == {"name", "status", "found", "fix", "group", "needed"}
+    assert all(c["fix"] for c in report["checks"] if c["status"] in ("warn", "fail"))
+    heavy = {"onnxruntime", "tensorrt", "sounddevice", "soundfile", "torch", "soxr"}
+    assert not set(loaded.split()) & heavy
 
 
-def test_text_goes_to_stdout_and_the_verdict_to_stderr(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
+def test_a_machine_without_packages_is_not_ready(
+    fake: Fake, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def run(command: object, limit_s: float) -> Answer:
-        return Answer(None, trouble="python3: not found")
-
-    bare = Machine(root=tmp_path, run=run, versions=lambda name: None, environ={})
-    assert main([], bare) == 3
+    fake()
+    assert doctor.main([]) == 3
     out, err = capsys.readouterr()
     assert "fix: pip install numpy\n" in out
-    assert err == "Not ready for listening: NumPy, onnxruntime.\n"
-    assert "Not ready" not in out
+    assert err == "Not ready for listening: numpy, onnxruntime.\n"
 
 
-def test_nothing_heavy_is_imported() -> None:
-    code = (
-        "import sys; from frami_edge_runtime.doctor.__main__ import main; main(['--json']); "
-        "print('LOADED', *sorted({m.split('.')[0] for m in sys.modules}))"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
-    )
-    loaded = set(run.stdout.partition("LOADED")[2].split())
-    assert "numpy" in loaded
-    assert not loaded & {"onnxruntime", "tensorrt", "sounddevice", "soundfile", "torch", "soxr"}
-
-
-def test_a_child_that_hangs_is_ended_and_its_words_are_kept() -> None:
-    begun = time.monotonic()
-    told = Machine().ask("x", "say(first=1)\nimport time\ntime.sleep(60)", 1.5)
-    assert time.monotonic() - begun < 6
-    assert told["first"] == 1
-    assert "did not end within 1.5 s" in told.trouble
-
-
-def test_a_child_that_crashes_is_named() -> None:
-    told = Machine().ask("x", "say(a=2)\nimport os\nos.kill(os.getpid(), 11)", 20)
-    assert told["a"] == 2
-    assert told.trouble.endswith("crashed with SIGSEGV")
-
-
-def test_a_child_that_raises_tells_its_error() -> None:
-    told = Machine().ask("x", "raise OSError('no libnvinfer\\nmore')", 20)
-    assert (told.error, told.trouble) == ("OSError", "OSError: no libnvinfer")
-
-
-def test_grandchildren_that_hold_the_pipe_do_not_hold_us() -> None:
-    code = "import subprocess, sys; subprocess.Popen(['sleep', '30']); print('said', flush=True)"
-    begun = time.monotonic()
-    answer = Children().run([sys.executable, "-c", code], 1.0)
-    assert time.monotonic() - begun < 8
-    assert "said" in answer.out
-
-
-def test_a_command_that_is_not_there() -> None:
-    answer = Machine().command("frami-edge-no-such-command")
-    assert answer.missing
-    assert answer.code is None
-
-
-def test_a_file_of_the_current_folder_is_no_module(
+def test_children_that_hang_crash_or_raise_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "json.py").write_text("raise SystemExit('fooled')")
+    (tmp_path / "json.py").write_text("raise SystemExit('a file of the current folder')")
     monkeypatch.chdir(tmp_path)
-    told = Machine().ask("x", "say(ok=1)", 20)
-    assert (told["ok"], told.trouble) == (1, "")
-
-
-def test_probes_that_hang_or_raise_are_lines(tmp_path: Path) -> None:
-    def hangs(machine: Machine) -> list[Check]:
-        time.sleep(5)
-        return []
-
-    def raises(machine: Machine) -> list[Check]:
-        raise RuntimeError("first line\nsecond")
-
-    def fine(machine: Machine) -> list[Check]:
-        return [Check("fine", "ok", "yes")]
-
     begun = time.monotonic()
-    lines = examine(
-        [
-            Probe("a", "one", hangs, limit_s=0.3, needed=True),
-            Probe("b", "one", raises),
-            Probe("c", "two", fine),
-        ],
-        Machine(root=tmp_path),
+    facts = doctor.probe("say(first=1)\nimport time\ntime.sleep(60)", 1.5)
+    assert time.monotonic() - begun < 6
+    assert facts["first"] == 1
+    assert "did not end within 1.5 s" in facts["error"]
+    facts = doctor.probe("say(a=2)\nimport os\nos.kill(os.getpid(), 11)")
+    assert facts["a"] == 2
+    assert facts["error"].endswith("crashed with signal 11")
+    assert doctor.probe("raise OSError('no libnvinfer\\nmore')") == {
+        "error": "OSError: no libnvinfer"
+    }
+    assert doctor.probe("import frami_no_such_module") == {
+        "error": "frami_no_such_module is not installed",
+        "missing": True,
+    }
+    grandchild = "import subprocess; subprocess.Popen(['sleep', '30']); say(said=1)"
+    assert doctor.probe(grandchild, 1.5)["said"] == 1
+    assert time.monotonic() - begun < 15
+    assert doctor.run("frami-edge-no-such-command")[0] is None
+
+
+@pytest.mark.parametrize(
+    ("revision", "version", "status"),
+    [
+        ("R36 (release), REVISION: 4.3", "6.2", "ok"),
+        ("R36 (release), REVISION: 4.0", "6.1", "ok"),
+        ("R36 (release), REVISION: 3.0", "6.0", "warn"),
+        ("R35 (release), REVISION: 4.1", "5.x", "warn"),
+        ("R38 (release), REVISION: 4", "7.1", "ok"),
+        ("R39 (release), REVISION: 2.0", "7.2", "ok"),
+        ("R50 (release), REVISION: 1.0", "", "ok"),
+    ],
+)
+def test_l4t_names_the_jetpack(fake: Fake, revision: str, version: str, status: str) -> None:
+    jetpack = doctor.read_release(f"# {revision}, GCID: 1")
+    assert jetpack is not None
+    assert jetpack.version == version
+    fake({"etc/nv_tegra_release": f"# {revision}, GCID: 1"})
+    assert doctor.check_tensorrt([])[1][0].status == status
+    assert doctor.read_release("# R36 REVISION: 4") is None
+
+
+@pytest.mark.parametrize(
+    ("files", "facts", "more", "status", "words"),
+    [
+        (ORIN, {"version": "10.3.0", "system": True}, {}, "ok", "10.3.0, of the system"),
+        (
+            ORIN,
+            {"version": "10.16.1", "system": False},
+            {"versions": {"tensorrt": "10.16.1"}},
+            "fail",
+            "do not support a Jetson's GPU",
+        ),
+        (
+            ORIN,
+            MISSING,
+            {"commands": {"dpkg-query": (0, "10.3.0.30-1+cuda12.5\n", "")}},
+            "warn",
+            "the system has 10.3.0.30, and this Python does not see it",
+        ),
+        ({}, {"version": "8.6.1", "system": False}, {}, "warn", "need 10.3 or newer"),
+        ({}, {"error": "python crashed with signal 11"}, {}, "warn", "crashed with signal 11"),
+        ({}, MISSING, {}, "absent", "only engines need it"),
+    ],
+)
+def test_tensorrt(
+    fake: Fake, files: dict[str, str], facts: Any, more: Any, status: str, words: str
+) -> None:
+    fake(files, facts=facts, **more)
+    check = doctor.check_tensorrt([])[1][-1]
+    assert (check.status, words in check.found) == (status, True), check
+    assert check.fix or status in ("ok", "absent")
+
+
+@pytest.mark.parametrize(
+    ("files", "smi", "status", "words"),
+    [
+        ({}, (0, "RTX 4090, 580.82.07, 8.9\n", ""), "ok", "compute capability 8.9"),
+        (ORIN, (0, "Orin (nvgpu), 540.4.0, [N/A]\n", ""), "ok", "compute capability 8.7"),
+        ({}, (None, "", "nvidia-smi: not found"), "absent", "none of NVIDIA's"),
+        ({}, (None, "", "nvidia-smi did not end within 5 s"), "warn", "did not end"),
+        ({}, (9, "it has failed", "nvidia-smi ended with exit code 9"), "warn", "exit code 9"),
+    ],
+)
+def test_gpus(fake: Fake, files: dict[str, str], smi: Any, status: str, words: str) -> None:
+    fake(files, {"nvidia-smi": smi})
+    gpus, check = doctor.find_gpus()
+    assert (check.status, bool(gpus)) == (status, status == "ok")
+    assert words in check.found
+
+
+@pytest.mark.parametrize(
+    ("facts", "versions", "status", "fix"),
+    [
+        (MISSING, {}, "fail", "pip install onnxruntime"),
+        (
+            {"error": "ImportError: numpy.core.multiarray failed to import"},
+            {"onnxruntime-gpu": "1.18.0"},
+            "fail",
+            "pip install 'numpy<2'",
+        ),
+        (
+            {"error": "python crashed with signal 6"},
+            {"onnxruntime": "1.32.0", "onnxruntime-gpu": "1.32.0"},
+            "fail",
+            "pip uninstall -y onnxruntime onnxruntime-gpu; then pip install onnxruntime-gpu",
+        ),
+        (
+            {"version": "1.22.0", "providers": [], "CPU": True},
+            {"onnxruntime": "1.22.0"},
+            "warn",
+            "pip install 'onnxruntime!=1.22.0'",
+        ),
+    ],
+)
+def test_an_onnxruntime_that_does_not_work(
+    fake: Fake, facts: Any, versions: dict[str, str], status: str, fix: str
+) -> None:
+    fake(ORIN, facts=facts, versions={"numpy": "2.2.6", **versions})
+    checks = {check.name: check for check in doctor.check_packages()}
+    (check,) = (c for name, c in checks.items() if name.startswith("onnxruntime"))
+    assert (check.status, check.fix) == (status, fix)
+
+
+def test_a_gpu_provider_that_falls_back(fake: Fake) -> None:
+    facts = {"version": "1.32.0", "providers": ["CUDAExecutionProvider"], "CPU": True}
+    for runs, status in ((True, "ok"), (False, "warn")):
+        fake(facts={**facts, "CUDA": runs, "libsndfile": "1"})
+        checks = {check.name: check for check in doctor.check_packages()}
+        assert checks["CUDA provider"].status == status
+
+
+@pytest.mark.parametrize(
+    ("facts", "arecord", "files", "status", "words"),
+    [
+        ({"found": True, "device": "USB Mic", "rate": 48000.0}, None, {}, "ok", "USB Mic, 48000"),
+        (MISSING, (0, "card 1: Device [USB PnP], device 0: USB Audio\n", ""), {}, "ok", "USB PnP"),
+        (MISSING, (1, "no soundcards found...\n", "exit code 1"), {}, "absent", "no input device"),
+        (MISSING, None, {}, "absent", "no way to record"),
+        ({"error": "OSError: PortAudio library not found"}, None, {}, "warn", "PortAudio library"),
+        (
+            {"found": True, "error": "Error querying device -1"},
+            None,
+            {"proc/asound/pcm": PCM, "dev/snd/controlC0": ""},
+            "warn",
+            "ALSA has",
+        ),
+        (MISSING, None, {"proc/asound/pcm": PCM}, "warn", "may not use the sound card"),
+    ],
+)
+def test_microphones(
+    fake: Fake, facts: Any, arecord: Any, files: dict[str, str], status: str, words: str
+) -> None:
+    fake(files, {"arecord": arecord} if arecord else {}, facts)
+    check = doctor.check_microphone()
+    assert (check.status, words in check.found) == (status, True), check
+
+
+def test_memory_within_a_container_and_old_python(fake: Fake) -> None:
+    info = {"proc/meminfo": "MemTotal: 16000000 kB\nMemAvailable: 9000000 kB\n"}
+    fake(info)
+    assert doctor.check_memory(1.0)[0].found == "9.2 GB free"
+    limits = {
+        "sys/fs/cgroup/memory.max": "2000000000",
+        "sys/fs/cgroup/memory.current": "1500000000",
+    }
+    fake(limits)
+    assert doctor.check_memory(1.0)[0].blocks
+    assert doctor.check_python((9, 9)).blocks
+    assert doctor.check_disk(1e9).blocks
+
+
+@pytest.mark.parametrize(
+    ("tensorrt", "sm", "status"),
+    [
+        ("10.3.0", "8.7", "ok"),
+        ("10.16.1", "8.7", "fail"),
+        ("10.3.0", "8.9", "fail"),
+        ("", "8.7", "absent"),
+    ],
+)
+def test_engines_of_an_orin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tensorrt: str, sm: str, status: str
+) -> None:
+    card = SimpleNamespace(
+        tensorrt="10.3.0.30", sm="8.7", compat="none", gpu="", onnx_name="s.onnx"
     )
-    assert time.monotonic() - begun < 3
-    assert [(line.name, line.status, line.group) for line in lines] == [
-        ("a", "fail", "one"), ("b", "warn", "one"), ("fine", "ok", "two"),
-    ]  # fmt: skip
-    assert lines[0].blocks
-    assert lines[1].found == "could not be looked at: RuntimeError: first line"
+    monkeypatch.setattr(doctor, "read_plan_version", lambda path: (10, 3, 0, 30))
+    monkeypatch.setattr(doctor, "read_sidecar", lambda path: card)
+    monkeypatch.setattr(doctor, "check_content", lambda card, plan, name: None)
+    monkeypatch.setattr(doctor, "read_model", lambda path: ("", b""))
+    (tmp_path / "student.engine").touch()
+    (check,) = doctor.check_engines([tmp_path], tensorrt, [Gpu("", "", sm)])
+    assert (check.name, check.status, check.blocks) == ("student.engine", status, status == "fail")
 
 
-def test_children_are_killed_when_the_doctor_ends(tmp_path: Path) -> None:
-    mark = tmp_path / "pid"
-
-    def slow(machine: Machine) -> list[Check]:
-        code = f"import os, time\nopen({str(mark)!r}, 'w').write(str(os.getpid()))\ntime.sleep(60)"
-        machine.ask("slow", code, 50)
-        return []
-
-    examine([Probe("slow", "x", slow, limit_s=1.5)], Machine())
-    pid = int(mark.read_text())
-    for _ in range(100):
-        try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.05)
-    os.kill(pid, signal.SIGKILL)
-    raise AssertionError("the child lives on")
+def test_engines_that_are_none(tmp_path: Path) -> None:
+    (tmp_path / "x.engine").write_bytes(b"ftrt" + bytes(60))
+    (tmp_path / "empty").mkdir()
+    places = [tmp_path / "x.engine", tmp_path / "gone.engine", tmp_path / "empty"]
+    checks = doctor.check_engines(places, "10.3.0", [GPU])
+    assert [check.status for check in checks] == ["fail", "fail", "absent"]
+    assert all(check.fix for check in checks)
 
 
-def test_a_finding_without_a_fix_is_refused() -> None:
-    with pytest.raises(ValueError, match="without a fix"):
-        Check("x", "warn", "broken")
-
-
-def test_marks_that_an_encoding_lacks() -> None:
-    assert marks("utf-8")["ok"] == "✔"
-    assert marks("ascii")["fail"] == marks(None)["fail"] == marks("latin-1")["fail"] == "XX"
-    text = as_text([Check("a", "fail", "b", "c", group="g")], "ascii")
-    assert text == "g\n  XX a  b\n    fix: c\n"
-
-
-def test_the_verdict_counts() -> None:
-    good = Check("a", "ok", "x", needed=True)
-    warn = Check("b", "warn", "x", "y")
-    assert verdict([good], "work") == "Ready for work."
-    assert verdict([good, warn, warn], "work") == "Ready for work; 2 lines with a fix."
+def test_text_and_verdict() -> None:
+    good, warn = Check("a", "ok", "x", group="g"), Check("b", "warn", "y", "z", group="g")
+    assert doctor.as_text([good, warn], "utf-8") == "g\n  ✔ a  x\n  ! b  y\n    fix: z"
+    assert "  ok a  x" in doctor.as_text([good], "ascii")
+    assert doctor.verdict([good], "work") == "Ready for work."
+    assert doctor.verdict([good, warn], "work") == "Ready for work; see 1 more with a fix."
     bad = Check("c", "fail", "x", "y", needed=True)
-    assert verdict([good, bad], "work") == "Not ready for work: c."
-
-
-def test_every_probe_has_a_limit() -> None:
-    probes = runtime_probes([Path("x.engine")])
-    assert len({probe.name for probe in probes}) == len(probes)
-    assert all(0 < probe.limit_s <= 20 for probe in probes)
+    assert doctor.verdict([good, bad], "work") == "Not ready for work: c."

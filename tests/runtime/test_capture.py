@@ -1,0 +1,315 @@
+"""Live audio: no sample is lost silently, and what is asked of sounddevice and arecord."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from frami_edge_runtime.capture import Microphone, PcmPipe, SampleQueue
+from frami_edge_runtime.errors import AudioError
+
+RATE = 8000
+
+
+def ramp(start: int, count: int) -> np.ndarray:
+    """Samples that state their own position on the clock."""
+    return (np.arange(start, start + count) % 30_000).astype(np.int16)
+
+
+steps = st.lists(
+    st.tuples(st.sampled_from(["put", "lose", "get"]), st.integers(0, 25)), max_size=60
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(steps=steps)
+def test_every_sample_is_read_or_counted_as_lost(steps: list[tuple[str, int]]) -> None:
+    queue = SampleQueue(1000, 0.01)  # 10 samples
+    clock = read = put = lost_all = 0
+
+    def check(block: tuple[np.ndarray, int] | None) -> None:
+        nonlocal read, lost_all
+        assert block is not None
+        samples, lost = block
+        read += lost
+        lost_all += lost
+        np.testing.assert_array_equal(samples, ramp(read, len(samples)))
+        read += len(samples)
+
+    for action, n in steps:
+        if action == "put":
+            queue.put(ramp(clock, n))
+            put += n
+        elif action == "lose":
+            queue.lose(n)
+        else:
+            check(queue.get(timeout=0))
+            continue
+        clock += n
+    assert queue.stats.samples_in == put
+    queue.put(ramp(clock, 1))  # a loss at the end is reported with the sample after it
+    queue.close()
+    while (block := queue.get()) is not None:
+        check(block)
+    assert read == clock + 1
+    assert queue.stats.dropped == lost_all
+    assert queue.stats.max_lag_s <= 0.01
+
+
+def test_a_racing_writer_and_an_error_after_the_last_sample() -> None:
+    queue = SampleQueue(1000, 0.1)
+
+    def write() -> None:
+        for i in range(0, 30_000, 30):
+            queue.put(ramp(i, 30))
+        queue.close(AudioError("Unplugged."))
+
+    writer, read = threading.Thread(target=write), 0
+
+    def read_all() -> None:
+        nonlocal read
+        while (block := queue.get(timeout=5)) is not None:
+            read += block[1]
+            np.testing.assert_array_equal(block[0], ramp(read, len(block[0])))
+            read += len(block[0])
+
+    writer.start()
+    with pytest.raises(AudioError, match="Unplugged"):
+        read_all()
+    writer.join(5)
+    assert read == 30_000
+
+
+@pytest.mark.parametrize(("lost", "warned"), [(200, 3), (50, 0)])
+def test_more_than_a_tenth_lost_in_five_minutes_is_a_warning(lost: int, warned: int) -> None:
+    queue, said = SampleQueue(1000, 10.0), []
+    for _ in range(910):
+        queue.put(ramp(0, 1000 - lost))
+        queue.lose(lost)
+        queue.get()
+        said.append(queue.warning())
+    texts = [text for text in said if text]
+    assert len(texts) == warned
+    assert all(text.startswith("20 % of the audio of the last 5 minutes") for text in texts)
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), 1e9])
+def test_absurd_capacities_are_refused(seconds: float) -> None:
+    with pytest.raises(AudioError, match="cannot wait") as error:
+        SampleQueue(RATE, seconds)
+    assert error.value.fix
+
+
+class FakeSoundDevice:
+    """As much of sounddevice as is used; `feed` is PortAudio's thread."""
+
+    class PortAudioError(Exception):
+        pass
+
+    def __init__(self) -> None:
+        self.rates: tuple[int, ...] = (RATE,)
+        self.opened: dict[str, Any] = {}
+        self.closed = False
+
+    def check_input_settings(self, *, samplerate: int, device: Any, **others: Any) -> None:
+        if device == "nowhere":
+            raise ValueError("No input device matching 'nowhere'")
+        if samplerate not in self.rates:
+            raise self.PortAudioError("Invalid sample rate [PaErrorCode -9997]")
+
+    def query_devices(self, device: Any, kind: str) -> dict[str, Any]:
+        assert kind == "input"
+        if not self.rates:
+            raise self.PortAudioError("Error querying device -1")
+        return {"default_samplerate": float(self.rates[0])}
+
+    def InputStream(self, **settings: Any) -> FakeSoundDevice:  # noqa: N802
+        self.opened = settings
+        return self
+
+    def start(self) -> None:
+        assert self.opened
+
+    def close(self) -> None:
+        self.closed = True
+
+    def feed(self, samples: np.ndarray, at: float, overflow: bool = False) -> None:
+        clock, status = SimpleNamespace(inputBufferAdcTime=at), SimpleNamespace()
+        status.input_overflow = overflow
+        self.opened["callback"](samples[:, None], len(samples), clock, status)
+
+
+@pytest.fixture
+def portaudio(monkeypatch: pytest.MonkeyPatch) -> FakeSoundDevice:
+    fake = FakeSoundDevice()
+    monkeypatch.setitem(sys.modules, "sounddevice", fake)  # type: ignore[arg-type]
+    return fake
+
+
+def test_sounddevice_is_asked_for_mono_int16_and_its_buffer_is_copied(
+    portaudio: FakeSoundDevice,
+) -> None:
+    with Microphone(RATE, "3") as mic:
+        assert (mic.sample_rate, mic.device_note) == (RATE, "")
+        assert portaudio.opened["device"] == 3
+        assert (portaudio.opened["channels"], portaudio.opened["dtype"]) == (1, "int16")
+        buffer = ramp(0, 800)
+        portaudio.feed(buffer, 1.0)
+        buffer[:] = -1  # PortAudio reuses its buffer
+        portaudio.feed(ramp(800, 800), 1.1)
+        block = mic.read()
+        assert block is not None
+        np.testing.assert_array_equal(block[0], ramp(0, 1600))
+    assert portaudio.closed
+    assert mic.read() is None
+
+
+def test_portaudio_s_losses_are_estimated_from_its_time_stamps(portaudio: FakeSoundDevice) -> None:
+    with Microphone(RATE) as mic:
+        portaudio.feed(ramp(0, 800), 1.0)
+        portaudio.feed(ramp(0, 800), 1.35, overflow=True)
+        portaudio.feed(ramp(0, 800), 0.0, overflow=True)  # a host without time stamps
+        blocks = [mic.read(), mic.read(), mic.read()]
+        assert [lost for _, lost in blocks] == [0, 2000, 1]  # type: ignore[misc]
+        assert mic.stats.overruns == 2
+
+
+def test_other_rates_and_devices_that_fail_are_explained(portaudio: FakeSoundDevice) -> None:
+    with pytest.raises(AudioError, match="No input device matching") as error:
+        Microphone(RATE, "nowhere")
+    assert "lists the devices" in error.value.fix
+    with Microphone(RATE) as mic, pytest.raises(AudioError, match=r"No audio came .* for 0.01 s"):
+        mic.read(timeout=0.01)
+    portaudio.rates = (48_000,)
+    with Microphone(RATE) as mic:
+        assert mic.sample_rate == portaudio.opened["samplerate"] == 48_000
+        assert "cannot record at 8000 Hz" in mic.device_note
+    portaudio.rates = ()
+    with pytest.raises(AudioError, match="there is no default input device"):
+        Microphone(RATE)
+
+
+def fake_arecord(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put an arecord that runs this script on an otherwise empty PATH."""
+    path = folder / "bin" / "arecord"
+    path.parent.mkdir()
+    path.write_text(
+        f"#!{sys.executable}\nimport struct, sys, time\nout = sys.stdout.buffer\n"
+        f"def pcm(a, b): return struct.pack(f'<{{b-a}}h', *range(a, b))\n{script}"
+    )
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", str(path.parent))
+    monkeypatch.setitem(sys.modules, "sounddevice", None)  # type: ignore[arg-type]
+
+
+def test_arecord_is_used_without_sounddevice_and_its_overruns_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = tmp_path / "arguments"
+    fake_arecord(
+        tmp_path,
+        f"open({str(arguments)!r}, 'w').write(' '.join(sys.argv[1:]))\n"
+        "data = pcm(0, 500)\nout.write(data[:333]); out.flush(); time.sleep(0.05)\n"
+        "out.write(data[333:]); out.flush(); time.sleep(0.2)\n"
+        "print('overrun!!! (at least 12.500 ms long)', file=sys.stderr, flush=True)\n"
+        "time.sleep(0.2); out.write(pcm(600, 700)); out.flush(); time.sleep(30)",
+        monkeypatch,
+    )
+    with Microphone(RATE, "plughw:1") as mic:
+        heard, losses = np.empty(0, np.int16), []
+        while len(heard) < 600:
+            block = mic.read()
+            assert block is not None
+            heard = np.append(heard, block[0])
+            losses.append(block[1])
+        begun = time.monotonic()
+    assert time.monotonic() - begun < 2  # it is terminated, not waited for
+    np.testing.assert_array_equal(heard, np.r_[0:500, 600:700])
+    assert (losses[-1], sum(losses)) == (100, 100)
+    assert arguments.read_text() == "-q -D plughw:1 -t raw -f S16_LE -c 1 -r 8000"
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("sys.exit('arecord: main:831: audio open error: No such file')", "audio open error: No"),
+        ("sys.exit(3)", "exit code 3"),
+        (
+            "print('Warning: rate is not accurate (requested = 8000Hz, got = 48000Hz)',"
+            "file=sys.stderr, flush=True); time.sleep(30)",
+            "records at 48000 Hz only",
+        ),
+    ],
+)
+def test_complaints_of_arecord_become_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, said: str
+) -> None:
+    fake_arecord(tmp_path, script, monkeypatch)
+    with Microphone(RATE) as mic, pytest.raises(AudioError, match=said) as error:
+        mic.read()
+    assert error.value.fix
+
+
+def test_without_any_way_to_record_both_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "sounddevice", None)  # type: ignore[arg-type]
+    with pytest.raises(AudioError, match="no way to record here") as error:
+        Microphone(RATE)
+    assert "[mic]" in error.value.fix
+    assert "alsa-utils" in error.value.fix
+
+
+@settings(max_examples=50, deadline=None)
+@given(sizes=st.lists(st.integers(1, 40), max_size=30), encoding=st.sampled_from(["<i2", "<f4"]))
+def test_pipes_may_break_samples_anywhere(sizes: list[int], encoding: str) -> None:
+    sent = np.arange(200).astype(encoding)
+    data = sent.tobytes() + b"\0"  # half a sample at the end
+    parts = [data[a:b] for a, b in zip(np.cumsum([0, *sizes]), np.cumsum(sizes), strict=False)]
+    parts = [p for p in [*parts, data[sum(sizes) :]] if p] + [b"", b""]
+    stream: Any = SimpleNamespace(read=lambda n: parts.pop(0))
+    pipe = PcmPipe(stream, RATE, "s16le" if encoding == "<i2" else "f32le")
+    blocks = []
+    while (block := pipe.read()) is not None:
+        assert block[1] == 0
+        blocks.append(block[0])
+    np.testing.assert_array_equal(np.concatenate(blocks), sent)
+
+
+def test_pipes_mix_or_choose_channels_and_do_not_wait_for_a_full_buffer() -> None:
+    def first(data: np.ndarray, *settings: Any, **more: Any) -> list[float]:
+        block = PcmPipe(io.BytesIO(data.tobytes()), RATE, *settings, **more).read()
+        assert block is not None
+        return list(block[0].tolist())
+
+    stereo = np.array([[100, 300], [-200, 200]], "<i2")
+    assert first(stereo, channels=2, channel=1) == [100, -200]
+    assert first(stereo, channels=2) == [200 / 32768, 0]
+    assert first(np.array([2**30], "<i4"), "s32le") == [0.5]
+    read_end, write_end = os.pipe()
+    with os.fdopen(read_end, "rb") as reader, os.fdopen(write_end, "wb", buffering=0) as writer:
+        writer.write(ramp(0, 10).tobytes())
+        block = PcmPipe(reader, RATE).read()
+        assert block is not None
+        assert len(block[0]) == 10
+
+
+def test_pipes_refuse_other_formats() -> None:
+    with pytest.raises(AudioError, match="A WAV file came through the pipe"):
+        PcmPipe(io.BytesIO(b"RIFF" + bytes(100)), RATE).read()
+    with pytest.raises(AudioError, match="no raw format"):
+        PcmPipe(io.BytesIO(), RATE, "mp3")
+    with pytest.raises(AudioError, match="no channel 3"):
+        PcmPipe(io.BytesIO(), RATE, channels=2, channel=3)
