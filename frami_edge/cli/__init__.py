@@ -23,7 +23,6 @@ class _Commands(CommandGroup):
         "frami_edge.cli.invert",
         "frami_edge.cli.distill",
         "frami_edge.cli.evaluate",
-        "frami_edge.cli.protocol",
         "frami_edge.cli.export",
         "frami_edge.cli.verify",
         "frami_edge.cli.bench",
