@@ -1,4 +1,4 @@
-"""Model cards: README.md with the header that hubs read, for every run and export."""
+"""Model cards: the README.md of a trained teacher, a distilled student and an export folder."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import json
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from frami_edge import config as _yaml
+import yaml
+
 from frami_edge.checkpoint import Card, Student, TrainedOn
 from frami_edge.config import presets
 from frami_edge.evaluation import class_rows
@@ -20,361 +20,110 @@ from frami_edge_runtime.melspec import MelSpec
 if TYPE_CHECKING:
     from frami_edge.training import TrainedTeacher
 
-
-# --- The YAML header of a model card, as Hugging Face's hub defines it (its docs, "Model Cards")
-
-TASK: Final = "audio-classification"
-LIBRARY: Final = "frami-edge"
-# The ids that the hub knows, as far as sounds and weights use them.
-_HUB_LICENCES: Final = frozenset(
-    {
-        "apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "gpl-3.0", "lgpl-3.0", "agpl-3.0",
-        "mpl-2.0", "unlicense", "cc0-1.0", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0",
-        "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0",
-        "cc-by-nd-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0",
-        "cc-by-nc-sa-4.0",
-    }
-)  # fmt: skip
-_HEADER: Final = re.compile(r"\A---\r?\n(.*?)\r?\n---\r?\n", re.DOTALL)
-_MOST_HEADER: Final = 1 << 20
+CARD: Final = "README.md"
+_TASK: Final = "audio-classification"
+# Licences of sounds and weights among the identifiers of Hugging Face's hub.
+_HUB_LICENCES: Final = re.compile(
+    r"apache-2\.0|mit|bsd-[23]-clause|l?gpl-3\.0|agpl-3\.0|mpl-2\.0|unlicense|cc0-1\.0"
+    r"|cc-by(-nc)?(-sa|-nd)?-[34]\.0"
+)
+_CLASSES_SHOWN: Final = 60
+_ANY_SOUND: Final = (
+    "Every sound gets one of these classes, also silence and noise: set a threshold."
+)
+_SOFTMAX: Final = "Scores are a softmax and were not calibrated."
 
 
-@dataclass(frozen=True)
-class Result:
-    """One measured figure, for the card's model-index.
+def model_header(
+    name: str,
+    licence: str,
+    tags: Sequence[str],
+    *,
+    trained_on: str = "",
+    accuracies: Mapping[str, float] | None = None,
+    measured_on: tuple[str, str] = ("", ""),
+) -> str:
+    """The YAML header that model hubs read, as Hugging Face's documentation defines it.
 
-    Attributes:
-        data: Name of the data set that it was measured on.
-        split: Fold or split.
-        metric: Such as `accuracy`.
-        value: A share, 0 to 1.
-        name: In words, with the file or the condition that it belongs to.
+    Args:
+        name: Name of the model.
+        licence: As the data set or card states it; unknown licences are left out.
+        tags: Tags beside the task.
+        trained_on: Data set; empty for a student. A user's own ``folder:PATH`` is left out.
+        accuracies: Accuracy in [0, 1] by description, such as ``accuracy of student.fp32.onnx``.
+        measured_on: Data set and fold of the accuracies.
     """
-
-    data: str
-    split: str
-    metric: str
-    value: float
-    name: str
+    fields: dict[str, Any] = {"library_name": "frami-edge", "pipeline_tag": _TASK}
+    known = licence_id(licence)
+    if _HUB_LICENCES.fullmatch(known):
+        fields["license"] = known
+    elif known:
+        fields |= {"license": "other", "license_name": known}
+    fields["tags"] = [_TASK, *tags]
+    if trained_on and ":" not in trained_on:
+        fields["datasets"] = [trained_on]
+    if accuracies:
+        data, split = measured_on
+        results = [
+            {
+                "task": {"type": _TASK},
+                "dataset": {"type": data, "name": data, "split": split},
+                "metrics": [{"type": "accuracy", "value": round(value, 6), "name": what}],
+            }
+            for what, value in accuracies.items()
+        ]
+        fields |= {"metrics": ["accuracy"], "model-index": [{"name": name, "results": results}]}
+    return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---"
 
 
 def licence_id(licence: str) -> str:
-    """A licence as hubs write it: `CC BY-SA 4.0` is `cc-by-sa-4.0`; empty where none is known."""
+    """The identifier of a licence: ``CC BY-SA 4.0`` is ``cc-by-sa-4.0``; empty where unknown."""
     if licence.strip().lower() in ("", "not stated", "unknown"):
         return ""
     return re.sub(r"[^a-z0-9.]+", "-", licence.lower()).strip("-")
 
 
-def model_header(
-    *,
-    name: str,
-    licence: str,
-    tags: Sequence[str],
-    datasets: Sequence[str] = (),
-    results: Sequence[Result] = (),
+def teacher_readme(
+    trained: TrainedTeacher, pictures: Mapping[str, str], manifest: Mapping[str, Any]
 ) -> str:
-    """The header with both of its fences.
-
-    Args:
-        name: Of the model, for the model-index.
-        licence: As the data set or card states it; without one the field is left out.
-        tags: Beside the task.
-        datasets: On which it was trained; a student heard none. Folders of one's own are left out.
-        results: Measured on real clips.
-    """
-    fields: dict[str, Any] = {"library_name": LIBRARY, "pipeline_tag": TASK}
-    known = licence_id(licence)
-    if known in _HUB_LICENCES:
-        fields["license"] = known
-    elif known:
-        fields |= {"license": "other", "license_name": known}
-    fields["tags"] = [TASK, *tags]
-    named = [data for data in datasets if ":" not in data]
-    if named:
-        fields["datasets"] = named
-    if results:
-        fields["metrics"] = sorted({result.metric for result in results})
-        fields["model-index"] = [{"name": name, "results": [_entry(one) for one in results]}]
-    return f"---\n{_yaml.dump(fields)}---"
-
-
-def read_header(text: str) -> dict[str, Any]:
-    """The header of a card.
-
-    Raises:
-        ValueError: There is none, or it is no YAML mapping; says where.
-    """
-    found = _HEADER.match(text[:_MOST_HEADER])
-    if found is None:
-        raise ValueError("it does not begin with a YAML header between two lines of ---")
-    fields = _yaml.parse(found[1])
-    if not isinstance(fields, Mapping):
-        raise ValueError("its header is no YAML mapping")
-    return {str(key): value for key, value in fields.items()}
-
-
-def _entry(result: Result) -> dict[str, Any]:
-    return {
-        "task": {"type": TASK},
-        "dataset": {"type": result.data, "name": result.data, "split": result.split},
-        "metrics": [{"type": result.metric, "value": round(result.value, 6), "name": result.name}],
-    }
-
-
-# --- Sections that cards share: front end, classes, provenance
-
-CLASSES_SHOWN: Final = 60
-_VERSIONS: Final = ("frami-edge", "python", "torch", "torchaudio", "numpy", "onnxruntime")
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; a bar inside a cell is escaped."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(_cell(text) for text in row) + " |" for row in lines)
-
-
-def classes(labels: Sequence[str]) -> str:
-    """Their names in the order of the outputs."""
-    shown = ", ".join(f"`{label}`" for label in labels[:CLASSES_SHOWN])
-    rest = len(labels) - CLASSES_SHOWN
-    return shown + (f" and {rest} more, all of them in the file" if rest > 0 else "")
-
-
-def mel_contract(spec: MelSpec) -> str:
-    """What must be fed, exactly: every field of the front end."""
-    top = spec.f_max or spec.sample_rate / 2
-    rows = [
-        ("audio", f"mono, {spec.sample_rate} Hz; int16, or float with full scale 1"),
-        ("frames", f"FFT {spec.n_fft}, Hann window {spec.win_length}, hop {spec.hop_length} samples"
-         f" ({1000 * spec.hop_s:g} ms), {'centred' if spec.center else 'from sample 0'}"),
-        ("mel", f"{spec.n_mels} bands, {spec.f_min:g} to {top:g} Hz, {spec.mel_scale} scale, "
-         f"norm {spec.norm}, power {spec.power:g}"),
-        ("logarithm", f"{spec.log}, eps {spec.log_eps:g} ({spec.log_floor})"),
-        ("normalisation", f"(log-mel - mean) / std, fixed: mean {_statistic(spec.mean)}, std "
-         f"{_statistic(spec.std)}"),
-        ("digest", f"`{spec.digest}`"),
-    ]  # fmt: skip
-    return table(["front end", "value"], rows)
-
-
-def provenance(rows: Sequence[tuple[str, str]], manifest: Mapping[str, Any] | None = None) -> str:
-    """Hashes and what it was made with; never a path, a user or a host.
-
-    Args:
-        rows: Of this model.
-        manifest: Of the run.
-    """
-    made: list[tuple[str, str]] = [(name, text) for name, text in rows if text]
-    if manifest:
-        versions = manifest.get("versions") or {}
-        shown = [f"{name} {versions[name]}" for name in _VERSIONS if versions.get(name)]
-        made.append(("versions", ", ".join(shown)))
-        git = manifest.get("git") or {}
-        if git.get("commit"):
-            changed = ", with changes" if git.get("modified") else ""
-            made.append(("commit", f"`{git['commit']}`{changed}"))
-        seeds = manifest.get("seeds") or {}
-        made += [(name, str(value)) for name, value in seeds.items()]
-        made.append(("computed on", str(manifest.get("device") or "")))
-        machine = manifest.get("machine") or {}
-        made.append(("machine", f"{machine.get('cpu', '')}, {machine.get('cores', '?')} cores"))
-        seconds = manifest.get("seconds") or {}
-        parts = [f"{name} {value:.0f}" for name, value in seconds.items() if name != "total"]
-        made.append(("seconds", ", ".join(parts)))
-        made.append(("started", str(manifest.get("started") or "")))
-    return table(["", ""], [(name, text) for name, text in made if text])
-
-
-def share(value: float) -> str:
-    """A share as a percentage."""
-    return f"{100 * value:.2f} %"
-
-
-def sections(*parts: str) -> str:
-    """Blocks with an empty line between them; empty ones are left out."""
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _statistic(value: float | tuple[float, ...]) -> str:
-    return f"{len(value)} values in the file" if isinstance(value, tuple) else f"{value:.6g}"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
-# --- Code that runs as it stands, in the folder of the card: a test runs it
-
-
-def runtime_code(file: str, sample_rate: int) -> str:
-    """A clip and a stream through the runtime.
-
-    Args:
-        file: Path from the card's folder.
-        sample_rate: Hz of the model.
-    """
-    return f"""```python
-import numpy as np
-from frami_edge_runtime import Classifier
-
-clf = Classifier({json.dumps(file)})
-samples = np.zeros({sample_rate}, np.float32)  # your audio: mono, int16 or float
-result = clf.classify(samples, sample_rate={sample_rate})
-print(result.label, result.score)
-
-stream = clf.stream(sample_rate={sample_rate}, window_s=1.0)
-for chunk in np.array_split(samples, 10):  # your microphone: chunks of any length
-    for result in stream.push(chunk):
-        print(f"{{result.t1:.2f}} s  {{result.label}}  {{result.score:.2f}}")
-```"""
-
-
-def install() -> str:
-    """What running takes."""
-    return "```sh\npip install frami-edge-runtime\n```"
-
-
-def listen_commands(file: str) -> str:
-    """The same on a command line."""
-    name = shlex.quote(file)
-    return f"""```sh
-frami-edge-listen {name} some.wav
-frami-edge-listen {name} mic
-```"""
-
-
-def student_code(sample_rate: int) -> str:
-    """A checkpoint of a student, without exporting it."""
-    return _checkpoint_code("student", sample_rate)
-
-
-def teacher_code(sample_rate: int) -> str:
-    """Likewise of a teacher."""
-    return _checkpoint_code("teacher", sample_rate)
-
-
-def _checkpoint_code(kind: str, sample_rate: int) -> str:
-    return f"""```python
-from pathlib import Path
-
-import numpy as np
-import torch
-from frami_edge.models.checkpoint import load_checkpoint
-from frami_edge_runtime import log_mel
-
-{kind} = load_checkpoint(Path("{kind}.safetensors"), "{kind}")
-samples = np.zeros({sample_rate}, np.float32)  # your audio: mono, int16 or float
-mel_TM = torch.from_numpy(log_mel(samples, {kind}.spec))
-with torch.no_grad():
-    logits_BK = {kind}.model(mel_TM.T[None, None])
-print({kind}.card.labels[int(logits_BK.argmax())])
-```"""
-
-
-# --- README.md of an export: what the files are, how they were proven, and how to run them
-
-CARD = "README.md"
-
-
-def export_readme(
-    report: ExportReport,
-    student: Student,
-    data: Mapping[str, Any] | None,
-    pictures: Mapping[str, str] | None = None,
-) -> str:
-    """The model card of an export's folder.
-
-    Args:
-        report: Of the export.
-        student: The checkpoint that was exported.
-        data: Name, fold and clips that the accuracy was measured on; None where it was not.
-        pictures: Paths inside the folder, by what they show.
-    """
-    card, spec, used = student.card, student.spec, report.calibration
-    heard = card.heard
-    precisions = sorted({a.precision for a in report.artifacts} - {"fp32"})
+    """The model card of a trained teacher; pictures are paths inside the run, by title."""
+    card, score, mel = trained.card, trained.score, MelSpec.from_dict(trained.card.mel)
+    trained_on = card.trained_on
+    assert trained_on is not None
+    data, fold = trained_on.data, trained_on.test_fold
+    recipe = f"{data}-student" if f"{data}-student" in presets() else "student.yaml"
     header = model_header(
-        name=report.name,
-        licence=card.licence,
-        tags=["onnx", *precisions, "knowledge-distillation", "data-free", "statistics-pooling"],
-        results=_results(report, data),
+        f"{data.rpartition(':')[2]}-teacher",
+        card.licence,
+        ["statistics-pooling"],
+        trained_on=data,
+        accuracies={"accuracy on the held-out fold": score.accuracy},
+        measured_on=(data, fold),
     )
-    rows = [
-        ("classes", f"{len(card.labels)}: {classes(card.labels)}"),
-        ("input", f"mono at {spec.sample_rate} Hz, any length; other rates with "
-         "`frami-edge-runtime[resample]`"),
-        ("the teacher heard",
-         f"{heard.data} without fold {heard.test_fold}" if heard else "not said"),
-        ("the student heard", "no recording"),
-        ("calibration", f"{used.samples} synthetic clips ({used.source})" if used else "none"),
-        ("accuracy measured on", _measured(data) if data else "nothing: no --data was given"),
-        ("licence", card.licence or "not said"),
-    ]  # fmt: skip
-    usable = bool(report.recommended)
-    origin = [
-        *((a.path, f"SHA-256 `{a.sha256}`") for a in report.artifacts),
-        ("student", f"SHA-256 `{student.sha256}`"),
-        ("teacher", f"SHA-256 `{card.teacher_sha256}`" if card.teacher_sha256 else "not named"),
-        ("calibration clips", f"SHA-256 `{used.sha256}`" if used else ""),
-        ("seed of the export", str(report.options.get("seed", ""))),
-        ("versions", ", ".join(f"{name} {v}" for name, v in report.versions.items())),
-    ]
-    lines = [
+    recall = [(label, n, share) for label, n, share, _ in class_rows(card.labels, score, None)]
+    return _card(
         header,
-        markdown_card(report).rstrip(),
-        "\n\n".join(f"![{name}]({path})" for name, path in (pictures or {}).items()),
-        "## The model",
-        table(["", ""], rows),
-        "## Run it" if usable else "",
-        install() if usable else "",
-        runtime_code(report.recommended, spec.sample_rate) if usable else "",
-        listen_commands(report.recommended) if usable else "",
-        "## What it wants",
-        "The runtime computes it; for `.model.onnx` your program does, normalised, (B, 1, M, T).",
-        mel_contract(spec),
-        "## Limits",
-        _limits(data),
-        "## Provenance",
-        provenance(origin),
-    ]
-    return sections(*lines)
-
-
-def _results(report: ExportReport, data: Mapping[str, Any] | None) -> list[Result]:
-    if data is None:
-        return []
-    return [
-        Result(
-            str(data["name"]), str(data["fold"]), "accuracy", a.accuracy, f"accuracy of {a.path}"
-        )
-        for a in report.artifacts
-        if a.accuracy is not None
-    ]
-
-
-def _measured(data: Mapping[str, Any]) -> str:
-    return f"fold {data['fold']} of {data['name']}, {data['clips']} clips"
-
-
-def _limits(data: Mapping[str, Any] | None) -> str:
-    points = [
-        "Every sound gets one of these classes, silence and noise too: set a threshold.",
-        "Scores are a softmax and were not calibrated.",
-        "Latency was measured on the machine named above and says little of another one: "
-        "`frami-edge bench`.",
-    ]
-    if data is None:
-        points.insert(
-            0,
-            "**Not validated on real audio here**: agreement compares files with each other on "
-            "synthetic clips. Measure accuracy: `frami-edge evaluate FILE --data NAME`.",
-        )
-    return "\n".join(f"- {point}" for point in points)
-
-
-# --- README.md of a distilled student: a model card that hubs and people can read
-
-DATA_FREE = "data-free with a procedural prior"
+        f"# Teacher for {data}",
+        f"A ResNet with statistics pooling, {trained.parameters:,} parameters, trained on real "
+        f"audio. **Accuracy on the held-out fold {fold}: {score.accuracy:.2%}** ({score.clips} "
+        "clips; last epoch, one seed, nothing was chosen on these clips).",
+        _classes(card.labels),
+        "## Use it\n\nDistil a student without data:",
+        f"```sh\nframi-edge distill {recipe} --teacher teacher.safetensors --out student\n```",
+        "Classify a clip:",
+        _checkpoint_code("teacher", mel),
+        f"## Training data\n\n{_trained_on(trained_on)} ({trained_on.licence}; "
+        f"{trained_on.source}). SHA-256 over the clips: `{trained_on.sha256}`.",
+        _front_end(mel),
+        f"## Held-out fold by class\n\n{table(['class', 'clips', 'recall'], recall)}",
+        _pictures(pictures),
+        _limits(
+            _ANY_SOUND,
+            f"It was trained on every fold but {fold}: a score on another fold means nothing.",
+            "Its licence follows that of its data; weights may allow conclusions about recordings.",
+        ),
+        _provenance({"teacher.safetensors": f"SHA-256 `{trained.sha256}`"}, manifest),
+    )
 
 
 def student_readme(
@@ -386,207 +135,227 @@ def student_readme(
     pictures: Mapping[str, str],
     manifest: Mapping[str, Any],
 ) -> str:
-    """The model card.
+    """The model card of a distilled student.
 
     Args:
-        card: Of the student.
-        student: For its receptive field and stride.
+        card: Card of the checkpoint.
+        student: The network, for its receptive field and stride.
         parameters: Number of weights.
-        sha256: Of student.safetensors.
-        health: Figures of each source of the bank.
-        pictures: Paths inside the run, by what they show.
-        manifest: Of the run.
+        sha256: Hash of student.safetensors.
+        health: Health figures of each source of the bank.
+        pictures: Paths of pictures inside the run, by title.
+        manifest: Manifest of the run.
     """
-    heard, spec, recipe = card.teacher_trained_on, MelSpec.from_dict(card.mel), card.recipe
-    field = student.receptive_field * spec.hop_s
+    mel, trained_on, metrics = MelSpec.from_dict(card.mel), card.teacher_trained_on, card.metrics
+    data, fold = (trained_on.data, trained_on.test_fold) if trained_on else ("", "")
+    accuracy = metrics.get("accuracy")
+    real = isinstance(accuracy, float)
     header = model_header(
-        name=f"{_word(heard)}-student",
-        licence=card.licence,
-        tags=["knowledge-distillation", "data-free", "statistics-pooling"],
-        results=_model_card_results(card, heard),
+        f"{data.rpartition(':')[2] or 'frami-edge'}-student",
+        card.licence,
+        ["knowledge-distillation", "data-free", "statistics-pooling"],
+        accuracies={"accuracy, student fp32": float(accuracy or 0)} if real and data else None,
+        measured_on=(data, fold),
     )
-    sources = [(name, str(h.get("clips", ""))) for name, h in health.items()]
     prior = "procedural" in health or "translator" in health
-    free = DATA_FREE if prior else _alone(health)
-    lines = [
+    figures = [
+        (name, str(metrics.get("scored_on") or "held-out synthetic clips"), f"{metrics[key]:.2%}")
+        for key, name in (
+            ("accuracy", "accuracy"),
+            ("agreement", "agreement with the teacher"),
+            ("synthetic_agreement", "agreement with the teacher on synthetic clips"),
+        )
+        if isinstance(metrics.get(key), float)
+    ]
+    return _card(
         header,
         "# Student, distilled without data",
-        f"A depthwise-separable CNN, {parameters:,} parameters, {len(card.labels)} classes. "
-        "**No audio was used to make it**: it learned from its teacher's answers to synthetic "
-        f"log-mels, {recipe['distill']['steps']} steps, seed {recipe['seed']}, last step. It "
-        f"streams: one output frame sees {field:.2f} s and comes every "
-        f"{1000 * student.stride * spec.hop_s:g} ms.",
-        "## Classes",
-        classes(card.labels),
-        "## Figures",
-        _figures(card),
-        "## Run it",
-        "Export it, then any device runs it without torch (`--int8 --bank bank` adds int8):",
+        f"A depthwise-separable CNN, {parameters:,} parameters. **No audio was used to make it**: "
+        "it learned from its teacher's answers to synthetic log-mels, "
+        f"{card.recipe['distill']['steps']} steps, seed {card.recipe['seed']}, last step. It "
+        f"streams: an output frame sees {student.receptive_field * mel.hop_s:.2f} s, and there is "
+        f"one every {1000 * student.stride * mel.hop_s:g} ms.",
+        _classes(card.labels),
+        f"## Figures\n\n{table(['figure', 'measured on', 'value'], figures)}",
+        "## Run it\n\nExport it, then a device runs it without torch (`--int8 --bank bank` adds "
+        "int8 files):",
         "```sh\nframi-edge export student.safetensors --out export\n```",
-        install(),
-        runtime_code("export/student.fp32.onnx", spec.sample_rate),
-        "Or the checkpoint itself:",
-        student_code(spec.sample_rate),
-        "## What it wants",
-        mel_contract(spec),
-        "## What it learned from",
-        table(["source", "clips"], sources) if sources else "",
-        f"This is {free}. Procedural clips are synthesised by hand-written rules, not recorded."
+        _runtime_code("export/student.fp32.onnx", mel),
+        "Or use the checkpoint:",
+        _checkpoint_code("student", mel),
+        _front_end(mel),
+        "## Training clips",
+        table(["source", "clips"], [(n, str(h.get("clips", ""))) for n, h in health.items()]),
+        "This is data-free with a procedural prior: clips synthesised by rules, not recorded."
         if prior
-        else f"This is {free}.",
-        "## Limits",
-        _model_card_limits(card, heard),
-        "## Pictures" if pictures else "",
-        "\n\n".join(f"![{name}]({path})" for name, path in pictures.items()),
-        "## Provenance",
-        provenance(
-            [
-                ("student.safetensors", f"SHA-256 `{sha256}`"),
-                ("teacher", f"SHA-256 `{card.teacher_sha256}`" if card.teacher_sha256 else ""),
-                ("the teacher heard", _heard(heard)),
-                ("licence", card.licence or "not known"),
-            ],
-            manifest,
+        else f"This is data-free, by {' and '.join(health)} alone.".replace("_", " "),
+        _limits(
+            ""
+            if real
+            else "**Not validated on real audio**: agreement on synthetic clips shows how well it "
+            "copies its teacher there. Measure it: `frami-edge evaluate`.",
+            _ANY_SOUND,
+            _SOFTMAX,
+            "It inherits the errors and biases of its teacher.",
+            data
+            and f"Its teacher was trained on {data} without fold {fold}: do not score the "
+            "student on another fold.",
         ),
-        "`config.yaml` holds every setting.",
-    ]
-    return sections(*lines)
+        _pictures(pictures),
+        _provenance({"student.safetensors": f"SHA-256 `{sha256}`"} | _teacher_rows(card), manifest),
+    )
 
 
-def _alone(health: Mapping[str, Any]) -> str:
-    """What made a bank without procedural clips."""
-    if set(health) == {"inversion"}:
-        return "data-free, by inversion alone"
-    return f"data-free, by {' and '.join(name.replace('_', ' ') for name in health)} alone"
-
-
-def _word(heard: TrainedOn | None) -> str:
-    return heard.data.rpartition(":")[2] if heard else "frami-edge"
-
-
-def _heard(heard: TrainedOn | None) -> str:
-    if heard is None:
-        return "its card does not say"
-    return f"{heard.clips} clips of {heard.data}, all but fold {heard.test_fold}"
-
-
-def _model_card_results(card: Card, heard: TrainedOn | None) -> list[Result]:
-    """Accuracy on real clips; agreement on synthetic ones is no result on a data set."""
-    accuracy = card.metrics.get("accuracy")
-    if not isinstance(accuracy, float) or heard is None:
-        return []
-    return [Result(heard.data, heard.test_fold, "accuracy", accuracy, "accuracy, student fp32")]
-
-
-def _figures(card: Card) -> str:
-    on = str(card.metrics.get("scored_on") or "held-out synthetic clips")
-    names = {
-        "accuracy": ("accuracy", on),
-        "agreement": ("same answer as the teacher", on),
-        "synthetic_agreement": ("same answer as the teacher", "held-out synthetic clips"),
-    }
-    rows = [
-        (*names[key], share(value))
-        for key, value in card.metrics.items()
-        if key in names and isinstance(value, float)
-    ]
-    if not rows:
-        return "None was measured."
-    note = "Last step of one seed; nothing was chosen on these clips."
-    return table(["figure", "measured on", "value"], rows) + f"\n\n{note}"
-
-
-def _model_card_limits(card: Card, heard: TrainedOn | None) -> str:
-    real = isinstance(card.metrics.get("accuracy"), float)
-    points = [
-        "It knows these classes only: every sound gets one of them, silence and noise too. Set a "
-        "threshold on the score.",
-        "Scores are a softmax and were not calibrated.",
-        "It inherits its teacher's errors and biases.",
-    ]
-    if not real:
-        points.insert(
-            0,
-            "**Not validated on real audio**: agreement on synthetic clips says how well it copies "
-            "its teacher there, not how well it hears. Measure it: `frami-edge evaluate`.",
-        )
-    if heard is not None:
-        points.append(
-            f"Its teacher heard all of {heard.data} but fold {heard.test_fold}: do not score the "
-            "student on any other fold."
-        )
-    return "\n".join(f"- {point}" for point in points)
-
-
-# --- README.md of a trained teacher: a model card that hubs and people can read
-
-
-def teacher_readme(
-    trained: TrainedTeacher, pictures: Mapping[str, str], manifest: Mapping[str, Any]
+def export_readme(
+    report: ExportReport,
+    student: Student,
+    data: Mapping[str, Any] | None,
+    pictures: Mapping[str, str] | None = None,
 ) -> str:
-    """The model card.
+    """The model card of an export folder.
 
     Args:
-        trained: Card, score and size of the teacher.
-        pictures: Paths inside the run, by what they show.
-        manifest: Of the run.
+        report: Report of the export.
+        student: The exported checkpoint.
+        data: Name, fold and number of clips that accuracy was measured on; None where it was not.
+        pictures: Paths of pictures inside the folder, by title.
     """
-    card, score, spec = trained.card, trained.score, MelSpec.from_dict(trained.card.mel)
-    heard = card.trained_on
-    assert heard is not None
-    result = Result(
-        heard.data, heard.test_fold, "accuracy", score.accuracy, "accuracy on the held-out fold"
-    )
+    card, mel, recommended = student.card, student.mel, report.recommended
+    precisions = sorted({a.precision for a in report.artifacts} - {"fp32"})
+    accuracies = {
+        f"accuracy of {a.path}": a.accuracy for a in report.artifacts if a.accuracy is not None
+    }
     header = model_header(
-        name=f"{heard.data.rpartition(':')[2]}-teacher",
-        licence=card.licence,
-        tags=["statistics-pooling"],
-        datasets=[heard.data],
-        results=[result],
+        report.name,
+        card.licence,
+        ["onnx", *precisions, "knowledge-distillation", "data-free", "statistics-pooling"],
+        accuracies=accuracies if data else None,
+        measured_on=(str(data["name"]), str(data["fold"])) if data else ("", ""),
     )
-    rows = [(name, n, recall) for name, n, recall, _ in class_rows(card.labels, score, None)]
-    recipe = f"{heard.data}-student"
-    recipe = recipe if recipe in presets() else "student.yaml"
-    lines = [
+    listen = f"frami-edge-listen {shlex.quote(recommended)}"
+    rows = {a.path: f"SHA-256 `{a.sha256}`" for a in report.artifacts}
+    rows |= {"student": f"SHA-256 `{student.sha256}`"} | _teacher_rows(card)
+    return _card(
         header,
-        f"# Teacher for {heard.data}",
-        f"A ResNet with statistics pooling, {trained.parameters:,} parameters, "
-        f"{len(card.labels)} classes, trained on real audio.",
-        f"**Accuracy on fold {heard.test_fold}, which it never heard: {share(score.accuracy)}** "
-        f"({score.clips} clips; last epoch, one seed, nothing was chosen on these clips).",
-        "## Classes",
-        classes(card.labels),
-        "## Use it",
-        "A student learns from it without data:",
-        f"```sh\nframi-edge distill {recipe} --teacher teacher.safetensors --out student\n```",
-        "It classifies, too:",
-        teacher_code(spec.sample_rate),
-        "## What it heard",
-        f"{heard.clips} clips of {heard.data}, all but fold {heard.test_fold} "
-        f"({heard.licence}; {heard.source}). SHA-256 over their names and contents: "
-        f"`{heard.sha256}`.",
-        "## What it wants",
-        mel_contract(spec),
-        "## Held-out fold by class",
-        table(["class", "clips", "recall"], rows),
-        "\n\n".join(f"![{name}]({path})" for name, path in pictures.items()),
-        "## Limits",
-        "- Every sound gets one of these classes, silence and noise too.\n"
-        f"- It heard every fold but {heard.test_fold}: a score on any other fold says nothing.\n"
-        "- Its licence follows that of its data; weights may allow conclusions about recordings.",
-        "## Provenance",
-        provenance(
-            [
-                ("teacher.safetensors", f"SHA-256 `{trained.sha256}`"),
-                ("licence", card.licence or "not known"),
-            ],
-            manifest,
+        markdown_card(report).rstrip(),
+        _pictures(pictures or {}),
+        _classes(card.labels),
+        f"## Run it\n\n{_runtime_code(recommended, mel)}" if recommended else "",
+        f"```sh\n{listen} some.wav\n{listen} mic\n```" if recommended else "",
+        _front_end(mel),
+        "The runtime computes it; for `.model.onnx` your program does, as (B, 1, M, T).",
+        _limits(
+            f"Accuracy was measured on {data['clips']} clips: fold {data['fold']} of "
+            f"{data['name']}."
+            if data
+            else "**Not validated on real audio here**: agreement compares files on synthetic "
+            "clips. Measure accuracy: `frami-edge evaluate FILE --data NAME`.",
+            _ANY_SOUND,
+            _SOFTMAX,
+            "Latency was measured on the machine named above. Measure yours: `frami-edge bench`.",
         ),
-        "`config.yaml` holds every setting.",
-    ]
-    return sections(*lines)
+        _provenance(rows, {"versions": report.versions}),
+    )
 
 
-# --- Model cards: README.md with the header that hubs read, for every run and export
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; empty without rows."""
+    lines = [head, ["---"] * len(head), *rows]
+    cells = [[text.replace("|", "\\|").replace("\n", " ") for text in row] for row in lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells) if len(lines) > 2 else ""
 
-__all__ = ["Result", "licence_id", "model_header", "read_header"]
+
+def _card(*blocks: str) -> str:
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _classes(labels: Sequence[str]) -> str:
+    more = len(labels) - _CLASSES_SHOWN
+    shown = ", ".join(f"`{label}`" for label in labels[:_CLASSES_SHOWN])
+    return f"## Classes\n\n{len(labels)}: {shown}" + (f" and {more} more" if more > 0 else "")
+
+
+def _front_end(mel: MelSpec) -> str:
+    values = {name: json.dumps(value) for name, value in mel.to_dict().items()}
+    rows = [(n, v if len(v) < 60 else "one value per band, in the file") for n, v in values.items()]
+    return (
+        f"## Input\n\nMono audio at {mel.sample_rate} Hz, int16 or float with full scale 1, of any "
+        "length; other rates need `frami-edge-runtime[resample]`. The front end:\n\n"
+        + table(["setting", "value"], rows)
+    )
+
+
+def _pictures(pictures: Mapping[str, str]) -> str:
+    return "\n\n".join(f"![{title}]({path})" for title, path in pictures.items())
+
+
+def _limits(*points: str) -> str:
+    return "## Limits\n\n" + "\n".join(f"- {point}" for point in points if point)
+
+
+def _trained_on(trained_on: TrainedOn) -> str:
+    return f"{trained_on.clips} clips of {trained_on.data}, without fold {trained_on.test_fold}"
+
+
+def _teacher_rows(card: Card) -> dict[str, str]:
+    trained_on = card.teacher_trained_on
+    return {
+        "teacher": f"SHA-256 `{card.teacher_sha256}`" if card.teacher_sha256 else "",
+        "its training data": _trained_on(trained_on) if trained_on else "not stated",
+        "licence": card.licence or "not stated",
+    }
+
+
+def _provenance(rows: Mapping[str, str], manifest: Mapping[str, Any]) -> str:
+    """Hashes, versions, commit, seeds and device; never a path, a user or a host."""
+    versions = {name: v for name, v in manifest.get("versions", {}).items() if v}
+    git = manifest.get("git") or {}
+    made = dict(rows) | {
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "commit": f"{git.get('commit') or ''}{', with changes' if git.get('modified') else ''}",
+        **{name: str(seed) for name, seed in manifest.get("seeds", {}).items()},
+        "computed on": str(manifest.get("device") or ""),
+        "started": str(manifest.get("started") or ""),
+    }
+    return "## Provenance\n\n" + table(
+        ["", ""], [(name, text) for name, text in made.items() if text]
+    )
+
+
+def _runtime_code(file: str, mel: MelSpec) -> str:
+    """A clip and a stream through the runtime; a test runs it in the folder of the card."""
+    return f"""```sh
+pip install frami-edge-runtime
+```
+
+```python
+import numpy as np
+from frami_edge_runtime import Classifier
+
+clf = Classifier({json.dumps(file)})
+samples = np.zeros({mel.sample_rate}, np.float32)  # your audio: mono, int16 or float
+result = clf.classify(samples, sample_rate={mel.sample_rate})
+print(result.label, result.score)
+
+stream = clf.stream(sample_rate={mel.sample_rate}, window_s=1.0)
+for chunk in np.array_split(samples, 10):  # your microphone: chunks of any length
+    for result in stream.push(chunk):
+        print(f"{{result.t1:.2f}} s  {{result.label}}  {{result.score:.2f}}")
+```"""
+
+
+def _checkpoint_code(kind: str, mel: MelSpec) -> str:
+    return f"""```python
+from pathlib import Path
+
+import numpy as np
+import torch
+from frami_edge.checkpoint import load_checkpoint
+from frami_edge_runtime import log_mel
+
+{kind} = load_checkpoint(Path("{kind}.safetensors"), "{kind}")
+samples = np.zeros({mel.sample_rate}, np.float32)  # your audio: mono, int16 or float
+mel_TM = torch.from_numpy(log_mel(samples, {kind}.mel))
+logits_BK = {kind}(mel_TM.T[None, None])
+print({kind}.labels[int(logits_BK.argmax())])
+```"""

@@ -1,10 +1,8 @@
-"""What can go wrong with real data, as sentences for the user."""
+"""The known errors of the trainer, in one family with those of the runtime."""
 
 from __future__ import annotations
 
 from frami_edge_runtime.errors import AudioError, FramiEdgeError, MelSpecError, ModelFileError
-
-# --- The trainer's known errors: one family with the runtime's, caught by one base class
 
 __all__ = [
     "AudioError",
@@ -14,10 +12,13 @@ __all__ = [
     "DataError",
     "FramiEdgeError",
     "GateFailed",
+    "IncompleteSetError",
     "MelSpecError",
     "ModelFileError",
     "RunError",
     "TeacherError",
+    "Terminated",
+    "UnusableClipError",
 ]
 
 
@@ -27,6 +28,14 @@ class ConfigError(FramiEdgeError):
 
 class DataError(FramiEdgeError):
     """A data set that is missing, incomplete or not in its official layout."""
+
+
+class IncompleteSetError(DataError):
+    """A data set with fewer or more clips than its authors published."""
+
+
+class UnusableClipError(AudioError):
+    """One audio file that cannot be used; `message` is the reason, for the manifest."""
 
 
 class TeacherError(FramiEdgeError):
@@ -51,14 +60,5 @@ class GateFailed(FramiEdgeError):  # noqa: N818 - a verdict on a model, not a fa
     exit_code = 3
 
 
-# --- What can go wrong with real data, as sentences for the user
-
-__all__ = ["DataError", "IncompleteSetError", "UnusableClipError"]
-
-
-class IncompleteSetError(DataError):
-    """A data set with fewer or more clips than its authors published."""
-
-
-class UnusableClipError(AudioError):
-    """One audio file that cannot be used; `message` is the reason, for the manifest."""
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a run as Ctrl-C does: finished work stays whole."""

@@ -1,17 +1,211 @@
-"""Configs are refused before they take memory or time."""
+"""Reading configs: overrides, mistakes, presets."""
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
+from typing import Annotated, Literal
 
-from frami_edge.config import JourneyConfig, load_config
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import Field, model_validator
+
+from frami_edge.config import JourneyConfig, Strict, dump_config, load_config, parse, presets
 from frami_edge.errors import ConfigError
+
+
+class Inversion(Strict):
+    kind: Literal["inversion"] = "inversion"
+    steps: int = Field(default=100, gt=0)
+    """Optimiser steps."""
+    learning_rate: float = 1e-3
+
+
+class Noise(Strict):
+    kind: Literal["noise"] = "noise"
+    colour: Literal["white", "smooth"] = "white"
+
+
+class Journey(Strict):
+    seed: int
+    name: str = "run"
+    labels: tuple[str, ...] = ()
+    inversion: Inversion = Inversion()
+    fallback: Inversion | None = None
+    sources: list[Annotated[Inversion | Noise, Field(discriminator="kind")]] = Field(default=[])
+
+    @model_validator(mode="after")
+    def _named(self) -> Journey:
+        if self.name == "forbidden":
+            raise ValueError("name may not be 'forbidden'")
+        return self
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "journey.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def mistakes(path: Path | str, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(Journey, path, overrides)
+    assert caught.value.fix
+    return caught.value.message
+
+
+def test_reads_nested_values_and_numbers_without_a_dot(tmp_path: Path) -> None:
+    path = write(tmp_path, "seed: 3\ninversion: {steps: 7, learning_rate: 5e-4}\n")
+    journey = load_config(Journey, path)
+    assert (journey.seed, journey.inversion.steps) == (3, 7)
+    assert journey.inversion.learning_rate == 5e-4
+
+
+def test_overrides_win_in_order_and_make_missing_mappings(tmp_path: Path) -> None:
+    path = write(tmp_path, "seed: 3\nfallback:\n")
+    journey = load_config(
+        Journey,
+        path,
+        ["seed=4", "seed=5", "fallback.steps=9", "labels=[a, b]", "inversion.learning_rate=1e-2"],
+    )
+    assert journey.seed == 5
+    assert journey.fallback == Inversion(steps=9)
+    assert journey.labels == ("a", "b")
+    assert journey.inversion.learning_rate == 0.01
+
+
+def test_all_mistakes_are_reported_at_once_with_their_keys(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        """
+        inversion: {stepz: 5, steps: 0}
+        sources:
+          - {kind: noise, colour: whit}
+          - {kind: inversion, stepz: 2}
+        named: x
+        """,
+    )
+    message = mistakes(
+        path, "seed", "name.first=x", "inversion.learning_rate=[", "fallback.steps=a"
+    )
+    assert str(path) in message
+    for line in [
+        "inversion.stepz: there is no such key; did you mean 'steps'?",
+        "inversion.steps: should be greater than 0, not 0",
+        "sources.0.colour: should be 'white' or 'smooth', not 'whit'; did you mean 'white'?",
+        "sources.1.stepz: there is no such key; did you mean 'steps'?",
+        "named: there is no such key; did you mean 'name'?",
+        "seed: is required and missing",
+        "--set seed: should look like key.key=value",
+        "--set inversion.learning_rate=[: the value is not valid YAML: line 1",
+        "fallback.steps: should be a valid integer",
+    ]:
+        assert line in message, message
+
+
+def test_an_override_below_a_plain_value_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, "seed: 1\nname: x\nlabels: [a]\n")
+    message = mistakes(path, "name.first=x", "labels.0=b", ".a=1", "=1")
+    assert "--set name.first=x: name is 'x' and has no keys" in message
+    assert "--set labels.0=b: labels is a list and has no keys" in message
+    assert "--set .a=1: should look like" in message
+    assert "--set =1: should look like" in message
+
+
+def test_a_models_own_rule_is_a_plain_sentence(tmp_path: Path) -> None:
+    message = mistakes(write(tmp_path, "seed: 1\nname: forbidden\n"))
+    assert "(the whole file): name may not be 'forbidden'" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("seed: 1\nseed: 2\n", "line 2: the key 'seed' is given twice"),
+        ("- 1\n- 2\n", "a list, not a mapping"),
+        ("just words", "'just words', not a mapping"),
+        ("seed: [1\n", "not valid YAML: line"),
+        ("seed: 2024-13-45\n", "not valid YAML"),
+        ("seed: !!python/object/apply:os.system [true]\n", "not valid YAML: line 1"),
+        ("[" * 20_000, "not valid YAML"),
+        ("seed: \x00", "not valid YAML"),
+        ("seed: .nan\n", "seed: should be"),
+        ("", "seed: is required and missing"),
+    ],
+)
+def test_damaged_files_are_one_clear_sentence(tmp_path: Path, text: str, says: str) -> None:
+    assert says in mistakes(write(tmp_path, text))
+
+
+def test_files_that_are_no_configs(tmp_path: Path) -> None:
+    assert "There is no config file" in mistakes(tmp_path / "absent.yaml")
+    (tmp_path / "folder.yaml").mkdir()
+    assert "cannot be read" in mistakes(tmp_path / "folder.yaml")
+    (tmp_path / "latin.yaml").write_bytes("name: é".encode("latin-1"))
+    assert "not text in UTF-8" in mistakes(tmp_path / "latin.yaml")
+    (tmp_path / "huge.yaml").write_bytes(b"#" * 1_000_000)
+    assert "cannot be read" in mistakes(tmp_path / "huge.yaml")
+    (tmp_path / "bom.yaml").write_bytes(b"\xef\xbb\xbfseed: 1\n")
+    assert load_config(Journey, tmp_path / "bom.yaml").seed == 1
+
+
+def test_a_mapping_is_a_config_and_stays_unchanged() -> None:
+    given: dict[str, object] = {"seed": 1, "inversion": {"steps": 2}}
+    assert load_config(Journey, given, ["inversion.steps=3"]).inversion.steps == 3
+    assert given == {"seed": 1, "inversion": {"steps": 2}}
+    with pytest.raises(ConfigError, match="The Journey has a mistake"):
+        load_config(Journey, {})
 
 
 @pytest.mark.parametrize(
     "change",
     ["bank.procedural_clips=100000000000", "distill.batch_size=1000000000", "bank.frames=1000000"],
 )
-def test_a_size_that_no_memory_holds_is_refused_at_once(change: str) -> None:
+def test_a_size_that_no_memory_holds_is_refused(change: str) -> None:
     with pytest.raises(ConfigError, match="should be less than or equal to"):
         load_config(JourneyConfig, "fsdd-student", [change])
+
+
+def test_presets_by_name_and_the_near_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "frami_edge"
+    (package / "configs" / "teachers").mkdir(parents=True)
+    (package / "configs" / "esc10.yaml").write_text("seed: 10\n")
+    (package / "configs" / "teachers" / "fsdd.yaml").write_text("seed: 11\n")
+    monkeypatch.setattr("frami_edge.config.resources.files", lambda _: package)
+    assert list(presets()) == ["esc10", "teachers/fsdd"]
+    assert load_config(Journey, "esc10").seed == 10
+    assert load_config(Journey, "teachers/fsdd", ["seed=1"]).seed == 1
+    assert "did you mean 'esc10'?" in mistakes("esc1O")
+    with pytest.raises(ConfigError) as caught:
+        load_config(Journey, "configs/esc10.yaml")
+    assert caught.value.fix == "Use the shipped config by its name: esc10."
+
+
+def test_configs_are_frozen_and_documented() -> None:
+    journey = Journey(seed=1)
+    with pytest.raises(ValueError, match="frozen"):
+        journey.seed = 2
+    assert Inversion.model_fields["steps"].description == "Optimiser steps."
+
+
+text = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), max_size=20)
+
+
+@given(
+    st.builds(
+        Journey,
+        seed=st.integers(),
+        name=(
+            text | st.sampled_from(["1e-3", "no", "2024-01-01", "null", "0x1", "1:30", ""])
+        ).filter(lambda name: name != "forbidden"),
+        labels=st.lists(text, max_size=3).map(tuple),
+        inversion=st.builds(
+            Inversion,
+            steps=st.integers(1, 10**9),
+            learning_rate=st.floats(allow_nan=False, allow_infinity=False),
+        ),
+        sources=st.lists(st.builds(Noise) | st.builds(Inversion), max_size=2),
+    )
+)
+def test_a_dumped_config_reads_back_equal(journey: Journey) -> None:
+    data = parse(dump_config(journey))
+    assert Journey.model_validate(data) == journey

@@ -21,6 +21,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from frami_edge.config import describe
+from frami_edge.errors import Terminated
 from frami_edge_runtime.errors import FramiEdgeError
 
 # --- From an exception to a sentence, its fix and an exit code
@@ -30,10 +31,6 @@ INTERRUPTED = 130
 """128 + SIGINT, what shells use."""
 TERMINATED = 143
 """128 + SIGTERM."""
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, which a run ends for as it does for Ctrl-C: what is finished stays whole."""
 
 
 class Explanation(NamedTuple):

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from typer.testing import Result
 
-from frami_edge import runs as _lock
 from frami_edge.cli._app import explain
-from frami_edge.errors import RunError
-from frami_edge.runs import FolderLock, RunFolder, load_state, save_state
+from frami_edge.runs import RunFolder, load_state
 
 Call = Callable[..., Result]
 RESULTS = ("student.safetensors", "metrics.jsonl", "bank/bank.json")
@@ -102,77 +98,6 @@ def test_a_file_that_may_not_be_so_large() -> None:
     says = explain(OSError(errno.EFBIG, os.strerror(errno.EFBIG), "a"))
     assert says.message == "a could not be written: it would be larger than files may be here."
     assert "ulimit" in says.fix
-
-
-def test_killed_before_the_config_was_written(tmp_path: Path) -> None:
-    with RunFolder.create(tmp_path, command="distill", config={"a": 1}):
-        pass
-    (tmp_path / "config.yaml").unlink()
-    with RunFolder.create(tmp_path, command="distill", config={"a": 1}, resume=True):
-        assert (tmp_path / "config.yaml").read_text() == "a: 1\n"
-    (tmp_path / "config.yaml").unlink()
-    (tmp_path / "student.safetensors").write_text("x")
-    with pytest.raises(RunError, match="cannot be read") as caught:
-        RunFolder.create(tmp_path, command="distill", config={"a": 1}, resume=True)
-    assert "Delete" in caught.value.fix
-
-
-def test_a_state_is_whole_or_none(tmp_path: Path) -> None:
-    path = tmp_path / "a.pt"
-    save_state(path, {"done": 3})
-    data = path.read_bytes()
-    assert load_state(path) == {"done": 3}
-    for number in range(0, len(data), 97):
-        path.write_bytes(data[:number] + bytes([data[number] ^ 1]) + data[number + 1 :])
-        assert load_state(path) is None
-    path.write_bytes(b"")
-    assert load_state(path) is None
-
-
-def no_locks(*_: object) -> None:
-    raise OSError(errno.ENOLCK, "No locks available")
-
-
-@pytest.mark.parametrize(
-    ("holder", "silent_s", "free"),
-    [
-        ("", 0, True),
-        ("what is this", 0, True),
-        (f"{os.getppid()} HERE", 0, False),
-        (f"{os.getppid()}", 0, False),
-        ("4194304 HERE", 0, True),  # above every process id that Linux gives
-        ("1 0123abcd", 0, False),
-        ("1 0123abcd", 3600, True),
-    ],
-)
-def test_without_locks_the_file_is_the_lock(
-    holder: str, silent_s: int, free: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fcntl, "flock", no_locks)
-    file = tmp_path / _lock.NAME
-    file.write_text(holder.replace("HERE", _lock._host()))
-    os.utime(file, (time.time() - silent_s,) * 2)
-    if not free:
-        with pytest.raises(RunError, match="is in use") as caught:
-            FolderLock(tmp_path)
-        assert ("another host" in caught.value.message) == ("0123abcd" in holder)
-        return
-    lock = FolderLock(tmp_path)
-    assert file.read_text().split() == [str(os.getpid()), _lock._host()]
-    lock.release()
-    assert file.read_text() == ""
-
-
-def test_a_holder_touches_its_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_lock, "BEAT_S", 0.01)
-    lock = FolderLock(tmp_path)
-    file = tmp_path / _lock.NAME
-    os.utime(file, (0, 0))
-    end = time.monotonic() + 30
-    while file.stat().st_mtime == 0:
-        assert time.monotonic() < end
-        time.sleep(0.01)
-    lock.release()
 
 
 def test_metrics_rows_are_neither_doubled_nor_missing_after_a_second_end(

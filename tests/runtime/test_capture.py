@@ -54,7 +54,7 @@ def test_every_sample_is_read_or_counted_as_lost(steps: list[tuple[str, int]]) -
         elif action == "lose":
             queue.lose(n)
         else:
-            check(queue.get(timeout=0))
+            check(queue.get(n or None, timeout=0))
             continue
         clock += n
     assert queue.stats.samples_in == put
