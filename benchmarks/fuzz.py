@@ -50,7 +50,7 @@ def make_material(folder: Path) -> dict[str, Path]:
     bank = fe.invert(teacher, config=config, out=folder / "run", device="cpu")
     student = fe.distill(teacher, bank, config=config, steps=8, device="cpu")
     student.save(folder / "student.safetensors")
-    fe.export(student, bank=bank, out=folder / "export")
+    fe.export(student, out=folder / "export")
     sound = 0.3 * np.sin(np.arange(4000) / 9)
     for suffix in ("wav", "flac", "ogg"):
         soundfile.write(folder / f"clip.{suffix}", sound, 8000)
