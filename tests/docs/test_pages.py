@@ -63,8 +63,7 @@ CHANGES: dict[str, dict[str, str]] = {
         "--int8 --with-frontend": "--int8 --with-frontend --min-agreement 0.8",
         "student.int8.cpu.onnx --bank": "student.int8.cpu.onnx --min-agreement 0.8 --bank",
         "train-teacher esc10-teacher": f"train-teacher esc10-teacher {TEACHER}",
-        "esc10-cpu --dry-run": f"esc10-cpu --dry-run --methods smooth-noise {TINY}",
-        "--workers 2": f"--workers 1 --methods smooth-noise --folds 1 {TINY}",
+        "--workers 2": f"--methods smooth-noise --folds 1 {TINY}",
     },
     "docs/MY_TEACHER.md": {
         "{steps: 30, burn_in: 10, batch_size: 24, width: 16}": "{steps: 3, burn_in: 1, width: 16}",
@@ -75,7 +74,7 @@ CHANGES: dict[str, dict[str, str]] = {
     "docs/MY_DATA.md": {"steps: 40, batch_size: 16": "steps: 8, batch_size: 16"},
     "docs/MY_MICROPHONE.md": {},
     "docs/CPP.md": {},
-    "docs/PROTOCOL.md": {"protocol mine.yaml": f"protocol mine.yaml {TINY}"},
+    "docs/PROTOCOL.md": {"compare.py mine.yaml": f"compare.py mine.yaml {TINY}"},
 }
 
 
