@@ -27,14 +27,14 @@ ROWS: list[dict[str, Any]] = [
 HEALTH: dict[str, Any] = {
     "labels": ["dog", "rain"],
     "inversion": {
-        "requested_per_class": [0.9, None],
-        "requested": 0.9,
+        "hit_rate_per_class": [0.9, None],
+        "hit_rate": 0.9,
         "class_share": [0.5, 0.5],
         "cosine": 0.4,
     },
     "procedural": {
-        "requested_per_class": [None, None],
-        "requested": None,
+        "hit_rate_per_class": [None, None],
+        "hit_rate": None,
         "class_share": [0.8, 0.2],
         "cosine": 0.6,
     },

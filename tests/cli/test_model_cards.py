@@ -9,7 +9,6 @@ import json
 import re
 import shlex
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,11 +18,10 @@ from typer.testing import CliRunner
 
 import frami_edge_export
 from frami_edge.assets import DIGITS_TEACHER
-from frami_edge.cards import licence_id, model_header, table, teacher_readme
-from frami_edge.checkpoint import Card, load_checkpoint, save_checkpoint
+from frami_edge.cards import licence_id, model_header, student_readme, table, teacher_readme
+from frami_edge.checkpoint import Card, load_checkpoint, parameters, save_checkpoint
 from frami_edge.cli import app
 from frami_edge.config import StudentArch
-from frami_edge.distillation import write_readme
 from frami_edge.evaluation import Score
 from frami_edge.models import StudentNet
 from frami_edge.runs import RunFolder
@@ -60,10 +58,11 @@ def run_folder(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         licence=theirs.card.licence,
     )
     with RunFolder.create(out, command="distill", config=recipe, seeds={"seed": 3}) as run:
-        save_checkpoint(run.path("student.safetensors"), student, card)
+        sha256 = save_checkpoint(run.path("student.safetensors"), student, card)
         health = {"inversion": {"clips": 40}, "procedural": {"clips": 8}}
-        bank: Any = SimpleNamespace(index=SimpleNamespace(health=health))
-        write_readme(run, card, student, bank, {"mels": "plots/mels.png"})
+        pictures, weights = {"mels": "plots/mels.png"}, parameters(student)
+        text = student_readme(card, student, weights, sha256, health, pictures, run.manifest)
+        run.path("README.md").write_text(text)
     return out
 
 
