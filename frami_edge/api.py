@@ -382,7 +382,6 @@ def export(
             folder,
             options=EngineOptions(seconds=span),
             mels=None if mels is None else mels.mels[:ENGINE_CLIPS],
-            say=log.info,
         )
     except TensorRTUnavailable as missing:
         log.warning("No engines were built: %s", missing)
@@ -406,7 +405,7 @@ def build_engines(
     """
     span = Seconds.parse(seconds) if seconds else None
     place = None if out is None else Path(out)
-    return rebuild(Path(folder), out_dir=place, options=EngineOptions(seconds=span), say=log.info)
+    return rebuild(Path(folder), out_dir=place, options=EngineOptions(seconds=span))
 
 
 def evaluate(
@@ -531,8 +530,8 @@ def _opened(model: Student | Teacher | PathLike) -> OpenedModel:
         return open_model(Path(model))
     card = model.card
     return OpenedModel(
-        Path(f"the {card.kind}"), card.kind, card.labels, model.mel, model.sha256,
-        card.teacher_sha256, card.heard, model,
+        Path(f"the {card.kind}"), card.kind, model, model.mel, card.labels, model.sha256,
+        card.teacher_sha256, card.heard,
     )  # fmt: skip
 
 

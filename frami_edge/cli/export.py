@@ -190,7 +190,7 @@ def _tables(report: ExportReport) -> list[Table]:
     accuracy = fp32.accuracy is not None
     columns = ("name", "kB", "x", "1 s, ms", "x", "chunk", "x", "diff.", "agree %", "SQNR", "lint")
     caption = (
-        "x: times smaller or faster than fp32; diff.: largest difference of the logits; SQNR in dB; "
+        "x: times smaller or faster than fp32; diff.: largest logit difference; SQNR in dB; "
         f"lint: findings of TensorRT's rules. Medians of {bench['rounds']} interleaved rounds, one "
         f"thread, {bench['cpu']}; a chunk is {bench['chunk_s']:g} s."
     )
