@@ -81,13 +81,13 @@ def set_up(work: Path) -> Path:
     rootfs, site = work / "rootfs", work / "site"
     ready = work / ".ready"
     if not ready.exists():
-        begun = time.perf_counter()
+        started = time.perf_counter()
         _unpack_debian(work, rootfs)
         _unpack_wheels(work, site)
         (rootfs / "proc").mkdir(exist_ok=True)
         (rootfs / "proc" / "cpuinfo").write_text(CPUINFO)
         ready.touch()
-        print(f"set up in {time.perf_counter() - begun:.0f} s", file=sys.stderr)
+        print(f"set up in {time.perf_counter() - started:.0f} s", file=sys.stderr)
     # Tests start sys.executable: the launcher stands for it, so that children are emulated too.
     launcher = work / "python-arm64"
     launcher.write_text(
@@ -140,7 +140,7 @@ def _unpack_wheels(work: Path, site: Path) -> None:
 
 
 def version_of(python: Path) -> str:
-    """What the emulated interpreter says of itself."""
+    """Versions of the emulated interpreter and its packages."""
     code = (
         "import platform, numpy, onnxruntime as o; print(platform.machine(), "
         "platform.python_version(), 'numpy', numpy.__version__, 'onnxruntime', o.__version__)"
@@ -208,7 +208,7 @@ def difference(here: Path, there: Path) -> dict[str, Any]:
 
 def run_tests(python: Path, arguments: list[str]) -> dict[str, Any]:
     """The runtime's tests under emulation, shown as they go: they take minutes."""
-    begun = time.perf_counter()
+    started = time.perf_counter()
     command = [
         str(python), "-u", "-m", "pytest", "-p", "no:cacheprovider", "-o", "addopts=", "-o",
         "xfail_strict=true", "--import-mode=importlib", "-ra", *LEFT_OUT, *arguments,
@@ -227,7 +227,7 @@ def run_tests(python: Path, arguments: list[str]) -> dict[str, Any]:
         for line in tests.stdout:
             print(line, end="", file=sys.stderr, flush=True)
             last = line.strip() or last
-    seconds = round(time.perf_counter() - begun)
+    seconds = round(time.perf_counter() - started)
     return {"exit_code": tests.returncode, "summary": last, "seconds": seconds}
 
 

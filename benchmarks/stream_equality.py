@@ -236,7 +236,7 @@ def main() -> int:
     clips = clips or synthetic_clips(50, given.seed)
     figures, passed = [], True
     for model in given.model:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         for mode, tally in compare(model, clips, given.count, given.seed).items():
             figures.append({"model": Path(model).name, "mode": mode, **vars(tally)})
             passed &= tally.passed
@@ -248,7 +248,7 @@ def main() -> int:
             )
             for text in tally.wrong[:5]:
                 print(f"  WRONG: {text}")
-        print(f"  {time.perf_counter() - begun:.0f} s", file=sys.stderr)
+        print(f"  {time.perf_counter() - started:.0f} s", file=sys.stderr)
     if given.json:
         given.json.write_text(json.dumps(figures, indent=2) + "\n")
     print(f"bar: scores and classify within {BAR:g}: {'met' if passed else 'MISSED'}")

@@ -2,8 +2,8 @@
 
 A block is ```` ```sh ````, ```` ```bash ```` or ```` ```python ````; with `file=NAME` behind the
 language it is a file that the reader saves. An HTML comment above it, invisible in the rendered
-page, may say `test: skip because REASON` or `test: prints A | B`. Everything else is run as it is
-printed, but for the shorter runs in `CHANGES`, and beside what the page says that the reader has.
+page, may contain `test: skip because REASON` or `test: prints A | B`. Everything else is run as it is
+printed, but for the shorter runs in `CHANGES`, and beside the files that the page expects.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ CHANGES: dict[str, dict[str, str]] = {
 
 
 class Block(NamedTuple):
-    """A fenced block, and what its page says about the test of it."""
+    """A fenced block and its directives."""
 
     where: str
     language: str
@@ -100,9 +100,9 @@ def blocks(page: str) -> list[Block]:
     found = []
     for match in _BLOCK.finditer(text):
         where = f"{page}:{text.count(chr(10), 0, match.start('language')) + 1}"
-        told = dict(_DIRECTIVE.findall(match["above"]))
-        assert len(told) == match["above"].count("\n"), f"{where}: unknown directive"
-        prints, skipped = told.get("prints"), told.get("skip because", "")
+        directives = dict(_DIRECTIVE.findall(match["above"]))
+        assert len(directives) == match["above"].count("\n"), f"{where}: unknown directive"
+        prints, skipped = directives.get("prints"), directives.get("skip because", "")
         parts = prints.split(" | ") if prints else []
         found.append(
             Block(where, match["language"], match["file"] or "", match["text"], skipped, parts)
@@ -159,7 +159,7 @@ class Reader:
         }
 
 
-# What a page says that its reader has: small and made up, and real files all the same.
+# Files that a page expects its reader to have: small and synthetic.
 
 
 def keyword_net(reader: Reader) -> None:
