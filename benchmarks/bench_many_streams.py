@@ -1,9 +1,9 @@
 """How many microphones one core serves: a group of streams against the same streams one by one.
 
-Each stream receives a chunk every 200 ms, at its own phase of the hop; the group batches what is due
-into one call of the model. Time is the processor time of this process on one thread, so that a busy
-machine counts little; rounds of the group and of single streams take turns. Where the time goes is
-measured around the model and the log-mel; the rest is our Python.
+Each stream receives a chunk every 200 ms, at its own phase of the hop; the group batches the frames
+that are due into one call of the model. Time is CPU time of this process on one thread, which a
+busy machine disturbs little; rounds of the group and of single streams alternate. The shares of
+model and log-mel are measured; the rest is our Python.
 
 Without --model a student of random weights is exported for the occasion (needs torch).
 
@@ -128,7 +128,7 @@ def main() -> int:
                 f"{path.name}: {given.streams} streams, {given.chunk_ms:g} ms chunks, one core: "
                 f"{1 / found['group']:.2f} times real time ({found['group'] * 100:.0f} % of it: "
                 f"model {found['model'] * 100:.0f}, log-mel {found['mel'] * 100:.0f}, rest "
-                f"{ours * 100:.0f}, which is {ours / found['pushes_per_s'] * 1e6:.0f} us per chunk); "
+                f"{ours * 100:.0f}: {ours / found['pushes_per_s'] * 1e6:.0f} us per chunk); "
                 f"one by one {found['alone'] / found['group']:.2f} times the time; "
                 f"scores apart {found['apart']:.1e}"
             )

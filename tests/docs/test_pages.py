@@ -2,8 +2,8 @@
 
 A block is ```` ```sh ````, ```` ```bash ```` or ```` ```python ````; with `file=NAME` behind the
 language it is a file that the reader saves. An HTML comment above it, invisible in the rendered
-page, may contain `test: skip because REASON` or `test: prints A | B`. Everything else is run as it is
-printed, but for the shorter runs in `CHANGES`, and beside the files that the page expects.
+page, may contain `test: skip because REASON` or `test: prints A | B`. Everything else is run as
+printed, except for the shorter settings in `CHANGES`, beside the files that the page expects.
 """
 
 from __future__ import annotations
