@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -283,3 +284,36 @@ def test_no_page_goes_unrun() -> None:
     assert running == set(CHANGES)
     reasons = [b.skipped for page in pages for b in blocks(page) if b.skipped]
     assert all(len(reason) > 15 for reason in reasons)
+
+
+@pytest.mark.slow
+def test_the_cpp_example_gives_pythons_answer(programs: Path, tmp_path: Path) -> None:
+    """Needs a compiler, CMake and ONNX Runtime's headers, in the system or under $ORT_ROOT."""
+    import onnxruntime
+
+    from frami_edge_runtime.classifier import Classifier
+
+    roots = [Path(os.environ.get("ORT_ROOT", "/opt/onnxruntime")), Path("/usr/local"), Path("/usr")]
+    headers = [path for root in roots for path in root.glob("include/**/onnxruntime_cxx_api.h")]
+    if not (headers and shutil.which("cmake") and shutil.which("c++")):
+        pytest.skip("the C++ example is not built: no compiler, CMake or ONNX Runtime headers")
+    library = next((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*"))
+    for name in ("libonnxruntime.so", "libonnxruntime.so.1"):
+        (tmp_path / name).symlink_to(library)
+    options = [
+        f"-DORT_INCLUDE={headers[0].parent}",
+        f"-DORT_LIBRARY={tmp_path / 'libonnxruntime.so'}",
+    ]
+    build = tmp_path / "build"
+    for words in (["-S", ROOT / "examples/cpp", "-B", build, *options], ["--build", build]):
+        subprocess.run(["cmake", *map(str, words)], check=True, capture_output=True)
+    reader = Reader(tmp_path / "home", programs, {})
+    model(reader)
+    command = [build / "classify", reader.work / "student.wave.onnx", reader.work / "clip.wav"]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = re.search(r"^[\d.]+ s  (.+)  ([\d.]+)$", printed, re.MULTILINE)
+    assert found, printed
+    samples = soundfile.read(reader.work / "clip.wav", dtype="float32")[0]
+    expected = Classifier(reader.work / "student.fp32.onnx").classify(samples)
+    assert found[1] == expected.label
+    assert float(found[2]) == pytest.approx(expected.score, abs=1e-4)
