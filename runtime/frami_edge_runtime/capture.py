@@ -164,7 +164,7 @@ class SampleQueue:
 
     @property
     def stats(self) -> CaptureStats:
-        """The counters now."""
+        """Counters of captured, waiting and lost samples."""
         with self._changed:
             return CaptureStats(
                 samples_in=self._samples_in,

@@ -64,7 +64,6 @@ CHANGES: dict[str, dict[str, str]] = {
         "--int8 --with-frontend": "--int8 --with-frontend --min-agreement 0.8",
         "student.int8.cpu.onnx --bank": "student.int8.cpu.onnx --min-agreement 0.8 --bank",
         "train-teacher esc10-teacher": f"train-teacher esc10-teacher {TEACHER}",
-        "--workers 2": f"--methods smooth-noise --folds 1 {TINY}",
     },
     "docs/MY_TEACHER.md": {
         "{steps: 30, burn_in: 10, batch_size: 24, width: 16}": "{steps: 3, burn_in: 1, width: 16}",

@@ -46,16 +46,13 @@ def test_meets_its_definition(kind: str, sizes: list[int]) -> None:
         pool.push(FRAMES[:, n : n + size])
         n += size
     pooled = pool.pooled()
-    assert pool.count == n
-    assert pooled.dtype == np.float32
-    assert pooled.shape == (2 * C,)
+    assert (pool.count, pooled.dtype, pooled.shape) == (n, np.float32, (2 * C,))
     assert np.allclose(pooled, by_definition(kind, n), rtol=2e-7, atol=1e-6)
 
 
 def test_whole_clips_at_once_are_pooled_alike() -> None:
     clips_BCT = np.stack([FRAMES[:, :200], FRAMES[:, 200:]])
     pooled_BD = mean_std(clips_BCT, EPS)
-    assert (pooled_BD.dtype, pooled_BD.shape) == (np.float64, (2, 2 * C))
     np.testing.assert_allclose(pooled_BD[0], by_definition("whole", 200), rtol=1e-12)
     for clip_CT, pooled_D in zip(clips_BCT, pooled_BD, strict=True):
         pool = WholeClip(C, EPS)
@@ -71,7 +68,6 @@ def test_grouping_of_pushes_cannot_change_a_bit(kind: str, cuts: list[int]) -> N
     one.push(FRAMES)
     for part in np.split(FRAMES, sorted(cuts), axis=1):
         many.push(part)
-    assert np.array_equal(one.pooled(), many.pooled())
     assert pickle.dumps(one.state()) == pickle.dumps(many.state())
 
 
@@ -85,8 +81,10 @@ def test_saved_state_continues_exactly_and_reset_forgets(kind: str) -> None:
         each.push(FRAMES[:, 37:90])
     assert np.array_equal(pool.pooled(), other.pooled())
     other.reset()
+    assert other.empty
     with pytest.raises(StreamError, match="no frames"):
         other.pooled()
+    assert other.state().keys() == MAKE[kind]().state().keys()
     other.push(FRAMES[:, :90])
     assert np.allclose(other.pooled(), pool.pooled(), rtol=1e-6)
 
@@ -101,20 +99,12 @@ def test_states_that_do_not_fit_are_refused(kind: str) -> None:
         for bad in ({**good, key: wrong}, {k: v for k, v in good.items() if k != key}):
             with pytest.raises(StreamError, match=key):
                 pool.load_state(bad)
-    for other in MAKE:
-        if other != kind:
-            with pytest.raises(StreamError):
-                pool.load_state(MAKE[other]().state())
+    for other in set(MAKE) - {kind}:
+        with pytest.raises(StreamError):
+            pool.load_state(MAKE[other]().state())
+    with pytest.raises(StreamError, match="weight"):
+        MAKE["forget"]().load_state(Forgetting(C, EPS, half_life=3.0).state())
     assert np.array_equal(pool.pooled(), before)
-
-
-def test_a_constant_channel_has_the_standard_deviation_of_eps() -> None:
-    pool = WholeClip(1, EPS)
-    for _ in range(1000):
-        pool.push(np.full((1, 7), 123.456, np.float32))
-    mean, std = pool.pooled()
-    assert mean == np.float32(123.456)
-    assert std == pytest.approx(EPS**0.5, rel=1e-3)
 
 
 def test_a_day_of_frames_is_exact() -> None:

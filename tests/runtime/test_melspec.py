@@ -15,43 +15,29 @@ from frami_edge_runtime.melspec import MelSpec, hz_to_mel, mel_to_hz
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"sample_rate": 0}, "sample_rate"),
         ({"sample_rate": 16000.0}, "integer"),
         ({"hop_length": True}, "integer"),
         ({"n_fft": 1 << 17}, "1..65536"),
-        ({"n_mels": 5000}, "1..1024"),
+        ({"n_fft": 1 << 16, "n_mels": 1024}, "4194304 filter weights"),
         ({"win_length": 600}, "longer than n_fft"),
         ({"hop_length": 401}, "samples would be lost"),
         ({"f_max": 9000.0}, "sample_rate / 2"),
-        ({"f_min": 8000.0}, "f_min < f_max"),
-        ({"f_min": -1.0}, "f_min"),
         ({"f_min": float("nan")}, "finite"),
         ({"power": 3.0}, "power"),
         ({"log_eps": 0.0}, "log_eps"),
         ({"log_eps": 10**400}, "finite"),
         ({"mel_scale": "bark"}, "htk, slaney"),
-        ({"norm": None}, "none, slaney"),
-        ({"log": "ln2"}, "log10"),
-        ({"log_floor": "max"}, "clamp"),
         ({"center": 1}, "center"),
-        ({"mean": "instance"}, "cannot stream"),
-        ({"mean": "0.5"}, "no number"),
+        ({"mean": "per_clip"}, "cannot stream"),
         ({"mean": [0.0] * 3}, "3 values for 64 bands"),
-        ({"std": 0.0}, "positive"),
         ({"std": [1.0] * 63 + [-1.0]}, "positive"),
-        ({"std": [1.0] * 63 + ["x"]}, "finite number"),
         ({"std": None}, "finite number"),
+        ({"hop": 10}, "no key hop"),
     ],
 )
 def test_fields_out_of_range_are_named(changes: dict[str, object], words: str) -> None:
-    with pytest.raises(MelSpecError) as caught:
+    with pytest.raises(MelSpecError, match=words):
         MelSpec.from_dict({**MelSpec().to_dict(), **changes})
-    assert words in str(caught.value)
-
-
-def test_unknown_keys_are_named() -> None:
-    with pytest.raises(MelSpecError, match="no key hop"):
-        MelSpec.from_dict({"hop": 10})
 
 
 def test_round_trip_through_json_keeps_everything() -> None:
@@ -86,3 +72,4 @@ def test_tones_stay_between_floor_and_ceiling(changes: dict[str, object]) -> Non
         highest = np.maximum(highest, mel.max(axis=0))
     assert (highest <= spec.ceiling + 0.3).all()
     assert (highest[4:] >= spec.ceiling[4:] - 1.5).all()
+    assert np.allclose(log_mel(np.zeros(4000, np.int16), spec), spec.floor, atol=1e-5)
