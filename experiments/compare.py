@@ -156,7 +156,7 @@ class Maker:
         return self._teacher[1]
 
     def bank(self, run: Run, teacher: Teacher) -> tuple[Bank, dict[str, Any]]:
-        """The run's bank, made first if it does not exist, and what its manifest says."""
+        """The run's bank, made first if it does not exist, and its manifest."""
         folder = self.folder / run.bank
         config = self.plan.journeys[run.bank_method]
         with self._lock(folder.name):
