@@ -20,13 +20,6 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from frami_edge.cli._options import OUTPUT
-from frami_edge.cli._options import Deterministic as Deterministic
-from frami_edge.cli._options import Device as Device
-from frami_edge.cli._options import Json as Json
-from frami_edge.cli._options import Overrides as Overrides
-from frami_edge.cli._options import Precision as Precision
-from frami_edge.cli._options import Quiet as Quiet
-from frami_edge.cli._options import Seed as Seed
 from frami_edge.cli._output import Output, print_json
 from frami_edge.config import describe
 from frami_edge.errors import Terminated
