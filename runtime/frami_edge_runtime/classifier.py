@@ -120,7 +120,7 @@ class Classifier:
 
         Args:
             n: Number of streams, 1..65,536.
-            sample_rate: As for `stream`, and so are the others: one choice for all n.
+            sample_rate: Hz of all samples, as for `stream`.
             window_s: Length of a sliding window in seconds.
             forget_s: Half-life in seconds.
             hop_s: Seconds between results.
