@@ -208,16 +208,29 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     assert peak < 2_000_000
 
 
-def read_or_refuse(path: Path) -> None:
+EDITS = st.tuples(st.integers(0, 60), st.sampled_from([0, 1, 2, 3, 127, 128, 254, 255]))
+
+
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    edits=st.lists(EDITS, min_size=1, max_size=6),
+    keep=st.integers(0, 244),
+    width=st.sampled_from([1, 2, 3, 4]),
+)
+def test_any_damage_is_read_or_refused(
+    tmp_path: Path, edits: list[tuple[int, int]], keep: int, width: int
+) -> None:
     """No other error than the documented one, no endless read, no memory beyond a few blocks."""
+    path = write_wav(tmp_path / "a.wav", bytes(range(200)), width=width)
+    data = bytearray(path.read_bytes())
+    for at, value in edits:
+        data[at % len(data)] = value
+    path.write_bytes(bytes(data[:keep]))
     tracemalloc.start()
     try:
-        with AudioFile(path) as file:
-            total = 0
-            for block in file.blocks():
-                assert block.ndim == 1
-                total += len(block)
-                assert total <= 1_000_000
+        assert len(read_all(path)) <= 200
     except AudioError as error:
         if not error.message or not error.fix:
             raise
@@ -225,22 +238,3 @@ def read_or_refuse(path: Path) -> None:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peak < 4_000_000
-
-
-@settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(
-    edits=st.lists(st.tuples(st.integers(0, 60), st.sampled_from([0, 1, 2, 3, 127, 128, 254, 255]), min_size=1, max_size=6),
-    keep=st.integers(0, 244),
-    width=st.sampled_from([1, 2, 3, 4]),
-)
-def test_any_damage_is_read_or_refused(
-    tmp_path: Path, edits: list[tuple[int, int]], keep: int, width: int
-) -> None:
-    path = write_wav(tmp_path / "a.wav", bytes(range(200)), width=width)
-    data = bytearray(path.read_bytes())
-    for at, value in edits:
-        data[at % len(data)] = value
-    path.write_bytes(bytes(data[:keep]))
-    read_or_refuse(path)
