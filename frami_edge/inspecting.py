@@ -24,7 +24,7 @@ from frami_edge.errors import CheckpointError, TeacherError
 from frami_edge.io import read_small, sha256_file
 from frami_edge.losses import live_batch_norms
 from frami_edge.models import ReusedHead, StudentNet, macs_per_second
-from frami_edge.opening import ENGINES, open_model, read_info, read_onnx, submessages
+from frami_edge.opening import ENGINES, open_model, read_info, read_onnx
 from frami_edge.runs import MANIFEST, read_manifest
 from frami_edge.teachers.foreign import ForeignTeacher
 from frami_edge.teachers.opening import (
@@ -39,7 +39,7 @@ from frami_edge.teachers.opening import (
     weights_path,
 )
 from frami_edge.teachers.tracing import find_layout, trace
-from frami_edge_export.lint import lint_tensorrt
+from frami_edge_export.lint import Finding, lint_tensorrt
 from frami_edge_runtime.errors import FramiEdgeError, ModelFileError
 from frami_edge_runtime.melspec import MelSpec
 from frami_edge_runtime.modelfile import ModelInfo, read_head
@@ -49,8 +49,6 @@ Facts = dict[str, Any]
 
 REPORT: Final = "export_report.json"
 _MAX_REPORT_BYTES: Final = 64 << 20
-_MAX_IR, _MAX_OPSET = 10, 20
-"""The newest that ONNX Runtime 1.23.2 loads, the last release for JetPack 6."""
 _WEIGHT_TYPES: Final = (
     TensorProto.FLOAT,
     TensorProto.FLOAT16,
@@ -169,23 +167,17 @@ def _describe_onnx(path: Path) -> Description:
             kind, info = found
             title = f"{kind} model of frami-edge export"
             sections = {"model": _info_facts(info)}
-    external = [
-        m.name or "a constant"
-        for m in submessages(model)
-        if m.DESCRIPTOR.name == "TensorProto"
-        and (m.data_location == TensorProto.EXTERNAL or m.external_data)
-    ]
-    if external:
-        findings.append(
-            f"{len(external)} tensors are stored in another file ({external[0]} first), which is "
-            "not read."
-        )
-    unsound = _unsound(model)
-    # TensorRT's static rules make sense for a sound graph only.
-    lint = None if unsound else [f"{f.rule}: {f.node}" for f in lint_tensorrt(model)]
-    graph = {**_graph_facts(model), "tensorrt_lint": lint}
+    lint: list[Finding] = []
+    try:
+        onnx.checker.check_model(model)
+    except Exception as error:  # the checker raises half a dozen types
+        first = (str(error).strip().splitlines() or ["no reason given"])[0]
+        findings.append(f"The ONNX checker objects: {first[:200]}")
+    else:  # TensorRT's static rules make sense for a sound graph only
+        lint += lint_tensorrt(model)
+    findings += [f"{f.message} {f.fix}" for f in lint if f.rule in ("opset", "ir", "external-data")]
+    graph = {**_graph_facts(model), "tensorrt_lint": [f"{f.rule}: {f.node}" for f in lint]}
     sections = {"file": _file(path), "graph": graph, **sections}
-    findings += unsound
     return Description(kind, title, sections, findings)
 
 
@@ -258,23 +250,6 @@ def _head_parameters(metadata: dict[str, str]) -> int | None:
     except Exception:  # absent or damaged; protobuf's exceptions differ between implementations
         return None
     return sum(_parameters_by_type(head.graph).values())
-
-
-def _unsound(model: onnx.ModelProto) -> list[str]:
-    """What the ONNX checker and the loaders of devices object to."""
-    found = []
-    try:
-        onnx.checker.check_model(model)
-    except Exception as error:  # the checker raises half a dozen types
-        first = (str(error).strip().splitlines() or ["no reason given"])[0]
-        found.append(f"The ONNX checker objects: {first[:200]}")
-    opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
-    if model.ir_version > _MAX_IR or opset > _MAX_OPSET:
-        found.append(
-            f"Opset {opset} or IR {model.ir_version} is too new for ONNX Runtime 1.23.2, the last "
-            f"release for JetPack 6, which loads opset {_MAX_OPSET} and IR {_MAX_IR}."
-        )
-    return found
 
 
 def _describe_safetensors(path: Path) -> Description:

@@ -357,7 +357,7 @@ def _engines(
 
     heard = None if mels is None else mels.mels[:HEARD_BY_ENGINES]
     try:
-        report = rebuild(out, options=options, mels=heard, say=output.note)
+        report = rebuild(out, options=options, mels=heard)
     except TensorRTUnavailable as missing:
         output.warn(f"No engines were built: {missing}")
         return None, missing.message
@@ -368,7 +368,7 @@ def _engines(
 def _engines_alone(folder: Path, out: Path | None, options: EngineOptions, output: Output) -> None:
     from frami_edge_export.tensorrt import rebuild
 
-    report = rebuild(folder, out_dir=out, options=options, say=output.note)
+    report = rebuild(folder, out_dir=out, options=options)
     output.result(report.to_dict() | {"out": str(out or folder)})
     show_engines(report, output)
     check_engines(report, out or folder)

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 import frami_edge_export
 from frami_edge.assets import DIGITS_TEACHER
-from frami_edge.cards import licence_id, model_header, table, teacher_readme
+from frami_edge.cards import licence_id, model_header, teacher_readme
 from frami_edge.checkpoint import Card, load_checkpoint, save_checkpoint
 from frami_edge.cli import app
 from frami_edge.config import StudentArch
@@ -175,16 +175,3 @@ def test_a_licence_is_named_only_where_it_is_known(licence: str, expected: dict[
     assert {key: value for key, value in header.items() if "license" in key} == expected
     assert header["tags"][1] == "on"  # quoted where YAML would read something else
     assert header["model-index"][0]["name"] == "yes: [1e-3]"
-
-
-def test_tables_escape_bars_and_lines() -> None:
-    assert table(["a"], [["x|y\nz"]]) == "| a |\n| --- |\n| x\\|y z |"
-
-
-def test_the_hubs_own_library_reads_the_header(run_folder: Path) -> None:
-    hub: Any = pytest.importorskip("huggingface_hub", reason="the extra hub is not installed")
-    card = hub.ModelCard((run_folder / "README.md").read_text())
-    assert card.data.pipeline_tag == "audio-classification"
-    text = model_header("x", "MIT", [], accuracies={"accuracy": 0.9}, measured_on=("esc10", "1"))
-    (known,) = hub.ModelCard(text + "\n# x\n").data.eval_results
-    assert (known.dataset_name, known.metric_value) == ("esc10", 0.9)

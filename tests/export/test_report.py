@@ -1,22 +1,22 @@
+"""Gates, verdicts, the recommendation, and the one latency measurement."""
+
 from __future__ import annotations
 
-import dataclasses
 import time
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frami_edge_export.bench import MIN_ROUNDS, interleaved_latency
+from frami_edge_export.bench import MIN_ROUNDS, interleaved
 from frami_edge_export.report import Artifact, Gate, judge
 
 PARITY = Gate.at_most("torch = ONNX fp32", 1e-7, 1e-5)
 
 
 def agreement(value: float, artifact: str = "int8.cpu") -> Gate:
-    gate = Gate.at_least(f"{artifact} agreement", value, 0.98)
-    return dataclasses.replace(gate, artifact=artifact)
+    return Gate.at_least(f"{artifact} agreement", value, 0.98, artifact)
 
 
 GOOD = [PARITY, agreement(1.0)]
@@ -112,25 +112,21 @@ def test_gates_compare_with_their_limit(value: float, passed: bool) -> None:
     assert Gate.at_most("g", -value, -0.98).passed is passed
 
 
-class Sleeper:
-    """Takes so many milliseconds, and notes when it ran."""
-
-    def __init__(self, ms: float, log: list[float]) -> None:
-        self.ms, self.log = ms, log
-
-    def run(self, names: Any, feed: Any) -> None:
-        self.log.append(self.ms)
-        time.sleep(self.ms / 1e3)
-
-
 def test_latency_is_interleaved_and_ordered() -> None:
-    log: list[float] = []
-    sessions = {"slow": Sleeper(3.0, log), "fast": Sleeper(0.5, log)}
-    found = interleaved_latency(sessions, {"slow": {}, "fast": {}}, budget_s=0.01, max_rounds=40)
+    log: list[str] = []
+
+    def sleeper(name: str, ms: float) -> Callable[[], None]:
+        def call() -> None:
+            log.append(name)
+            time.sleep(ms / 1e3)
+
+        return call
+
+    calls = {"slow": sleeper("slow", 3.0), "fast": sleeper("fast", 0.5)}
+    found = interleaved(calls, budget_s=0.01, max_rounds=40)
     assert found["slow"].p50_ms > 2 * found["fast"].p50_ms
     assert found["slow"].p50_ms <= found["slow"].p95_ms
     assert found["fast"].rounds == found["slow"].rounds == MIN_ROUNDS
-    timed = log[10:]
     # Each goes first in turn, and runs once untimed before.
-    assert timed[:8] == [3.0, 3.0, 0.5, 0.5, 0.5, 0.5, 3.0, 3.0]
-    assert timed.count(3.0) == timed.count(0.5) == 2 * MIN_ROUNDS
+    assert log[10:18] == ["slow"] * 2 + ["fast"] * 4 + ["slow"] * 2
+    assert log[10:].count("slow") == log[10:].count("fast") == 2 * MIN_ROUNDS
