@@ -194,7 +194,7 @@ class AudioFile:
             raise
         self.channels = self._decoder.channels
         self.frames = self._decoder.frames
-        """Samples per channel according to the header; None where it does not say."""
+        """Samples per channel according to the header; None where it is unknown."""
         self.encoding = self._decoder.encoding
         self._channel: Channel = channel
 
@@ -239,7 +239,10 @@ def _open(path: Path) -> _PcmWave | _SoundFile:
         head = file.read(12)
         if head[:4] == b"RIFF" and head[8:] == b"WAVE" and (fmt := _wave_format(file)):
             return _PcmWave(file, fmt)
-    except (OSError, ValueError, struct.error) as error:
+    except struct.error:
+        file.close()
+        raise _damaged(str(path), ValueError("its header ends too early")) from None
+    except (OSError, ValueError) as error:
         file.close()
         raise _damaged(str(path), error) from None
     file.close()
@@ -255,10 +258,12 @@ def _wave_format(file: BinaryIO) -> tuple[int, int, int] | None:
         name, size = struct.unpack("<4sI", file.read(8))
         if name == b"data":
             break
+        after = file.tell() + size + size % 2
         if name == b"fmt ":
             fmt = file.read(min(size, 26))
-            size -= len(fmt)
-        file.seek(size + size % 2, os.SEEK_CUR)
+        file.seek(after)
+    else:
+        raise ValueError("it has no data chunk")
     tag, channels, rate, _, block, bits = struct.unpack("<HHIIHH", fmt[:16])
     # ffmpeg and sox write 24-bit files as WAVE_FORMAT_EXTENSIBLE, with the real tag further on.
     if tag == _EXTENSIBLE and len(fmt) == 26:
@@ -278,10 +283,10 @@ class _PcmWave:
         self.channels, self.sample_rate, self._width = fmt
         (size,) = struct.unpack("<I", file.read(4))
         # A recorder that was cut off, or writes to a pipe, leaves another size than the file's.
-        here, end = file.tell(), file.seek(0, os.SEEK_END)
-        file.seek(here)
+        start, end = file.tell(), file.seek(0, os.SEEK_END)
+        file.seek(start)
         self._file = file
-        self._left = min(size, end - here)
+        self._left = min(size, end - start)
         self.frames: int | None = self._left // (self._width * max(1, self.channels))
         self.encoding = f"{8 * self._width}-bit PCM"
 

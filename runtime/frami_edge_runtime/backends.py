@@ -62,7 +62,7 @@ Providers = Sequence[str | tuple[str, dict[str, str]]]
 
 
 class Backend(Protocol):
-    """A loaded model: its trunk, its head and what its file says about them.
+    """A loaded model: its trunk, its head and their description.
 
     Any thread may call `frames` and `logits` at any time; a backend that owns buffers locks them.
     Results belong to the caller: no later call changes them.
@@ -73,7 +73,7 @@ class Backend(Protocol):
     name: str
     """The model file's name, for messages."""
     info: ModelInfo
-    """The model file's description of itself."""
+    """The description in the model file."""
     sha256: str
     """64 hex digits of the model file: a saved stream state belongs to them."""
     max_batch: int
@@ -187,7 +187,7 @@ class OrtModel:
         info, who = self.info, f"{self.name}: the trunk"
         _check_port(self._trunk.get_inputs(), TRUNK_INPUT, (None, 1, info.mel.n_mels, None), who)
         _check_port(self._trunk.get_outputs(), TRUNK_OUTPUT, (None, info.channels, None), who)
-        self._head = Head(read_head(self._trunk), info, threads, self.name)
+        self._head = HeadSession(read_head(self._trunk), info, threads, self.name)
         check_model(self, EXACT if kind == "cpu" else ON_GPU[info.precision])
 
     def frames(self, mel_BMT: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -225,12 +225,12 @@ class OrtModel:
         _check_taken(self._trunk, self.kind, self.name)
 
 
-class Head:
+class HeadSession:
     """The affine head of a model, in its own session on the CPU.
 
     Args:
         onnx: The head's ONNX file.
-        info: What the model says about itself.
+        info: The description in the model file.
         threads: CPU threads of one run.
         name: The model's file name, for messages.
 
@@ -319,7 +319,7 @@ def check_model(model: Backend, tolerance: float = EXACT) -> None:
         found = model.frames(np.ascontiguousarray(mel_BMT))
         if found.shape != (1, info.channels, frames):
             raise ModelFileError(
-                f"{model.name}: {METADATA_KEY} says receptive_field {field}, stride {info.stride}, "
+                f"{model.name}: {METADATA_KEY} has receptive_field {field}, stride {info.stride}, "
                 f"channels {info.channels}, but {mel_BMT.shape[3]} mel frames give {found.shape}.",
                 fix=EXPORT_AGAIN,
             )

@@ -35,12 +35,12 @@ class Classifier:
 
     @property
     def backend(self) -> str:
-        """The backend in use; ``backend_reason`` says why."""
+        """The backend in use; ``backend_reason`` gives the reason."""
         return self._model.kind
 
     @property
     def info(self) -> ModelInfo:
-        """What the model file says about itself."""
+        """The description in the model file."""
         return self._model.info
 
     @property

@@ -1,4 +1,4 @@
-"""What a model file says about itself: the contract between exporter and device.
+"""The description inside a model file: the contract between exporter and device.
 
 A model is ONE ``.onnx`` file. Its graph is the trunk:
 

@@ -29,7 +29,7 @@ from frami_edge_runtime.audio import check_rate, check_samples
 from frami_edge_runtime.backends import LONGEST_RUN, Backend
 from frami_edge_runtime.errors import AudioError, ModelFileError, StreamError
 from frami_edge_runtime.logmel import LogMelStream, MelBlock
-from frami_edge_runtime.pooling import Forgetting, SlidingWindow, StatsPool, WholeClip
+from frami_edge_runtime.pooling import Forgetting, SlidingWindow, StreamPool, WholeClip
 from frami_edge_runtime.resample import Resampler
 from frami_edge_runtime.state import StateReader, read_state, save_state
 
@@ -183,7 +183,7 @@ class Stream:
         self.sample_rate = mel.sample_rate if sample_rate is None else check_rate(sample_rate)
         """Hz, of the samples to be pushed."""
         self._hop, self._blocks = _plan_results(info.frame_s, window_s, forget_s, hop_s)
-        self._pool: StatsPool
+        self._pool: StreamPool
         eps = info.pooling.eps
         if self._hop is not None and self._blocks is not None:
             self._pool = SlidingWindow(info.channels, eps, block=self._hop, blocks=self._blocks)
@@ -720,11 +720,11 @@ def _answer(streams: Sequence[Stream], *, last: bool) -> list[Result]:
 def _flush(streams: Sequence[Stream]) -> list[Result | None]:
     """The last result of each stream, None where there is none; all are reset."""
     try:
-        begun = [stream for stream in streams if stream._time.stretch]
-        for stream in begun:
+        open_ones = [stream for stream in streams if stream._time.stretch]
+        for stream in open_ones:
             stream._end_segment()
-        _run_due(begun, wanted=False)
-        pooled = [stream for stream in begun if not stream._pool.empty]
+        _run_due(open_ones, wanted=False)
+        pooled = [stream for stream in open_ones if not stream._pool.empty]
         results = dict(zip(pooled, _answer(pooled, last=True), strict=True))
         return [results.get(stream) for stream in streams]
     finally:

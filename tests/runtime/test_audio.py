@@ -174,7 +174,9 @@ def test_what_is_no_file_or_no_audio(tmp_path: Path) -> None:
     (tmp_path / "empty.wav").touch()
     (tmp_path / "text.wav").write_text("hello, this is not audio at all")
     write_wav(tmp_path / "slow.wav", pcm(WAVE, 2), rate=7)
+    (tmp_path / "cut.wav").write_bytes((tmp_path / "slow.wav").read_bytes()[:30])
     for name, words in (
+        ("cut.wav", "header ends too early"),
         ("none.wav", "does not exist"),
         ("", "cannot be read"),
         ("empty.wav", "is empty"),
