@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -57,7 +57,6 @@ _WEIGHT_TYPES: Final = (
     TensorProto.INT8,
     TensorProto.UINT8,
 )
-_WITH_WEIGHTS: Final = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _TRACED_MODULES = 10
 """Modules of a teacher that are shown, up to the last: the pooling is among them."""
 
@@ -184,7 +183,6 @@ def _describe_onnx(path: Path) -> Description:
 def _graph_facts(model: onnx.ModelProto) -> Facts:
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     types = _parameters_by_type(model.graph)
-    layers = dict(_layers(model.graph))
     stored = {t.name for t in model.graph.initializer}
     return {
         "opset": {o.domain or "ai.onnx": o.version for o in model.opset_import},
@@ -195,41 +193,17 @@ def _graph_facts(model: onnx.ModelProto) -> Facts:
         "parameters": sum(types.values()),
         "head_parameters": _head_parameters(metadata),
         "parameters_by_type": dict(types.most_common()),
-        "int8_layers": [name for name, quantised in layers.items() if quantised],
-        "float_layers": [name for name, quantised in layers.items() if not quantised],
         "operators": dict(Counter(node.op_type for node in model.graph.node).most_common()),
     }
 
 
 def _parameters_by_type(graph: onnx.GraphProto) -> Counter[str]:
-    """Number of weights by type; scales and zero points do not count."""
-    scales: set[str] = set()
-    dequantised = set()
-    for node in graph.node:
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            scales.update(node.input[1:])
-        if node.op_type == "DequantizeLinear":
-            dequantised.add(node.input[0])
+    """Number of weights by type; an int8 graph's include its scales and zero points."""
     types: Counter[str] = Counter()
     for tensor in graph.initializer:
-        # An int32 tensor holds indices, unless it is the bias of an int8 layer.
-        is_weight = tensor.data_type in _WEIGHT_TYPES or tensor.name in dequantised
-        if is_weight and tensor.name not in scales and math.prod(tensor.dims) > 1:
+        if tensor.data_type in _WEIGHT_TYPES and math.prod(tensor.dims) > 1:
             types[_type_name(tensor.data_type)] += math.prod(tensor.dims)
     return types
-
-
-def _layers(graph: onnx.GraphProto) -> Iterator[tuple[str, bool]]:
-    """Name of each layer with weights, and whether both of its inputs are quantised."""
-    maker = {name: node.op_type for node in graph.node for name in node.output}
-    stored = {t.name for t in graph.initializer}
-    for node in graph.node:
-        if node.op_type not in _WITH_WEIGHTS or len(node.input) < 2:
-            continue
-        operands = [maker.get(name) for name in node.input[:2]]
-        # A product of two activations has no weights.
-        if node.input[1] in stored or operands[1] in ("DequantizeLinear", "Constant"):
-            yield node.name or node.output[0], operands == ["DequantizeLinear"] * 2
 
 
 def _port(port: onnx.ValueInfoProto) -> str:

@@ -130,11 +130,21 @@ class ExportReport:
     """What a reader should know before using a file."""
     stale: tuple[str, ...] = ()
     """Files of an earlier export in the same folder."""
+    engines: Any = None
+    """`EngineReport` of the TensorRT engines; None where none were built."""
 
     @property
     def ok(self) -> bool:
-        """Every gate passed."""
-        return all(gate.passed for gate in self.gates)
+        """Every gate passed, and every engine its check."""
+        return all(gate.passed for gate in self.gates) and (not self.engines or self.engines.ok)
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    def __str__(self) -> str:
+        return markdown_card(self)
+
+    _repr_markdown_ = __str__
 
     def artifact(self, name: str) -> Artifact:
         """The artefact of that name.
@@ -146,7 +156,9 @@ class ExportReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return {"schema": SCHEMA, "ok": self.ok, **dataclasses.asdict(self)}
+        engines = self.engines.to_dict() if self.engines else None
+        values = dataclasses.asdict(replace(self, engines=None))
+        return {"schema": SCHEMA, "ok": self.ok, **values, "engines": engines}
 
 
 PURPOSES: Final = {
