@@ -19,7 +19,8 @@ from frami_edge.checkpoint import Teacher, load_checkpoint, parameters
 from frami_edge.cli._output import Output
 from frami_edge.config import JourneyConfig
 from frami_edge.controls import control_feed
-from frami_edge.data.sets import SoundSet, load_set, read_audio
+from frami_edge.data.decoding import read_audio
+from frami_edge.data.sets import SoundSet, load_set
 from frami_edge.data.store import Features, FeatureStore
 from frami_edge.device import Compute, generator
 from frami_edge.evaluation import Score, check_unheard, predict, score
