@@ -152,6 +152,10 @@ class Bank:
         """Clips of all sources."""
         return sum(s.clips for s in self.index.shards)
 
+    def __repr__(self) -> str:
+        listed = ", ".join(f"{n} {name}" for name, n in self.sources.items())
+        return f"Bank({self.folder}: {len(self)} clips of {self.index.frames} mel frames; {listed})"
+
     @property
     def sources(self) -> dict[str, int]:
         """Clips by source."""

@@ -17,22 +17,21 @@ from torch import Tensor
 
 from frami_edge.bank import Bank, BankFeed, check_bank
 from frami_edge.checkpoint import Teacher
-from frami_edge.cli._output import Output
 from frami_edge.config import BASELINES, JourneyConfig, TrainConfig
 from frami_edge.data.sets import Clip, SoundSet, check_disjoint, load_set
-from frami_edge.data.store import Features, length_buckets
+from frami_edge.data.store import Features, length_buckets, load_features
 from frami_edge.device import Compute, generator
 from frami_edge.distillation import ClipFeed, Distiller, Feed, TensorFeed, new_student
 from frami_edge.errors import CheckpointError, ConfigError
-from frami_edge.evaluation import Score, score
+from frami_edge.evaluation import Control, predict, score
 from frami_edge.inversion import ready
 from frami_edge.models import StudentNet
-from frami_edge.opening import OpenedModel, predict
+from frami_edge.opening import OpenedModel
 from frami_edge.runs import NEVER, Stop, Trail, load_state, save_state
 from frami_edge.sources import LEARNED
 from frami_edge.sources.noise import smooth_noise_mels, white_noise_mels
 from frami_edge.sources.procedural import procedural_mels
-from frami_edge.training import load_features, train_epochs, warn_rejected
+from frami_edge.training import train_epochs
 from frami_edge_runtime.melspec import MelSpec
 
 # --- Control rows: the same student and the same distillation on other clips than the bank's
@@ -138,8 +137,8 @@ def control_student(
         recipe,
         compute=compute,
         seed=config.seed,
-        on_step=lambda i, _, m: on_step(i, m),
-        trail=trail,
+        checkpoint=trail.path if trail else None,
+        progress=lambda update: on_step(update.done, dict(update.metrics)),
     )
     return student.eval().requires_grad_(False)
 
@@ -198,14 +197,14 @@ class Wanted:
     unrelated: str = ""
 
 
-def parse_controls(text: str) -> Wanted:
-    """`white_noise,unrelated=esc40` as a list of rows; smooth noise is always one of them.
+def parse_controls(wanted: Sequence[str]) -> Wanted:
+    """`white_noise`, `unrelated=esc40` as a list of rows; smooth noise is always one of them.
 
     Raises:
         ConfigError: An unknown control, or `unrelated` without a set.
     """
     names, unrelated = {ALWAYS}, ""
-    for part in text.split(","):
+    for part in wanted:
         name, equals, value = (piece.strip() for piece in part.partition("="))
         if name == ALL_SYNTHETIC and not equals:
             names |= set(SYNTHETIC)
@@ -222,7 +221,7 @@ def parse_controls(text: str) -> Wanted:
         else:
             known = ", ".join([*(n for n in CONTROLS if n != UNRELATED), "unrelated=SET"])
             raise ConfigError(
-                f"--controls {text!r}: there is no control {part.strip()!r}.",
+                f"There is no control {part.strip()!r}.",
                 fix=f"Use {known}, or {ALL_SYNTHETIC}.",
             )
     return Wanted(tuple(name for name in CONTROLS if name in names), unrelated)
@@ -286,7 +285,7 @@ class ControlTable:
         compute: Compute,
         data: SoundSet,
         fold: str,
-        out: Output,
+        out: Any,
         *,
         bank: Path | None = None,
         root: Path | None = None,
@@ -324,9 +323,9 @@ class ControlTable:
         return table
 
     def rows(
-        self, tests: Features, theirs_NK: Tensor, out: Output, folder: Path | None = None
-    ) -> dict[str, tuple[Score, dict[str, Any]]]:
-        """Distil and score each control: name to its score, and the row of the JSON object.
+        self, tests: Features, theirs_NK: Tensor, out: Any, folder: Path | None = None
+    ) -> dict[str, Control]:
+        """Distil and score each control.
 
         Args:
             tests: Clips with log-mels of the teacher's front end.
@@ -339,12 +338,11 @@ class ControlTable:
         for name in self.wanted.names:
             logits_NK = self._logits(name, tests, out, folder)
             mine = score(logits_NK, tests.labels, theirs_NK)
-            row = {"accuracy": mine.accuracy, "agreement": mine.agreement, "kl_nats": mine.kl}
-            row |= {"steps": self._steps(name), "seed": self.config.seed}
-            found[name] = (mine, row | self._clips(name))
+            facts = {"steps": self._steps(name), "seed": self.config.seed, **self._clips(name)}
+            found[name] = Control(_LABELS[name], mine, facts)
         return found
 
-    def _logits(self, name: str, tests: Features, out: Output, folder: Path | None) -> Tensor:
+    def _logits(self, name: str, tests: Features, out: Any, folder: Path | None) -> Tensor:
         """What a control says to the clips, (N, K): from an earlier run, or of a new student."""
         kept = folder / f"{name}.pt" if folder else None
         answers = load_state(kept) if kept and kept.exists() else None
@@ -390,27 +388,6 @@ class ControlTable:
         return clips | ({"data": self.wanted.unrelated} if name == UNRELATED else {})
 
 
-def table_rows(
-    model: Score, teacher: Score, controls: dict[str, tuple[Score, dict[str, Any]]]
-) -> list[tuple[object, ...]]:
-    """(what, accuracy, agreement, KL), for a table: the teacher, the student, every control."""
-    rows: list[tuple[object, ...]] = [("teacher", f"{100 * teacher.accuracy:.2f} %", None, None)]
-    named = {"student": model} | {_LABELS[name]: found for name, (found, _) in controls.items()}
-    for what, found in named.items():
-        agreement = None if found.agreement is None else f"{100 * found.agreement:.2f} %"
-        rows.append((what, f"{100 * found.accuracy:.2f} %", agreement, found.kl))
-    return rows
-
-
-def bars(
-    model: Score, teacher: Score, controls: dict[str, tuple[Score, dict[str, Any]]]
-) -> list[tuple[str, float, float | None]]:
-    """Rows of `frami_edge.plots.accuracy_bars`."""
-    named = {"teacher": teacher, "student": model}
-    named |= {name.replace("_", " "): found for name, (found, _) in controls.items()}
-    return [(name, found.accuracy, None) for name, found in named.items()]
-
-
 def _bank(folder: Path | None, name: str, teacher: Teacher) -> Bank:
     if folder is None:
         raise ConfigError(
@@ -422,7 +399,5 @@ def _bank(folder: Path | None, name: str, teacher: Teacher) -> Bank:
     return bank
 
 
-def _features(teacher: Teacher, clips: Sequence[Clip], what: str, out: Output) -> Features:
-    features = load_features(teacher.spec, clips, out, f"Log-mels of {what} clips")
-    warn_rejected(features, f"{what} clips", out)
-    return features
+def _features(teacher: Teacher, clips: Sequence[Clip], what: str, out: Any) -> Features:
+    return load_features(teacher.spec, clips, out.callback, f"log-mels of {what} clips")

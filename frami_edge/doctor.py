@@ -21,20 +21,20 @@ IMPORT_LIMIT_S: Final = 60.0  # gigabytes of libraries on a cold disk
 # torch and torchaudio must be built for one CUDA; the one that crashes or hangs is named.
 _TORCH: Final = """
 import torch
-say(torch=torch.__version__, cuda=torch.version.cuda or torch.version.hip)
+report(torch=torch.__version__, cuda=torch.version.cuda or torch.version.hip)
 import torchaudio
 torchaudio.functional.melscale_fbanks(129, 0.0, 4000.0, 16, 8000)
-say(torchaudio=torchaudio.__version__)
+report(torchaudio=torchaudio.__version__)
 """
 _CUDA: Final = """
 import warnings
 import torch
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
-    say(available=torch.cuda.is_available())
-say(warning="; ".join(str(w.message).splitlines()[0] for w in caught))
+    report(available=torch.cuda.is_available())
+report(warning="; ".join(str(w.message).splitlines()[0] for w in caught))
 x = torch.ones(64, 64, device="cuda")
-say(sum=float((x @ x).sum()), name=torch.cuda.get_device_name())
+report(sum=float((x @ x).sum()), name=torch.cuda.get_device_name())
 """
 
 

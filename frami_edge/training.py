@@ -158,7 +158,8 @@ def train_teacher(
     run.path(CHECKPOINT).unlink(missing_ok=True)
     seconds = float(run.manifest["seconds"].get("train", 0.0))
     trained = TrainedTeacher(file, sha256, card, result, parameters(model), seconds)
-    run.record(**metrics, parameters=trained.parameters, teacher_sha256=sha256)
+    recall = dict(zip(card.labels, result.per_class(), strict=True))
+    run.record(**metrics, recall=recall, parameters=trained.parameters, teacher_sha256=sha256)
     pictures = draw(run, card, result)
     atomic_write_text(run.path("README.md"), teacher_readme(trained, pictures, run.manifest))
     return trained
@@ -236,7 +237,7 @@ def train_epochs(
     steps = sum(len(batches(epoch)) for epoch in range(config.epochs))
     model.to(compute.device)
     if compute.channels_last:
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model.to(memory_format=torch.channels_last)
     groups = weight_groups(model, config.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
     material = {"clips": features.sha256, "mel": features.spec.digest}
@@ -269,7 +270,7 @@ def train_epochs(
                     fix="Use a smaller train.learning_rate, or --precision fp32.",
                 )
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             step += 1
             loss_sum += value * len(indices)

@@ -68,7 +68,7 @@ def protocol(
     Teachers and banks are made once and shared. Run it again after any interruption; run it on a
     second terminal, or on a machine with the same disk, to share the work.
     """
-    from frami_edge.cli._options import journey_device
+    from frami_edge.device import choose_compute
     from frami_edge.errors import ConfigError
     from frami_edge.protocol.narrow import narrowed
     from frami_edge.protocol.plan import Plan, load_protocol
@@ -81,7 +81,7 @@ def protocol(
         )
     whole = load_protocol(config, overrides or ())
     wanted = narrowed(whole, methods, folds)
-    compute = journey_device(device, precision)
+    compute = choose_compute(device, precision)
     if not tables:
         output.note(f"Device: {compute.reason}")
     name = Path(config).stem

@@ -20,7 +20,7 @@ from frami_edge.data.sets import SoundSet, check_disjoint, load_set
 from frami_edge.data.store import Features, FeatureStore
 from frami_edge.device import Compute
 from frami_edge.distillation import CHECKPOINT, Feed, distill, save_student
-from frami_edge.evaluation import check_unheard, predict, score
+from frami_edge.evaluation import check_held_out, predict, score
 from frami_edge.inversion import context_of, draw, invert, ready
 from frami_edge.models import StudentNet
 from frami_edge.protocol.clips import Clips
@@ -113,7 +113,7 @@ class Maker:
     def _train(self, task: Task) -> None:
         config = self.plan.teacher_config(task.fold)
         with self._run(task, config) as run, self._measured(run):
-            train_teacher(run, config, self.root, self.compute, self.out)
+            train_teacher(run, config, self.root, self.compute)
 
     def _invert(self, task: Task) -> None:
         config = self.plan.journey(task)
@@ -127,7 +127,7 @@ class Maker:
     def _distil(self, task: Task) -> None:
         config, method = self.plan.journey(task), self.plan.method(task)
         teacher = self._loaded(task)
-        check_unheard(teacher.card.heard, self.data, task.fold)
+        check_held_out(teacher.card.heard, self.data, task.fold)
         clips = self._clips_of(task.fold, teacher)
         with self._run(task, config) as run:
             real = self._real(task, teacher)

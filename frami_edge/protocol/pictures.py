@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
-from frami_edge.plots import accuracy_lines
+from frami_edge.plots import FAINT, SERIES, figure
 from frami_edge.protocol.plan import Plan
 from frami_edge.protocol.tables import Row
 
@@ -81,3 +82,46 @@ def _by_mels(plan: Plan, rows: Sequence[Row]) -> list[tuple[float, float, float]
                 )
             )
     return sorted(found)
+
+
+def accuracy_lines(
+    path: Path,
+    lines: Mapping[str, Sequence[tuple[float, float]]],
+    x: str,
+    title: str,
+    *,
+    teacher: float | None = None,
+    log: bool = False,
+) -> None:
+    """Accuracies or agreements over time or over the number of clips, one line per name.
+
+    Args:
+        path: PNG file.
+        lines: (x, share in [0, 1]) of each line.
+        x: Name of the horizontal axis.
+        title: Title of the picture.
+        teacher: Accuracy of the teacher, drawn as a dashed line.
+        log: Logarithmic horizontal axis with a tick at each point of the first line.
+
+    Raises:
+        ValueError: There is no line.
+    """
+    with figure(path, 1, 1, (7.5, 4.2)) as axes:
+        axis = axes[0][0]
+        for i, (name, points) in enumerate(lines.items()):
+            style = ("-", "--", ":")[i // len(SERIES) % 3] + ("o" if log else "")
+            at, shares = zip(*points, strict=True)
+            percent = [100 * share for share in shares]
+            axis.plot(at, percent, style, color=SERIES[i % len(SERIES)], label=name)
+        if teacher is not None:
+            axis.axhline(100 * teacher, color=FAINT, linestyle="--", linewidth=0.9, label="teacher")
+        if log:
+            ticks = [at for at, _ in next(iter(lines.values()))]
+            axis.set_xscale("log")
+            axis.set_xticks(ticks, [f"{n:,.0f}" for n in ticks])  # powers of ten need mathtext
+            axis.minorticks_off()
+        axis.set_xlabel(x)
+        axis.set_ylabel("%")
+        axis.grid(axis="y", color=FAINT, alpha=0.25, linewidth=0.6)
+        axis.set_title(textwrap.fill(title, 56))
+        axis.figure.legend(loc="outside right upper")

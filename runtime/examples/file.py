@@ -14,13 +14,13 @@ from frami_edge_runtime.events import EventDetector, EventSpec
 arguments = argparse.ArgumentParser(description=__doc__)
 arguments.add_argument("model")
 arguments.add_argument("files", nargs="+")
-arguments.add_argument("--on", type=float, default=0.5, help="score from which a label is on")
+arguments.add_argument("--on", type=float, default=0.5, help="score at which an event starts")
 arguments.add_argument("--window", type=float, default=1.0, help="seconds")
 options = arguments.parse_args()
 
 
 def events_of(clf, path):
-    """One block in memory at a time, however long the file is."""
+    """Yield the events; one block is in memory at a time, however long the file is."""
     spec = EventSpec(on=options.on, min_on_s=options.window / 2, update_s=None)
     detector = EventDetector(spec, clf.labels)
     with AudioFile(path) as audio:
@@ -40,5 +40,5 @@ try:
         for event in events_of(clf, path):
             if event.kind == "end":
                 print(f"{path}\t{event.t0:.2f}\t{event.t1:.2f}\t{event.label}\t{event.score:.2f}")
-except FramiEdgeError as error:  # every error that is expected: what happened, and what to do
+except FramiEdgeError as error:  # every expected error has a message and a fix
     sys.exit(f"{error.message}\n{error.fix}")

@@ -1,9 +1,9 @@
-"""Prefer a TensorRT engine, and go on without one.
+"""Run a TensorRT engine, or the ONNX file where the engine cannot be used.
 
 python jetson_engine.py student.engine student.onnx a.wav
 
-An engine runs only on the machine and the TensorRT that built it. Where it cannot be used, the
-reason is told and the ONNX file is used, with the same answers.
+An engine runs only on the machine and with the TensorRT that built it. Elsewhere the reason is
+printed, and the ONNX file gives the same results.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Tell what a microphone hears: python microphone.py student.onnx [--device plughw:1].
+"""Print the events of a microphone: python microphone.py student.onnx [--device plughw:1].
 
 Needs sounddevice (pip install 'frami-edge-runtime[mic]') or ALSA's arecord.
 """
@@ -14,28 +14,28 @@ from frami_edge_runtime.events import EventDetector, EventSpec
 arguments = argparse.ArgumentParser(description=__doc__)
 arguments.add_argument("model")
 arguments.add_argument("--device", help="sounddevice name or number, or ALSA PCM name")
-arguments.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long")
+arguments.add_argument("--seconds", type=float, default=float("inf"), help="stop after this time")
 options = arguments.parse_args()
 
 
 def listen():
-    """Until the time is over, or Ctrl-C."""
+    """Print events until the time is over, or Ctrl-C."""
     clf = Classifier(options.model)
-    # An event needs half a second above 0.7; one that stops for less than a second goes on.
+    # An event needs half a second above 0.7; a pause of less than a second continues it.
     spec = EventSpec(on=0.7, min_on_s=0.5, min_off_s=1.0)
     detector = EventDetector(spec, clf.labels)
 
     with Microphone(clf.info.mel.sample_rate, options.device) as mic:
         stream = clf.stream(mic.sample_rate, window_s=1.0, hop_s=0.25)
         print(f"listening to {mic.name} at {mic.sample_rate} Hz", flush=True)
-        clock = 0  # samples, heard and lost
+        clock = 0  # samples, received and lost
         while clock < options.seconds * mic.sample_rate:
             block = mic.read()
             if block is None:
                 break
             samples, lost = block
             clock += lost + len(samples)
-            # Lost samples are told to the stream: its clock goes on, and nothing is spliced.
+            # Lost samples advance the stream's clock; nothing is spliced over them.
             results = (stream.gap(lost) if lost else []) + stream.push(samples)
             for result in results:
                 for event in detector.push(result):
@@ -51,5 +51,5 @@ def listen():
 
 try:
     listen()
-except FramiEdgeError as error:  # every error that is expected: what happened, and what to do
+except FramiEdgeError as error:  # every expected error has a message and a fix
     sys.exit(f"{error.message}\n{error.fix}")

@@ -1,7 +1,7 @@
 """One model, many microphones: python several_streams.py student.onnx a.wav b.wav ...
 
-Files play the part of the microphones. Whatever is due in several of them at a time goes through
-the model in one call.
+Files stand in for the microphones. Everything that is due in several of them at one time goes
+through the model in one call.
 """
 
 import argparse
@@ -25,7 +25,7 @@ group = clf.streams(len(sources), rates.pop(), window_s=1.0, hop_s=0.5)
 
 
 def show(i, results):
-    """One line for each."""
+    """Print one line per result."""
     for result in results:
         print(f"{options.files[i]}  {result.t1:7.2f} s  {result.label}  {result.score:.2f}")
 

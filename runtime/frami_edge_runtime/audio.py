@@ -1,34 +1,42 @@
-"""Audio files of any length, block by block, in bounded memory.
+"""What counts as audio, and audio files of any length, block by block, in bounded memory.
 
-PCM WAV (8, 16, 24, 32 bit) needs the standard library only. Everything else that libsndfile reads
-(FLAC, OGG, MP3, float WAV, AIFF) needs the extra ``audio``.
+PCM WAV (8, 16, 24, 32 bit) is read here. Everything else that libsndfile reads (FLAC, OGG, MP3,
+float WAV, AIFF) needs the extra ``audio``.
+
+Shape legend: N samples, C channels.
 """
 
 from __future__ import annotations
 
 import importlib
-import io
 import os
 import struct
-import wave
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol, TypeAlias
+from typing import Any, BinaryIO, Final, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from frami_edge_runtime.errors import AudioError
+from frami_edge_runtime.state import reason
 
-# --- What counts as audio, and the one rule for clips that are too short
-
+Channel: TypeAlias = "int | Literal['mix']"
 INT16_SCALE: Final = np.float32(1 / 32768)
 FULL_SCALE_LIMIT: Final = 16.0
 """Float samples beyond this (24 dB over full scale) are integers in disguise, not audio."""
 LOWEST_RATE: Final = 1_000
 HIGHEST_RATE: Final = 768_000
-_KINDS: Final = "hfd"  # int16, float32, float64
+BLOCK_BYTES: Final = 1 << 18
+MOST_CHANNELS: Final = 256
 _SHORT_CHUNK: Final = 4096
+_MOST_CHUNKS: Final = 64  # before fmt; it is the first one nearly always
+_PCM: Final = 1
+_EXTENSIBLE: Final = 0xFFFE
+_DTYPE_FIXES: Final = {
+    "uint8": "For 8-bit PCM pass (samples.astype(np.float32) - 128) / 128.",
+    "int32": "For 32-bit PCM pass samples / 2**31; for 24-bit in 32, samples / 2**23.",
+}
 
 
 def check_samples(samples: Any) -> npt.NDArray[Any]:
@@ -43,12 +51,15 @@ def check_samples(samples: Any) -> npt.NDArray[Any]:
     """
     x = samples if type(samples) is np.ndarray else _as_array(samples)
     kind = x.dtype.char
-    if kind not in _KINDS:
+    if kind not in "hfd":
+        pcm = x.dtype.kind in "iub"
+        usual = "int16) if the values are 16-bit PCM" if pcm else "float32) with full scale at 1"
         raise AudioError(
-            f"Samples must be int16, float32 or float64, not {x.dtype}.", fix=_dtype_fix(x.dtype)
+            f"Samples must be int16, float32 or float64, not {x.dtype}.",
+            fix=_DTYPE_FIXES.get(x.dtype.name, f"Pass samples.astype(np.{usual}."),
         )
     if x.ndim != 1:
-        mean = "samples.mean(axis=...)" + (".astype(np.int16)" if x.dtype == np.int16 else "")
+        mean = "samples.mean(axis=...)" + (".astype(np.int16)" if kind == "h" else "")
         raise AudioError(
             f"Samples must be mono, of shape (N,), not {x.shape}.",
             fix=f"Take one channel, or average them: {mean}.",
@@ -56,48 +67,17 @@ def check_samples(samples: Any) -> npt.NDArray[Any]:
     if kind == "h":
         return x
     if x.size and not _within_limit(x):
-        raise AudioError(_why_unusable(x), fix=_value_fix(x))
+        if unusable := int((~np.isfinite(x)).sum()):
+            raise AudioError(
+                f"Samples hold {unusable} values that are NaN or infinite.",
+                fix="Check the capture or decoding step; numpy.nan_to_num hides it at your own "
+                "risk.",
+            )
+        raise AudioError(
+            f"Float samples reach {float(np.abs(x).max()):.6g}; full scale is 1.",
+            fix="If these are 16-bit values, divide by 32768 or pass them as int16.",
+        )
     return x if kind == "f" else x.astype(np.float32)
-
-
-def check_rate(sample_rate: Any) -> int:
-    """A sample rate in Hz as a plain integer.
-
-    Raises:
-        AudioError: Not a whole number of Hz in 1,000..768,000.
-    """
-    integer = isinstance(sample_rate, (int, np.integer)) and not isinstance(sample_rate, bool)
-    whole = isinstance(sample_rate, (float, np.floating)) and float(sample_rate).is_integer()
-    if not (integer or whole) or not LOWEST_RATE <= sample_rate <= HIGHEST_RATE:
-        raise AudioError(
-            f"sample_rate must be a whole number of Hz in {LOWEST_RATE}..{HIGHEST_RATE}, "
-            f"not {str(sample_rate)[:40]}.",
-            fix="Give the rate that the samples were recorded at, for example 48000.",
-        )
-    return int(sample_rate)
-
-
-def repeat_to(x: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
-    """The rule for what is too short: repeat it from its start, in order, up to ``length``.
-
-    It is used by the offline and the streaming path alike, on samples that are fewer than
-    `MelSpec.min_samples`. What is long enough is returned unchanged. Repetition keeps the
-    statistics of the sound, which zeros would not.
-
-    Args:
-        x: (N, ...) with N >= 1; repeated along the first axis.
-        length: Wanted N.
-
-    Raises:
-        AudioError: ``x`` is empty: there is nothing to repeat.
-    """
-    if len(x) >= length:
-        return x
-    if len(x) == 0:
-        raise AudioError(
-            "There are no samples to classify.", fix="Pass at least one sample of audio."
-        )
-    return np.take(x, np.arange(length) % len(x), axis=0)
 
 
 def _within_limit(x: npt.NDArray[Any]) -> bool:
@@ -122,55 +102,75 @@ def _as_array(samples: Any) -> npt.NDArray[Any]:
         ) from None
 
 
-def _dtype_fix(dtype: np.dtype[Any]) -> str:
-    if dtype == np.uint8:
-        return "For 8-bit PCM pass (samples.astype(np.float32) - 128) / 128."
-    if dtype == np.int32:
-        return "For 32-bit PCM pass samples / 2**31; for 24-bit in 32, samples / 2**23."
-    if dtype.kind in "iub":
-        return "Pass samples.astype(np.int16) if the values are 16-bit PCM."
-    return "Pass samples.astype(np.float32) with full scale at 1."
+def check_rate(sample_rate: Any) -> int:
+    """A sample rate in Hz as a plain integer.
+
+    Raises:
+        AudioError: Not a whole number of Hz in 1,000..768,000.
+    """
+    integer = isinstance(sample_rate, (int, np.integer)) and not isinstance(sample_rate, bool)
+    whole = isinstance(sample_rate, (float, np.floating)) and float(sample_rate).is_integer()
+    if not (integer or whole) or not LOWEST_RATE <= sample_rate <= HIGHEST_RATE:
+        raise AudioError(
+            f"sample_rate must be a whole number of Hz in {LOWEST_RATE}..{HIGHEST_RATE}, "
+            f"not {str(sample_rate)[:40]}.",
+            fix="Give the rate that the samples were recorded at, for example 48000.",
+        )
+    return int(sample_rate)
 
 
-def _why_unusable(x: npt.NDArray[Any]) -> str:
-    if not np.isfinite(x).all():
-        return f"Samples hold {int((~np.isfinite(x)).sum())} values that are NaN or infinite."
-    return f"Float samples reach {float(np.abs(x).max()):.6g}; full scale is 1."
+def repeat_to(x: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
+    """Repeat a clip that is too short from its start, in order, up to ``length`` samples.
+
+    The offline and the streaming path share this rule for fewer samples than
+    `MelSpec.min_samples`. Repetition keeps the statistics of the sound, which zeros would not.
+
+    Args:
+        x: (N, ...) with N >= 1; repeated along the first axis.
+        length: Wanted N; longer clips are returned unchanged.
+
+    Raises:
+        AudioError: ``x`` is empty: there is nothing to repeat.
+    """
+    if len(x) >= length:
+        return x
+    if len(x) == 0:
+        raise AudioError(
+            "There are no samples to classify.", fix="Pass at least one sample of audio."
+        )
+    return np.take(x, np.arange(length) % len(x), axis=0)
 
 
-def _value_fix(x: npt.NDArray[Any]) -> str:
-    if not np.isfinite(x).all():
-        return "Check the capture or decoding step; numpy.nan_to_num hides it at your own risk."
-    return "If these are 16-bit values, divide by 32768 or pass them as int16."
+def check_channel(channel: Channel, channels: int, name: str) -> None:
+    """Refuse a channel that does not exist.
+
+    Raises:
+        AudioError: There is no such channel, or there are none or more than `MOST_CHANNELS`.
+    """
+    if isinstance(channels, bool) or not 1 <= channels <= MOST_CHANNELS:
+        raise AudioError(
+            f"{name} has {channels} channels.", fix=f"Use 1 to {MOST_CHANNELS} channels."
+        )
+    number = isinstance(channel, int) and not isinstance(channel, bool)
+    if channel != "mix" and not (number and 1 <= int(channel) <= channels):
+        raise AudioError(
+            f"{name} has no channel {channel!r}; it has {channels}.",
+            fix=f"Use a number in 1..{channels}, or 'mix' for the average of all.",
+        )
 
 
-# --- Audio files of any length, block by block, in bounded memory
-
-Channel: TypeAlias = "int | Literal['mix']"
-BLOCK_BYTES: Final = 1 << 18
-MOST_CHANNELS: Final = 256
-_MOST_CHUNKS: Final = 64  # before fmt; it is the first one nearly always
-_EXTENSIBLE: Final = b"\xfe\xff"
-_PCM: Final = b"\x01\x00"
-_BROKEN = (
-    wave.Error, EOFError, OSError, ValueError, RuntimeError, OverflowError, MemoryError,
-    struct.error, ZeroDivisionError,
-)  # fmt: skip
-
-
-class _Decoder(Protocol):
-    sample_rate: int
-    channels: int
-    frames: int | None
-    encoding: str
-
-    def read(self, frames: int) -> npt.NDArray[Any]: ...
-
-    def close(self) -> None: ...
+def to_mono(x_NC: npt.NDArray[Any], channel: Channel) -> npt.NDArray[Any]:
+    """One channel of (N, C), counted from 1, as it is; or the average of all, in float32."""
+    if channel != "mix":
+        return x_NC[:, channel - 1]
+    if x_NC.shape[1] == 1:
+        return x_NC[:, 0]
+    x_N: npt.NDArray[Any] = x_NC.mean(axis=1, dtype=np.float32)
+    return x_N * INT16_SCALE if x_NC.dtype.kind == "i" else x_N
 
 
 class AudioFile:
-    """One audio file as mono blocks, also a source for `frami_edge_runtime.capture`'s loop.
+    """One audio file as mono blocks; ``frami-edge-listen`` reads it like a microphone.
 
     Samples are int16 for mono 16-bit (and 8-bit) PCM, else float32 with full scale 1.
 
@@ -199,12 +199,12 @@ class AudioFile:
             raise
         self.channels = self._decoder.channels
         self.frames = self._decoder.frames
-        """Samples a channel, as the header says; None where it does not know."""
+        """Samples per channel according to the header; None where it does not say."""
         self.encoding = self._decoder.encoding
         self._channel: Channel = channel
 
     def read(self, most: int = 16_384) -> tuple[npt.NDArray[Any], int] | None:
-        """The next block (N,), at most so long, and 0 samples lost; None at the end.
+        """The next block (N,) of at most this length, and 0 samples lost; None at the end.
 
         Raises:
             AudioError: The file is damaged here.
@@ -213,11 +213,9 @@ class AudioFile:
         frames = max(1, min(most, BLOCK_BYTES // (4 * self.channels)))
         try:
             x_NC = self._decoder.read(frames)
-        except _BROKEN as error:
+        except Exception as error:  # decoders raise unrelated types
             raise _damaged(self.name, error) from None
-        if len(x_NC) == 0:
-            return None
-        return to_mono(x_NC, self._channel), 0
+        return (to_mono(x_NC, self._channel), 0) if len(x_NC) else None
 
     def blocks(self) -> Iterator[npt.NDArray[Any]]:
         """All blocks, to the end."""
@@ -229,156 +227,111 @@ class AudioFile:
         self._decoder.close()
 
     def __enter__(self) -> AudioFile:
-        """Itself."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Close."""
         self.close()
 
 
-def check_channel(channel: Channel, channels: int, name: str) -> None:
-    """Refuse a channel that is not there.
-
-    Raises:
-        AudioError: As it says; also for more channels than `MOST_CHANNELS`.
-    """
-    if isinstance(channels, bool) or not 1 <= channels <= MOST_CHANNELS:
-        raise AudioError(
-            f"{name} has {channels} channels.", fix=f"Use 1 to {MOST_CHANNELS} channels."
-        )
-    number = isinstance(channel, int) and not isinstance(channel, bool)
-    if channel != "mix" and not (number and 1 <= int(channel) <= channels):
-        raise AudioError(
-            f"{name} has no channel {channel!r}; it has {channels}.",
-            fix=f"Use a number in 1..{channels}, or 'mix' for the average of all.",
-        )
-
-
-def to_mono(x_NC: npt.NDArray[Any], channel: Channel) -> npt.NDArray[Any]:
-    """One channel of (N, C), counted from 1, as it is; or the average of all, in float32."""
-    if channel != "mix":
-        return x_NC[:, channel - 1]
-    if x_NC.shape[1] == 1:
-        return x_NC[:, 0]
-    x_N: npt.NDArray[Any] = x_NC.mean(axis=1, dtype=np.float32)
-    return x_N * INT16_SCALE if x_NC.dtype.kind == "i" else x_N
-
-
-def _open(path: Path) -> _Decoder:
+def _open(path: Path) -> _PcmWave | _SoundFile:
     try:
-        with path.open("rb") as file:
-            head = file.read(12)
+        file = path.open("rb")
     except OSError as error:
-        what = "does not exist" if isinstance(error, FileNotFoundError) else "cannot be read"
-        why = "" if isinstance(error, FileNotFoundError) else f": {error.strerror}"
-        raise AudioError(f"{path} {what}{why}.", fix="Check the path.") from None
+        missing = isinstance(error, FileNotFoundError)
+        what = "does not exist" if missing else f"cannot be read: {reason(error)}"
+        raise AudioError(f"{path} {what}.", fix="Check the path.") from None
+    try:
+        head = file.read(12)
+        if head[:4] == b"RIFF" and head[8:] == b"WAVE" and (fmt := _wave_format(file)):
+            return _PcmWave(file, fmt)
+    except (OSError, ValueError, struct.error) as error:
+        file.close()
+        raise _damaged(str(path), error) from None
+    file.close()
     if not head:
         raise AudioError(f"{path} is empty.", fix="Give a file with audio in it.")
-    if head[:4] == b"RIFF" and head[8:] == b"WAVE":
-        try:
-            return _Wave(path)
-        except wave.Error as error:
-            if "format" not in str(error):
-                raise _damaged(str(path), error) from None
-        except _BROKEN as error:
-            raise _damaged(str(path), error) from None
-    return _Sound(path)
+    return _SoundFile(path)
 
 
-class _Wave:
-    """PCM WAV by the standard library."""
+def _wave_format(file: BinaryIO) -> tuple[int, int, int] | None:
+    """Seek to the samples; give channels, sample rate and bytes per sample, or None if not PCM."""
+    fmt = b""
+    for _ in range(_MOST_CHUNKS):
+        name, size = struct.unpack("<4sI", file.read(8))
+        if name == b"data":
+            break
+        if name == b"fmt ":
+            fmt = file.read(min(size, 26))
+            size -= len(fmt)
+        file.seek(size + size % 2, os.SEEK_CUR)
+    tag, channels, rate, _, block, bits = struct.unpack("<HHIIHH", fmt[:16])
+    # ffmpeg and sox write 24-bit files as WAVE_FORMAT_EXTENSIBLE, with the real tag further on.
+    if tag == _EXTENSIBLE and len(fmt) == 26:
+        tag = int.from_bytes(fmt[24:26], "little")
+    if tag != _PCM or bits not in (8, 16, 24, 32):
+        return None
+    if block != channels * bits // 8:
+        raise ValueError(f"{channels} channels of {bits} bits do not make frames of {block} bytes")
+    file.seek(-4, os.SEEK_CUR)
+    return channels, rate, bits // 8
 
-    def __init__(self, path: Path) -> None:
-        self._raw = _PlainHeader(path)
-        try:
-            self._file = wave.open(self._raw, "rb")  # noqa: SIM115 - closed by close()
-        except BaseException:
-            self._raw.close()
-            raise
-        self.sample_rate = self._file.getframerate()
-        self.channels = self._file.getnchannels()
-        self._bytes = self._file.getsampwidth()
-        self.frames: int | None = self._file.getnframes()
-        self.encoding = f"{8 * self._bytes}-bit PCM"
-        if self._bytes not in (1, 2, 3, 4):
-            self.close()
-            raise wave.Error(f"unknown sample format: {8 * self._bytes} bits")
+
+class _PcmWave:
+    """PCM samples from the current position of a WAV file, the size of its data chunk."""
+
+    def __init__(self, file: BinaryIO, fmt: tuple[int, int, int]) -> None:
+        self.channels, self.sample_rate, self._width = fmt
+        (size,) = struct.unpack("<I", file.read(4))
+        # A recorder that was cut off, or writes to a pipe, leaves another size than the file's.
+        here, end = file.tell(), file.seek(0, os.SEEK_END)
+        file.seek(here)
+        self._file = file
+        self._left = min(size, end - here)
+        self.frames: int | None = self._left // (self._width * max(1, self.channels))
+        self.encoding = f"{8 * self._width}-bit PCM"
 
     def read(self, frames: int) -> npt.NDArray[Any]:
-        data = self._file.readframes(frames)
-        size = self._bytes * self.channels
-        data = data[: len(data) - len(data) % size]  # a file that was cut in the middle of a frame
-        return _decode_pcm(data, self._bytes).reshape(-1, self.channels)
+        size = self._width * self.channels
+        data = self._file.read(min(frames * size, self._left))
+        self._left -= len(data)
+        data = data[: len(data) - len(data) % size]  # the file may end within a frame
+        return _decode_pcm(data, self._width).reshape(-1, self.channels)
 
     def close(self) -> None:
         self._file.close()
-        self._raw.close()
 
 
-class _PlainHeader(io.FileIO):
-    """A WAV file whose header says PCM where it says WAVE_FORMAT_EXTENSIBLE with PCM inside.
-
-    ffmpeg and sox write 24-bit files so; the standard library reads them from Python 3.12 on.
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, "rb")
-        self._tag_at = -2
-        at = 12
-        for _ in range(_MOST_CHUNKS):
-            self.seek(at)
-            head = super().read(8 + 26)
-            if len(head) < 8 + 26 or head[:4] == b"data":
-                break
-            if head[:4] == b"fmt ":
-                if head[8:10] == _EXTENSIBLE and head[32:34] == _PCM:
-                    self._tag_at = at + 8
-                break
-            at += 8 + int.from_bytes(head[4:8], "little")
-            at += at % 2
-        self.seek(0)
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        at = self.tell()
-        data = super().read(-1 if size is None else size) or b""
-        if at <= self._tag_at and self._tag_at + 2 <= at + len(data):
-            tag = self._tag_at - at
-            data = data[:tag] + _PCM + data[tag + 2 :]
-        return data
-
-
-def _decode_pcm(data: bytes, size: int) -> npt.NDArray[Any]:
-    if size == 1:  # the only unsigned one
+def _decode_pcm(data: bytes, width: int) -> npt.NDArray[Any]:
+    if width == 1:  # the only unsigned one
         return (np.frombuffer(data, np.uint8).astype(np.int16) - 128) * np.int16(256)
-    if size == 2:
+    if width == 2:
         return np.frombuffer(data, "<i2").astype(np.int16, copy=False)
-    if size == 4:
+    if width == 4:
         return (np.frombuffer(data, "<i4") * 2.0**-31).astype(np.float32)
     padded = np.zeros((len(data) // 3, 4), np.uint8)
     padded[:, 1:] = np.frombuffer(data, np.uint8).reshape(-1, 3)
     return (padded.view("<i4")[:, 0] * 2.0**-31).astype(np.float32)
 
 
-class _Sound:
-    """Everything else by libsndfile."""
+class _SoundFile:
+    """Everything else, by libsndfile."""
 
     def __init__(self, path: Path) -> None:
-        # Imported here: it is an extra, and PCM WAV does not need it.
+        convert = "ffmpeg -i IN -c:a pcm_s16le OUT.wav"
         try:
+            # Imported here: it is an extra, and PCM WAV does not need it.
             soundfile: Any = importlib.import_module("soundfile")
         except (ImportError, OSError):
             raise AudioError(
                 f"{path} is no PCM WAV, and soundfile, which reads the rest, is not installed.",
-                fix="pip install 'frami-edge-runtime[audio]', or convert it: ffmpeg -i IN -c:a "
-                "pcm_s16le OUT.wav",
+                fix=f"pip install 'frami-edge-runtime[audio]', or convert it: {convert}",
             ) from None
         try:
             self._file: Any = soundfile.SoundFile(str(path))
-        except (*_BROKEN, TypeError) as error:
+        except Exception as error:  # libsndfile's own errors, and TypeError for headerless formats
             raise AudioError(
-                f"{path} is no audio file that can be read: {_reason(error)}.",
-                fix="Convert it: ffmpeg -i IN -c:a pcm_s16le OUT.wav",
+                f"{path} is no audio file that can be read: {reason(error).rstrip('.')}.",
+                fix=f"Convert it: {convert}",
             ) from None
         self.sample_rate = int(self._file.samplerate)
         self.channels = int(self._file.channels)
@@ -394,12 +347,8 @@ class _Sound:
         self._file.close()
 
 
-def _damaged(name: str, error: BaseException) -> AudioError:
+def _damaged(name: str, error: Exception) -> AudioError:
     return AudioError(
-        f"{name} is damaged: {_reason(error)}.", fix="Record or convert it again, or cut the rest."
+        f"{name} is damaged: {reason(error).rstrip('.')}.",
+        fix="Record or convert it again, or cut off the rest.",
     )
-
-
-def _reason(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return text[-1].rstrip(".")[:200] if text else "it ends too early"

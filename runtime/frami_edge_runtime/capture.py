@@ -123,10 +123,13 @@ class SampleQueue:
                 self._recent += samples
                 self._count_loss(samples)
 
-    def get(self, timeout: float | None = None) -> tuple[npt.NDArray[np.int16], int] | None:
+    def get(
+        self, most: int | None = None, timeout: float | None = None
+    ) -> tuple[npt.NDArray[np.int16], int] | None:
         """Take everything that waits, up to the next loss.
 
         Args:
+            most: Take at most this many samples.
             timeout: Seconds to wait for samples; None for as long as it takes.
 
         Returns:
@@ -146,6 +149,9 @@ class SampleQueue:
             while self._blocks and self._blocks[0][0] == 0:
                 taken.append(self._blocks.popleft()[1])
             joined = np.concatenate(taken)
+            if most is not None and len(joined) > most:
+                self._blocks.appendleft((0, joined[most:]))
+                joined = joined[:most]
             self._waiting -= len(joined)
             return joined, lost
 
@@ -158,7 +164,7 @@ class SampleQueue:
 
     @property
     def stats(self) -> CaptureStats:
-        """The counters now."""
+        """Counters of captured, waiting and lost samples."""
         with self._changed:
             return CaptureStats(
                 samples_in=self._samples_in,
@@ -228,13 +234,19 @@ class Microphone:
         self.device_note = self._driver.note
         """How the device differs from what was asked for, or an empty string."""
 
-    def read(self, timeout: float = STALLED_S) -> tuple[npt.NDArray[np.int16], int] | None:
+    def read(
+        self, most: int | None = None, timeout: float = STALLED_S
+    ) -> tuple[npt.NDArray[np.int16], int] | None:
         """Wait for samples: (samples (N,), samples lost right before them); None after `close`.
+
+        Args:
+            most: Return at most this many samples.
+            timeout: Seconds after which a device without samples is an error.
 
         Raises:
             AudioError: No samples came within ``timeout`` seconds, or the device failed.
         """
-        block = self._driver.queue.get(timeout)
+        block = self._driver.queue.get(most, timeout)
         if block is not None and len(block[0]) == 0:
             raise AudioError(
                 f"No audio came from {self.name} for {timeout:g} s.",

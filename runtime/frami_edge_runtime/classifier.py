@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
-
 import numpy.typing as npt
 
-from frami_edge_runtime.audio import check_samples
-from frami_edge_runtime.backends import Backend, choose_backend, open_backend
+from frami_edge_runtime.backends import Backend, Source, choose_backend, open_backend
 from frami_edge_runtime.errors import AudioError
 from frami_edge_runtime.modelfile import ModelInfo
 from frami_edge_runtime.stream import Result, Stream, StreamGroup
 
 
 class Classifier:
-    """A sound classifier out of one model file of ``frami-edge export``.
+    """A sound classifier from one model file of ``frami-edge export``.
 
     It can be shared between threads; a `Stream` belongs to one.
 
@@ -22,29 +19,23 @@ class Classifier:
         model: Path of the ``.onnx`` or ``.engine`` file, or the bytes of an ONNX file.
         backend: ``cpu``; ``cuda`` or ``tensorrt-ep``, ONNX Runtime's providers; ``tensorrt`` for an
             engine. ``auto``: an engine on TensorRT, all else on the CPU, which is faster for
-            models this small; see `backends.choose`.
+            models this small; see `backends.choose_backend`.
         threads: CPU threads; small models gain nothing from more than one.
 
     Raises:
         ModelFileError: The file is missing, damaged, of another schema, or not such a model.
-        EngineError: Likewise for an engine, or it was built for another machine.
+        EngineError: The same for an engine, or it was built for another machine.
         BackendError: The backend is unknown, not installed, or has no device here.
     """
 
-    def __init__(
-        self,
-        model: str | os.PathLike[str] | bytes,
-        backend: str = "auto",
-        *,
-        threads: int = 1,
-    ) -> None:
-        """Load the model and check that it does what its metadata says."""
+    def __init__(self, model: Source, backend: str = "auto", *, threads: int = 1) -> None:
+        """Load the model and check it against its metadata."""
         _, self.backend_reason = choose_backend(model, backend)
         self._model: Backend = open_backend(model, backend, threads=threads)
 
     @property
     def backend(self) -> str:
-        """What runs the model; ``backend_reason`` says why."""
+        """The backend in use; ``backend_reason`` says why."""
         return self._model.kind
 
     @property
@@ -58,15 +49,13 @@ class Classifier:
         return self._model.info.labels
 
     def close(self) -> None:
-        """Free a GPU's memory now; without one there is nothing to do. Streams end with it."""
+        """Free a GPU's memory now; the streams of this classifier end with it."""
         self._model.close()
 
     def __enter__(self) -> Classifier:
-        """For ``with Classifier(...) as classifier:``."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """`close`."""
         self.close()
 
     def classify(self, samples: npt.ArrayLike, sample_rate: int | None = None) -> Result:
@@ -80,11 +69,9 @@ class Classifier:
             AudioError: The samples are not usable audio, or there are none.
             ModelFileError: The model failed, or gave NaN.
         """
-        x = check_samples(samples)
         stream = self.stream(sample_rate)
-        stream.push(x)
-        result = stream.flush()
-        if result is None:
+        stream.push(samples)
+        if (result := stream.flush()) is None:
             raise AudioError(
                 "There are no samples to classify.", fix="Pass at least one sample of audio."
             )
@@ -99,14 +86,14 @@ class Classifier:
     ) -> Stream:
         """Open a stream: push samples in any chunking, get results as they become final.
 
-        How far back a result looks: to the start of the clip (default), over the last ``window_s``
-        seconds, or with a weight that halves every ``forget_s`` seconds.
+        How far back a result reaches: to the start of the clip (default), over the last
+        ``window_s`` seconds, or with a weight that halves every ``forget_s`` seconds.
 
         Args:
             sample_rate: Hz of the samples; None for the model's own. Other rates need soxr.
-            window_s: Length of a sliding window, rounded to whole hops.
-            forget_s: Half-life.
-            hop_s: Time between results, rounded to whole trunk frames. Default: a quarter of
+            window_s: Length of a sliding window in seconds, rounded to whole hops.
+            forget_s: Half-life in seconds.
+            hop_s: Seconds between results, rounded to whole trunk frames. Default: a quarter of
                 ``window_s`` or ``forget_s``, at most 0.5 s; without both, one result, at flush.
 
         Raises:
@@ -132,11 +119,11 @@ class Classifier:
         """Open n streams that share every call of the model: for many microphones.
 
         Args:
-            n: How many, 1..65,536.
+            n: Number of streams, 1..65,536.
             sample_rate: As for `stream`, and so are the others: one choice for all n.
-            window_s: Length of a sliding window.
-            forget_s: Half-life.
-            hop_s: Time between results.
+            window_s: Length of a sliding window in seconds.
+            forget_s: Half-life in seconds.
+            hop_s: Seconds between results.
 
         Raises:
             AudioError: The rate is absurd, or needs soxr, which is not installed.

@@ -45,22 +45,22 @@ _CHILD: Final = f"""
 import sys
 sys.path[:] = [place for place in sys.path if place]
 import json
-def say(**facts):
+def report(**facts):
     print({_MARK!r} + json.dumps(facts), flush=True)
 try:
-    exec(sys.argv[1], {{"say": say}})
+    exec(sys.argv[1], {{"report": report}})
 except BaseException as error:
     lines = str(error).strip().splitlines() or ["no message"]
-    say(error=f"{{type(error).__name__}}: {{lines[0]}}")
+    report(error=f"{{type(error).__name__}}: {{lines[0]}}")
     if isinstance(error, ModuleNotFoundError):
-        say(error=f"{{error.name}} is not installed", missing=True)
+        report(error=f"{{error.name}} is not installed", missing=True)
 """
 # An Identity of one float: a provider that cannot load its libraries falls back without an error.
 _ONNX_RUNTIME: Final = """
 import base64
 import numpy
 import onnxruntime as o
-say(version=o.__version__, providers=o.get_available_providers())
+report(version=o.__version__, providers=o.get_available_providers())
 model = base64.b64decode(
     "CAcSADo3ChAKAXgSAXkiCElkZW50aXR5EgFnWg8KAXgSCgoICAESBAoCCAFiDwoBeRIKCggIARIECgIIAUIECgAQDQ=="
 )
@@ -71,21 +71,21 @@ for name in ("CPU", "CUDA"):
     if provider in o.get_available_providers():
         session = o.InferenceSession(model, options, providers=[provider, "CPUExecutionProvider"])
         session.run(None, {"x": numpy.ones(1, numpy.float32)})
-        say(**{name: provider in session.get_providers()})
+        report(**{name: provider in session.get_providers()})
 """
 _TENSORRT: Final = """
 import tensorrt
-say(version=str(tensorrt.__version__), system="dist-packages" in str(tensorrt.__file__))
+report(version=str(tensorrt.__version__), system="dist-packages" in str(tensorrt.__file__))
 """
 _MICROPHONE: Final = """
 import sounddevice
-say(found=True)
+report(found=True)
 device = sounddevice.query_devices(kind="input")
-say(device=str(device["name"]), rate=float(device["default_samplerate"]))
+report(device=str(device["name"]), rate=float(device["default_samplerate"]))
 """
 _SOUNDFILE: Final = """
 import soundfile
-say(version=soundfile.__version__, libsndfile=soundfile.__libsndfile_version__)
+report(version=soundfile.__version__, libsndfile=soundfile.__libsndfile_version__)
 """
 _BROKEN_ON_JETSONS: Final = {"1.22.0": "aborts on import", "1.24.2": "crashes at exit"}
 """On an Orin NX: microsoft/onnxruntime#25103 and #28301."""
@@ -175,8 +175,8 @@ def run(*command: str, limit_s: float = 5.0) -> tuple[int | None, str, str]:
         # Not waited for: a driver may hold the process in the kernel.
         with contextlib.suppress(OSError):
             os.killpg(process.pid, signal.SIGKILL)
-        said = (late.stdout or b"").decode("utf-8", "replace")
-        return None, said, f"{name} did not end within {limit_s:g} s"
+        so_far = (late.stdout or b"").decode("utf-8", "replace")
+        return None, so_far, f"{name} did not end within {limit_s:g} s"
     code, problem = process.returncode, ""
     if code < 0:
         problem = f"{name} crashed with signal {-code}"
@@ -189,7 +189,7 @@ def probe(code: str, limit_s: float = 15.0) -> dict[str, Any]:
     """Run Python in a child process, where a crash or a hang does no harm.
 
     Args:
-        code: Calls ``say(key=value)`` for every fact as soon as it is known.
+        code: Calls ``report(key=value)`` for every fact as soon as it is known.
         limit_s: Seconds until the child is killed.
 
     Returns:
@@ -199,9 +199,9 @@ def probe(code: str, limit_s: float = 15.0) -> dict[str, Any]:
     _, out, problem = run(sys.executable, "-c", _CHILD, code, limit_s=limit_s)
     facts: dict[str, Any] = {}
     for line in out.splitlines():
-        if line.startswith(_MARK):
-            with contextlib.suppress(ValueError):  # cut off by a crash
-                facts.update(json.loads(line[len(_MARK) :]))
+        fact = line.partition(_MARK)[2]
+        with contextlib.suppress(ValueError):  # no fact, or cut off by a crash
+            facts.update(json.loads(fact))
     if problem:
         facts.setdefault("error", problem)
     return facts
@@ -556,7 +556,7 @@ def _text(path: str) -> str:
 
 def _is_jetson() -> bool:
     board = _text("proc/device-tree/model")  # all that a container may see
-    return (ROOT / _RELEASE).exists() or ("NVIDIA" in board and "Jetson" in board)
+    return (ROOT / _RELEASE).exists() or bool(re.search("NVIDIA.*(Jetson|Orin|Thor)", board))
 
 
 def _numbers(version: str) -> tuple[int, ...]:

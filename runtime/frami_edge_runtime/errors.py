@@ -1,4 +1,4 @@
-"""The one family of errors that a user may see; each says what happened and what to do next."""
+"""The errors that a user may see: each names what happened and what to do about it."""
 
 from __future__ import annotations
 
@@ -14,22 +14,12 @@ class FramiEdgeError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, *, fix: str = "") -> None:
-        """Keep both sentences apart, so that a terminal can show the fix on its own line."""
         super().__init__(message)
         self.message = message
         self.fix = fix
 
     def __str__(self) -> str:
-        """Both sentences, for callers who only print the exception."""
         return f"{self.message} {self.fix}".strip()
-
-    def __reduce__(self) -> tuple[object, ...]:
-        """Keep ``fix`` across processes: the default would drop it."""
-        return _rebuild, (type(self), self.message, self.fix)
-
-
-def _rebuild(kind: type[FramiEdgeError], message: str, fix: str) -> FramiEdgeError:
-    return kind(message, fix=fix)
 
 
 class MelSpecError(FramiEdgeError):
@@ -49,8 +39,8 @@ class EngineError(ModelFileError):
 
 
 class BackendError(FramiEdgeError):
-    """A backend that is not installed, has no device here, or was asked for what it cannot do."""
+    """A backend that is unknown, not installed, has no device here, or cannot run the model."""
 
 
 class StreamError(FramiEdgeError):
-    """A stream that was asked for something impossible, or a saved state that does not fit it."""
+    """An impossible request to a stream, or a saved state that does not fit it."""

@@ -3,8 +3,8 @@
 A result describes a window, so it decides one *stretch* of audio: from the middle of the previous
 result's window to the middle of its own. With ``on`` and ``off`` around 0.5, where a sound fills
 about half of the window, an event therefore starts and ends where the sound did, however long the
-window is. The last result of a clip decides up to its end. The middle of an exponential window is
-where half of its weight lies. Audio that was lost in a gap counts as below every threshold.
+window is. The last result of a clip decides up to its end. The middle of an exponential window has
+half of the weight on each side. Audio that was lost in a gap counts as below every threshold.
 """
 
 from __future__ import annotations

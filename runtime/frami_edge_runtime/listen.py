@@ -23,6 +23,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from frami_edge_runtime import __version__
 from frami_edge_runtime.audio import INT16_SCALE, AudioFile
 from frami_edge_runtime.capture import Microphone, PcmPipe
 from frami_edge_runtime.classifier import Classifier
@@ -318,7 +319,7 @@ class _Stop:
             self._waiting = False
 
 
-class Session:
+class _Session:
     """One model on one source.
 
     Raises:
@@ -326,12 +327,7 @@ class Session:
         StreamError: The options contradict each other or the model.
     """
 
-    def __init__(
-        self,
-        classifier: Classifier,
-        source: Source,
-        options: argparse.Namespace,
-    ) -> None:
+    def __init__(self, classifier: Classifier, source: Source, options: argparse.Namespace) -> None:
         self._classifier, self._source, self._options = classifier, source, options
         self._rate = source.sample_rate
         forget_s = options.forget_s
@@ -355,7 +351,7 @@ class Session:
 
     def run(self, display: _Plain, stop: _Stop) -> None:
         """Read, push and show until the source, the limit or a signal ends it."""
-        begun = time.perf_counter()
+        started = time.perf_counter()
         display.show(self._start_record())
         reason = self._listen(display, stop)
         if reason != "once":
@@ -380,7 +376,7 @@ class Session:
                 "lost": self._lost,
                 "lost_s": self._lost / self._rate,
                 "gaps": self._gaps,
-                "wall_s": time.perf_counter() - begun,
+                "wall_s": time.perf_counter() - started,
                 "busy_s": self._stream.stats.busy_s,
                 "max_lag_s": max_lag_s,
             }
@@ -468,12 +464,12 @@ class Session:
             "hop_s": self._stream.hop_s,
             "events": dataclasses.asdict(self._spec),
             "notes": notes,
-            "version": _version(),
+            "version": __version__,
         }
 
 
 def run(options: argparse.Namespace) -> None:
-    """Listen until the source ends or a signal comes; print as the options say.
+    """Listen until the source ends or a signal comes; print as the options ask.
 
     Raises:
         FramiEdgeError: The model, the source or the options cannot be used.
@@ -484,7 +480,7 @@ def run(options: argparse.Namespace) -> None:
         with Classifier(options.model, options.backend) as classifier:
             source = open_source(options, classifier.info.mel.sample_rate)
             with closing(source):
-                session = Session(classifier, source, options)
+                session = _Session(classifier, source, options)
                 with closing(_choose_display(options)) as display:
                     session.run(display, stop)
     finally:
@@ -556,25 +552,13 @@ _OPTIONS: Final[dict[str, tuple[tuple[str, str, Any, str, str], ...]]] = {
     "events": (
         ("--on", "on", float, "P", "score at which an event starts (default 0.5)"),
         ("--off", "off", float, "P", "score below which it ends (default: --on less 0.15)"),
-        (
-            "--min-on",
-            "min_on_s",
-            float,
-            "S",
-            "time above --on that starts it (default: window / 2)",
-        ),
+        ("--min-on", "min_on_s", float, "S", "time above --on that starts it (default: window/2)"),
         ("--min-off", "min_off_s", float, "S", "time below --off that ends an event (default 0)"),
         ("--merge-gap", "merge_gap_s", float, "S", "join events less than this apart (default 0)"),
         ("--cooldown", "cooldown_s", float, "S", "ignore a label this long after its event"),
         ("--smooth", "smooth_s", float, "S", "half-life of an average over the scores"),
         ("--update", "update_s", float, "S", "time between updates of an event (default 1)"),
-        (
-            "--min-level",
-            "min_level_db",
-            float,
-            "DB",
-            "ignore windows quieter than this, such as -55",
-        ),
+        ("--min-level", "min_level_db", float, "DB", "ignore windows quieter than this, as -55"),
         ("--watch", "watch", _label, "LABEL", "only this label; repeatable"),
         ("--ignore", "ignore", _label, "LABEL", "not this label; repeatable"),
     ),
@@ -620,15 +604,8 @@ def make_parser(prog: str = "frami-edge-listen") -> argparse.ArgumentParser:
     for flag, text in _FLAGS.items():
         names = (flag, "-q") if flag == "--quiet" else (flag,)
         group.add_argument(*names, action="store_true", help=text)
-    group.add_argument("--version", action="version", version=f"{prog} {_version()}")
+    group.add_argument("--version", action="version", version=f"{prog} {__version__}")
     return parser
-
-
-def _version() -> str:
-    # Imported here: this module is imported while the package's __init__ runs.
-    from frami_edge_runtime import __version__
-
-    return __version__
 
 
 def parse(arguments: Sequence[str] | None, prog: str) -> argparse.Namespace:
@@ -690,15 +667,14 @@ def _report(error: Exception) -> int:
         return 1
     if os.environ.get("FRAMI_DEBUG", "0") not in ("", "0"):
         traceback.print_exception(error)
-    message, fix = f"Internal error: {type(error).__name__}: {error}", "Report it; FRAMI_DEBUG=1 "
+    message = f"Internal error: {type(error).__name__}: {error}"
+    fix = "Run it again with FRAMI_DEBUG=1, and report it."
     if isinstance(error, FramiEdgeError):
         message, fix = error.message, error.fix
     elif isinstance(error, OSError):  # sources and models name their own: a full disk is left
         _discard_stdout()
         message = f"The output could not be written: {error.strerror}."
         fix = "Free some space, or send it elsewhere."
-    else:
-        fix += "shows the traceback."
     print(f"error: {message}", file=sys.stderr)
     if fix:
         print(f"fix: {fix}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The mel front end, defined once: trainer, exporter and device all read this class.
+"""The mel front end, defined once: trainer, exporter and device all read `MelSpec`.
 
 Shape legend: M mel bands, F = n_fft // 2 + 1 frequency bins, T frames.
 """
@@ -19,17 +19,36 @@ import numpy.typing as npt
 
 from frami_edge_runtime.errors import MelSpecError
 
-# --- Triangular mel filters, as torchaudio and librosa define them
-# Source: S. Young et al., *The HTK Book* (2 595 log10(1 + f / 700)); M. Slaney, *Auditory Toolbox*
-# (linear below 1 kHz, logarithmic above).
-
 _SLANEY_HZ_PER_MEL = 200.0 / 3
 _SLANEY_KNEE_HZ = 1000.0
 _SLANEY_LOG_STEP = math.log(6.4) / 27.0
 
+# Upper bounds: a damaged model file must not make the device allocate without limit.
+_MOST = {
+    "sample_rate": 768_000,
+    "n_fft": 1 << 16,
+    "win_length": 1 << 16,
+    "hop_length": 1 << 16,
+    "n_mels": 1024,
+}
+_MOST_WEIGHTS = 1 << 22  # filter weights: 16 MiB, and ten times that while they are computed
+_CHOICES: dict[str, tuple[Any, ...]] = {
+    "mel_scale": ("htk", "slaney"),
+    "norm": ("none", "slaney"),
+    "power": (1.0, 2.0),
+    "log": ("ln", "log2", "log10", "db"),
+    "log_floor": ("add", "clamp"),
+}
+_HUGE = 1e30
+_WHOLE_CLIP = {"clip", "per_clip", "instance", "utterance", "cmvn", "max", "top_db"}
+
 
 def hz_to_mel(hz: npt.ArrayLike, scale: str) -> npt.NDArray[np.float64]:
-    """Frequency in Hz to mel, on the ``htk`` or ``slaney`` scale."""
+    """Frequency in Hz to mel, on the ``htk`` or ``slaney`` scale.
+
+    Source: S. Young et al., *The HTK Book* (2595 log10(1 + f / 700)); M. Slaney, *Auditory
+    Toolbox* (linear below 1 kHz, logarithmic above).
+    """
     f = np.asarray(hz, dtype=np.float64)
     if scale == "htk":
         return np.asarray(2595.0 * np.log10(1.0 + f / 700.0))
@@ -48,68 +67,17 @@ def mel_to_hz(mel: npt.ArrayLike, scale: str) -> npt.NDArray[np.float64]:
     return np.where(m >= knee_mel, above, _SLANEY_HZ_PER_MEL * m)
 
 
-def mel_filterbank(
-    *,
-    n_freqs: int,
-    f_min: float,
-    f_max: float,
-    n_mels: int,
-    sample_rate: int,
-    norm: str,
-    mel_scale: str,
-) -> npt.NDArray[np.float32]:
-    """Triangles linear in Hz between mel-spaced corners.
-
-    Returns:
-        (F, M) float32, contiguous, so that a product with power spectra (T, F) gives (T, M).
-    """
-    freqs_F = np.linspace(0.0, sample_rate / 2, n_freqs)
-    corners = mel_to_hz(
-        np.linspace(hz_to_mel(f_min, mel_scale), hz_to_mel(f_max, mel_scale), n_mels + 2), mel_scale
-    )
-    width = np.diff(corners)
-    slopes = corners[None, :] - freqs_F[:, None]
-    rising = -slopes[:, :-2] / width[:-1]
-    falling = slopes[:, 2:] / width[1:]
-    bank_FM = np.maximum(0.0, np.minimum(rising, falling))
-    if norm == "slaney":
-        bank_FM *= 2.0 / (corners[2:] - corners[:-2])
-    return np.ascontiguousarray(bank_FM, dtype=np.float32)
-
-
-# --- The mel front end, defined once: trainer, exporter and device all read this class
-
-# Bounds: a damaged or hostile model file must not make the device allocate without limit.
-_MOST = {
-    "sample_rate": 768_000,
-    "n_fft": 1 << 16,
-    "win_length": 1 << 16,
-    "hop_length": 1 << 16,
-    "n_mels": 1024,
-}
-_MOST_WEIGHTS = 1 << 22  # of the filters: 16 MiB, and ten times that while they are made
-_CHOICES = {
-    "mel_scale": ("htk", "slaney"),
-    "norm": ("none", "slaney"),
-    "log": ("ln", "log2", "log10", "db"),
-    "log_floor": ("add", "clamp"),
-}
-_HUGE = 1e30
-_WHOLE_CLIP = {"clip", "per_clip", "instance", "utterance", "cmvn", "max", "top_db"}
-
-
 @dataclass(frozen=True)
 class MelSpec:
     """A log-mel front end with fixed normalisation, so that it can run on a stream.
 
-    The features are ``(log(mel) - mean) / std``, with ``mel`` as torchaudio's ``MelSpectrogram``
-    gives it (periodic Hann window, centred in ``n_fft`` where ``win_length`` is shorter).
-
+    The features are ``(log(mel) - mean) / std``, with ``mel`` as computed by torchaudio's
+    ``MelSpectrogram`` (periodic Hann window, centred in ``n_fft`` where ``win_length`` is shorter).
     Normalisation that needs the whole clip (per-clip mean, ``top_db``) cannot stream and is
     refused.
 
     Raises:
-        MelSpecError: Any field is out of range or contradicts another.
+        MelSpecError: A field is out of range or contradicts another.
     """
 
     sample_rate: int = 16_000
@@ -121,11 +89,11 @@ class MelSpec:
     hop_length: int = 160
     """Samples between frames."""
     n_mels: int = 64
-    """Mel bands (M)."""
+    """Number of mel bands (M)."""
     f_min: float = 0.0
-    """Hz, lower edge of the first band."""
+    """Lower edge of the first band, Hz."""
     f_max: float = 0.0
-    """Hz, upper edge of the last band; 0 stands for half the sample rate."""
+    """Upper edge of the last band, Hz; 0 stands for half the sample rate."""
     mel_scale: str = "htk"
     """``htk`` or ``slaney``."""
     norm: str = "none"
@@ -141,35 +109,30 @@ class MelSpec:
     center: bool = False
     """True reflects n_fft // 2 samples at both ends, as librosa does; False starts at sample 0."""
     mean: float | tuple[float, ...] = 0.0
-    """Of the log-mel, over the teacher's training data: one number, or one per band."""
+    """Mean of the log-mel over the teacher's training data: one number, or one per band."""
     std: float | tuple[float, ...] = 1.0
-    """Likewise."""
+    """Standard deviation of the log-mel over the same data."""
 
     def __post_init__(self) -> None:
-        """Check every field, and each against the others; numbers become plain int and float."""
+        """Check every field; numbers become plain int and float."""
         for name, most in _MOST.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
                 raise MelSpecError(f"MelSpec.{name} must be an integer, not {value!r}.")
             if not 1 <= value <= most:
-                raise MelSpecError(f"MelSpec.{name} must lie in 1..{most}, not {value}.")
+                raise MelSpecError(f"MelSpec.{name} must be in 1..{most}, not {value}.")
             object.__setattr__(self, name, int(value))
         for name in ("f_min", "f_max", "power", "log_eps"):
             object.__setattr__(self, name, _finite(name, getattr(self, name)))
         for name, allowed in _CHOICES.items():
-            value = getattr(self, name)
-            if value not in allowed:
-                names = ", ".join(allowed)
+            if (value := getattr(self, name)) not in allowed:
+                names = ", ".join(map(str, allowed))
                 raise MelSpecError(f"MelSpec.{name} must be one of {names}, not {value!r}.")
         if not isinstance(self.center, (bool, np.bool_)):
             raise MelSpecError(f"MelSpec.center must be true or false, not {self.center!r}.")
         object.__setattr__(self, "center", bool(self.center))
-        if self.power not in (1.0, 2.0):
-            raise MelSpecError(
-                f"MelSpec.power must be 1 (magnitude) or 2 (energy), not {self.power}."
-            )
         if not 0 < self.log_eps < 1:
-            raise MelSpecError(f"MelSpec.log_eps must lie between 0 and 1, not {self.log_eps}.")
+            raise MelSpecError(f"MelSpec.log_eps must be between 0 and 1, not {self.log_eps}.")
         self._check_lengths()
         for name in ("mean", "std"):
             object.__setattr__(self, name, self._normaliser(name, getattr(self, name)))
@@ -207,18 +170,15 @@ class MelSpec:
             raise MelSpecError(f"MelSpec.{name} = {value!r} {hint}.", fix=fix)
         if isinstance(value, np.ndarray):
             value = value.tolist()
-        single = not isinstance(value, (list, tuple))
-        if not single:
-            if len(value) != self.n_mels:
-                raise MelSpecError(
-                    f"MelSpec.{name} has {len(value)} values for {self.n_mels} bands.", fix=fix
-                )
-            numbers = tuple(_finite(name, v) for v in value)
-        else:
-            numbers = (_finite(name, value),)
+        per_band = isinstance(value, (list, tuple))
+        if per_band and len(value) != self.n_mels:
+            raise MelSpecError(
+                f"MelSpec.{name} has {len(value)} values for {self.n_mels} bands.", fix=fix
+            )
+        numbers = tuple(_finite(name, number) for number in (value if per_band else [value]))
         if name == "std" and min(numbers) <= 0:
             raise MelSpecError("MelSpec.std must be positive.", fix=fix)
-        return numbers[0] if single else numbers
+        return numbers if per_band else numbers[0]
 
     @property
     def f_high(self) -> float:
@@ -232,11 +192,11 @@ class MelSpec:
 
     @property
     def min_samples(self) -> int:
-        """Samples of the shortest clip that gives a frame; shorter ones are repeated up to it."""
+        """Samples of the shortest clip that gives a frame; shorter clips are repeated up to it."""
         return self.n_fft // 2 + 1 if self.center else self.n_fft
 
     def frames(self, samples: int) -> int:
-        """Frames (T) that a clip of so many samples gives; 0 where it is too short for one."""
+        """Frames (T) of a clip of this many samples; 0 where it is too short for one."""
         if samples < self.min_samples:
             return 0
         padded = samples + 2 * (self.n_fft // 2) if self.center else samples
@@ -244,16 +204,22 @@ class MelSpec:
 
     @cached_property
     def filterbank(self) -> npt.NDArray[np.float32]:
-        """(F, M) mel filters, float32."""
-        return mel_filterbank(
-            n_freqs=self.n_fft // 2 + 1,
-            f_min=self.f_min,
-            f_max=self.f_high,
-            n_mels=self.n_mels,
-            sample_rate=self.sample_rate,
-            norm=self.norm,
-            mel_scale=self.mel_scale,
-        )
+        """(F, M) triangular filters: power spectra (T, F) times this are mel energies (T, M).
+
+        The triangles are linear in Hz between corners that are equally spaced in mel, as in
+        torchaudio and librosa.
+        """
+        lowest, highest = hz_to_mel([self.f_min, self.f_high], self.mel_scale)
+        corners = mel_to_hz(np.linspace(lowest, highest, self.n_mels + 2), self.mel_scale)
+        freqs_F = np.linspace(0.0, self.sample_rate / 2, self.n_fft // 2 + 1)
+        width = np.diff(corners)
+        slopes = corners[None, :] - freqs_F[:, None]
+        rising = -slopes[:, :-2] / width[:-1]
+        falling = slopes[:, 2:] / width[1:]
+        bank_FM = np.maximum(0.0, np.minimum(rising, falling))
+        if self.norm == "slaney":
+            bank_FM *= 2.0 / (corners[2:] - corners[:-2])
+        return np.ascontiguousarray(bank_FM, dtype=np.float32)
 
     @cached_property
     def window(self) -> npt.NDArray[np.float64]:
@@ -262,7 +228,7 @@ class MelSpec:
         return np.asarray(0.5 - 0.5 * np.cos(2 * np.pi * n / self.win_length))
 
     def compress(self, mel: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
-        """Log and normalise mel energies (..., M) in float64: the definition for all others."""
+        """Log and normalise mel energies (..., M) in float64: the reference for all others."""
         x = np.asarray(mel, dtype=np.float64)
         x = x + self.log_eps if self.log_floor == "add" else np.maximum(x, self.log_eps)
         y: npt.NDArray[np.float64] = np.log(x) * self.log_scale
@@ -270,7 +236,7 @@ class MelSpec:
 
     @property
     def log_scale(self) -> float:
-        """What the natural logarithm is multiplied by to give the chosen one."""
+        """Factor from the natural logarithm to the chosen one."""
         return {
             "ln": 1.0,
             "log2": 1 / math.log(2),
@@ -280,7 +246,7 @@ class MelSpec:
 
     @cached_property
     def floor(self) -> npt.NDArray[np.float32]:
-        """(M,) normalised log-mel of digital silence: nothing the front end gives lies below."""
+        """(M,) normalised log-mel of digital silence: the minimum of the front end's output."""
         return self.compress(np.zeros(self.n_mels)).astype(np.float32)
 
     @cached_property
@@ -316,8 +282,7 @@ class MelSpec:
             MelSpecError: A key is unknown or a value is out of range.
         """
         known = {f.name for f in dataclasses.fields(cls)}
-        unknown = sorted(str(key)[:40] for key in set(values) - known)
-        if unknown:
+        if unknown := sorted(str(key)[:40] for key in set(values) - known):
             raise MelSpecError(
                 f"MelSpec has no key {', '.join(unknown)}.",
                 fix=f"Known keys: {', '.join(sorted(known))}.",

@@ -25,7 +25,7 @@ Sums = npt.NDArray[np.float64]
 
 
 def mean_std(frames: npt.NDArray[np.floating], eps: float) -> npt.NDArray[np.float64]:
-    """Statistics of whole clips at once, in two passes: what `WholeClip` gives frame by frame.
+    """Statistics of whole clips at once, in two passes; `WholeClip` gives the same frame by frame.
 
     Args:
         frames: (..., C, T') with T' >= 1.
@@ -39,49 +39,43 @@ def mean_std(frames: npt.NDArray[np.floating], eps: float) -> npt.NDArray[np.flo
 
 
 class StatsPool(ABC):
-    """Accumulates frames, gives their statistics at any time.
+    """Accumulates frames and gives their statistics at any time.
 
     Args:
         channels: C.
         eps: Added to the variance, under the root.
+        arrays: All that the subclass accumulates, by name; it keeps references to them.
     """
 
-    def __init__(self, channels: int, eps: float) -> None:
-        """Start empty."""
+    def __init__(self, channels: int, eps: float, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         self.channels = channels
         self.eps = eps
         self.count = 0
         """Frames since the last reset."""
         self.slots = 0
-        """Frame periods since the last reset: frames, and those that `skip` passed over."""
+        """Frame periods since the last reset: frames, and the periods that `skip` passed over."""
+        self._arrays = arrays
 
-    @abstractmethod
     def push(self, frames_Cn: Frames, at: float = 0.0) -> None:
-        """Take (C, n) float32 frames, n >= 0; ``at`` is when the first begins, for windows."""
+        """Take (C, n) float32 frames, n >= 0.
+
+        Args:
+            frames_Cn: The frames.
+            at: When the first one begins, in seconds; for `SlidingWindow.begins`.
+        """
+        self._add(frames_Cn, at)
+        self.count += frames_Cn.shape[1]
+        self.slots += frames_Cn.shape[1]
 
     def skip(self, slots: int) -> None:
         """Let time pass without frames, in frame periods."""
         self.slots += slots
 
-    @abstractmethod
-    def _weight_and_sums(self) -> tuple[float, Sums]:
-        """Total weight, and weighted sums (2, C) of x and x^2."""
-
-    @abstractmethod
     def reset(self) -> None:
-        """Forget everything."""
-
-    @abstractmethod
-    def state(self) -> dict[str, Any]:
-        """Plain integers and arrays: save them, pickle them."""
-
-    @abstractmethod
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from what `state` gave.
-
-        Raises:
-            StreamError: The state does not fit; the pool is unchanged then.
-        """
+        """Forget all frames and periods."""
+        self.count = self.slots = 0
+        for array in self._arrays.values():
+            array[...] = 0
 
     @property
     def empty(self) -> bool:
@@ -101,6 +95,45 @@ class StatsPool(ABC):
         std = np.sqrt(np.maximum(square - mean * mean, 0.0) + self.eps)
         return np.concatenate([mean, std]).astype(np.float32)
 
+    def state(self) -> dict[str, Any]:
+        """All that future statistics depend on, as plain integers and arrays."""
+        arrays = {name: array.copy() for name, array in self._arrays.items()}
+        return {"count": self.count, "slots": self.slots, **self._options(), **arrays}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from the `state` of a pool with the same options.
+
+        Raises:
+            StreamError: The state does not fit; the pool is unchanged then.
+        """
+        read = StateReader(state, type(self).__name__)
+        count = read.integer("count", 0)
+        slots = read.integer("slots", count)
+        for name, value in self._options().items():
+            read.integer(name, value, value)
+        arrays = {k: read.array(k, a.dtype, a.shape) for k, a in self._arrays.items()}
+        read.done()
+        if misfit := self._misfit(count, arrays):
+            read.require(False, misfit)
+        self.count, self.slots = count, slots
+        for name, array in arrays.items():
+            self._arrays[name][...] = array
+
+    @abstractmethod
+    def _add(self, frames_Cn: Frames, at: float) -> None:
+        """Accumulate frames; ``count`` and ``slots`` are still those before them."""
+
+    @abstractmethod
+    def _weight_and_sums(self) -> tuple[float, Sums]:
+        """Total weight, and weighted sums (2, C) of x and x^2."""
+
+    def _options(self) -> dict[str, int]:
+        return {}
+
+    def _misfit(self, count: int, arrays: dict[str, npt.NDArray[Any]]) -> str | None:
+        """The name of an array that no sequence of pushes could have left, if any."""
+        return None
+
 
 class WholeClip(StatsPool):
     """Every frame since the start, with equal weight.
@@ -111,37 +144,14 @@ class WholeClip(StatsPool):
     """
 
     def __init__(self, channels: int, eps: float) -> None:
-        """Start empty."""
-        super().__init__(channels, eps)
         self._sums = np.zeros((2, channels))
+        super().__init__(channels, eps, {"sums": self._sums})
 
-    def push(self, frames_Cn: Frames, at: float = 0.0) -> None:
-        """Take (C, n) float32 frames, n >= 0."""
+    def _add(self, frames_Cn: Frames, at: float) -> None:
         _add_in_order(self._sums, frames_Cn)
-        self.count += frames_Cn.shape[1]
-        self.slots += frames_Cn.shape[1]
 
     def _weight_and_sums(self) -> tuple[float, Sums]:
         return float(self.count), self._sums
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self.count = self.slots = 0
-        self._sums[:] = 0
-
-    def state(self) -> dict[str, Any]:
-        """Plain integers and arrays: save them, pickle them."""
-        return {"count": self.count, "slots": self.slots, "sums": self._sums.copy()}
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from what `state` gave; see `StatsPool.load_state`."""
-        read = StateReader(state, "WholeClip")
-        count = read.integer("count", 0)
-        slots = read.integer("slots", count)
-        sums = read.array("sums", np.float64, self._sums.shape)
-        read.done()
-        self.count, self.slots = count, slots
-        self._sums[:] = sums
 
 
 class SlidingWindow(StatsPool):
@@ -161,18 +171,13 @@ class SlidingWindow(StatsPool):
     """
 
     def __init__(self, channels: int, eps: float, *, block: int, blocks: int) -> None:
-        """Allocate the ring."""
-        super().__init__(channels, eps)
         self.block = block
         self.blocks = blocks
         self._ring = np.zeros((blocks, 2, channels))
         self._filled = np.zeros(blocks, np.int64)  # frames in each block
         self._begins = np.zeros(blocks)  # when the first of them begins
-
-    @property
-    def frames_in_window(self) -> int:
-        """How many frames the statistics cover now."""
-        return int(self._filled.sum())
+        arrays = {"ring": self._ring, "filled": self._filled, "begins": self._begins}
+        super().__init__(channels, eps, arrays)
 
     @property
     def begins(self) -> float:
@@ -190,23 +195,6 @@ class SlidingWindow(StatsPool):
         """``at`` of the newest block that has frames; 0 without frames."""
         return float(self._begins[self._filled > 0].max(initial=0.0))
 
-    def push(self, frames_Cn: Frames, at: float = 0.0) -> None:
-        """Take (C, n) float32 frames, n >= 0."""
-        done, n = 0, frames_Cn.shape[1]
-        while done < n:
-            index, used = divmod(self.slots, self.block)
-            index %= self.blocks
-            if used == 0:
-                self._clear(index)
-            if self._filled[index] == 0:
-                self._begins[index] = at
-            step = min(n - done, self.block - used)
-            _add_in_order(self._ring[index], frames_Cn[:, done : done + step])
-            self._filled[index] += step
-            self.count += step
-            self.slots += step
-            done += step
-
     def skip(self, slots: int) -> None:
         """Let time pass: blocks that it enters start empty, old ones leave the window."""
         first = -(-self.slots // self.block)
@@ -215,45 +203,35 @@ class SlidingWindow(StatsPool):
             self._clear(index % self.blocks)
         self.slots += slots
 
+    def _add(self, frames_Cn: Frames, at: float) -> None:
+        done, n = 0, frames_Cn.shape[1]
+        while done < n:
+            index, used = divmod(self.slots + done, self.block)
+            index %= self.blocks
+            if used == 0:
+                self._clear(index)
+            if self._filled[index] == 0:
+                self._begins[index] = at
+            step = min(n - done, self.block - used)
+            _add_in_order(self._ring[index], frames_Cn[:, done : done + step])
+            self._filled[index] += step
+            done += step
+
     def _clear(self, index: int) -> None:
         self._ring[index] = 0
         self._filled[index] = 0
 
     def _weight_and_sums(self) -> tuple[float, Sums]:
-        return float(self.frames_in_window), np.add.reduce(self._ring, axis=0)
+        return float(self._filled.sum()), np.add.reduce(self._ring, axis=0)
 
-    def reset(self) -> None:
-        """Forget everything."""
-        self.count = self.slots = 0
-        self._ring[:] = 0
-        self._filled[:] = 0
+    def _options(self) -> dict[str, int]:
+        return {"block": self.block}
 
-    def state(self) -> dict[str, Any]:
-        """Plain integers and arrays: save them, pickle them."""
-        return {
-            "count": self.count,
-            "slots": self.slots,
-            "block": self.block,
-            "ring": self._ring.copy(),
-            "filled": self._filled.copy(),
-            "begins": self._begins.copy(),
-        }
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from what `state` gave; see `StatsPool.load_state`."""
-        read = StateReader(state, "SlidingWindow")
-        count = read.integer("count", 0)
-        slots = read.integer("slots", count)
-        read.integer("block", self.block, self.block)
-        ring = read.array("ring", np.float64, self._ring.shape)
-        filled = read.array("filled", np.int64, self._filled.shape)
-        begins = read.array("begins", np.float64, self._begins.shape)
-        read.done()
-        inside = bool((filled >= 0).all() and (filled <= self.block).all())
-        read.require(inside and int(filled.sum()) <= count, "filled")
-        read.require(bool((begins >= 0).all()), "begins")
-        self.count, self.slots = count, slots
-        self._ring[:], self._filled[:], self._begins[:] = ring, filled, begins
+    def _misfit(self, count: int, arrays: dict[str, npt.NDArray[Any]]) -> str | None:
+        filled = arrays["filled"]
+        if (filled < 0).any() or (filled > self.block).any() or filled.sum() > count:
+            return "filled"
+        return "begins" if (arrays["begins"] < 0).any() else None
 
 
 class Forgetting(StatsPool):
@@ -266,71 +244,45 @@ class Forgetting(StatsPool):
     Args:
         channels: C.
         eps: Added to the variance, under the root.
-        half_life: In frames, positive.
+        half_life: Half-life in frames, positive.
     """
 
     def __init__(self, channels: int, eps: float, *, half_life: float) -> None:
-        """Start empty."""
-        super().__init__(channels, eps)
         self.half_life = half_life
-        self._weight = 0.0
+        self._weight = np.array([0.0, half_life])  # a state belongs to its half-life
         self._sums = np.zeros((2, channels))
+        super().__init__(channels, eps, {"weight": self._weight, "sums": self._sums})
 
-    def push(self, frames_Cn: Frames, at: float = 0.0) -> None:
-        """Take (C, n) float32 frames, n >= 0."""
+    def skip(self, slots: int) -> None:
+        """Let time pass: earlier frames weigh less against those that follow."""
+        kept = 2.0 ** (-slots / self.half_life)
+        self._sums *= kept
+        self._weight[0] *= kept
+        self.slots += slots
+
+    def reset(self) -> None:
+        """Forget all frames and periods."""
+        super().reset()
+        self._weight[1] = self.half_life
+
+    def _add(self, frames_Cn: Frames, at: float) -> None:
         n = frames_Cn.shape[1]
-        if n == 0:
-            return
         weights = np.exp2(-np.arange(n - 1, -1, -1) / self.half_life)
         kept = 2.0 ** (-n / self.half_life)
         x = frames_Cn.astype(np.float64)
         self._sums *= kept
         self._sums[0] += np.add.reduce(x * weights, axis=1)
         self._sums[1] += np.add.reduce(x * x * weights, axis=1)
-        self._weight = self._weight * kept + float(weights.sum())
-        self.count += n
-        self.slots += n
-
-    def skip(self, slots: int) -> None:
-        """Let time pass: what was heard weighs less against what follows."""
-        kept = 2.0 ** (-slots / self.half_life)
-        self._sums *= kept
-        self._weight *= kept
-        self.slots += slots
+        self._weight[0] = self._weight[0] * kept + weights.sum()
 
     def _weight_and_sums(self) -> tuple[float, Sums]:
-        return self._weight, self._sums
+        return float(self._weight[0]), self._sums
 
-    def reset(self) -> None:
-        """Forget everything."""
-        self.count = self.slots = 0
-        self._weight = 0.0
-        self._sums[:] = 0
-
-    def state(self) -> dict[str, Any]:
-        """Plain integers and arrays: save them, pickle them."""
-        weight = np.array([self._weight, self.half_life])
-        return {
-            "count": self.count,
-            "slots": self.slots,
-            "weight": weight,
-            "sums": self._sums.copy(),
-        }
-
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Continue from what `state` gave; see `StatsPool.load_state`."""
-        read = StateReader(state, "Forgetting")
-        count = read.integer("count", 0)
-        slots = read.integer("slots", count)
-        weight, half_life = read.array("weight", np.float64, (2,))
-        sums = read.array("sums", np.float64, self._sums.shape)
-        read.done()
-        read.require(half_life == self.half_life, "half_life")
+    def _misfit(self, count: int, arrays: dict[str, npt.NDArray[Any]]) -> str | None:
+        weight, half_life = arrays["weight"]
         # Time that `skip` lets pass can make a weight as small as 0.
-        read.require(weight == 0 or (weight > 0 and count > 0), "weight")
-        self.count, self.slots = count, slots
-        self._weight = float(weight)
-        self._sums[:] = sums
+        fits = weight == 0 or (weight > 0 and count > 0)
+        return None if fits and half_life == self.half_life else "weight"
 
 
 def _add_in_order(sums_2C: Sums, frames_Cn: Frames) -> None:

@@ -1,10 +1,10 @@
-"""From the microphone's rate to the model's, by soxr, which is an extra: it is LGPL-2.1.
+"""From the microphone's rate to the model's, with soxr, which is an extra: it is LGPL-2.1.
 
-soxr keeps its state to itself, and rounds by where its stream began. So that a saved stream goes on
-with the same bits, a new soxr stream takes over at every whole second of the clip, warmed up with
-`REACH` samples before it: the output depends on the clip alone, never on chunking or on saving, and
-the audio since the last takeover is a whole state. One endless soxr stream differs by rounding
-only, less than 1e-6 of full scale.
+soxr does not expose its state, and its rounding depends on where its stream began. So that a saved
+stream continues with the same bits, a new soxr stream takes over at every whole second of the clip,
+warmed up with `REACH` samples before it: the output depends on the clip alone, never on chunking or
+on saving, and the audio since the last takeover is a complete state. One endless soxr stream
+differs by rounding only, less than 1e-6 of full scale.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from frami_edge_runtime.errors import AudioError
 from frami_edge_runtime.state import StateReader
 
 REACH: Final = 128
-"""Samples at the lower rate that soxr's HQ filter sees to each side: measured 90 for 1e-6."""
+"""Reach of soxr's HQ filter to each side, in samples at the lower rate: measured 90 for 1e-6."""
 
 
 class Resampler:
@@ -37,7 +37,6 @@ class Resampler:
     """
 
     def __init__(self, rate_in: int, rate_out: int) -> None:
-        """Open a soxr stream."""
         # Imported here: most devices record at the model's rate and do not have it.
         try:
             soxr: Any = importlib.import_module("soxr")
@@ -54,13 +53,13 @@ class Resampler:
         self._step_out = rate_out // math.gcd(rate_in, rate_out)
         reach = math.ceil(REACH * max(1.0, rate_in / rate_out))
         self.reach = -(-reach // self._step_in) * self._step_in
-        """Input samples before a takeover that warm the new stream up, and after it for the old."""
+        """Input samples on either side of a takeover that both streams process."""
         self._history = np.empty(rate_in + 2 * self.reach, np.float32)
         self._nothing = np.empty(0, np.float32)
         self.reset()
 
     def push(self, x: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """Take (N,) int16 or float32 samples, give (N',) float32 that became ready."""
+        """Take (N,) int16 or float32 samples and return the (N',) float32 that became ready."""
         scaled = x * INT16_SCALE if x.dtype.kind == "i" else x
         rest = np.ascontiguousarray(scaled, np.float32)
         given = []
@@ -74,14 +73,14 @@ class Resampler:
         return given[0] if len(given) == 1 else np.concatenate([self._nothing, *given])
 
     def flush(self) -> npt.NDArray[np.float32]:
-        """The samples still owed; then as new."""
+        """Return the samples still owed, and reset."""
         self._run(np.empty(0, np.float32), last=True)
         tail = self._ready
         self.reset()
         return tail
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Forget everything: the next sample is the first of a clip."""
         self._open(0, 0)
 
     @property
@@ -91,7 +90,7 @@ class Resampler:
 
     @property
     def samples_out(self) -> int:
-        """Samples given since the start."""
+        """Samples returned since the start."""
         return self._given
 
     def state(self) -> dict[str, Any]:
@@ -105,7 +104,7 @@ class Resampler:
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Continue with the very samples that would have followed `state`.
+        """Continue with exactly the samples that would have followed `state`.
 
         Raises:
             StreamError: The state does not fit these rates; nothing has changed then.

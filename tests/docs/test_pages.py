@@ -75,6 +75,7 @@ CHANGES: dict[str, dict[str, str]] = {
     "docs/MY_DATA.md": {"steps: 40, batch_size: 16": "steps: 8, batch_size: 16"},
     "docs/MY_MICROPHONE.md": {},
     "docs/CPP.md": {},
+    "docs/PYTHON.md": {},
     "docs/PROTOCOL.md": {"protocol mine.yaml": f"protocol mine.yaml {TINY}"},
 }
 

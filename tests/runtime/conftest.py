@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
+import os
 import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,9 @@ import pytest
 from frami_edge_runtime.classifier import Classifier
 from frami_edge_runtime.melspec import MelSpec
 from frami_edge_runtime.modelfile import Context, ModelInfo, model_metadata
+
+# pytest's importlib mode puts no test folder on the path.
+sys.path.insert(0, str(Path(__file__).parent))
 
 LABELS = ("dog", "rain", "siren", "glass breaking", "silence")
 
@@ -110,6 +112,23 @@ def build(
     )
 
 
+@pytest.fixture
+def fake_arecord(tmp_path: Path) -> Callable[[str], dict[str, str]]:
+    """`fake_arecord(script)`: an environment whose only microphone is an arecord that runs it."""
+
+    def make(script: str) -> dict[str, str]:
+        path = tmp_path / "bin" / "arecord"
+        path.parent.mkdir(exist_ok=True)
+        head = "import random, struct, sys, time\nout = sys.stdout.buffer\nrandom.seed(0)\n"
+        path.write_text(f"#!{sys.executable}\n{head}{script}\n")
+        path.chmod(0o755)
+        (path.parent / "sounddevice.py").write_text("raise ImportError")
+        paths = os.pathsep.join(filter(None, [str(path.parent), os.environ.get("PYTHONPATH")]))
+        return {**os.environ, "PATH": str(path.parent), "PYTHONPATH": paths}
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def build_model() -> Callable[..., TinyModel]:
     return build
@@ -190,16 +209,3 @@ def _quantised(model: TinyModel) -> bytes:
     onnx.helper.set_model_props(quantised, entries)
     data: bytes = quantised.SerializeToString()
     return data
-
-
-@pytest.fixture(scope="session")
-def stream_equality() -> ModuleType:
-    """The benchmark that knows the offline answers by definition."""
-    path = Path(__file__).parents[2] / "benchmarks" / "stream_equality.py"
-    spec = importlib.util.spec_from_file_location("stream_equality", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from frami_edge_runtime.classifier import Classifier
-from frami_edge_runtime.errors import AudioError, ModelFileError
+from frami_edge_runtime.errors import AudioError, FramiEdgeError, ModelFileError
 from frami_edge_runtime.modelfile import HEAD_KEY, METADATA_KEY, Context, model_metadata
 from frami_edge_runtime.stream import Result
 
@@ -47,26 +50,17 @@ def reference(tiny: Any, x: np.ndarray) -> np.ndarray:
     return np.asarray(pooled @ weight + bias)
 
 
-@pytest.mark.parametrize("samples", [30_001, 256, 255, 100, 1, 256 + 8 * 80, 256 + 8 * 80 - 1, 999])
+@pytest.mark.parametrize("samples", [30_001, 256, 255, 100, 1, 256 + 8 * 80 - 1])
+@pytest.mark.parametrize("context", [(4, 4), (0, 8), (8, 0, 1.5), (3, 5, -2)])
 def test_agrees_with_the_reference(
-    tiny: Any, classifier: Classifier, clip: np.ndarray, samples: int
-) -> None:
-    x = clip[5000 : 5000 + samples] if samples < 25_000 else clip
-    result, expected = classifier.classify(x), reference(tiny, x)
-    assert np.abs(result.logits - expected).max() < 2e-4 * max(1, np.abs(expected).max())
-    scores = np.exp(expected - expected.max()) / np.exp(expected - expected.max()).sum()
-    assert np.abs(result.scores - scores).max() < 1e-3
-
-
-@pytest.mark.parametrize("samples", [30_001, 256, 100, 1, 256 + 3 * 80, 999])
-@pytest.mark.parametrize("context", [(0, 8), (8, 0), (3, 5, 1.5), (4, 4, -2)])
-def test_any_context_agrees_with_the_reference(
     build_model: Any, clip: np.ndarray, samples: int, context: tuple[Any, ...]
 ) -> None:
     tiny = build_model(context=Context(*context))
-    x = clip[:samples]
+    x = clip[5000 : 5000 + samples] if samples < 25_000 else clip
     result, expected = Classifier(tiny.data).classify(x), reference(tiny, x)
     assert np.abs(result.logits - expected).max() < 2e-4 * max(1, np.abs(expected).max())
+    scores = np.exp(expected - expected.max()) / np.exp(expected - expected.max()).sum()
+    assert np.abs(result.scores - scores).max() < 1e-3
 
 
 def test_a_result_is_consistent(classifier: Classifier, clip: np.ndarray) -> None:
@@ -107,29 +101,9 @@ def test_one_classifier_serves_threads(classifier: Classifier, clip: np.ndarray)
     assert all(np.array_equal(found[i], expected[i]) for i in range(8))
 
 
-@pytest.mark.parametrize(
-    ("samples", "rate", "words"),
-    [
-        (np.zeros(0, np.float32), None, "no samples"),
-        (np.zeros((2, 800), np.float32), None, "mono"),
-        (np.full(800, np.nan, np.float32), None, "NaN"),
-        (np.zeros(800, np.uint8), None, "8-bit"),
-        (np.zeros(800, np.int16), 0, "1000..768000"),
-        (np.zeros(800, np.int16), -8000, "1000..768000"),
-        (np.zeros(800, np.int16), 8000.5, "whole number"),
-        (np.zeros(800, np.int16), 10**12, "1000..768000"),
-        (np.zeros(800, np.int16), float("nan"), "whole number"),
-        (np.zeros(800, np.int16), "8000", "whole number"),
-        (np.zeros(800, np.int16), True, "whole number"),
-    ],
-)
-def test_what_is_no_audio_is_refused(
-    classifier: Classifier, samples: np.ndarray, rate: Any, words: str
-) -> None:
-    with pytest.raises(AudioError) as caught:
-        classifier.classify(samples, rate)
-    assert words in str(caught.value)
-    assert caught.value.fix
+def test_no_samples_are_refused(classifier: Classifier) -> None:
+    with pytest.raises(AudioError, match="no samples"):
+        classifier.classify(np.zeros(0, np.float32))
 
 
 def test_silence_and_full_scale_are_answered(classifier: Classifier) -> None:
@@ -173,17 +147,15 @@ def test_another_front_end_than_the_graph_is_refused(build_model: Any) -> None:
 
 
 def test_files_that_are_no_model_are_refused(tmp_path: Path, tiny: Any, build_model: Any) -> None:
-    plain = tmp_path / "plain.onnx"
-    plain.write_bytes(b"this is no protocol buffer")
-    empty = tmp_path / "empty.onnx"
-    empty.write_bytes(b"")
-    cut = tmp_path / "cut.onnx"
-    cut.write_bytes(tiny.data[: len(tiny.data) // 2])
-    for path in (plain, empty, cut):
-        with pytest.raises(ModelFileError) as caught:
-            Classifier(path)
-        assert path.name in str(caught.value)
-    for wrong in (str(tmp_path), str(tmp_path / "none.onnx"), "\0", ""):
+    for name, data in (
+        ("plain.onnx", b"this is no protocol buffer"),
+        ("empty.onnx", b""),
+        ("cut.onnx", tiny.data[: len(tiny.data) // 2]),
+    ):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ModelFileError, match=name):
+            Classifier(tmp_path / name)
+    for wrong in (str(tmp_path), str(tmp_path / "none.onnx"), "\0", "", "/dev/zero"):
         with pytest.raises(ModelFileError, match="Cannot read"):
             Classifier(wrong)
     with pytest.raises(ModelFileError, match="path or bytes"):
@@ -196,6 +168,45 @@ def test_files_that_are_no_model_are_refused(tmp_path: Path, tiny: Any, build_mo
     headless = build_model(metadata={HEAD_KEY: model_metadata(tiny.info, b"junk")[HEAD_KEY]}).data
     with pytest.raises(ModelFileError, match=HEAD_KEY):
         Classifier(headless)
+
+
+def test_names_that_are_no_utf8_are_refused(tiny: Any) -> None:
+    at = tiny.data.index(b"glass breaking")
+    with pytest.raises(ModelFileError, match="metadata is damaged"):
+        Classifier(tiny.data[:at] + b"\xff\xfe" + tiny.data[at + 2 :])
+    with pytest.raises(ModelFileError):
+        Classifier(tiny.data.replace(b"frames", b"fram\xffs"))
+
+
+def test_weights_in_another_file_are_refused(
+    tiny: Any, build_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    monkeypatch.chdir(tmp_path)
+    model = onnx.load_from_string(tiny.data)
+    tensor = model.graph.initializer[0]
+    Path("w.bin").write_bytes(tensor.raw_data)
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="w.bin")
+    with pytest.raises(ModelFileError, match="weights in another file"):
+        Classifier(model.SerializeToString())
+    labels = ("location", "dog")
+    assert Classifier(build_model(labels=labels).data).labels == labels
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    edits=st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), min_size=1, max_size=5)
+)
+def test_any_damaged_bytes_are_refused_or_answered(
+    tiny: Any, clip: np.ndarray, edits: list[tuple[int, int]]
+) -> None:
+    data = bytearray(tiny.data)
+    for at, value in edits:
+        data[at % len(data)] = value
+    with contextlib.suppress(FramiEdgeError):  # else a weight or a name has changed
+        assert np.isfinite(Classifier(bytes(data)).classify(clip[:2000]).logits).all()
 
 
 def test_a_model_that_gives_nan_is_reported(build_model: Any, clip: np.ndarray) -> None:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import wave
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -97,28 +98,15 @@ def test_jetson_engine(model_path: Path, wav_path: Path, tmp_path: Path) -> None
     assert len(lines) > 8
 
 
-def test_microphone(model_path: Path, tmp_path: Path) -> None:
-    path = tmp_path / "bin" / "arecord"
-    path.parent.mkdir()
-    path.write_text(
-        f"#!{sys.executable}\nimport sys, time\nout = sys.stdout.buffer\n"
-        "import random; random.seed(0); noise = random.randbytes(48_000)\n"
-        "out.write(noise); out.flush(); time.sleep(30)\n"
-    )
-    path.chmod(0o755)
-    (tmp_path / "sounddevice.py").write_text("raise ImportError")
-    lines = run(
-        "microphone.py", model_path, "--device", "plughw:1", "--seconds", 3,
-        PATH=str(path.parent),
-        PYTHONPATH=os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")])),
-    )  # fmt: skip
+def test_microphone(
+    model_path: Path, tmp_path: Path, fake_arecord: Callable[[str], dict[str, str]]
+) -> None:
+    environment = fake_arecord("out.write(random.randbytes(48_000)); out.flush(); time.sleep(30)")
+    arguments = (model_path, "--device", "plughw:1", "--seconds", 3)
+    lines = run("microphone.py", *arguments, **environment)
     assert lines[0] == "listening to ALSA device plughw:1 at 8000 Hz"
     assert lines[-1].startswith("0 samples lost, ")
     assert any(" start " in line for line in lines[1:-1])
-
-
-def test_a_machine_without_microphone_is_told_what_to_do(model_path: Path, tmp_path: Path) -> None:
-    (tmp_path / "sounddevice.py").write_text("raise ImportError", encoding="utf-8")
-    said = run("microphone.py", model_path, code=1, PATH=str(tmp_path), PYTHONPATH=str(tmp_path))
+    said = run("microphone.py", model_path, code=1, **{**environment, "PATH": str(tmp_path)})
     assert said[0].startswith("There is no way to record here")
     assert "pip install" in said[1]

@@ -26,14 +26,11 @@ from frami_edge_runtime.listen import LevelMeter, main
 RATE = 8000
 PROGRAM = [sys.executable, "-m", "frami_edge_runtime.listen"]
 EASY = ["--window", "0.4", "--hop", "0.1", "--on", "0.25", "--off", "0.2", "--min-on", "0.1"]
-ENDLESS = """
-import random, sys, time
-while True:
-    sys.stdout.buffer.write(random.randbytes(800)); sys.stdout.buffer.flush(); time.sleep(0.02)
-"""
+ENDLESS = "while True: out.write(random.randbytes(800)); out.flush(); time.sleep(0.02)"
 
 Records = list[dict[str, Any]]
 Listen = Callable[..., Records]
+FakeArecord = Callable[[str], dict[str, str]]
 
 
 def write_wav(path: Path, samples: np.ndarray) -> Path:
@@ -67,19 +64,6 @@ def listen(model_path: Path, capsys: pytest.CaptureFixture[str]) -> Listen:
         return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
     return run
-
-
-def microphone(folder: Path, script: str = ENDLESS) -> dict[str, str]:
-    """An environment whose only microphone is an arecord that runs this script."""
-    path = folder / "bin" / "arecord"
-    path.parent.mkdir()
-    path.write_text(f"#!{sys.executable}\n{script}")
-    path.chmod(0o755)
-    blocked = folder / "blocked" / "sounddevice.py"
-    blocked.parent.mkdir()
-    blocked.write_text("raise ImportError")
-    paths = os.pathsep.join(filter(None, [str(blocked.parent), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PATH": str(path.parent), "PYTHONPATH": paths}
 
 
 def start(*arguments: object, **settings: Any) -> subprocess.Popen[str]:
@@ -244,43 +228,37 @@ def test_levels_follow_the_sample_clock() -> None:
     assert whole.level_db(0.0, 200.0) == -120.0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("source", [["mic"], ["-", "--rate", "8000"]])
 def test_signals_end_with_a_summary_and_success(
-    model_path: Path, tmp_path: Path, number: signal.Signals
+    model_path: Path, fake_arecord: FakeArecord, source: list[str]
 ) -> None:
-    process = start(model_path, *EASY, "--json", env=microphone(tmp_path))
+    environment = fake_arecord(ENDLESS)
+    process = start(
+        model_path, *source, *EASY, "--json", env=environment, stdin=subprocess.PIPE
+    )  # a pipe that stays silent
     assert process.stdout is not None
-    records = [json.loads(process.stdout.readline()) for _ in range(3)]
-    process.send_signal(number)
+    lines = [process.stdout.readline() for _ in range(3 if source == ["mic"] else 1)]
+    time.sleep(0.1)
+    process.send_signal(signal.SIGTERM if source == ["mic"] else signal.SIGINT)
     out, err = rest(process)
     assert (process.returncode, err) == (0, "")
-    records += [json.loads(line) for line in out.splitlines()]
-    assert (records[0]["source"], records[-1]["reason"]) == ("ALSA device default", "interrupted")
+    records = [json.loads(line) for line in [*lines, *out.splitlines()]]
+    assert records[-1]["reason"] == "interrupted"
     kinds = [r["kind"] for r in of(records, "event")]
     assert kinds.count("start") == kinds.count("end")
 
 
-def test_a_silent_pipe_can_be_interrupted(model_path: Path) -> None:
-    process = start(model_path, "-", "--rate", "8000", "--json", stdin=subprocess.PIPE)
-    assert process.stdout is not None
-    process.stdout.readline()
-    time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    out, err = rest(process)
-    assert (process.returncode, err) == (0, "")
-    assert json.loads(out.splitlines()[-1])["reason"] == "interrupted"
-
-
-def test_lost_samples_are_reported_and_the_clock_advances(model_path: Path, tmp_path: Path) -> None:
-    script = (
-        "import sys, time\nout = sys.stdout.buffer\nout.write(bytes(16000)); out.flush()\n"
-        "time.sleep(0.3)\n"
+def test_lost_samples_are_reported_and_the_clock_advances(
+    model_path: Path, fake_arecord: FakeArecord
+) -> None:
+    environment = fake_arecord(
+        "out.write(bytes(16000)); out.flush(); time.sleep(0.3)\n"
         "print('overrun!!! (at least 500.000 ms long)', file=sys.stderr, flush=True)\n"
-        "time.sleep(0.3)\nout.write(bytes(16000)); out.flush(); time.sleep(30)"
+        "time.sleep(0.3); out.write(bytes(16000)); out.flush(); time.sleep(30)"
     )
-    environment = microphone(tmp_path, script)
     out, _ = rest(start(model_path, *EASY, "--json", "--duration", "2.5", env=environment))
     records = [json.loads(line) for line in out.splitlines()]
+    assert records[0]["source"] == "ALSA device default"
     assert of(records, "gap") == [{"t": 1.0, "lost": 4000, "lost_s": 0.5}]
     assert [r["gap"] for r in of(records, "result") if r["gap"]] == [4000]
     (summary,) = of(records, "summary")

@@ -24,6 +24,15 @@ ORIN = {
 GPU = Gpu("RTX 4090", "580.82.07", "8.9")
 PCM = "00-00: Headphones : : playback 8\n01-00: USB Audio : USB Audio : capture 1\n"
 MISSING = {"missing": True, "error": "it is not installed"}
+CONTROL = {"dev/snd/controlC0": ""}
+
+
+def smi(code: int | None, out: str, problem: str = "") -> dict[str, Any]:
+    return {"commands": {"nvidia-smi": (code, out, problem)}}
+
+
+def arecord(out: str) -> dict[str, Any]:
+    return {"commands": {"arecord": (0, out, "")}}
 
 
 @pytest.fixture
@@ -86,11 +95,11 @@ def test_children_that_hang_crash_or_raise_are_named(
     (tmp_path / "json.py").write_text("raise SystemExit('a file of the current folder')")
     monkeypatch.chdir(tmp_path)
     begun = time.monotonic()
-    facts = doctor.probe("say(first=1)\nimport time\ntime.sleep(60)", 1.5)
+    facts = doctor.probe("report(first=1)\nimport time\ntime.sleep(60)", 1.5)
     assert time.monotonic() - begun < 6
     assert facts["first"] == 1
     assert "did not end within 1.5 s" in facts["error"]
-    facts = doctor.probe("say(a=2)\nimport os\nos.kill(os.getpid(), 11)")
+    facts = doctor.probe("report(a=2)\nimport os\nos.kill(os.getpid(), 11)")
     assert facts["a"] == 2
     assert facts["error"].endswith("crashed with signal 11")
     assert doctor.probe("raise OSError('no libnvinfer\\nmore')") == {
@@ -100,7 +109,7 @@ def test_children_that_hang_crash_or_raise_are_named(
         "error": "frami_no_such_module is not installed",
         "missing": True,
     }
-    grandchild = "import subprocess; subprocess.Popen(['sleep', '30']); say(said=1)"
+    grandchild = "import subprocess; subprocess.Popen(['sleep', '30']); report(said=1)"
     assert doctor.probe(grandchild, 1.5)["said"] == 1
     assert time.monotonic() - begun < 15
     assert doctor.run("frami-edge-no-such-command")[0] is None
@@ -127,120 +136,61 @@ def test_l4t_names_the_jetpack(fake: Fake, revision: str, version: str, status: 
     assert doctor.read_release("# R36 REVISION: 4") is None
 
 
+LOOK: dict[str, Callable[[], Check]] = {
+    "tensorrt": lambda: doctor.check_tensorrt([])[1][-1],
+    "gpu": lambda: doctor.find_gpus()[1],
+    "microphone": doctor.check_microphone,
+    "onnxruntime": lambda: doctor.check_packages()[1],
+    "cuda": lambda: doctor.check_packages()[2],
+}
+DPKG = {"dpkg-query": (0, "10.3.0.30-1+cuda12.5\n", "")}
+BOTH = {"onnxruntime": "1.32.0", "onnxruntime-gpu": "1.32.0"}
+CUDA = {"version": "1.32.0", "providers": ["CUDAExecutionProvider"], "CPU": True}
+NO_DEFAULT = {"found": True, "error": "Error querying device -1"}
+ALSA = {"proc/asound/pcm": PCM}
+
+
 @pytest.mark.parametrize(
-    ("files", "facts", "more", "status", "words"),
+    ("what", "facts", "machine", "status", "words"),
     [
-        (ORIN, {"version": "10.3.0", "system": True}, {}, "ok", "10.3.0, of the system"),
+        ("tensorrt", {"version": "10.3.0", "system": True}, {"files": ORIN}, "ok", "the system"),
         (
-            ORIN,
+            "tensorrt",
             {"version": "10.16.1", "system": False},
-            {"versions": {"tensorrt": "10.16.1"}},
+            {"files": ORIN},
             "fail",
-            "do not support a Jetson's GPU",
+            "a Jetson's",
         ),
-        (
-            ORIN,
-            MISSING,
-            {"commands": {"dpkg-query": (0, "10.3.0.30-1+cuda12.5\n", "")}},
-            "warn",
-            "the system has 10.3.0.30, and this Python does not see it",
-        ),
-        ({}, {"version": "8.6.1", "system": False}, {}, "warn", "need 10.3 or newer"),
-        ({}, {"error": "python crashed with signal 11"}, {}, "warn", "crashed with signal 11"),
-        ({}, MISSING, {}, "absent", "only engines need it"),
+        ("tensorrt", {}, {"files": ORIN, "commands": DPKG}, "warn", "does not see it"),
+        ("tensorrt", {"version": "8.6.1", "system": False}, {}, "warn", "need 10.3 or newer"),
+        ("tensorrt", {"error": "crashed with signal 11"}, {}, "warn", "crashed with signal 11"),
+        ("tensorrt", {}, {}, "absent", "only engines need it"),
+        ("gpu", {}, smi(0, "RTX 4090, 580.82.07, 8.9\n"), "ok", "compute capability 8.9"),
+        ("gpu", {}, smi(0, "Orin, 540.4.0, [N/A]\n") | {"files": ORIN}, "ok", "capability 8.7"),
+        ("gpu", {}, {}, "absent", "none of NVIDIA's"),
+        ("gpu", {}, smi(None, "", "nvidia-smi did not end"), "warn", "did not end"),
+        ("onnxruntime", {}, {}, "fail", "pip install onnxruntime"),
+        ("onnxruntime", {"error": "ImportError: numpy.core"}, {}, "fail", "pip install 'numpy<2'"),
+        ("onnxruntime", {"error": "crashed"}, {"versions": BOTH}, "fail", "pip uninstall -y onnx"),
+        ("onnxruntime", CUDA | {"version": "1.22.0"}, {"files": ORIN}, "warn", "!=1.22.0'"),
+        ("cuda", CUDA | {"CUDA": True}, {}, "ok", "runs a model"),
+        ("cuda", CUDA | {"CUDA": False}, {}, "warn", "falls back to the CPU"),
+        ("microphone", {"device": "USB Mic", "rate": 48000.0}, {}, "ok", "USB Mic, 48000 Hz"),
+        ("microphone", {}, arecord("card 1: Device [USB PnP], device 0\n"), "ok", "USB PnP"),
+        ("microphone", {}, arecord("no soundcards found...\n"), "absent", "no input device"),
+        ("microphone", {}, {}, "absent", "no way to record"),
+        ("microphone", {"error": "no PortAudio library"}, {}, "warn", "PortAudio library"),
+        ("microphone", {}, {"files": ALSA}, "warn", "may not use the sound card"),
+        ("microphone", NO_DEFAULT, {"files": ALSA | CONTROL}, "warn", "ALSA has"),
     ],
 )
-def test_tensorrt(
-    fake: Fake, files: dict[str, str], facts: Any, more: Any, status: str, words: str
+def test_what_is_found_and_its_fix(
+    fake: Fake, what: str, facts: Any, machine: Any, status: str, words: str
 ) -> None:
-    fake(files, facts=facts, **more)
-    check = doctor.check_tensorrt([])[1][-1]
-    assert (check.status, words in check.found) == (status, True), check
+    fake(facts=facts, **machine)
+    check = LOOK[what]()
+    assert (check.status, words in f"{check.found} {check.fix}") == (status, True), check
     assert check.fix or status in ("ok", "absent")
-
-
-@pytest.mark.parametrize(
-    ("files", "smi", "status", "words"),
-    [
-        ({}, (0, "RTX 4090, 580.82.07, 8.9\n", ""), "ok", "compute capability 8.9"),
-        (ORIN, (0, "Orin (nvgpu), 540.4.0, [N/A]\n", ""), "ok", "compute capability 8.7"),
-        ({}, (None, "", "nvidia-smi: not found"), "absent", "none of NVIDIA's"),
-        ({}, (None, "", "nvidia-smi did not end within 5 s"), "warn", "did not end"),
-        ({}, (9, "it has failed", "nvidia-smi ended with exit code 9"), "warn", "exit code 9"),
-    ],
-)
-def test_gpus(fake: Fake, files: dict[str, str], smi: Any, status: str, words: str) -> None:
-    fake(files, {"nvidia-smi": smi})
-    gpus, check = doctor.find_gpus()
-    assert (check.status, bool(gpus)) == (status, status == "ok")
-    assert words in check.found
-
-
-@pytest.mark.parametrize(
-    ("facts", "versions", "status", "fix"),
-    [
-        (MISSING, {}, "fail", "pip install onnxruntime"),
-        (
-            {"error": "ImportError: numpy.core.multiarray failed to import"},
-            {"onnxruntime-gpu": "1.18.0"},
-            "fail",
-            "pip install 'numpy<2'",
-        ),
-        (
-            {"error": "python crashed with signal 6"},
-            {"onnxruntime": "1.32.0", "onnxruntime-gpu": "1.32.0"},
-            "fail",
-            "pip uninstall -y onnxruntime onnxruntime-gpu; then pip install onnxruntime-gpu",
-        ),
-        (
-            {"version": "1.22.0", "providers": [], "CPU": True},
-            {"onnxruntime": "1.22.0"},
-            "warn",
-            "pip install 'onnxruntime!=1.22.0'",
-        ),
-    ],
-)
-def test_an_onnxruntime_that_does_not_work(
-    fake: Fake, facts: Any, versions: dict[str, str], status: str, fix: str
-) -> None:
-    fake(ORIN, facts=facts, versions={"numpy": "2.2.6", **versions})
-    checks = {check.name: check for check in doctor.check_packages()}
-    (check,) = (c for name, c in checks.items() if name.startswith("onnxruntime"))
-    assert (check.status, check.fix) == (status, fix)
-
-
-def test_a_gpu_provider_that_falls_back(fake: Fake) -> None:
-    facts = {"version": "1.32.0", "providers": ["CUDAExecutionProvider"], "CPU": True}
-    for runs, status in ((True, "ok"), (False, "warn")):
-        fake(facts={**facts, "CUDA": runs, "libsndfile": "1"})
-        checks = {check.name: check for check in doctor.check_packages()}
-        assert checks["CUDA provider"].status == status
-
-
-@pytest.mark.parametrize(
-    ("facts", "arecord", "files", "status", "words"),
-    [
-        ({"found": True, "device": "USB Mic", "rate": 48000.0}, None, {}, "ok", "USB Mic, 48000"),
-        (MISSING, (0, "card 1: Device [USB PnP], device 0: USB Audio\n", ""), {}, "ok", "USB PnP"),
-        (MISSING, (1, "no soundcards found...\n", "exit code 1"), {}, "absent", "no input device"),
-        (MISSING, None, {}, "absent", "no way to record"),
-        ({"error": "OSError: PortAudio library not found"}, None, {}, "warn", "PortAudio library"),
-        (
-            {"found": True, "error": "Error querying device -1"},
-            None,
-            {"proc/asound/pcm": PCM, "dev/snd/controlC0": ""},
-            "warn",
-            "ALSA has",
-        ),
-        (MISSING, None, {"proc/asound/pcm": PCM}, "warn", "may not use the sound card"),
-    ],
-)
-def test_microphones(
-    fake: Fake, facts: Any, arecord: Any, files: dict[str, str], status: str, words: str
-) -> None:
-    fake(files, {"arecord": arecord} if arecord else {}, facts)
-    check = doctor.check_microphone()
-    assert (check.status, words in check.found) == (status, True), check
 
 
 def test_memory_within_a_container_and_old_python(fake: Fake) -> None:

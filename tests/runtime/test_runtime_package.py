@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
 
 import frami_edge_runtime
+from frami_edge_runtime import logmel
 from frami_edge_runtime.errors import AudioError, FramiEdgeError
 
 HEAVY = {"torch", "scipy", "typer", "pydantic", "rich", "torchaudio", "librosa", "onnx", "soxr"}
@@ -70,6 +76,34 @@ def test_errors_keep_both_sentences() -> None:
     assert str(FramiEdgeError("Only this.")) == "Only this."
 
 
-def test_files_stay_small() -> None:
-    for path in Path(frami_edge_runtime.__file__).parent.glob("*.py"):
-        assert len(path.read_text(encoding="utf-8").splitlines()) <= 350, path.name
+def test_few_modules_are_behind_the_classifier() -> None:
+    """Those imported with it; `tensorrt` is imported for an engine only."""
+    code = (
+        "import sys, json, frami_edge_runtime.classifier; "
+        "print(json.dumps([m for m in sys.modules if m.startswith('frami_edge_runtime')]))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60
+    )
+    modules = json.loads(run.stdout)
+    assert len(modules) <= 15
+    assert "frami_edge_runtime.tensorrt" not in modules
+
+
+def test_few_calls_lie_between_a_push_and_the_fft(
+    model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`Stream.push`, its share of the log-mel, the block's arithmetic, NumPy."""
+    calls: list[int] = []
+    plain = logmel.rfft
+
+    def recorded(*args: Any, **options: Any) -> Any:
+        frames = [frame.function for frame in inspect.stack(0)]
+        calls.append(frames.index("push"))
+        return plain(*args, **options)
+
+    monkeypatch.setattr(logmel, "rfft", recorded)
+    stream = frami_edge_runtime.Classifier(model_path).stream(hop_s=0.1)
+    for _ in range(20):
+        stream.push(np.zeros(800, np.float32))
+    assert np.median(calls) <= 4

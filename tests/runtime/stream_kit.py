@@ -1,0 +1,96 @@
+"""What the tests of streams share: pooling modes, answers by definition, and comparisons."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from frami_edge_runtime.classifier import Classifier
+from frami_edge_runtime.errors import AudioError
+from frami_edge_runtime.logmel import log_mel
+from frami_edge_runtime.stream import Result, Stream
+
+NO_SOXR = "soxr, the runtime's extra 'resample', is not installed"
+MODES: dict[str, dict[str, Any]] = {
+    "whole clip": {},
+    "whole clip, hop": {"hop_s": 0.2},
+    "window": {"window_s": 0.6, "hop_s": 0.2},
+    "forget": {"forget_s": 0.5, "hop_s": 0.1},
+}
+
+
+class Offline:
+    """A model's answers by definition: whole segments, one call of the trunk, float64 statistics.
+
+    Args:
+        classifier: The model; only its trunk and head are used.
+    """
+
+    def __init__(self, classifier: Classifier) -> None:
+        self.info, self._model = classifier.info, classifier._model
+
+    def frames(self, x: np.ndarray) -> np.ndarray:
+        """(C, n) float64 trunk frames of one whole segment (N,) at the model's rate."""
+        context = self.info.context
+        around = (context.left, context.right)
+        mel_TM = np.pad(log_mel(x, self.info.mel), (around, (0, 0)), constant_values=context.value)
+        frames = self._model.frames(np.ascontiguousarray(mel_TM.T[None, None]))
+        return frames[0].astype(np.float64)
+
+    def logits(self, frames_Cn: np.ndarray, weights_n: np.ndarray) -> np.ndarray:
+        """(K,) logits of the weighted statistics of the frames."""
+        mean_C = np.average(frames_Cn, axis=1, weights=weights_n)
+        var_C = np.average((frames_Cn - mean_C[:, None]) ** 2, axis=1, weights=weights_n)
+        pooled = np.concatenate([mean_C, np.sqrt(var_C + self.info.pooling.eps)])
+        logits_K: np.ndarray = self._model.logits(pooled[None].astype(np.float32))[0]
+        return logits_K
+
+    def slots(self, segments: list[tuple[int, int]], rate: int) -> np.ndarray:
+        """Slots of the frames of segments (start in samples, frames), one after the other."""
+        slots: list[int] = []
+        for start, frames in segments:
+            seconds = (start - segments[0][0]) / rate
+            passed = math.floor(seconds / self.info.frame_s + 0.5 + 1e-9)
+            first = max(passed, slots[-1] + 1 if slots else 0)
+            slots += range(first, first + frames)
+        return np.array(slots)
+
+    def weights(self, slots: np.ndarray, n: int, options: dict[str, Any]) -> np.ndarray:
+        """Weights of frames in these slots for a result after slot n - 1."""
+        weights = np.where(slots < n, 1.0, 0.0)
+        hop = round(options.get("hop_s", 0) / self.info.frame_s)
+        if "window_s" in options:
+            length = hop * round(options["window_s"] / (hop * self.info.frame_s))
+            weights *= slots >= hop * -(-n // hop) - length
+        if "forget_s" in options:
+            weights *= 2.0 ** (-(n - 1 - slots) * self.info.frame_s / options["forget_s"])
+        return weights
+
+
+def listen(stream: Stream, x: np.ndarray, chunks: list[int]) -> list[Result]:
+    """All results of a clip in these chunks, the rest in one, flushed."""
+    results, start = [], 0
+    for n in chunks:
+        results += stream.push(x[start : start + n])
+        start += n
+    return results + stream.push(x[start:]) + ended(stream)
+
+
+def ended(stream: Stream) -> list[Result]:
+    """The last result, if there is one."""
+    try:
+        last = stream.flush()
+    except AudioError:  # not one sample is left at the model's rate
+        return []
+    return [] if last is None else [last]
+
+
+def same(one: list[Result], two: list[Result], *, tolerance: float = 0.0) -> bool:
+    """Whether two lists of results are equal, logits within a tolerance."""
+    return len(one) == len(two) and all(
+        np.abs(a.logits - b.logits).max() <= tolerance
+        and (a.t0, a.t1, a.gap, a.label) == (b.t0, b.t1, b.gap, b.label)
+        for a, b in zip(one, two, strict=True)
+    )

@@ -1,0 +1,288 @@
+"""Samples and files: every PCM width exactly, bounded memory, no damage left unexplained."""
+
+from __future__ import annotations
+
+import struct
+import sys
+import tracemalloc
+import wave
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from frami_edge_runtime.audio import AudioFile, check_rate, check_samples
+from frami_edge_runtime.errors import AudioError
+
+WAVE = np.sin(np.arange(1000) * 0.1) * 0.7
+GUID = b"\x01\0\0\0\0\0\x10\0\x80\0\0\xaa\0\x38\x9b\x71"
+
+
+class Tensor:
+    """A foreign array that refuses to become one of NumPy's."""
+
+    def __array__(self, *_: object, **__: object) -> np.ndarray:
+        raise RuntimeError("Can't call numpy() on Tensor that requires grad")
+
+
+@pytest.mark.parametrize(
+    ("samples", "words"),
+    [
+        (np.zeros((100, 2), np.int16), "mono"),
+        (np.float32(0.5), "mono"),
+        (np.zeros(100, np.uint8), "8-bit"),
+        (np.zeros(100, np.int32), "32-bit"),
+        (np.zeros(100, bool), "int16"),
+        (np.zeros(100, np.float16), "float32"),
+        (np.array([0.0, np.nan], np.float32), "1 values that are NaN or infinite"),
+        (np.array([0.0, np.inf]), "NaN or infinite"),
+        (np.array([0.0, -20_000.0], np.float32), "divide by 32768"),
+        (np.concatenate([np.zeros(5000), [17.0]]), "divide by 32768"),
+        ([1, 2, 3], "int16"),
+        ("noise", "int16"),
+        (None, "int16"),
+        ([[1.0], [1.0, 2.0]], "array of numbers"),
+        (Tensor(), "type Tensor"),
+        (np.ma.masked_array(np.zeros(2, np.float32), [True, False]), "masked"),
+    ],
+)
+def test_what_is_no_audio_is_refused(samples: Any, words: str) -> None:
+    with pytest.raises(AudioError) as caught:
+        check_samples(samples)
+    assert words in str(caught.value)
+    assert caught.value.fix
+
+
+def test_audio_is_passed_on_as_it_is() -> None:
+    pcm = np.zeros(5, np.int16)
+    assert check_samples(pcm) is pcm
+    assert check_samples(WAVE).dtype == np.float32
+    assert len(check_samples([])) == 0
+    assert type(check_samples(np.ma.masked_array(np.zeros(2, np.float32)))) is np.ndarray
+
+
+@pytest.mark.parametrize("rate", [0, -8000, 8000.5, 10**12, float("nan"), "8000", True, None])
+def test_absurd_rates_are_refused(rate: Any) -> None:
+    with pytest.raises(AudioError, match=r"1000\.\.768000"):
+        check_rate(rate)
+    assert check_rate(8000.0) == check_rate(np.int32(8000)) == 8000
+
+
+def write_wav(
+    path: Path, data: bytes, *, width: int = 2, channels: int = 1, rate: int = 8000
+) -> Path:
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(channels)
+        file.setsampwidth(width)
+        file.setframerate(rate)
+        file.writeframes(data)
+    return path
+
+
+def read_all(path: Path, channel: int | str = "mix") -> np.ndarray:
+    with AudioFile(path, channel) as file:  # type: ignore[arg-type]
+        return np.concatenate([*file.blocks(), np.empty(0, np.int16)])
+
+
+def pcm(x: np.ndarray, width: int) -> bytes:
+    full = 2 ** (8 * width - 1)
+    values = np.round(x * full).clip(-full, full - 1).astype(np.int64)
+    if width == 1:
+        return (values + 128).astype(np.uint8).tobytes()
+    return b"".join(int(v).to_bytes(width, "little", signed=True) for v in values)
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4])
+def test_every_pcm_width_without_soundfile(
+    tmp_path: Path, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "soundfile", None)
+    path = write_wav(tmp_path / "a.wav", pcm(WAVE, width), width=width)
+    read = read_all(path)
+    assert read.dtype == (np.int16 if width < 3 else np.float32)
+    scaled = read / 32768 if width < 3 else read
+    assert np.abs(scaled - WAVE).max() <= 2.0 ** -(8 * width - 1) + 1e-7
+    with AudioFile(path) as file:
+        assert (file.frames, file.sample_rate, file.encoding) == (
+            1000,
+            8000,
+            f"{8 * width}-bit PCM",
+        )
+
+
+def test_24_bit_is_exact(tmp_path: Path) -> None:
+    values = [0, 1, -1, 2**23 - 1, -(2**23), 12345, -54321]
+    data = b"".join(v.to_bytes(3, "little", signed=True) for v in values)
+    read = read_all(write_wav(tmp_path / "a.wav", data, width=3))
+    assert (read.astype(np.float64) * 2**23).tolist() == values
+
+
+@pytest.mark.parametrize("junk", [b"", b"JUNK\x05\0\0\0hello\0"])
+def test_the_extensible_header_of_24_bit_files_is_understood(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, junk: bytes
+) -> None:
+    monkeypatch.setitem(sys.modules, "soundfile", None)
+    data = pcm(WAVE, 3)
+    fmt = struct.pack("<HHIIHHHHI", 0xFFFE, 1, 8000, 24_000, 3, 24, 22, 24, 4) + GUID
+    body = b"WAVE" + junk + b"fmt " + struct.pack("<I", 40) + fmt
+    body += b"data" + struct.pack("<I", len(data)) + data + b"LIST\x04\0\0\0junk"
+    path = tmp_path / "a.wav"
+    path.write_bytes(b"RIFF" + struct.pack("<I", len(body)) + body)
+    read = read_all(path)
+    assert len(read) == 1000
+    assert np.abs(read - WAVE).max() < 1e-6
+    path.write_bytes(path.read_bytes().replace(GUID, b"\x03" + GUID[1:]))  # float inside
+    with pytest.raises(AudioError, match="soundfile"):
+        AudioFile(path)
+
+
+def test_channels_are_mixed_or_chosen(tmp_path: Path) -> None:
+    stereo = np.array([[1000, 3000], [-500, 500]], "<i2").tobytes()
+    path = write_wav(tmp_path / "a.wav", stereo, channels=2)
+    assert (read_all(path) * 32768).tolist() == [2000, 0]
+    assert read_all(path, 1).tolist() == [1000, -500]
+    assert read_all(path, 2).tolist() == [3000, 500]
+    for channel in (0, 3, -1, "left", True):
+        with pytest.raises(AudioError, match="has no channel") as error:
+            AudioFile(path, channel)  # type: ignore[arg-type]
+        assert "1..2" in error.value.fix
+
+
+@pytest.mark.parametrize(
+    ("suffix", "subtype"),
+    [("flac", "PCM_16"), ("wav", "FLOAT"), ("ogg", "VORBIS"), ("aiff", "PCM_24")],
+)
+def test_the_rest_is_read_by_soundfile(tmp_path: Path, suffix: str, subtype: str) -> None:
+    soundfile = pytest.importorskip("soundfile")
+    path = tmp_path / f"a.{suffix}"
+    soundfile.write(path, WAVE, 16_000, subtype=subtype)
+    with AudioFile(path) as file:
+        assert file.sample_rate == 16_000
+        read = np.concatenate(list(file.blocks()))
+    assert read.dtype == np.float32
+    assert np.abs(read[:1000] - WAVE).max() < (0.1 if suffix == "ogg" else 1e-4)
+
+
+def test_without_soundfile_the_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "soundfile", None)
+    (tmp_path / "a.flac").write_bytes(b"fLaC" + bytes(100))
+    with pytest.raises(AudioError, match="is no PCM WAV, and soundfile") as error:
+        AudioFile(tmp_path / "a.flac")
+    assert "frami-edge-runtime[audio]" in error.value.fix
+
+
+def test_what_is_no_file_or_no_audio(tmp_path: Path) -> None:
+    pytest.importorskip("soundfile")
+    (tmp_path / "empty.wav").touch()
+    (tmp_path / "text.wav").write_text("hello, this is not audio at all")
+    write_wav(tmp_path / "slow.wav", pcm(WAVE, 2), rate=7)
+    for name, words in (
+        ("none.wav", "does not exist"),
+        ("", "cannot be read"),
+        ("empty.wav", "is empty"),
+        ("text.wav", "is no audio file"),
+        ("slow.wav", "sample_rate must be"),
+    ):
+        with pytest.raises(AudioError, match=words) as error:
+            AudioFile(tmp_path / name)
+        assert error.value.fix
+
+
+def test_a_recording_that_was_cut_off_is_read_to_its_end(tmp_path: Path) -> None:
+    path = write_wav(tmp_path / "a.wav", pcm(WAVE, 2))
+    data = path.read_bytes()
+    path.write_bytes(data[: 44 + 501])
+    assert len(read_all(path)) == 250
+    # A recorder that writes to a pipe does not know the sizes.
+    path.write_bytes(data[:4] + b"\xff" * 4 + data[8:40] + b"\xff" * 4 + data[44:])
+    with AudioFile(path) as file:
+        assert file.frames == len(read_all(path)) == 1000
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    path = write_wav(tmp_path / "a.wav", bytes(40_000_000), channels=2)
+    with AudioFile(path) as file:
+        tracemalloc.start()
+        samples = sum(len(block) for block in file.blocks())
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert samples == file.frames == 10_000_000
+    assert peak < 2_000_000
+
+
+def read_or_refuse(path: Path) -> None:
+    """No other error than the documented one, no endless read, no memory beyond a few blocks."""
+    tracemalloc.start()
+    try:
+        with AudioFile(path) as file:
+            total = 0
+            for block in file.blocks():
+                assert block.ndim == 1
+                total += len(block)
+                assert total <= 1_000_000
+    except AudioError as error:
+        if not error.message or not error.fix:
+            raise
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < 4_000_000
+
+
+U32 = st.one_of(st.sampled_from([0, 1, 44, 2**31 - 1, 2**31, 2**32 - 1]), st.integers(0, 2**32 - 1))
+U16 = st.one_of(st.sampled_from([0, 1, 2, 8, 255, 65535]), st.integers(0, 2**16 - 1))
+fuzz = settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@fuzz
+@given(
+    channels=U16,
+    rate=U32,
+    bits=st.sampled_from([0, 1, 8, 12, 16, 24, 32, 64, 65535]),
+    tag=st.sampled_from([0, 1, 2, 3, 6, 7, 0xFFFE]),
+    sizes=st.tuples(U32, U32),
+    body=st.binary(max_size=200),
+)
+def test_any_header_is_read_or_refused(
+    tmp_path: Path,
+    channels: int,
+    rate: int,
+    bits: int,
+    tag: int,
+    sizes: tuple[int, int],
+    body: bytes,
+) -> None:
+    block = channels * bits // 8
+    fmt = struct.pack(
+        "<HHIIHH", tag, channels, rate, (rate * block) & 0xFFFFFFFF, block & 0xFFFF, bits
+    )
+    header = struct.pack(
+        "<4sI8sI16s4sI", b"RIFF", sizes[0], b"WAVEfmt ", 16, fmt, b"data", sizes[1]
+    )
+    path = tmp_path / "a.wav"
+    path.write_bytes(header + body)
+    read_or_refuse(path)
+
+
+@fuzz
+@given(
+    edits=st.lists(st.tuples(st.integers(0, 60), st.integers(0, 255)), min_size=1, max_size=6),
+    keep=st.integers(0, 244),
+    width=st.sampled_from([1, 2, 3, 4]),
+)
+def test_any_damage_is_read_or_refused(
+    tmp_path: Path, edits: list[tuple[int, int]], keep: int, width: int
+) -> None:
+    path = write_wav(tmp_path / "a.wav", bytes(range(200)), width=width)
+    data = bytearray(path.read_bytes())
+    for at, value in edits:
+        data[at % len(data)] = value
+    path.write_bytes(bytes(data[:keep]))
+    read_or_refuse(path)

@@ -1,0 +1,162 @@
+"""Many streams in one group answer as each would alone, in phase or out of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stream_kit import MODES, ended, same
+
+from frami_edge_runtime.classifier import Classifier
+from frami_edge_runtime.errors import AudioError, ModelFileError, StreamError
+from frami_edge_runtime.stream import CPU_BATCH, Result, StreamGroup
+
+N = 5
+STEPS = st.lists(
+    st.one_of(
+        st.lists(st.none() | st.integers(0, 4000), min_size=N, max_size=N),  # push
+        st.tuples(st.integers(0, N - 1), st.sampled_from(["flush", "reset", "gap", "drop"])),
+    ),
+    max_size=12,
+)
+
+
+@pytest.fixture(scope="module", params=["fp32", "int8"])
+def classifier(request: pytest.FixtureRequest, build_quantised: Any) -> Classifier:
+    return Classifier(
+        build_quantised() if request.param == "int8" else request.getfixturevalue("tiny").data
+    )
+
+
+def alike(one: list[Result], two: list[Result]) -> bool:
+    return same(one, two, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@settings(max_examples=15, deadline=None)
+@given(steps=STEPS)
+def test_a_group_answers_as_streams_of_their_own(
+    classifier: Classifier, clip: np.ndarray, mode: str, steps: list[Any]
+) -> None:
+    group = classifier.streams(N, **MODES[mode])
+    alone = [classifier.stream(**MODES[mode]) for _ in range(N)]
+    at = np.arange(N) * 3000
+    for step in steps:
+        if isinstance(step, list):
+            chunks = [
+                None if n is None else np.take(clip, range(at[i], at[i] + n), mode="wrap")
+                for i, n in enumerate(step)
+            ]
+            at += [n or 0 for n in step]
+            expected = [[] if c is None else s.push(c) for s, c in zip(alone, chunks, strict=True)]
+            found = group.push(chunks)
+            assert all(alike(a, b) for a, b in zip(found, expected, strict=True))
+            continue
+        i, what = step
+        if what == "flush":
+            assert alike(ended(group[i]), ended(alone[i]))
+        elif what == "reset":
+            group[i].reset()
+            alone[i].reset()
+        else:
+            one, two = (s.gap(700, keep_pooling=what == "gap") for s in (group[i], alone[i]))
+            assert alike(one, two)
+    for last, stream in zip(group.flush_all(), alone, strict=True):
+        assert alike([last] if last else [], ended(stream))
+
+
+def test_runs_due_together_are_one_call(tiny: Any, clip: np.ndarray) -> None:
+    model: Any = Classifier(tiny.data)._model
+    batches: list[int] = []
+
+    class Counts:
+        """The model, noting the batches of its trunk."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(model, name)
+
+        def frames(self, mel_BMT: np.ndarray) -> Any:
+            batches.append(len(mel_BMT))
+            return model.frames(mel_BMT)
+
+    for n, expected in ((9, {9}), (CPU_BATCH + 7, {CPU_BATCH, 7})):
+        batches.clear()
+        group = StreamGroup(Counts(), n, hop_s=0.2)  # type: ignore[arg-type]
+        for start in range(0, 8000, 400):
+            group.push([clip[start : start + 400]] * n)
+        assert set(batches) == expected
+        assert len(group) == n
+        assert group.stats.frames == n * group[0].stats.frames > 0
+
+
+def test_states_move_between_groups_and_streams(classifier: Classifier, clip: np.ndarray) -> None:
+    group, stream = classifier.streams(2, forget_s=0.5), classifier.stream(forget_s=0.5)
+    group.push([clip[:7000], clip[5000:11_000]])
+    stream.load_state(group[1].state())
+    group[0].load_state(stream.state())
+    expected = stream.push(clip[11_000:20_000])
+    one, two = group.push([clip[11_000:20_000]] * 2)
+    assert len(expected) > 5
+    assert alike(one, expected)
+    assert alike(two, expected)
+
+
+def test_bad_chunks_change_no_stream(classifier: Classifier, clip: np.ndarray) -> None:
+    group = classifier.streams(2)
+    group.push([clip[:5000], None])
+    for bad in ([clip], [clip] * 3, [], 7, None):
+        with pytest.raises(StreamError):
+            group.push(bad)  # type: ignore[arg-type]
+    with pytest.raises(AudioError, match="Stream 1: Samples hold"):
+        group.push([clip, np.full(9, np.nan)])
+    group.push([clip[5000:], None])
+    last, nothing = group.flush_all()
+    assert nothing is None
+    assert last is not None
+    assert alike([last], [classifier.classify(clip)])
+
+
+@pytest.mark.parametrize("n", [0, 65_537, 1.0, None, True])
+def test_absurd_groups_are_refused(classifier: Classifier, n: Any) -> None:
+    with pytest.raises(StreamError, match="A group has"):
+        classifier.streams(n)
+
+
+def test_the_counters_add_up(classifier: Classifier, clip: np.ndarray) -> None:
+    group = classifier.streams(3, hop_s=0.2)
+    group.push([clip[:9000], None, clip[:3000]])
+    group[2].gap(40)
+    one, total = group[0].stats, group.stats
+    assert (one.samples_in, one.dropped) == (9000, 0)
+    assert (total.samples_in, total.dropped, total.gaps, total.steps) == (12_000, 40, 1, 1)
+    assert total.results == sum(group[i].stats.results for i in range(3))
+    assert total.lag_s == one.lag_s
+    assert total.busy_s > 0
+    group.reset()
+    assert group.flush_all() == [None] * 3
+
+
+def test_a_model_that_fails_leaves_streams_reset(tiny: Any, clip: np.ndarray) -> None:
+    classifier = Classifier(tiny.data)
+    model, broken = classifier._model, [False]
+
+    class Fails:
+        """The model, until it breaks."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(model, name)
+
+        def logits(self, pooled_BD: np.ndarray) -> Any:
+            return model.logits(pooled_BD) * np.float32(np.nan if broken[0] else 1)
+
+    group = StreamGroup(Fails(), 2, hop_s=0.2)  # type: ignore[arg-type]
+    group.push([clip[:3000], clip[:100]])
+    broken[0] = True
+    with pytest.raises(ModelFileError, match="not finite"):
+        group.push([clip[3000:6000], None])
+    broken[0] = False
+    expected = classifier.stream(hop_s=0.2).push(clip)
+    assert all(alike(found, expected) for found in group.push([clip, clip]))

@@ -1,0 +1,243 @@
+"""A stream of log-mels equals its offline answer bit for bit, and torchaudio within rounding."""
+
+from __future__ import annotations
+
+import pickle
+import tracemalloc
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from frami_edge_runtime import logmel
+from frami_edge_runtime.errors import AudioError, StreamError
+from frami_edge_runtime.logmel import ROWS, LogMelStream, MelBlock, log_mel
+from frami_edge_runtime.melspec import MelSpec
+
+RNG = np.random.default_rng(7)
+NOISE = (RNG.standard_normal(20_000) * 0.2).astype(np.float32)
+PCM = (NOISE * 20_000).astype(np.int16)
+BASE = MelSpec(sample_rate=8000, n_fft=256, win_length=200, hop_length=80, n_mels=20)
+SPECS = {
+    "plain": BASE,
+    "centred": BASE.replace(center=True),
+    "hop 1, tiny": MelSpec(
+        sample_rate=8000, n_fft=16, win_length=16, hop_length=1, n_mels=4, center=True
+    ),
+    "odd lengths": BASE.replace(n_fft=255, win_length=199, hop_length=77, center=True),
+    "long FFT": BASE.replace(n_fft=4096, win_length=4096, hop_length=512, n_mels=64),
+    "magnitude dB, per band": BASE.replace(
+        power=1.0, log="db", log_floor="clamp", mean=tuple(range(20)), std=(2.0,) * 20
+    ),
+}
+CHUNKS = st.lists(st.one_of(st.integers(0, 300), st.integers(0, 6000)), max_size=30)
+BROKEN: Any = (ImportError, OSError, RuntimeError)
+
+
+def feed(stream: LogMelStream, x: np.ndarray, chunks: list[int]) -> np.ndarray:
+    parts, start = [], 0
+    for n in chunks:
+        parts.append(stream.push(x[start : start + n]))
+        start += n
+    parts += [stream.push(x[start:]), stream.flush()]
+    return np.concatenate(parts)
+
+
+@pytest.mark.parametrize("name", SPECS)
+@settings(max_examples=25, deadline=None)
+@given(length=st.integers(1, 20_000), chunks=CHUNKS, pcm=st.booleans())
+def test_any_chunking_gives_the_same_bits(
+    name: str, length: int, chunks: list[int], pcm: bool
+) -> None:
+    x, spec = (PCM if pcm else NOISE)[:length], SPECS[name]
+    whole = log_mel(x, spec)
+    assert whole.shape == (spec.frames(max(length, spec.min_samples)), spec.n_mels)
+    assert np.array_equal(feed(LogMelStream(spec), x, chunks), whole)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_single_samples_at_every_edge(name: str) -> None:
+    spec = SPECS[name]
+    for length in {1, spec.min_samples - 1, spec.min_samples, spec.min_samples + 1, 700}:
+        x = NOISE[:length]
+        assert np.array_equal(feed(LogMelStream(spec), x, [1] * len(x)), log_mel(x, spec))
+
+
+@settings(max_examples=25, deadline=None)
+@given(chunks=CHUNKS, least=st.integers(1, 200))
+def test_frames_that_are_not_needed_yet_come_later(chunks: list[int], least: int) -> None:
+    for spec in (BASE, SPECS["centred"]):
+        stream, parts, start = LogMelStream(spec), [], 0
+        for n in [*chunks, len(NOISE)]:
+            parts.append(stream.push_checked(NOISE[start : start + n], least))
+            start += n
+        assert np.array_equal(np.concatenate([*parts, stream.flush()]), log_mel(NOISE, spec))
+
+
+def test_a_frame_does_not_depend_on_its_company(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NumPy's FFT rounds a row differently alone and in a vector of rows on some machines."""
+    plain: Any = logmel.rfft
+    whole = log_mel(NOISE, BASE)
+
+    def in_vectors(frames: np.ndarray, **rest: Any) -> np.ndarray:
+        spectra = plain(frames, **rest)
+        spectra[: len(frames) // ROWS * ROWS] *= np.float32(1 + 2e-7)
+        return spectra  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(logmel, "rfft", in_vectors)
+    shifted = log_mel(NOISE, BASE)
+    assert not np.array_equal(shifted, whole)
+    for chunks in ([80] * 100, [1, 333, 5, 800, 81], [256, 80, 80, 4000], [7] * 900):
+        assert np.array_equal(feed(LogMelStream(BASE), NOISE, chunks), shifted)
+
+
+def test_numpy_1_without_an_output_argument(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = log_mel(NOISE, BASE)
+    monkeypatch.setattr(logmel, "_FFT_HAS_OUT", False)
+    assert np.abs(log_mel(NOISE, BASE) - expected).max() <= 1e-5
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_agrees_with_a_plain_float64_computation(name: str) -> None:
+    spec = SPECS[name]
+    x = NOISE[:9000].astype(np.float64)
+    if spec.center:
+        x = np.pad(x, spec.n_fft // 2, mode="reflect")
+    left = (spec.n_fft - spec.win_length) // 2
+    window = np.zeros(spec.n_fft)
+    n = np.arange(spec.win_length)
+    window[left : left + spec.win_length] = 0.5 - 0.5 * np.cos(2 * np.pi * n / spec.win_length)
+    starts = range(0, len(x) - spec.n_fft + 1, spec.hop_length)
+    frames = np.stack([x[s : s + spec.n_fft] * window for s in starts])
+    mel = np.abs(np.fft.rfft(frames, axis=1)) ** spec.power @ spec.filterbank.astype(np.float64)
+    ours = log_mel(NOISE[:9000], spec)
+    assert ours.dtype == np.float32
+    # dB has 4.3 units to a neper, so its absolute error is that much larger.
+    assert np.abs(ours - spec.compress(mel)).max() < 2e-5 * max(1.0, spec.log_scale)
+
+
+def test_the_same_audio_in_other_forms_gives_the_same_bits() -> None:
+    expected = log_mel(PCM, BASE)
+    for x in (PCM.astype(np.float32) / 32768, PCM.astype(np.float64) / 32768, PCM.astype(">i2")):
+        assert np.array_equal(log_mel(x, BASE), expected)
+    assert np.array_equal(log_mel(NOISE[::-2], BASE), log_mel(NOISE[::-2].copy(), BASE))
+    for spec in (BASE, SPECS["centred"]):
+        repeated = np.resize(NOISE[:50], spec.min_samples)
+        assert np.array_equal(log_mel(NOISE[:50], spec), log_mel(repeated, spec))
+
+
+@pytest.mark.parametrize("name", SPECS)
+@settings(max_examples=15, deadline=None)
+@given(cut=st.integers(0, 12_000), first=CHUNKS)
+def test_saved_state_continues_exactly(name: str, cut: int, first: list[int]) -> None:
+    spec = SPECS[name]
+    stream, x, parts, start = LogMelStream(spec), NOISE[:12_000], [], 0
+    for n in [*first, cut]:
+        parts.append(stream.push(x[start : start + n]))
+        start += n
+    other = LogMelStream(spec)
+    other.push(PCM[:5000])
+    other.load_state(pickle.loads(pickle.dumps(stream.state())))
+    parts += [other.push(x[start:]), other.flush()]
+    assert np.array_equal(np.concatenate(parts), log_mel(x, spec))
+    assert other.flush().shape == (0, spec.n_mels)
+    other.push(PCM[:777])
+    other.reset()
+    assert np.array_equal(feed(other, x, first), log_mel(x, spec))
+
+
+def test_states_that_do_not_fit_are_refused_and_change_nothing() -> None:
+    stream = LogMelStream(SPECS["centred"])
+    stream.push(NOISE[:5000])
+    good = stream.state()
+    bad: list[object] = [
+        None,
+        {**good, "more": 1},
+        {**good, "samples_in": "5000"},
+        {**good, "samples_in": 4000},
+        {**good, "frames_out": good["frames_out"] + 1},
+        {**good, "unread": good["unread"] + 1},
+        {**good, "samples": good["samples"][1:]},
+        {**good, "samples": good["samples"].astype(np.float64)},
+        {**good, "samples": np.full_like(good["samples"], np.nan)},
+        {**good, "samples": np.zeros(10**6, np.float32)},
+    ]
+    for state in bad:
+        with pytest.raises(StreamError, match="cannot be loaded"):
+            stream.load_state(state)  # type: ignore[arg-type]
+    tail = np.concatenate([stream.push(NOISE[5000:9000]), stream.flush()])
+    assert np.array_equal(tail, log_mel(NOISE[:9000], SPECS["centred"])[good["frames_out"] :])
+
+
+def test_empty_chunks_are_fine_and_empty_clips_are_not() -> None:
+    assert LogMelStream(BASE).push([]).shape == (0, 20)
+    with pytest.raises(AudioError, match="no samples"):
+        log_mel(np.zeros(0, np.int16), BASE)
+
+
+def test_memory_is_allocated_once_and_may_be_shared() -> None:
+    block = MelBlock(BASE)
+    streams = [LogMelStream(BASE, block=block) for _ in range(3)]
+    clips = [NOISE[:9000], PCM[5000:], NOISE[::-1]]
+    parts: list[list[np.ndarray]] = [[], [], []]
+    for start in range(0, 20_000, 777):
+        for stream, clip, found in zip(streams, clips, parts, strict=True):
+            found.append(stream.push(clip[start : start + 777]))
+    for stream, clip, found in zip(streams, clips, parts, strict=True):
+        assert np.array_equal(np.concatenate([*found, stream.flush()]), log_mel(clip, BASE))
+    stream = LogMelStream(BASE)
+    tracemalloc.start()
+    try:
+        for n in range(40):
+            stream.push(NOISE[: 20 * n])
+        before = tracemalloc.get_traced_memory()[0]
+        for n in range(400):
+            stream.push(NOISE[: 9 * n])
+        # Some views of the block, 1.5 kB each; the pushed samples alone would take 3 MB.
+        assert tracemalloc.get_traced_memory()[0] - before < 100_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.filterwarnings("ignore:At least one mel filterbank has all zero values")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"mel_scale": "slaney", "norm": "slaney", "center": True},
+        {"mel_scale": "slaney", "power": 1.0, "log": "db"},
+        {"norm": "slaney", "log": "log10"},
+        {"power": 1.0, "log": "log2", "center": True},
+        {"log": "db", "log_floor": "clamp", "log_eps": 1e-5},
+        {"n_fft": 2048, "win_length": 2048, "n_mels": 128, "hop_length": 512},
+        {"n_fft": 400, "n_mels": 23},
+        {"n_mels": 128, "mean": tuple(np.linspace(-7, -3, 128)), "std": 2.5},
+    ],
+)
+def test_equals_torchaudio(changes: dict[str, Any]) -> None:
+    torch = pytest.importorskip("torch", exc_type=BROKEN)
+    torchaudio = pytest.importorskip("torchaudio", exc_type=BROKEN)
+    spec = MelSpec(n_mels=40, f_min=20.0, f_max=7600.0).replace(**changes)
+    transform = torchaudio.transforms.MelSpectrogram(
+        sample_rate=spec.sample_rate,
+        n_fft=spec.n_fft,
+        win_length=spec.win_length,
+        hop_length=spec.hop_length,
+        f_min=spec.f_min,
+        f_max=spec.f_high,
+        n_mels=spec.n_mels,
+        power=spec.power,
+        center=spec.center,
+        norm=None if spec.norm == "none" else spec.norm,
+        mel_scale=spec.mel_scale,
+    ).double()
+    difference = transform.mel_scale.fb.numpy() - spec.filterbank
+    assert np.abs(difference).max() <= 2e-5 * spec.filterbank.max()
+    for own_filters, bar in ((False, 1e-4), (True, 1e-5)):
+        if own_filters:  # torchaudio's are wrong by 4e-6
+            transform.spectrogram.window = torch.from_numpy(spec.window)
+            transform.mel_scale.fb = torch.from_numpy(spec.filterbank).double()
+        theirs = spec.compress(transform(torch.from_numpy(NOISE).double()).numpy().T)
+        assert np.abs(log_mel(NOISE, spec) - theirs).max() <= bar * max(1.0, spec.log_scale)

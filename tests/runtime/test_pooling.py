@@ -1,0 +1,121 @@
+"""Pooling against its offline definitions, in float64."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from frami_edge_runtime.errors import StreamError
+from frami_edge_runtime.pooling import Forgetting, SlidingWindow, StatsPool, WholeClip, mean_std
+
+C, EPS = 6, 1e-5
+SPREAD = np.array([[0.1], [1], [5], [0], [20], [2]])
+FRAMES = np.random.default_rng(1).normal(3.0, SPREAD, (C, 400)).astype(np.float32)
+BLOCK, BLOCKS, HALF_LIFE = 4, 5, 12.5
+MAKE: dict[str, Callable[[], StatsPool]] = {
+    "whole": lambda: WholeClip(C, EPS),
+    "window": lambda: SlidingWindow(C, EPS, block=BLOCK, blocks=BLOCKS),
+    "forget": lambda: Forgetting(C, EPS, half_life=HALF_LIFE),
+}
+
+
+def by_definition(kind: str, n: int) -> np.ndarray:
+    weights = np.ones(n)
+    if kind == "window":
+        weights[: max(0, BLOCK * -(-n // BLOCK) - BLOCK * BLOCKS)] = 0
+    if kind == "forget":
+        weights = 2.0 ** (-(n - 1 - np.arange(n)) / HALF_LIFE)
+    x = FRAMES[:, :n].astype(np.float64)
+    mean = np.average(x, axis=1, weights=weights)
+    var = np.average((x - mean[:, None]) ** 2, axis=1, weights=weights)
+    return np.concatenate([mean, np.sqrt(var + EPS)])
+
+
+@pytest.mark.parametrize("kind", MAKE)
+@settings(max_examples=60, deadline=None)
+@given(sizes=st.lists(st.integers(0, 40), min_size=1, max_size=10).filter(any))
+def test_meets_its_definition(kind: str, sizes: list[int]) -> None:
+    pool, n = MAKE[kind](), 0
+    for size in sizes:
+        pool.push(FRAMES[:, n : n + size])
+        n += size
+    pooled = pool.pooled()
+    assert (pool.count, pooled.dtype, pooled.shape) == (n, np.float32, (2 * C,))
+    assert np.allclose(pooled, by_definition(kind, n), rtol=2e-7, atol=1e-6)
+
+
+def test_whole_clips_at_once_are_pooled_alike() -> None:
+    clips_BCT = np.stack([FRAMES[:, :200], FRAMES[:, 200:]])
+    pooled_BD = mean_std(clips_BCT, EPS)
+    np.testing.assert_allclose(pooled_BD[0], by_definition("whole", 200), rtol=1e-12)
+    for clip_CT, pooled_D in zip(clips_BCT, pooled_BD, strict=True):
+        pool = WholeClip(C, EPS)
+        pool.push(clip_CT)
+        np.testing.assert_allclose(pool.pooled(), pooled_D, rtol=2e-7, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["whole", "window"])
+@settings(max_examples=60, deadline=None)
+@given(cuts=st.lists(st.integers(0, 400), max_size=12))
+def test_grouping_of_pushes_cannot_change_a_bit(kind: str, cuts: list[int]) -> None:
+    one, many = MAKE[kind](), MAKE[kind]()
+    one.push(FRAMES)
+    for part in np.split(FRAMES, sorted(cuts), axis=1):
+        many.push(part)
+    assert pickle.dumps(one.state()) == pickle.dumps(many.state())
+
+
+@pytest.mark.parametrize("kind", MAKE)
+def test_saved_state_continues_exactly_and_reset_forgets(kind: str) -> None:
+    pool, other = MAKE[kind](), MAKE[kind]()
+    pool.push(FRAMES[:, :37])
+    other.push(FRAMES[:, 100:])
+    other.load_state(pickle.loads(pickle.dumps(pool.state())))
+    for each in (pool, other):
+        each.push(FRAMES[:, 37:90])
+    assert np.array_equal(pool.pooled(), other.pooled())
+    other.reset()
+    assert other.empty
+    with pytest.raises(StreamError, match="no frames"):
+        other.pooled()
+    assert other.state().keys() == MAKE[kind]().state().keys()
+    other.push(FRAMES[:, :90])
+    assert np.allclose(other.pooled(), pool.pooled(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", MAKE)
+def test_states_that_do_not_fit_are_refused(kind: str) -> None:
+    pool = MAKE[kind]()
+    pool.push(FRAMES[:, :37])
+    before, good = pool.pooled(), pool.state()
+    for key, value in good.items():
+        wrong = -1 if isinstance(value, int) else value[:-1]
+        for bad in ({**good, key: wrong}, {k: v for k, v in good.items() if k != key}):
+            with pytest.raises(StreamError, match=key):
+                pool.load_state(bad)
+    for other in set(MAKE) - {kind}:
+        with pytest.raises(StreamError):
+            pool.load_state(MAKE[other]().state())
+    with pytest.raises(StreamError, match="weight"):
+        MAKE["forget"]().load_state(Forgetting(C, EPS, half_life=3.0).state())
+    assert np.array_equal(pool.pooled(), before)
+
+
+def test_a_day_of_frames_is_exact() -> None:
+    rng = np.random.default_rng(0)
+    block = np.maximum(rng.normal(0.2, 1.0, (2, 2160)), 0).astype(np.float32)
+    pool = WholeClip(2, EPS)
+    for _ in range(1000):  # 2.16 million frames: 24 h at 40 ms
+        pool.push(block)
+    for channel in range(2):
+        values = [Fraction(float(v)) for v in block[channel]]
+        mean = sum(values) / len(values)
+        var = sum(v * v for v in values) / len(values) - mean * mean
+        exact = [float(mean), float(var + Fraction(EPS)) ** 0.5]
+        assert np.allclose(pool.pooled()[channel::2], exact, rtol=1e-6, atol=0)

@@ -1,0 +1,113 @@
+"""Other microphone rates: exact with soxr, one helpful sentence without it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stream_kit import NO_SOXR, listen, same
+
+from frami_edge_runtime.classifier import Classifier
+from frami_edge_runtime.errors import AudioError
+from frami_edge_runtime.resample import Resampler
+
+RATES = (1000, 6000, 22_050, 44_100, 44_101, 48_000, 192_000)
+CHUNKINGS: tuple[list[int], ...] = ([1] * 50, [441] * 300, [4800] * 20, [7, 0, 30_000, 1])
+
+
+def test_without_soxr_the_error_names_rate_and_command(
+    classifier: Classifier, clip: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "soxr", None)
+    with pytest.raises(AudioError, match="the model wants 8000 Hz") as caught:
+        classifier.classify(clip, sample_rate=44_100)
+    assert "pip install 'frami-edge-runtime[resample]'" in caught.value.fix
+    assert classifier.classify(clip, sample_rate=8000).t1 == len(clip) / 8000
+
+
+def test_soxr_is_not_imported_unless_needed(model_path: object) -> None:
+    code = (
+        "import sys, numpy; from frami_edge_runtime import Classifier; "
+        f"Classifier({str(model_path)!r}).classify(numpy.zeros(9000)); "
+        "sys.exit('soxr' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize("rate", [6000, 22_050, 48_000])
+def test_any_chunking_gives_the_same_bits(
+    classifier: Classifier, clip: np.ndarray, rate: int
+) -> None:
+    pytest.importorskip("soxr", reason=NO_SOXR)
+    expected = classifier.classify(clip, rate)
+    assert expected.t1 == len(clip) / rate
+    for chunks in CHUNKINGS:
+        assert same(listen(classifier.stream(rate), clip, chunks), [expected])
+
+
+def test_resampled_audio_gives_the_same_answer(classifier: Classifier) -> None:
+    pytest.importorskip("soxr", reason=NO_SOXR)
+    low, high = (np.sin(2 * np.pi * 440 * np.arange(2 * r) / r) * 0.3 for r in (8000, 48_000))
+    one, two = classifier.classify(low), classifier.classify(high, 48_000)
+    assert one.label == two.label
+    assert np.abs(one.scores - two.scores).max() < 0.02
+    pcm = classifier.classify((high * 32768).round().astype(np.int16), 48_000)
+    assert np.abs(pcm.scores - two.scores).max() < 0.02
+
+
+def test_a_clip_of_no_sample_at_the_models_rate(
+    classifier: Classifier, clip: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Swallows:
+        """A soxr that gives nothing: what the shortest clips come to."""
+
+        def __init__(self, *args: object, **options: object) -> None:
+            self.given = (*args, options)
+
+        def resample_chunk(self, x: np.ndarray, last: bool) -> np.ndarray:
+            return x[:0]
+
+    monkeypatch.setitem(sys.modules, "soxr", SimpleNamespace(ResampleStream=Swallows))
+    stream = classifier.stream(48_000)
+    assert stream.push(clip[:1]) == []
+    with pytest.raises(AudioError, match="1 samples at 48000 Hz are less than one at 8000 Hz"):
+        stream.flush()
+    assert stream.flush() is None
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_takeovers_are_inaudible(rate: int) -> None:
+    soxr = pytest.importorskip("soxr", reason=NO_SOXR)
+    x = np.random.default_rng(0).uniform(-1, 1, int(3.3 * rate)).astype(np.float32)
+    resampler = Resampler(rate, 8000)
+    ours = np.concatenate([resampler.push(x), resampler.flush()])
+    theirs = soxr.resample(x, rate, 8000)
+    assert ours.shape == theirs.shape
+    assert np.abs(ours - theirs).max() <= 1e-6
+
+
+@pytest.mark.parametrize("rate", RATES)
+@settings(max_examples=8, deadline=None)
+@given(cuts=st.lists(st.integers(0, 60_000), max_size=5), seconds=st.floats(0.01, 3.5))
+def test_a_restored_resampler_continues_with_the_same_bits(
+    rate: int, cuts: list[int], seconds: float
+) -> None:
+    pytest.importorskip("soxr", reason=NO_SOXR)
+    x = np.random.default_rng(1).uniform(-1, 1, int(seconds * rate)).astype(np.float32)
+    whole = Resampler(rate, 8000)
+    expected = np.concatenate([whole.push(x), whole.flush()])
+    resampler, found = Resampler(rate, 8000), []
+    for piece in np.split(x, sorted(min(cut, len(x)) for cut in cuts)):
+        found.append(resampler.push(piece))
+        state = resampler.state()
+        assert len(state["history"]) <= rate + 2 * whole.reach
+        resampler = Resampler(rate, 8000)
+        resampler.push(x[:777])
+        resampler.load_state(state)
+    found.append(resampler.flush())
+    assert np.array_equal(np.concatenate(found), expected)

@@ -1,0 +1,348 @@
+"""Any chunking and any operations in any order give the offline answer, and only known errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import tracemalloc
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+from stream_kit import MODES, NO_SOXR, Offline, listen, same
+
+from frami_edge_runtime.classifier import Classifier
+from frami_edge_runtime.errors import AudioError, StreamError
+from frami_edge_runtime.resample import Resampler
+from frami_edge_runtime.stream import STEPS_KEPT, Result
+
+CHUNKS = st.lists(st.one_of(st.integers(0, 200), st.integers(0, 9000)), max_size=25)
+MORE_MODES: dict[str, dict[str, Any]] = {
+    **MODES,
+    "whole clip, long hop": {"hop_s": 2.1},
+    "window of one hop": {"window_s": 0.3, "hop_s": 0.3},
+    "forget, hop of one frame": {"forget_s": 0.3, "hop_s": 0.001},
+}
+
+
+@pytest.fixture(scope="module", params=["tiny", "causal"])
+def classifier(request: pytest.FixtureRequest) -> Classifier:
+    return Classifier(request.getfixturevalue(request.param).data)
+
+
+@pytest.mark.parametrize("mode", MORE_MODES)
+@settings(max_examples=25, deadline=None)
+@given(length=st.integers(1, 30_001), chunks=CHUNKS)
+def test_any_chunking_gives_the_same_bits(
+    classifier: Classifier, clip: np.ndarray, mode: str, length: int, chunks: list[int]
+) -> None:
+    x = clip[:length]
+    whole = listen(classifier.stream(**MORE_MODES[mode]), x, [])
+    assert same(listen(classifier.stream(**MORE_MODES[mode]), x, chunks), whole)
+    assert all(0 <= r.t0 < r.t1 <= length / 8000 for r in whole)
+    if mode == "whole clip":
+        assert same(whole, [classifier.classify(x)])
+    if mode.startswith("whole"):
+        assert np.abs(whole[-1].logits - classifier.classify(x).logits).max() <= 1e-5
+
+
+@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize("stride", [1, 3])
+def test_other_models_stream_as_exactly(
+    build_model: Any, clip: np.ndarray, center: bool, stride: int
+) -> None:
+    spec = build_model().info.mel.replace(center=center)
+    classifier = Classifier(build_model(spec, stride=stride, channels=5, seed=2).data)
+    for length in (1, 128, 129, 700, 30_001):
+        expected = [classifier.classify(clip[:length])]
+        assert same(listen(classifier.stream(), clip[:length], [1, 127, 50, 80, 4000]), expected)
+
+
+def test_int8_streams_as_exactly(build_quantised: Any, clip: np.ndarray) -> None:
+    classifier = Classifier(build_quantised())
+    for options in MODES.values():
+        whole = listen(classifier.stream(**options), clip, [])
+        assert same(listen(classifier.stream(**options), clip, [777] * 30), whole)
+
+
+class Streams(RuleBasedStateMachine):
+    """One stream, and a record of what its answers must cover."""
+
+    classifier: ClassVar[Classifier]
+    rate: ClassVar[int]
+    options: ClassVar[dict[str, Any]]
+    noise = np.random.default_rng(5).uniform(-0.5, 0.5, 40_000)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.offline = Offline(self.classifier)
+        self.stream = self.classifier.stream(self.rate, **self.options)
+        self.clear()
+        self.save()
+
+    def clear(self) -> None:
+        """Back to 0 s."""
+        self.clock = self.end = self.lost = 0
+        self.segments: list[tuple[int, list[np.ndarray]]] = []  # of the stretch: start, chunks
+        self.open = False
+
+    def seen(self, results: list[Result]) -> None:
+        for result in results:
+            assert result.gap == self.lost
+            assert 0 <= result.t0 < result.t1 <= self.end / self.rate
+            self.lost = 0
+
+    @rule(
+        n=st.integers(0, 9000),
+        at=st.integers(0, 30_000),
+        kind=st.sampled_from(["float32", "float64", "int16", ">f4"]),
+    )
+    def push(self, n: int, at: int, kind: str) -> None:
+        x = self.noise[at : at + n]
+        x = (x * 32767).astype(np.int16) if kind == "int16" else x.astype(kind)
+        if n:
+            if not self.open:
+                self.segments.append((self.clock, []))
+            self.open = True
+            scale = 32768 if kind == "int16" else 1
+            self.segments[-1][1].append(np.asarray(x, np.float32) / np.float32(scale))
+            self.clock += n
+            self.end = self.clock
+        self.seen(self.stream.push(x))
+
+    @rule(x=st.sampled_from([np.full(9, np.nan), np.zeros((5, 2), np.int16), [1, 2], "x", None]))
+    def push_bad(self, x: Any) -> None:
+        with pytest.raises(AudioError) as caught:
+            self.stream.push(x)
+        assert caught.value.fix
+
+    @rule(lost=st.integers(0, 20_000), keep=st.booleans())
+    def gap(self, lost: int, keep: bool) -> None:
+        results = self.stream.gap(lost, keep_pooling=keep)
+        if keep:
+            self.seen(results)
+        else:
+            self.check_last(results)
+            self.segments = []
+        self.clock += lost
+        self.lost += lost
+        self.open = False
+
+    @rule(lost=st.sampled_from([-1, 1.0, None, "3", True, 1 << 50, np.nan]), keep=st.booleans())
+    def gap_bad(self, lost: Any, keep: bool) -> None:
+        with pytest.raises(StreamError, match="lost_samples"):
+            self.stream.gap(lost, keep_pooling=keep)
+
+    @rule()
+    def flush(self) -> None:
+        try:
+            last = self.stream.flush()
+        except AudioError:
+            assert sum(len(c) for _, chunks in self.segments for c in chunks) < self.rate / 8000
+        else:
+            self.check_last([] if last is None else [last])
+        self.clear()
+
+    @rule()
+    def reset(self) -> None:
+        self.stream.reset()
+        self.clear()
+
+    @rule()
+    def save(self) -> None:
+        segments = [(start, list(chunks)) for start, chunks in self.segments]
+        record = (self.clock, self.end, self.lost, self.open, segments)
+        self.saved = pickle.dumps((self.stream.state(), record))
+
+    @rule(fresh=st.booleans())
+    def load(self, fresh: bool) -> None:
+        if fresh:
+            self.stream = self.classifier.stream(self.rate, **self.options)
+        state, record = pickle.loads(self.saved)
+        self.stream.load_state(state)
+        self.clock, self.end, self.lost, self.open, self.segments = record
+
+    @rule(data=st.data())
+    def load_bad(self, data: st.DataObject) -> None:
+        """A state with one leaf of another kind: refused, and nothing has changed."""
+        state: Any = self.stream.state()
+        inner: Any = state
+        while isinstance(inner, dict):
+            folder, key = inner, data.draw(st.sampled_from(sorted(inner)))
+            inner = folder[key]
+        folder[key] = data.draw(st.sampled_from([None, -1, 1 << 70, "x", [], np.zeros(3, bool)]))
+        with pytest.raises(StreamError):
+            self.stream.load_state(state)
+
+    def check_last(self, results: list[Result]) -> None:
+        """The last result against the frames of all segments, by definition."""
+        pieces = [(start, self.at_the_models_rate(chunks)) for start, chunks in self.segments]
+        pieces = [(start, x) for start, x in pieces if len(x)]
+        assert len(results) == bool(pieces)
+        if not pieces:
+            return
+        self.seen(results)
+        assert results[0].t1 == self.end / self.rate
+        frames = [self.offline.frames(x) for _, x in pieces]
+        starts = [(start, f.shape[1]) for (start, _), f in zip(pieces, frames, strict=True)]
+        slots = self.offline.slots(starts, self.rate)
+        weights = self.offline.weights(slots, int(slots[-1]) + 1, self.options)
+        expected = self.offline.logits(np.concatenate(frames, axis=1), weights)
+        assert np.abs(results[0].logits - expected).max() <= 1e-5
+
+    def at_the_models_rate(self, chunks: list[np.ndarray]) -> np.ndarray:
+        x = np.concatenate(chunks)
+        if self.rate == 8000:
+            return x
+        resampler = Resampler(self.rate, 8000)
+        return np.concatenate([resampler.push(x), resampler.flush()])
+
+
+@pytest.mark.parametrize("rate", [8000, 44_100])
+@pytest.mark.parametrize("mode", ["whole clip", "window", "forget"])
+def test_any_operations_in_any_order(classifier: Classifier, mode: str, rate: int) -> None:
+    if rate != 8000:
+        pytest.importorskip("soxr", reason=NO_SOXR)
+    machine = type("Machine", (Streams,), {})
+    machine.classifier, machine.rate, machine.options = classifier, rate, MODES[mode]
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=20,
+            stateful_step_count=20,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+def test_results_cover_their_window_with_context_at_the_ends_only(
+    classifier: Classifier, clip: np.ndarray
+) -> None:
+    offline, options = Offline(classifier), {"window_s": 1.0, "hop_s": 0.5}
+    info = classifier.info
+    *results, last = listen(classifier.stream(**options), clip, [999] * 30)
+    frames = offline.frames(clip)
+    slots = np.arange(frames.shape[1])
+    hop, before = 25, info.context.left
+    after_s = (info.context.right * info.mel.hop_length + info.mel.n_fft) / 8000
+    for k, result in enumerate(results):
+        n = hop * (k + 1)
+        expected = offline.logits(frames, offline.weights(slots, n, options))
+        assert np.abs(result.logits - expected).max() <= 1e-4
+        first = max(0, hop * (k - 1))
+        assert result.t0 == pytest.approx(max(0.0, first * info.frame_s - before * 0.01))
+        assert result.t1 == pytest.approx((n - 1) * info.frame_s + after_s)
+    assert len(results) == 7
+    assert last.t1 == len(clip) / 8000
+
+
+def test_streams_of_one_classifier_are_independent(
+    classifier: Classifier, clip: np.ndarray
+) -> None:
+    one, two = classifier.stream(window_s=1.0), classifier.stream(window_s=1.0)
+    found: list[list[Result]] = [[], []]
+    for start in range(0, len(clip), 700):
+        found[0] += one.push(clip[start : start + 700])
+        found[1] += two.push(-clip[::-1][start : start + 700])
+    assert same(found[0], listen(classifier.stream(window_s=1.0), clip, [])[:-1])
+    assert same(found[1], listen(classifier.stream(window_s=1.0), -clip[::-1], [])[:-1])
+    one.reset()
+    assert same(listen(one, clip, [5]), listen(one, clip, [6]))
+    assert one.push(np.zeros(0, np.int16)) == []
+    assert one.flush() is None
+
+
+def test_durations_are_rounded_and_reported(classifier: Classifier) -> None:
+    stream = classifier.stream(window_s=1.0, hop_s=0.3)
+    assert (stream.hop_s, stream.window_s) == pytest.approx((0.3, 0.9))
+    assert (classifier.stream().hop_s, classifier.stream().window_s) == (None, None)
+    assert classifier.stream(window_s=1.0).hop_s == pytest.approx(0.26)
+    assert classifier.stream(forget_s=60.0).hop_s == pytest.approx(0.5)
+    assert classifier.stream(hop_s=1e-6).hop_s == pytest.approx(classifier.info.frame_s)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"window_s": 1.0, "forget_s": 1.0}, "exclude each other"),
+        ({"window_s": 0.2, "hop_s": 0.5}, "skipped"),
+        ({"window_s": 0}, "window_s"),
+        ({"forget_s": -1.0}, "forget_s"),
+        ({"hop_s": float("nan")}, "hop_s"),
+        ({"hop_s": "1"}, "hop_s"),
+        ({"window_s": 500_000.0, "hop_s": 0.02}, "hops"),
+    ],
+)
+def test_absurd_durations_are_refused(
+    classifier: Classifier, options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(StreamError, match=words) as caught:
+        classifier.stream(**options)
+    assert caught.value.fix
+
+
+def test_everything_is_counted(classifier: Classifier, clip: np.ndarray) -> None:
+    stream, info = classifier.stream(window_s=1.0, hop_s=0.2), classifier.info
+    assert dataclasses.asdict(stream.stats) == dict.fromkeys(dataclasses.asdict(stream.stats), 0)
+    assert stream.stats.real_time_factor == 0.0
+    results = []
+    for start in range(0, 20_000, 1000):
+        results += stream.push(clip[start : start + 1000])
+    results += stream.gap(4000)
+    results += stream.push(clip[20_000:])
+    with pytest.raises(AudioError):
+        stream.push(np.full(5, np.nan))
+    assert stream.flush() is not None
+    stats = stream.stats
+    mels = [info.mel.frames(n) for n in (20_000, len(clip) - 20_000)]
+    assert (stats.samples_in, stats.audio_s) == (len(clip), len(clip) / 8000)
+    assert (stats.dropped, stats.gaps, stats.steps) == (4000, 1, 23)
+    assert (stats.mel_frames, stats.results) == (sum(mels), len(results) + 1)
+    assert stats.frames == sum(info.trunk_frames(n) for n in mels)
+    assert 0 < stats.p50_step_ms <= stats.p99_step_ms <= stats.max_step_ms
+    assert stats.max_step_ms <= stats.busy_s * 1e3 < 60_000
+    assert stats.real_time_factor == stats.busy_s / stats.audio_s
+    stream.reset()
+    assert stream.stats == stats
+
+
+def test_lag_is_the_audio_that_no_frame_covers(tiny: Any, clip: np.ndarray) -> None:
+    classifier = Classifier(tiny.data)
+    stream, mel = classifier.stream(hop_s=0.02), classifier.info.mel
+    assert stream.push(clip[:500]) == []
+    assert stream.stats.lag_s == 500 / 8000
+    results = stream.push(clip[500:8000])
+    assert stream.stats.lag_s == pytest.approx(1.0 - results[-1].t1)
+    stream.gap(80_000)
+    assert stream.stats.lag_s == 0.0
+    results = stream.push(clip[:8000])
+    assert stream.stats.lag_s == pytest.approx(12.0 - results[-1].t1)
+    # At most one more trunk frame and the carry of the mel are missing.
+    assert stream.stats.lag_s < classifier.info.frame_s + mel.n_fft / 8000
+
+
+def test_an_endless_stream_keeps_its_memory(classifier: Classifier, clip: np.ndarray) -> None:
+    stream = classifier.stream(window_s=1.0, hop_s=0.1)
+
+    def run(seconds: int) -> None:
+        for i in range(seconds):
+            stream.push(clip[:8000])
+            if i % 7 == 0:
+                stream.gap(i)
+            assert stream.stats.steps
+
+    run(40)
+    tracemalloc.start()
+    try:
+        run(20)
+        before = tracemalloc.get_traced_memory()[0]
+        run(STEPS_KEPT // 5)
+        # The mel keeps some views of its block, 50 kB at most; 500 B per push would show.
+        assert tracemalloc.get_traced_memory()[0] - before < 100_000
+    finally:
+        tracemalloc.stop()
+    assert len(pickle.dumps(stream.state())) < 30_000
