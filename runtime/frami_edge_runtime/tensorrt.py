@@ -33,7 +33,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from frami_edge_runtime.backends import ON_GPU, Head, check_model, check_threads, read_model
+from frami_edge_runtime.backends import ON_GPU, HeadSession, check_model, check_threads, read_model
 from frami_edge_runtime.errors import BackendError, EngineError, ModelFileError
 from frami_edge_runtime.modelfile import (
     HEAD_KEY,
@@ -497,7 +497,7 @@ class EngineModel:
         self.max_batch, _, _, self.max_mel_frames = card.profile["max"]
         self._trt, self._cudart = import_tensorrt(), Cudart()
         check_loadable(card, plan_version, self._trt.__version__, self._cudart.sm(), self.name)
-        self._head = Head(card.head, self.info, threads, self.name)
+        self._head = HeadSession(card.head, self.info, threads, self.name)
         self._lock = threading.Lock()
         self._shape: tuple[int, ...] = ()
         self._handles: list[tuple[str, int]] = []
