@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from frami_edge.teachers import load_teacher
     from frami_edge_runtime.melspec import MelSpec
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Bank",

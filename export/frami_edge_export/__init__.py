@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from frami_edge_export.parity import check_parity
     from frami_edge_export.report import Artifact, Calibration, ExportReport, Gate, markdown_card
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Names are imported on first use: `frami_edge_export.tensorrt` must work without torch and onnx.
 _MODULES = {

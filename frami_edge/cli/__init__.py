@@ -18,7 +18,6 @@ from frami_edge.cli import (
     inspect,
     invert,
     listen,
-    protocol,
     quickstart,
     train_teacher,
     verify,
@@ -36,7 +35,7 @@ app = typer.Typer(
 )
 # In the order of the help. No module imports torch at its top.
 for command in (
-    quickstart, train_teacher, invert, distill, evaluate, protocol, export, verify, inspect, bench,
+    quickstart, train_teacher, invert, distill, evaluate, export, verify, inspect, bench,
     listen, doctor,
 ):  # fmt: skip
     app.add_typer(command.app)
