@@ -134,9 +134,9 @@ PEERS = {
 
 
 def timed(call: Push, x: Audio) -> float:
-    begun = time.perf_counter()
+    started = time.perf_counter()
     call(x)
-    return time.perf_counter() - begun
+    return time.perf_counter() - started
 
 
 def measure(rounds: int) -> dict[str, dict[str, float]]:

@@ -1,9 +1,9 @@
 """How many microphones one core serves: a group of streams against the same streams one by one.
 
-Each stream gets a chunk every 200 ms, at another phase of its hop; the group batches what is due in
-one call of the model. Time is the processor time of this process on one thread, so that a busy
-machine counts little; rounds of the group and of single streams take turns. Where the time goes is
-measured around the model and the log-mel; the rest is our Python.
+Each stream receives a chunk every 200 ms, at its own phase of the hop; the group batches the frames
+that are due into one call of the model. Time is CPU time of this process on one thread, which a
+busy machine disturbs little; rounds of the group and of single streams alternate. The shares of
+model and log-mel are measured; the rest is our Python.
 
 Without --model a student of random weights is exported for the occasion (needs torch).
 
@@ -58,11 +58,11 @@ class Timed:
         return self._timed(self._model.logits, pooled_BD)
 
     def _timed(self, call: Any, x: Any) -> Any:
-        begun = time.process_time()
+        started = time.process_time()
         try:
             return call(x)
         finally:
-            self.busy_s += time.process_time() - begun
+            self.busy_s += time.process_time() - started
 
 
 def measure(
@@ -87,14 +87,14 @@ def measure(
     for k in range(warm + rounds):
         begin = (k * 7919) % (len(noise) - chunk)
         chunks = [np.roll(noise, 37 * i)[begin : begin + chunk] for i in range(streams)]
-        model.busy_s, begun = 0.0, time.process_time()
+        model.busy_s, started = 0.0, time.process_time()
         found = group.push(chunks)
-        together, busy, begun = time.process_time() - begun, model.busy_s, time.process_time()
+        together, busy, started = time.process_time() - started, model.busy_s, time.process_time()
         expected = [stream.push(x) for stream, x in zip(alone, chunks, strict=True)]
-        single, begun = time.process_time() - begun, time.process_time()
+        single, started = time.process_time() - started, time.process_time()
         for mel, x in zip(mels, chunks, strict=True):
             mel.push(x)
-        row = (together, busy, time.process_time() - begun, single)
+        row = (together, busy, time.process_time() - started, single)
         for name, seconds in zip(times, row, strict=True):
             if k >= warm:
                 times[name].append(seconds / chunk_s)
@@ -128,7 +128,7 @@ def main() -> int:
                 f"{path.name}: {given.streams} streams, {given.chunk_ms:g} ms chunks, one core: "
                 f"{1 / found['group']:.2f} times real time ({found['group'] * 100:.0f} % of it: "
                 f"model {found['model'] * 100:.0f}, log-mel {found['mel'] * 100:.0f}, rest "
-                f"{ours * 100:.0f}, which is {ours / found['pushes_per_s'] * 1e6:.0f} us a chunk); "
+                f"{ours * 100:.0f}: {ours / found['pushes_per_s'] * 1e6:.0f} us per chunk); "
                 f"one by one {found['alone'] / found['group']:.2f} times the time; "
                 f"scores apart {found['apart']:.1e}"
             )

@@ -2,11 +2,11 @@
 
 Beside it, in turns, the same model file on the last 1 s at every hop, as classifiers without a
 stream are run: by `Classifier.classify`, by the leanest code for mel and model (the ratio that has
-a bar), and by the model only, on mel frames that a stream kept. p50 and p99 are wall time of a hop,
+a bar), and by the model only, on mel frames that a stream kept. p50 and p99 are wall time per hop,
 the rest is CPU time of this process, which a busy machine disturbs less.
 
 Without --model a student of 135 k parameters with random weights is exported for the occasion
-(needs torch): its speed does not depend on what it has learnt.
+(needs torch): its speed does not depend on its training.
 
 Run: python benchmarks/bench_stream.py [--model FILE.onnx ...] [--live] [--strict]
 """

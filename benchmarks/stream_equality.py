@@ -3,8 +3,8 @@
 The offline answer is computed here by its definition, not by the code of the stream: the log-mel of
 the whole clip, all trunk frames in one call of ONNX Runtime, then for each result the weighted mean
 and standard deviation of exactly the frames that count, in float64 over the whole clip. Only the
-resampler is shared: it is given the whole clip at once (and how far one endless soxr is from that
-is printed too). Without window and forgetting, `Classifier.classify` must give the very same bits.
+resampler is shared: it is given the whole clip at once. Without window and forgetting,
+`Classifier.classify` must give the very same bits.
 
 Exit code 3 if a score differs by more than 1e-6, or a time stamp or the number of results is wrong.
 
@@ -35,7 +35,7 @@ from frami_edge_runtime.stream import Result
 
 BAR = 1e-6
 RATES = (None, None, None, None, 8000, 16_000, 22_050, 44_100, 48_000)
-"""Hz at which a clip is said to be recorded, drawn evenly; None: the model's."""
+"""Sampling rates in Hz that are drawn evenly; None: the model's."""
 LONGEST_S = 4.0
 Array = Any
 
@@ -51,8 +51,6 @@ class Tally:
     logits: float = 0.0
     classify: float = 0.0
     """Difference of the last logits from `Classifier.classify`, where that is the same answer."""
-    soxr: float = 0.0
-    """Difference of the last scores if one endless soxr stream had resampled the clip."""
     wrong: list[str] = field(default_factory=list)
 
     @property
@@ -173,20 +171,7 @@ def check(
     if not options:
         whole = classifier.classify(x, rate)
         tally.classify = float(np.abs(whole.logits - last.logits).max())
-    if tally.resampled and mode == "whole clip":
-        tally.soxr = soxr_difference(offline, x, rate, last)
     return tally
-
-
-def soxr_difference(offline: Offline, x: Array, rate: int, last: Result) -> float:
-    """How far the last scores are from those after one call of soxr for the whole clip."""
-    import soxr  # beside the resampler, which has been imported by then
-
-    scaled = x / 32768 if x.dtype.kind == "i" else x
-    mono = soxr.resample(scaled.astype(np.float32), rate, offline.info.mel.sample_rate)
-    frames_Cn = offline.frames(mono)
-    scores_K = softmax(offline.logits(frames_Cn, np.ones(frames_Cn.shape[1])))
-    return float(np.abs(last.scores - scores_K).max())
 
 
 def synthetic_clips(count: int, seed: int = 0) -> list[Array]:
@@ -232,7 +217,7 @@ def compare(
         total = worst[mode]
         for name in ("chunkings", "resampled", "results", "wrong"):
             setattr(total, name, getattr(total, name) + getattr(one, name))
-        for name in ("scores", "logits", "classify", "soxr"):
+        for name in ("scores", "logits", "classify"):
             setattr(total, name, max(getattr(total, name), getattr(one, name)))
     return worst
 
@@ -251,7 +236,7 @@ def main() -> int:
     clips = clips or synthetic_clips(50, given.seed)
     figures, passed = [], True
     for model in given.model:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         for mode, tally in compare(model, clips, given.count, given.seed).items():
             figures.append({"model": Path(model).name, "mode": mode, **vars(tally)})
             passed &= tally.passed
@@ -259,11 +244,11 @@ def main() -> int:
                 f"{Path(model).name}  {mode:10}  {tally.chunkings} chunkings "
                 f"({tally.resampled} resampled), {tally.results} results: "
                 f"scores {tally.scores:.1e}, logits {tally.logits:.1e}, "
-                f"classify {tally.classify:.1e}, one soxr {tally.soxr:.1e}"
+                f"classify {tally.classify:.1e}"
             )
             for text in tally.wrong[:5]:
                 print(f"  WRONG: {text}")
-        print(f"  {time.perf_counter() - begun:.0f} s", file=sys.stderr)
+        print(f"  {time.perf_counter() - started:.0f} s", file=sys.stderr)
     if given.json:
         given.json.write_text(json.dumps(figures, indent=2) + "\n")
     print(f"bar: scores and classify within {BAR:g}: {'met' if passed else 'MISSED'}")

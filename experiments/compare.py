@@ -20,7 +20,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from protocol import Plan, Run, load_protocol
 from tables import Row, markdown, write_between
 
 from frami_edge import api
-from frami_edge.bank import Bank, BankFeed
+from frami_edge.bank import Bank, BankSampler
 from frami_edge.checkpoint import Teacher, parameters
 from frami_edge.controls import control_feed, control_student
 from frami_edge.data.sets import check_disjoint, load_set
@@ -156,7 +156,7 @@ class Maker:
         return self._teacher[1]
 
     def bank(self, run: Run, teacher: Teacher) -> tuple[Bank, dict[str, Any]]:
-        """The run's bank, made first if it does not exist, and what its manifest says."""
+        """The run's bank, made first if it does not exist, and its manifest."""
         folder = self.folder / run.bank
         config = self.plan.journeys[run.bank_method]
         with self._lock(folder.name):
@@ -196,7 +196,7 @@ class Maker:
         sampler: Any = None
         if method.control is None:
             bank, manifest = self.bank(run, teacher)
-            sampler = BankFeed(bank, config.bank.shares, method.mels)
+            sampler = BankSampler(bank, config.bank.shares, method.mels)
             row |= bank_facts(bank, manifest, config.bank.shares, method.mels)
         elif method.control != "scratch":
             mels = real.mels if real else ()
@@ -246,7 +246,7 @@ def bank_facts(
         "bank_peak_device_mib": manifest["peak_device_mib"],
         "cosine": average("cosine"),
         "variance": average("embedding_variance"),
-        "requested": average("requested"),
+        "requested": average("hit_rate"),
     }
 
 
@@ -332,7 +332,7 @@ def run_protocol(args: argparse.Namespace) -> int:
     return bool(failures)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Make what is missing, then the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -352,7 +352,7 @@ def main() -> int:
     parser.add_argument("--quiet", action="store_true", help="make what is missing, no tables")
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     try:
-        return run_protocol(parser.parse_args())
+        return run_protocol(parser.parse_args(arguments))
     except FramiEdgeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,4 +1,4 @@
-"""A protocol: one YAML file that says which methods are compared, on which folds and seeds."""
+"""A protocol: one YAML file that names the methods to compare, the folds and the seeds."""
 
 from __future__ import annotations
 

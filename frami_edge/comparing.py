@@ -5,15 +5,15 @@ Shape legend: N clips, M mel bands, T mel frames, K classes.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
+from torch.nn import functional as F
 
 from frami_edge.bank import Bank
 from frami_edge.checkpoint import TrainedOn
@@ -53,7 +53,7 @@ class ClipSet:
 
     name: str
     clip_names: list[str]
-    audio: list[tuple[Array, int]] = dataclasses.field(default_factory=list)
+    audio: list[tuple[Array, int]] = field(default_factory=list)
     mels: Sequence[Tensor] = ()
     mel: MelSpec | None = None
 
@@ -189,7 +189,6 @@ class ModelComparison:
     """Everything that `compare` found; true where all gates passed."""
 
     facts: tuple[FactPair, ...]
-    warnings: tuple[str, ...]
     answers: dict[str, LogitDifference]
     streams: tuple[StreamDifference, ...]
     gates: tuple[Gate, ...]
@@ -223,14 +222,23 @@ def compare(
         BankError: The log-mels of a bank do not fit a model.
         ModelFileError: A model fails, or answers with values that are not finite.
     """
-    facts, warnings = _compare_facts(a, b)
+    if a.labels != b.labels:
+        raise CheckpointError(
+            f"{a.path.name} and {b.path.name} have different classes, or another order of them: "
+            f"{', '.join(sorted(set(a.labels) ^ set(b.labels))[:5]) or 'the same names'}.",
+            fix="Compare two models of the same teacher.",
+        )
+    facts = tuple(_compare_facts(a, b))
     known = {fact.fact: fact.a or fact.b for fact in facts}
-    field, stride = known["receptive field"] or _RECEPTIVE_FIELD, known["stride"] or _STRIDE
-    lengths = length_clips(a.mel, field, stride, seed)
+    receptive_field, stride = (
+        known["receptive field"] or _RECEPTIVE_FIELD,
+        known["stride"] or _STRIDE,
+    )
+    lengths = length_clips(a.mel, receptive_field, stride, seed)
     answers, gates = {}, []
     for clips in (*clip_sets, lengths):
-        logits_a, logits_b = (clips.logits(model).numpy() for model in (a, b))
-        found = answers[clips.name] = compare_logits(logits_a, logits_b, clips.clip_names)
+        found = compare_logits(clips.logits(a), clips.logits(b), clips.clip_names)
+        answers[clips.name] = found
         # A clip of one frame says nothing about classes: lengths are judged by values alone.
         if clips is not lengths:
             gates.append(Gate.at_least(f"agreement, {clips.name}", found.agreement, min_agreement))
@@ -238,61 +246,38 @@ def compare(
             gates.append(
                 Gate.at_most(f"difference, {clips.name}", found.max_abs_difference, max_difference)
             )
-    streams = tuple(
-        compare_stream(model, lengths, seed) for model in (a, b) if model.classifier is not None
-    )
+    streams = tuple(compare_stream(m, lengths, seed) for m in (a, b) if m.classifier is not None)
     gates += [
         Gate.at_most(f"stream = whole, {s.file}", s.from_classify, STREAM_TOLERANCE)
         for s in streams
     ]
-    return ModelComparison(facts, warnings, answers, streams, tuple(gates))
+    return ModelComparison(facts, answers, streams, tuple(gates))
 
 
-def _compare_facts(a: OpenedModel, b: OpenedModel) -> tuple[tuple[FactPair, ...], tuple[str, ...]]:
-    if a.labels != b.labels:
-        only_one = sorted(set(a.labels) ^ set(b.labels))
-        what = "have the same classes in another order"
-        if only_one:
-            what = f"have different classes ({', '.join(only_one[:5])} only in one of them)"
-        raise CheckpointError(
-            f"{a.path.name} and {b.path.name} {what}: their answers cannot be compared.",
-            fix="Compare two models of the same teacher.",
-        )
-    facts, warnings = [], []
+def _compare_facts(a: OpenedModel, b: OpenedModel) -> Iterator[FactPair]:
+    """Facts side by side; of the front end only what differs."""
     for (name, first), second in zip(_facts(a).items(), _facts(b).values(), strict=True):
         unknown = first is None or second is None or name in ("kind", "precision")
-        facts.append(FactPair(name, first, second, None if unknown else first == second))
-        if unknown or first == second:
-            continue
-        if name == "front end":
-            fields = [f.name for f in dataclasses.fields(a.mel)]
-            changed = [f for f in fields if getattr(a.mel, f) != getattr(b.mel, f)]
-            warnings.append(
-                f"The front ends differ in {', '.join(changed)}: each model uses its own."
-            )
-        else:
-            warnings.append(f"{name} differs: {first} and {second}.")
-    return tuple(facts), tuple(warnings)
+        if first != second or not name.startswith("mel "):
+            yield FactPair(name, first, second, None if unknown else first == second)
 
 
 def _facts(model: OpenedModel) -> dict[str, Any]:
-    info, opened = model.info, model.network
-    network = None if opened is None else opened.model
+    info, network = model.info, model.network and model.network.model
     teacher, student = model.teacher_sha256, None if info is None else info.student_sha256
     field = stride = context = eps = None
     if info is not None:
         field, stride, eps = info.receptive_field, info.stride, info.pooling.eps
         context = (info.context.left, info.context.right)
     elif isinstance(network, StudentNet):
-        student = model.sha256
+        student, context = model.sha256, network.context
         field, stride, eps = network.receptive_field, network.stride, network.pool_eps
-        context = network.context
     else:
         teacher = model.sha256
     return {
         "kind": model.kind,
         "classes": len(model.labels),
-        "front end": model.mel.digest[:16],
+        **{f"mel {name}": value for name, value in model.mel.to_dict().items()},
         "receptive field": field,
         "stride": stride,
         "context": context,
@@ -303,39 +288,30 @@ def _facts(model: OpenedModel) -> dict[str, Any]:
     }
 
 
-def compare_logits(
-    a_NK: npt.NDArray[np.floating], b_NK: npt.NDArray[np.floating], clip_names: Sequence[str]
-) -> LogitDifference:
+def compare_logits(a_NK: Tensor, b_NK: Tensor, clip_names: Sequence[str]) -> LogitDifference:
     """Compare (N, K) logits with (N, K) logits.
 
     Raises:
         ModelFileError: A logit is not finite.
     """
-    a, b = a_NK.astype(np.float64), b_NK.astype(np.float64)
-    for which, z in (("first", a), ("second", b)):
-        if not np.isfinite(z).all():
-            worst = clip_names[int((~np.isfinite(z)).any(axis=1).argmax())]
-            raise ModelFileError(
-                f"The {which} model answers with values that are not finite on {worst}.",
-                fix="Its weights overflow: distil the student again.",
-            )
-    difference = np.abs(a - b).max(axis=1)
-    log_a, log_b = _log_softmax(a), _log_softmax(b)
-    kl = (np.exp(log_a) * (log_a - log_b)).sum(axis=1)
+    a, b = a_NK.double(), b_NK.double()
+    finite = (a.isfinite() & b.isfinite()).all(dim=1)
+    if not finite.all():
+        clip = clip_names[int(finite.int().argmin())]
+        raise ModelFileError(
+            f"A model answers with values that are not finite on {clip}.",
+            fix="Its weights overflow: distil the student again.",
+        )
+    difference = (a - b).abs().amax(dim=1)
+    kl = F.kl_div(b.log_softmax(1), a.log_softmax(1), reduction="batchmean", log_target=True)
     return LogitDifference(
         clips=len(a),
-        agreement=float((a.argmax(axis=1) == b.argmax(axis=1)).mean()),
+        agreement=float((a.argmax(1) == b.argmax(1)).double().mean()),
         max_abs_difference=float(difference.max()),
-        kl_nats=float(np.maximum(kl, 0).mean()),
-        sqnr_db=sqnr_db(a, b),
+        kl_nats=max(0.0, float(kl)),
+        sqnr_db=sqnr_db(a.numpy(), b.numpy()),
         worst_clip=clip_names[int(difference.argmax())],
     )
-
-
-def _log_softmax(z_NK: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    shifted = z_NK - z_NK.max(axis=1, keepdims=True)
-    result: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return result
 
 
 def compare_stream(model: OpenedModel, clips: ClipSet, seed: int) -> StreamDifference:

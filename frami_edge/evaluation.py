@@ -1,13 +1,13 @@
-"""A model to be scored, whatever its form: a checkpoint of ours, or an exported ONNX file.
+"""Scores on real clips: accuracy, agreement with the teacher, recall per class; and fold checks.
 
-Shape legend: N clips, K classes.
+Shape legend: N clips, M mel bands, T frames, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -20,20 +20,19 @@ from frami_edge.data.store import Features
 from frami_edge.errors import CheckpointError, DataError
 from frami_edge.opening import OpenedModel
 from frami_edge.opening import predict as predict
-
-# --- Scores on real clips: accuracy, agreement with the teacher, per-class table
-# Shape legend: N clips, M mel bands, T frames, K classes.
+from frami_edge.tables import Table, percent
 
 
-@dataclass
+@dataclass(frozen=True)
 class Score:
-    """How one model did on some clips.
+    """Predictions of one model compared with labels, and with its teacher's predictions.
 
     Attributes:
         accuracy: Share of clips with the right class.
-        agreement: Share on which the teacher says the same; None without a teacher.
+        agreement: Share of clips on which model and teacher predict the same class; None without a
+            teacher.
         kl: Mean KL(teacher ‖ model) in nats; None without a teacher.
-        confusion_KK: Rows are true classes, columns answers.
+        confusion_KK: Clip counts; rows are true classes, columns predicted ones.
         clips: N.
     """
 
@@ -44,7 +43,7 @@ class Score:
     clips: int
 
     def per_class(self) -> list[float | None]:
-        """Recall of each class; None where it has no clip."""
+        """Recall of each class; None where a class has no clip."""
         counts = self.confusion_KK.sum(dim=1)
         hits = self.confusion_KK.diagonal()
         return [int(h) / int(n) if n else None for h, n in zip(hits, counts, strict=True)]
@@ -53,117 +52,146 @@ class Score:
 def score(logits_NK: Tensor, labels_N: Tensor, teacher_NK: Tensor | None = None) -> Score:
     """Compare logits with labels and, where given, with the teacher's logits."""
     k = logits_NK.shape[1]
-    answer_N = logits_NK.argmax(1)
-    confusion = torch.bincount(labels_N * k + answer_N, minlength=k * k).view(k, k)
+    predicted_N = logits_NK.argmax(1)
+    confusion = torch.bincount(labels_N * k + predicted_N, minlength=k * k).view(k, k)
     agreement = kl = None
     if teacher_NK is not None:
-        agreement = float((answer_N == teacher_NK.argmax(1)).double().mean())
+        agreement = float((predicted_N == teacher_NK.argmax(1)).double().mean())
         t, s = teacher_NK.log_softmax(1), logits_NK.log_softmax(1)
         kl = float((t.exp() * (t - s)).sum(1).mean())
-    return Score(
-        float((answer_N == labels_N).double().mean()), agreement, kl, confusion, len(labels_N)
-    )
+    accuracy = float((predicted_N == labels_N).double().mean())
+    return Score(accuracy, agreement, kl, confusion, len(labels_N))
 
 
-class Labelled(Protocol):
-    """A model that names its classes."""
+@dataclass(frozen=True)
+class Control:
+    """One control row: the student's network, distilled again on other clips.
+
+    Attributes:
+        what: What it was trained on, in words.
+        score: Its score on the same test clips.
+        facts: Steps, seed, and the real clips that were used.
+    """
+
+    what: str
+    score: Score
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Result of `frami_edge.evaluate`; printing it shows tables.
+
+    Attributes:
+        model: Path of the model's file, or its kind for a model in memory.
+        kind: Kind of the model, such as `student`.
+        sha256: Hash of the model.
+        data: Name of the data set.
+        fold: Fold that it was scored on.
+        labels: (K,) class names.
+        score: The model's score.
+        teacher: The teacher's score; None without a teacher.
+        rejected: Clips of the fold that could not be read.
+        controls: Control rows by name.
+    """
+
+    model: str
+    kind: str
+    sha256: str
+    data: str
+    fold: str
+    labels: tuple[str, ...]
+    score: Score
+    teacher: Score | None = None
+    rejected: int = 0
+    controls: Mapping[str, Control] = field(default_factory=dict)
 
     @property
-    def labels(self) -> tuple[str, ...]:
-        """(K,) class names, in the order of the logits."""
+    def accuracy(self) -> float:
+        """Share of clips with the right class."""
+        return self.score.accuracy
 
+    @property
+    def agreement(self) -> float | None:
+        """Share of clips on which model and teacher predict the same class."""
+        return self.score.agreement
 
-def check_labels(card: Labelled, data: SoundSet) -> None:
-    """Model and data must name the same classes in the same order.
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        found: dict[str, Any] = {
+            "model": self.model,
+            "kind": self.kind,
+            "sha256": self.sha256,
+            "data": self.data,
+            "fold": self.fold,
+            "clips": self.score.clips,
+            "rejected": self.rejected,
+            "accuracy": self.score.accuracy,
+            "agreement": self.score.agreement,
+            "kl_nats": self.score.kl,
+            "teacher_accuracy": self.teacher.accuracy if self.teacher else None,
+            "recall": dict(zip(self.labels, self.score.per_class(), strict=True)),
+            "confusion": self.score.confusion_KK.tolist(),
+        }
+        if self.controls:
+            found["controls"] = {name: _row(row) for name, row in self.controls.items()}
+        return found
 
-    Raises:
-        DataError: They do not.
-    """
-    if tuple(card.labels) == tuple(data.labels):
-        return
-    missing = sorted(set(data.labels) - set(card.labels))
-    extra = sorted(set(card.labels) - set(data.labels))
-    what = f"the data has {len(data.labels)} classes, the model {len(card.labels)}"
-    if missing:
-        what += f"; unknown to the model: {', '.join(missing[:5])}"
-    if extra:
-        what += f"; not in the data: {', '.join(extra[:5])}"
-    if not missing and not extra:
-        what = "they hold the same classes in another order"
-    raise DataError(
-        f"The labels of {data.name} and of the model do not match: {what}.",
-        fix="Score the model on the data set that its teacher was made for.",
-    )
-
-
-def held_out_fold(
-    asked: str | None, heard: TrainedOn | None, data: SoundSet, *, who: str, options: str
-) -> str:
-    """The fold to score on: the one asked for, else the one that the teacher held out.
-
-    Args:
-        asked: By the user; None where nobody did.
-        heard: What the teacher was trained on, where its card says so.
-        data: The set.
-        who: What does not say it, for the error.
-        options: That would.
-
-    Raises:
-        DataError: The set has no such fold, or several and nothing names one.
-    """
-    if asked is None and heard is not None and heard.data == data.name:
-        asked = heard.test_fold
-    if asked is None and len(data.folds) > 1:
-        raise DataError(
-            f"{who} does not say which fold of {data.name} its teacher held out.",
-            fix=f"Give {options}; the folds are {', '.join(data.folds)}.",
+    def tables(self) -> list[Table]:
+        """Recall per class, the summary, and the control rows."""
+        where = f"Fold {self.fold} of {self.data}"
+        shown = 4 if self.teacher else 3
+        by_class = Table(
+            f"{where} by class",
+            ("class", "clips", "recall", "teacher's recall")[:shown],
+            [row[:shown] for row in class_rows(self.labels, self.score, self.teacher)],
         )
-    return resolve_fold(data, asked)
+        columns = ["accuracy", "clips"]
+        row: list[object] = [percent(self.accuracy), self.score.clips]
+        if self.teacher:
+            columns += ["teacher's accuracy", "agreement with it", "mean KL from it in nats"]
+            row += [percent(self.teacher.accuracy), percent(self.agreement), self.score.kl]
+        tables = [by_class, Table(f"{self.kind}: {self.model}", columns, [row])]
+        if self.controls and self.teacher:
+            rows: list[tuple[object, ...]] = [
+                ("teacher", percent(self.teacher.accuracy), None, None)
+            ]
+            for what, s in [
+                ("student", self.score),
+                *((c.what, c.score) for c in self.controls.values()),
+            ]:
+                rows.append((what, percent(s.accuracy), percent(s.agreement), s.kl))
+            names = ("", "accuracy", "agreement with the teacher", "KL from it in nats")
+            caption = f"Last step, {self.score.clips} clips of fold {self.fold} of {self.data}."
+            title = "Controls: same network, recipe, seed and steps, other clips"
+            tables.append(Table(title, names, rows, caption))
+        return tables
+
+    def bars(self) -> list[tuple[str, float, float | None]]:
+        """Accuracies by name: teacher, student, controls; rows of `plots.accuracy_bars`."""
+        rows = {"teacher": self.teacher, "student": self.score}
+        rows |= {name.replace("_", " "): c.score for name, c in self.controls.items()}
+        return [(name, s.accuracy, None) for name, s in rows.items() if s]
+
+    def __str__(self) -> str:
+        return "\n".join(str(table) for table in self.tables())
 
 
-def check_unheard(heard: TrainedOn | None, data: SoundSet, fold: str) -> None:
-    """Nobody is scored on clips that the teacher was trained on.
-
-    Raises:
-        DataError: The teacher held out another fold of this set, or was trained on another view of
-            the same clips.
-    """
-    if heard is None or (heard.data, heard.test_fold) == (data.name, fold):
-        return
-    if heard.data != data.name:
-        if _recordings(heard.data) != _recordings(data.name):
-            return
-        raise DataError(
-            f"The teacher was trained on {heard.data}, which has the clips of {data.name} in other "
-            "folds. A score on clips that it heard would mean nothing.",
-            fix=f"Use --data {heard.data}, or train a teacher on {data.name}.",
-        )
-    raise DataError(
-        f"The teacher was trained on fold {fold} of {data.name}: it held out fold "
-        f"{heard.test_fold}. A score on clips that it heard would mean nothing.",
-        fix=f"Use --fold {heard.test_fold}, or train a teacher that holds out fold {fold}.",
-    )
-
-
-def _recordings(name: str) -> str:
-    """The download that a set is cut from: several sets share their clips."""
-    return next((info.part_of or info.name for info in known_sets() if info.name == name), name)
+def _row(control: Control) -> dict[str, Any]:
+    s = control.score
+    return {"accuracy": s.accuracy, "agreement": s.agreement, "kl_nats": s.kl, **control.facts}
 
 
 def class_rows(
     labels: Sequence[str], student: Score, teacher: Score | None
 ) -> list[tuple[str, str, str, str]]:
     """(class, clips, recall, teacher's recall), for a table."""
-    show: Callable[[float | None], str] = lambda v: "-" if v is None else f"{100 * v:.1f} %"  # noqa: E731
     counts = student.confusion_KK.sum(dim=1).tolist()
     theirs = teacher.per_class() if teacher else [None] * len(labels)
     return [
-        (label, str(int(n)), show(mine), show(other))
+        (label, str(int(n)), percent(mine, 1) or "-", percent(other, 1) or "-")
         for label, n, mine, other in zip(labels, counts, student.per_class(), theirs, strict=True)
     ]
-
-
-# --- A model to be scored, whatever its form: a checkpoint of ours, or an exported ONNX file
 
 
 def logits_of(
@@ -171,8 +199,8 @@ def logits_of(
 ) -> Tensor:
     """Logits (N, K) float32 of clips, in their order.
 
-    A checkpoint answers the log-mels. An exported file answers the audio itself, through the
-    device's own front end, so that its score is that of the whole path.
+    A checkpoint receives the log-mels. An exported file receives the audio itself, through the
+    device's own front end, so that the whole path is scored.
 
     Args:
         model: The opened model.
@@ -194,24 +222,105 @@ def logits_of(
     return logits
 
 
-def check_teacher(candidate: OpenedModel, teacher: OpenedModel) -> None:
-    """The teacher given must be the one that the candidate learned from, where it names it.
+# --- What may be scored on what
+
+
+class Labelled(Protocol):
+    """A model that names its classes."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """(K,) class names, in the order of the logits."""
+
+
+def check_labels(model: Labelled, data: SoundSet) -> None:
+    """Model and data must name the same classes in the same order.
 
     Raises:
-        CheckpointError: It is another one, no teacher, or of other classes.
+        DataError: They do not.
+    """
+    if tuple(model.labels) == tuple(data.labels):
+        return
+    missing = sorted(set(data.labels) - set(model.labels))
+    extra = sorted(set(model.labels) - set(data.labels))
+    what = f"the data has {len(data.labels)} classes, the model {len(model.labels)}"
+    if missing:
+        what += f"; unknown to the model: {', '.join(missing[:5])}"
+    if extra:
+        what += f"; not in the data: {', '.join(extra[:5])}"
+    if not missing and not extra:
+        what = "they name the same classes in another order"
+    raise DataError(
+        f"The labels of {data.name} and of the model do not match: {what}.",
+        fix="Score the model on the data set that its teacher was trained for.",
+    )
+
+
+def held_out_fold(
+    wanted: str | int | None, known: TrainedOn | None, data: SoundSet, *, who: str
+) -> str:
+    """The fold to score on: `wanted`, or the one that the teacher held out.
+
+    Args:
+        wanted: Fold that the user named; None for the held-out one.
+        known: What the teacher was trained on, where known.
+        data: The data set.
+        who: The model, for the error.
+
+    Raises:
+        DataError: The set has no such fold, or several folds and nothing names one.
+    """
+    if wanted is None and known is not None and known.data == data.name:
+        wanted = known.test_fold
+    if wanted is None and len(data.folds) > 1:
+        raise DataError(
+            f"{who} does not record which fold of {data.name} its teacher held out.",
+            fix=f"Give --teacher FILE, or --fold; the folds are {', '.join(data.folds)}.",
+        )
+    return resolve_fold(data, None if wanted is None else str(wanted))
+
+
+def check_held_out(known: TrainedOn | None, data: SoundSet, fold: str) -> None:
+    """The teacher must not have been trained on the clips that a model is scored on.
+
+    Raises:
+        DataError: The teacher held out another fold of this set, or was trained on a set that
+            shares its recordings.
+    """
+    if known is None or (known.data, known.test_fold) == (data.name, fold):
+        return
+    if known.data != data.name:
+        if _recordings(known.data) != _recordings(data.name):
+            return
+        raise DataError(
+            f"The teacher was trained on {known.data}, which has the clips of {data.name} in other "
+            "folds. A score on its training clips would mean nothing.",
+            fix=f"Use --data {known.data}, or train a teacher on {data.name}.",
+        )
+    raise DataError(
+        f"The teacher was trained on fold {fold} of {data.name}: it held out fold "
+        f"{known.test_fold}. A score on its training clips would mean nothing.",
+        fix=f"Use --fold {known.test_fold}, or train a teacher that holds out fold {fold}.",
+    )
+
+
+def _recordings(name: str) -> str:
+    """The download that a set is cut from: several sets share their clips."""
+    return next((info.part_of or info.name for info in known_sets() if info.name == name), name)
+
+
+def check_teacher(model: OpenedModel, teacher: OpenedModel) -> None:
+    """`teacher` must be the teacher that the model was distilled from, where the model names it.
+
+    Raises:
+        CheckpointError: It is another teacher, no teacher, or has other classes.
     """
     if teacher.kind != "teacher":
-        raise CheckpointError(
-            f"{teacher.path} holds no teacher but a model of the kind {teacher.kind}.",
-            fix="Give the teacher's checkpoint, teacher.safetensors.",
-        )
-    if candidate.teacher_sha256 not in (None, teacher.sha256):
-        raise CheckpointError(
-            f"{candidate.path} learned from another teacher than {teacher.path}.",
-            fix="Give the checkpoint that it was distilled from.",
-        )
-    if candidate.labels != teacher.labels:
-        raise CheckpointError(
-            f"{candidate.path} and {teacher.path} know different classes.",
-            fix="Give the checkpoint that it was distilled from.",
-        )
+        problem = f"{teacher.path} is not a teacher but a model of the kind {teacher.kind}"
+    elif model.teacher_sha256 not in (None, teacher.sha256):
+        problem = f"{model.path} was distilled from another teacher than {teacher.path}"
+    elif model.labels != teacher.labels:
+        problem = f"{model.path} and {teacher.path} have different classes"
+    else:
+        return
+    raise CheckpointError(f"{problem}.", fix="Give the teacher that it was distilled from.")

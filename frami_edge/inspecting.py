@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,13 +18,13 @@ import onnx
 from onnx import TensorProto
 from safetensors import SafetensorError, safe_open
 
-from frami_edge.bank import Bank, warnings
+from frami_edge.bank import Bank, health_warnings
 from frami_edge.checkpoint import load_checkpoint, parameters
 from frami_edge.errors import CheckpointError, TeacherError
 from frami_edge.io import read_small, sha256_file
 from frami_edge.losses import live_batch_norms
 from frami_edge.models import ReusedHead, StudentNet, macs_per_second
-from frami_edge.opening import ENGINES, open_model, read_info, read_onnx, submessages
+from frami_edge.opening import ENGINES, open_model, read_info, read_onnx
 from frami_edge.runs import MANIFEST, read_manifest
 from frami_edge.teachers.foreign import ForeignTeacher
 from frami_edge.teachers.opening import (
@@ -39,7 +39,7 @@ from frami_edge.teachers.opening import (
     weights_path,
 )
 from frami_edge.teachers.tracing import find_layout, trace
-from frami_edge_export.lint import lint_tensorrt
+from frami_edge_export.lint import Finding, lint_tensorrt
 from frami_edge_runtime.errors import FramiEdgeError, ModelFileError
 from frami_edge_runtime.melspec import MelSpec
 from frami_edge_runtime.modelfile import ModelInfo, read_head
@@ -49,8 +49,6 @@ Facts = dict[str, Any]
 
 REPORT: Final = "export_report.json"
 _MAX_REPORT_BYTES: Final = 64 << 20
-_MAX_IR, _MAX_OPSET = 10, 20
-"""The newest that ONNX Runtime 1.23.2 loads, the last release for JetPack 6."""
 _WEIGHT_TYPES: Final = (
     TensorProto.FLOAT,
     TensorProto.FLOAT16,
@@ -59,7 +57,6 @@ _WEIGHT_TYPES: Final = (
     TensorProto.INT8,
     TensorProto.UINT8,
 )
-_WITH_WEIGHTS: Final = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _TRACED_MODULES = 10
 """Modules of a teacher that are shown, up to the last: the pooling is among them."""
 
@@ -169,30 +166,23 @@ def _describe_onnx(path: Path) -> Description:
             kind, info = found
             title = f"{kind} model of frami-edge export"
             sections = {"model": _info_facts(info)}
-    external = [
-        m.name or "a constant"
-        for m in submessages(model)
-        if m.DESCRIPTOR.name == "TensorProto"
-        and (m.data_location == TensorProto.EXTERNAL or m.external_data)
-    ]
-    if external:
-        findings.append(
-            f"{len(external)} tensors are stored in another file ({external[0]} first), which is "
-            "not read."
-        )
-    unsound = _unsound(model)
-    # TensorRT's static rules make sense for a sound graph only.
-    lint = None if unsound else [f"{f.rule}: {f.node}" for f in lint_tensorrt(model)]
-    graph = {**_graph_facts(model), "tensorrt_lint": lint}
+    lint: list[Finding] = []
+    try:
+        onnx.checker.check_model(model)
+    except Exception as error:  # the checker raises half a dozen types
+        first = (str(error).strip().splitlines() or ["no reason given"])[0]
+        findings.append(f"The ONNX checker objects: {first[:200]}")
+    else:  # TensorRT's static rules make sense for a sound graph only
+        lint += lint_tensorrt(model)
+    findings += [f"{f.message} {f.fix}" for f in lint if f.rule in ("opset", "ir", "external-data")]
+    graph = {**_graph_facts(model), "tensorrt_lint": [f"{f.rule}: {f.node}" for f in lint]}
     sections = {"file": _file(path), "graph": graph, **sections}
-    findings += unsound
     return Description(kind, title, sections, findings)
 
 
 def _graph_facts(model: onnx.ModelProto) -> Facts:
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     types = _parameters_by_type(model.graph)
-    layers = dict(_layers(model.graph))
     stored = {t.name for t in model.graph.initializer}
     return {
         "opset": {o.domain or "ai.onnx": o.version for o in model.opset_import},
@@ -203,41 +193,17 @@ def _graph_facts(model: onnx.ModelProto) -> Facts:
         "parameters": sum(types.values()),
         "head_parameters": _head_parameters(metadata),
         "parameters_by_type": dict(types.most_common()),
-        "int8_layers": [name for name, quantised in layers.items() if quantised],
-        "float_layers": [name for name, quantised in layers.items() if not quantised],
         "operators": dict(Counter(node.op_type for node in model.graph.node).most_common()),
     }
 
 
 def _parameters_by_type(graph: onnx.GraphProto) -> Counter[str]:
-    """Number of weights by type; scales and zero points do not count."""
-    scales: set[str] = set()
-    dequantised = set()
-    for node in graph.node:
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            scales.update(node.input[1:])
-        if node.op_type == "DequantizeLinear":
-            dequantised.add(node.input[0])
+    """Number of weights by type; an int8 graph's include its scales and zero points."""
     types: Counter[str] = Counter()
     for tensor in graph.initializer:
-        # An int32 tensor holds indices, unless it is the bias of an int8 layer.
-        is_weight = tensor.data_type in _WEIGHT_TYPES or tensor.name in dequantised
-        if is_weight and tensor.name not in scales and math.prod(tensor.dims) > 1:
+        if tensor.data_type in _WEIGHT_TYPES and math.prod(tensor.dims) > 1:
             types[_type_name(tensor.data_type)] += math.prod(tensor.dims)
     return types
-
-
-def _layers(graph: onnx.GraphProto) -> Iterator[tuple[str, bool]]:
-    """Name of each layer with weights, and whether both of its inputs are quantised."""
-    maker = {name: node.op_type for node in graph.node for name in node.output}
-    stored = {t.name for t in graph.initializer}
-    for node in graph.node:
-        if node.op_type not in _WITH_WEIGHTS or len(node.input) < 2:
-            continue
-        operands = [maker.get(name) for name in node.input[:2]]
-        # A product of two activations has no weights.
-        if node.input[1] in stored or operands[1] in ("DequantizeLinear", "Constant"):
-            yield node.name or node.output[0], operands == ["DequantizeLinear"] * 2
 
 
 def _port(port: onnx.ValueInfoProto) -> str:
@@ -258,23 +224,6 @@ def _head_parameters(metadata: dict[str, str]) -> int | None:
     except Exception:  # absent or damaged; protobuf's exceptions differ between implementations
         return None
     return sum(_parameters_by_type(head.graph).values())
-
-
-def _unsound(model: onnx.ModelProto) -> list[str]:
-    """What the ONNX checker and the loaders of devices object to."""
-    found = []
-    try:
-        onnx.checker.check_model(model)
-    except Exception as error:  # the checker raises half a dozen types
-        first = (str(error).strip().splitlines() or ["no reason given"])[0]
-        found.append(f"The ONNX checker objects: {first[:200]}")
-    opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
-    if model.ir_version > _MAX_IR or opset > _MAX_OPSET:
-        found.append(
-            f"Opset {opset} or IR {model.ir_version} is too new for ONNX Runtime 1.23.2, the last "
-            f"release for JetPack 6, which loads opset {_MAX_OPSET} and IR {_MAX_IR}."
-        )
-    return found
 
 
 def _describe_safetensors(path: Path) -> Description:
@@ -373,7 +322,7 @@ def _describe_bank(folder: Path) -> Description:
     }
     findings = ["bank.json holds no health figures."]
     if index.health:
-        findings = warnings(index.health)
+        findings = health_warnings(index.health)
     return Description("bank", "bank of synthetic clips", sections, findings)
 
 

@@ -6,7 +6,7 @@ Shape legend: N clips, B batch, M mel bands, T mel frames, C channels, K classes
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,8 +24,8 @@ from frami_edge.errors import CheckpointError
 from frami_edge.frontend import resample
 from frami_edge.io import sha256_file
 from frami_edge.teachers.opening import DESCRIPTIONS, open_teacher
-from frami_edge_export.exporter import CLASSIFIER_KEY
 from frami_edge_export.frontend import WAVEFORM_KEY
+from frami_edge_export.graph import CLASSIFIER_KEY
 from frami_edge_runtime.backends import Backend, open_backend, open_session, run_session
 from frami_edge_runtime.classifier import Classifier
 from frami_edge_runtime.errors import ModelFileError
@@ -71,29 +71,27 @@ class OpenedModel:
     Attributes:
         path: Path of the file.
         kind: Kind of the model.
-        labels: (K,) class names.
-        mel: Mel front end.
-        sha256: Hash of the file (of a described teacher: of its weights).
-        teacher_sha256: Hash of the teacher that a student was distilled from, where known.
-        trained_on: Real clips that the model or its teacher was trained on, where known; an
-            exported file does not carry this.
         opened: The object behind: a `Teacher`, a `Student`, a `Classifier` for a model that
             streams, or an ONNX Runtime session for a whole classifier.
-        info: Description that an exported file carries; None for a checkpoint.
-        backend: Name of the backend that runs an exported file.
+        mel: Mel front end.
+        labels: (K,) class names.
+        sha256: Hash of the file; of a described teacher that of its weights.
+        teacher_sha256: Hash of the teacher that a student was distilled from, where known.
+        trained_on: Real clips that the model or its teacher was trained on, where known; exported
+            files do not carry this.
+        info: Description inside an exported file; None for a checkpoint.
         threads: CPU threads of one run of an exported file.
     """
 
     path: Path
     kind: Kind
-    labels: tuple[str, ...]
-    mel: MelSpec
-    sha256: str
-    teacher_sha256: str | None
-    trained_on: TrainedOn | None
     opened: Any
+    mel: MelSpec
+    labels: tuple[str, ...]
+    sha256: str
+    teacher_sha256: str | None = None
+    trained_on: TrainedOn | None = None
     info: ModelInfo | None = None
-    backend: str = "cpu"
     threads: int = 1
 
     @property
@@ -105,6 +103,11 @@ class OpenedModel:
     def classifier(self) -> Classifier | None:
         """The runtime's classifier; None for a model that does not stream."""
         return self.opened if isinstance(self.opened, Classifier) else None
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend that runs an exported file."""
+        return "cpu" if self.classifier is None else self.classifier.backend
 
     def logits(self, mels: Sequence[Tensor | Array]) -> Tensor:
         """Logits (N, K) float32 of normalised log-mels (M, T_i), in the order given.
@@ -215,60 +218,49 @@ def open_model(path: Path, *, backend: str = "auto", threads: int = 1) -> Opened
             "`frami-edge export`, or an .engine.",
         )
     suffix = path.suffix.lower()
-    if suffix == ".onnx":
-        return _open_onnx(path, backend, threads)
-    if suffix in ENGINES:
-        return _open_exported(path, "engine", Classifier(path, backend, threads=threads), threads)
-    loaded = open_teacher(path) if suffix in DESCRIPTIONS else load_checkpoint(path)
-    card = loaded.card
-    return OpenedModel(
-        path,
-        card.kind,
-        card.labels,
-        loaded.mel,
-        loaded.sha256,
-        card.teacher_sha256,
-        card.heard,
-        loaded,
-    )
-
-
-def _open_onnx(path: Path, backend: str, threads: int) -> OpenedModel:
-    model = read_onnx(path)
-    found = read_info(model)
-    if found is None:
-        raise ModelFileError(
-            f"{path} carries no description of frami-edge: its labels and front end are unknown.",
-            fix="Use a file of `frami-edge export`; `frami-edge inspect` describes any ONNX file.",
+    if suffix != ".onnx" and suffix not in ENGINES:
+        loaded = open_teacher(path) if suffix in DESCRIPTIONS else load_checkpoint(path)
+        card = loaded.card
+        return OpenedModel(
+            path=path,
+            kind=card.kind,
+            opened=loaded,
+            mel=loaded.mel,
+            labels=card.labels,
+            sha256=loaded.sha256,
+            teacher_sha256=card.teacher_sha256,
+            trained_on=card.heard,
         )
-    kind, info = found
-    if kind == "streaming":
-        return _open_exported(path, kind, Classifier(path, backend, threads=threads), threads)
-    if backend not in ("auto", "cpu"):
+    kind: Kind = "engine"
+    if suffix == ".onnx":
+        found = read_info(read_onnx(path))
+        if found is None:
+            raise ModelFileError(
+                f"{path} carries no description of frami-edge: labels and front end are unknown.",
+                fix="Use a file of `frami-edge export`; `frami-edge inspect` describes any file.",
+            )
+        kind, info = found
+    opened: Any
+    if kind in ("engine", "streaming"):
+        opened = Classifier(path, backend, threads=threads)
+        info = opened.info
+    elif backend in ("auto", "cpu"):
+        opened = open_session(path.read_bytes(), threads, path.name)
+    else:
         raise ModelFileError(
             f"{path.name} is a whole classifier, which runs on the CPU only.",
             fix="Leave --backend out, or give the streaming file of the same export.",
         )
-    session = open_session(path.read_bytes(), threads, path.name)
-    return _open_exported(path, kind, session, threads, info)
-
-
-def _open_exported(
-    path: Path, kind: Kind, opened: Any, threads: int, info: ModelInfo | None = None
-) -> OpenedModel:
-    info = info or opened.info
     return OpenedModel(
-        path,
-        kind,
-        info.labels,
-        info.mel,
-        sha256_file(path),
-        info.teacher_sha256,
-        None,
-        opened,
-        info,
-        opened.backend if isinstance(opened, Classifier) else "cpu",
-        threads,
+        path=path,
+        kind=kind,
+        opened=opened,
+        mel=info.mel,
+        labels=info.labels,
+        sha256=sha256_file(path),
+        teacher_sha256=info.teacher_sha256,
+        info=info,
+        threads=threads,
     )
 
 
@@ -284,12 +276,9 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     data = path.read_bytes()
     try:
         model.ParseFromString(data)
-        sound = bool(model.ir_version and model.graph.node) and all(
-            map(_is_text, submessages(model))
-        )
     except Exception:  # protobuf's exceptions differ between its implementations
-        sound = False
-    if not sound:
+        model.Clear()
+    if not (model.ir_version and model.graph.node and _is_text(model)):
         raise ModelFileError(
             f"{path} is not a whole ONNX file: it is damaged, truncated, or another kind of file.",
             fix="Copy it again, and compare its size and hash with those in export_report.json.",
@@ -297,23 +286,15 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     return model
 
 
-def submessages(message: Any) -> Iterator[Any]:
-    """A protobuf message and every message inside it."""
-    yield message
-    for field, value in message.ListFields():
-        if field.type == field.TYPE_MESSAGE:
-            for inner in (value,) if hasattr(value, "ListFields") else value:
-                yield from submessages(inner)
-
-
 def _is_text(message: Any) -> bool:
     """Whether all strings are UTF-8: protobuf returns others as bytes, which no reader expects."""
-    return not any(
-        isinstance(item, bytes)
-        for field, value in message.ListFields()
-        if field.type == field.TYPE_STRING
-        for item in ((value,) if isinstance(value, str | bytes) else value)
-    )
+    for field, value in message.ListFields():
+        if field.type in (field.TYPE_STRING, field.TYPE_MESSAGE):
+            single = isinstance(value, str | bytes) or hasattr(value, "ListFields")
+            for item in (value,) if single else value:
+                if isinstance(item, bytes) or (hasattr(item, "ListFields") and not _is_text(item)):
+                    return False
+    return True
 
 
 def read_info(model: onnx.ModelProto) -> tuple[Kind, ModelInfo] | None:

@@ -21,7 +21,7 @@ from frami_edge_runtime.melspec import MelSpec, hz_to_mel
 INK, FAINT, PALE = "#1f2933", "#9aa5b1", "#a9c4de"
 SERIES = ("#2563a8", "#d9822b", "#2f9e77", "#b0413e", "#7c5fb0", "#6b7785", "#c2a83e")
 """Colours of lines and bars, chosen for print and for colour-blind readers."""
-BLUE, ORANGE, GREEN, RED = SERIES[:4]
+BLUE, _, GREEN, RED = SERIES[:4]
 LONGEST_NAME = 32
 MOST_CLASSES = 64
 """Rows of a mel grid."""
@@ -261,8 +261,8 @@ def diversity(path: Path, health: Mapping[str, Any]) -> None:
         width = 0.8 / len(sources)
         for i, name in enumerate(sources):
             places = [k + (i - (len(sources) - 1) / 2) * width for k in range(len(labels))]
-            if health[name]["requested"] is not None:
-                rates = [rate or 0.0 for rate in health[name]["requested_per_class"]]
+            if health[name]["hit_rate"] is not None:
+                rates = [rate or 0.0 for rate in health[name]["hit_rate_per_class"]]
                 hits.bar(places, rates, width, color=colours[i])
             share = health[name]["class_share"]
             balance.bar(places, share, width, color=colours[i], label=name)
@@ -306,50 +306,6 @@ def accuracy_bars(path: Path, rows: Sequence[tuple[str, float, float | None]], t
         axis.set_title(title)
 
 
-def accuracy_lines(
-    path: Path,
-    lines: Mapping[str, Sequence[tuple[float, float]]],
-    x: str,
-    title: str,
-    *,
-    teacher: float | None = None,
-    log: bool = False,
-) -> None:
-    """Accuracies or agreements over time or over the number of clips, one line per name.
-
-    Args:
-        path: PNG file.
-        lines: (x, share in [0, 1]) of each line.
-        x: Name of the horizontal axis.
-        title: Title of the picture.
-        teacher: Accuracy of the teacher, drawn as a dashed line.
-        log: Logarithmic horizontal axis with a tick at each point of the first line.
-
-    Raises:
-        ValueError: There is no line.
-    """
-    _check(lines, "line")
-    with figure(path, 1, 1, (7.5, 4.2)) as axes:
-        axis = axes[0][0]
-        for i, (name, points) in enumerate(lines.items()):
-            style = ("-", "--", ":")[i // len(SERIES) % 3] + ("o" if log else "")
-            at, shares = zip(*points, strict=True)
-            percent = [100 * share for share in shares]
-            axis.plot(at, percent, style, color=SERIES[i % len(SERIES)], label=name)
-        if teacher is not None:
-            axis.axhline(100 * teacher, color=FAINT, linestyle="--", linewidth=0.9, label="teacher")
-        if log:
-            ticks = [at for at, _ in next(iter(lines.values()))]
-            axis.set_xscale("log")
-            axis.set_xticks(ticks, [f"{n:,.0f}" for n in ticks])  # powers of ten need mathtext
-            axis.minorticks_off()
-        axis.set_xlabel(x)
-        axis.set_ylabel("%")
-        axis.grid(axis="y", color=FAINT, alpha=0.25, linewidth=0.6)
-        axis.set_title(textwrap.fill(title, 56))
-        axis.figure.legend(loc="outside right upper")
-
-
 def draw_export_report(report: Mapping[str, Any], path: Path) -> None:
     """Size, latency, agreement and int8 noise of an export, with verdicts and failed gates below.
 
@@ -362,84 +318,78 @@ def draw_export_report(report: Mapping[str, Any], path: Path) -> None:
     """
     artifacts = list(report["artifacts"])
     _check(artifacts, "artifact")
-    lines = _verdicts(report)
+    texts = _verdicts(report)
     layers = [row for row in report.get("layers") or () if row.get("sqnr_db") is not None][:16]
-    bars = max(1.5 + 0.42 * len(artifacts), 0.9 + 0.2 * len(layers), 2.4)
-    words = 0.3 + 0.175 * len(lines)
-    layout = {"width_ratios": [1, 1.2, 1, 1], "height_ratios": [bars, words]}
-    recommended = report.get("recommended")
     kept = (report.get("quantisation") or {}).get("float_layers") or ()
+    recommended, gates = report.get("recommended"), report.get("gates") or []
+    names = [a["name"] for a in artifacts]
     colours = [GREEN if a["path"] == recommended else BLUE for a in artifacts]
-    with figure(path, 2, 4, (13, 0.5 + bars + words), **layout) as axes:
+    height = max(1.5 + 0.42 * len(artifacts), 0.9 + 0.2 * len(layers), 2.4)
+    below = 0.3 + 0.175 * len(texts)
+    ratios = {"width_ratios": [1, 1.2, 1, 1], "height_ratios": [height, below]}
+    with figure(path, 2, 4, (13, 0.5 + height + below), **ratios) as axes:
         size, latency, answers, noise = axes[0]
-        names = [a["name"] for a in artifacts]
-        _bars(size, names, [a["bytes"] / 1000 for a in artifacts], colours, "{:.0f}")
         size.set_title("Size, kB")
-        medians = [a.get("p50_ms") for a in artifacts]
-        _bars(latency, names, medians, colours, "{:.3f}", [_details(a) for a in artifacts])
+        sizes = [a["bytes"] / 1000 for a in artifacts]
+        _bars(size, names, sizes, colours, [f"{kb:.0f}" for kb in sizes])
         latency.set_title("Median latency of 1 s of audio, ms")
-        for key, marker, colour in (("agreement", "o", BLUE), ("accuracy", "D", ORANGE)):
-            known = [(100 * a[key], i) for i, a in enumerate(artifacts) if a.get(key) is not None]
-            if known:
-                answers.plot(*zip(*known, strict=True), marker, color=colour, label=key)
-            for value, i in known:
-                answers.annotate(
-                    f"{value:.1f}",
-                    (value, i),
-                    xytext=(-7, 3 if key[1] == "g" else -9),
-                    textcoords="offset points",
-                    ha="right",
-                    fontsize=8,
-                )
+        medians = [a.get("p50_ms") or 0 for a in artifacts]
+        _bars(latency, names, medians, colours, [_latency(a) for a in artifacts])
         answers.set_title("Agreement and accuracy, %")
         answers.set_yticks(range(len(names)), names)
         answers.set_ylim(len(names) - 0.5, -0.5)
         answers.margins(x=0.3)
+        for key, marker, up in (("agreement", "o", 3), ("accuracy", "D", -9)):
+            known = [(100 * a[key], i) for i, a in enumerate(artifacts) if a.get(key) is not None]
+            if known:
+                answers.plot(*zip(*known, strict=True), marker, color=INK, label=key)
+            for value, i in known:
+                answers.annotate(
+                    f"{value:.1f}", (value, i), (-7, up), textcoords="offset points", ha="right"
+                )
         if answers.lines:
             answers.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2)
         noise.set_title("SQNR of each layer in int8, dB")
-        shown = [str(row["layer"])[-18:] for row in layers]
-        pale = [PALE if row["layer"] in kept else BLUE for row in layers]
-        notes = [", stays float" if row["layer"] in kept else "" for row in layers]
-        _bars(noise, shown or [""], [r["sqnr_db"] for r in layers] or [None], pale, "{:.1f}", notes)
+        _bars(
+            noise,
+            [str(row["layer"])[-18:] for row in layers],
+            [row["sqnr_db"] for row in layers],
+            [PALE if row["layer"] in kept else BLUE for row in layers],
+            [f"{r['sqnr_db']:.1f}{', float' if r['layer'] in kept else ''}" for r in layers],
+        )
         for axis in axes[1]:
             axis.set_axis_off()
-        for i, (line, colour) in enumerate(lines):
-            text = axes[1][0].text(
-                0, 1 - i / len(lines), line, va="top", color=colour, fontsize=8.5
-            )
+        for i, (line, colour) in enumerate(texts):
+            text = axes[1][0].text(0, 1 - i / len(texts), line, va="top", color=colour)
             text.set_in_layout(False)  # it runs below the other columns and must not squeeze them
-        gates = report.get("gates") or []
-        passed = sum(bool(gate["passed"]) for gate in gates)
         title = f"Export of {report['name']}: use {recommended or 'nothing'}"
-        title += f" ({passed} of {len(gates)} gates passed)"
+        title += f" ({sum(bool(g['passed']) for g in gates)} of {len(gates)} gates passed)"
         size.figure.suptitle(title, fontweight="bold", fontsize=12, x=0.01, ha="left")
 
 
 def _bars(
     axis: Any,
     names: Sequence[str],
-    values: Sequence[float | None],
+    values: Sequence[float],
     colours: Sequence[str],
-    form: str,
-    details: Sequence[str] = (),
+    texts: Sequence[str],
 ) -> None:
-    longest = max((value for value in values if value is not None), default=0) or 1
-    for i, value in enumerate(values):
-        if value is not None:
-            axis.barh(i, value, color=colours[i], height=0.6)
-            text = f" {form.format(value)}{details[i] if details else ''}"
-            axis.text(value, i, text, va="center", fontsize=7.5)
+    if not names:
+        axis.set_axis_off()
+        return
+    axis.barh(range(len(names)), values, color=colours, height=0.6)
+    for i, (value, text) in enumerate(zip(values, texts, strict=True)):
+        axis.text(value, i, f" {text}", va="center", fontsize=7.5)
     axis.set_yticks(range(len(names)), names, fontsize=7 if len(names) > 8 else 9)
     axis.set_ylim(len(names) - 0.5, -0.5)
-    axis.tick_params(axis="y", length=0)
-    axis.set_xlim(0, 2 * longest)
+    axis.set_xlim(0, 2 * (max(values) or 1))
     axis.locator_params(axis="x", nbins=5)
 
 
-def _details(artifact: Mapping[str, Any]) -> str:
-    chunk, speedup = artifact.get("chunk_p50_ms"), artifact.get("speedup")
-    text = "" if chunk is None else f" (chunk {chunk:.3f})"
+def _latency(artifact: Mapping[str, Any]) -> str:
+    p50, chunk, speedup = (artifact.get(k) for k in ("p50_ms", "chunk_p50_ms", "speedup"))
+    text = "" if p50 is None else f"{p50:.3f}"
+    text += "" if chunk is None else f" (chunk {chunk:.3f})"
     return text if speedup is None or artifact["name"] == "fp32" else f"{text}, {speedup:.2f}x"
 
 

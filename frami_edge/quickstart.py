@@ -1,7 +1,7 @@
-"""Invert, distil, score, control, export, stream: one run, every figure from it."""
+"""The quickstart: invert, distil, score, control, export and stream the embedded digit teacher."""
 
-from __future__ import annotations
-
+import logging
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,309 +12,259 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from frami_edge import distillation, inversion, plots
-from frami_edge.bank import BankFeed
-from frami_edge.cards import CARD, export_readme
-from frami_edge.checkpoint import Teacher, load_checkpoint, parameters
-from frami_edge.cli._output import Output
+from frami_edge import api, plots
+from frami_edge.assets import DIGITS_TEACHER
+from frami_edge.bank import Bank
+from frami_edge.checkpoint import Teacher, parameters
 from frami_edge.config import JourneyConfig
 from frami_edge.controls import control_feed
-from frami_edge.data.sets import SoundSet, load_set, read_audio
+from frami_edge.data.sets import ROOT_VARIABLE, find_folder, load_set, read_audio, set_info
 from frami_edge.data.store import Features, FeatureStore
-from frami_edge.device import Compute, generator
-from frami_edge.evaluation import Score, check_unheard, predict, score
-from frami_edge.exporting import bank_mels, facts_of
-from frami_edge.io import atomic_write_text
-from frami_edge.models import StudentNet, macs_per_second
-from frami_edge.runs import RunFolder
+from frami_edge.device import Precision, generator
+from frami_edge.evaluation import check_held_out, predict, score
+from frami_edge.io import atomic_write_json
+from frami_edge.progress import ProgressCallback
+from frami_edge.runs import read_manifest
 from frami_edge.sources.procedural import ProceduralAudio, procedural_mels
+from frami_edge.tables import Table, percent
 from frami_edge_export.calibration import classify_mels
-from frami_edge_export.exporter import export_student
-from frami_edge_export.report import ExportReport
 from frami_edge_runtime.classifier import Classifier
 
-# --- Push a clip through the exported model in pieces, and compare with the whole clip at once
-
-
-@dataclass
-class StreamCheck:
-    """How the stream did.
-
-    Attributes:
-        label: What it heard.
-        max_abs_difference: Largest difference between the logits of stream and whole clip.
-        real_time_factor: Seconds computed for each second of audio.
-        seconds: Of audio.
-    """
-
-    label: str
-    max_abs_difference: float
-    real_time_factor: float
-    seconds: float
-
-
-def check_stream(model: Path, samples: npt.NDArray[np.float32], sample_rate: int) -> StreamCheck:
-    """Stream ``samples`` in chunks of 100 ms, then in ragged ones from one sample to 400 ms."""
-    classifier = Classifier(model)
-    whole = classifier.classify(samples, sample_rate)
-    worst = 0.0
-    rng = np.random.default_rng(0)
-    hop = sample_rate // 10
-    regular = [hop] * (len(samples) // hop + 1)
-    ragged = [1] * 50 + rng.integers(1, 4 * hop, size=len(samples)).tolist()
-    spent = np.inf
-    for sizes in (regular, ragged):
-        stream = classifier.stream(sample_rate)
-        begun, start = time.perf_counter(), 0
-        for size in sizes:
-            if start >= len(samples):
-                break
-            stream.push(samples[start : start + size])
-            start += size
-        last = stream.flush()
-        if sizes is regular:
-            spent = time.perf_counter() - begun
-        assert last is not None
-        worst = max(worst, float(np.abs(last.logits - whole.logits).max()))
-    seconds = len(samples) / sample_rate
-    return StreamCheck(whole.label, worst, spent / seconds, seconds)
-
-
-# --- Invert, distil, score, control, export, stream: one run, every figure from it
+log = logging.getLogger("frami_edge")
 
 CALIBRATION_CLIPS = 384
-"""Clips of the bank that int8 is calibrated on and held to."""
+"""Clips of the bank that int8 is calibrated and judged on."""
 SYNTHETIC_TEST_CLIPS = 512
-"""Fresh procedural clips on which agreement is reported where no real clips are here."""
+"""Fresh procedural clips on which agreement is reported where there are no real clips."""
+CHUNK_S = 0.1
 
 
 @dataclass
 class TestClips:
-    """What students are scored on.
+    """What the students are scored on.
 
     Attributes:
         mels: (M, T_i) normalised log-mels.
         labels_N: True classes; None for synthetic clips, which have none.
         teacher_NK: The teacher's logits.
-        what: In words.
+        what: Description of the clips.
+        samples: A few seconds of audio to stream.
+        rate: Sample rate of `samples` in Hz.
     """
 
     mels: list[Tensor]
     labels_N: Tensor | None
     teacher_NK: Tensor
     what: str
+    samples: npt.NDArray[np.float32]
+    rate: int
 
     def score(self, logits_NK: Tensor) -> tuple[float | None, float]:
         """(accuracy or None, agreement with the teacher)."""
-        labels = self.teacher_NK.argmax(1) if self.labels_N is None else self.labels_N
-        found = score(logits_NK, labels, self.teacher_NK)
+        labels_N = self.teacher_NK.argmax(1) if self.labels_N is None else self.labels_N
+        found = score(logits_NK, labels_N, self.teacher_NK)
         assert found.agreement is not None
         return (None if self.labels_N is None else found.accuracy), found.agreement
 
 
-def real_clips(teacher: Teacher, root: Path) -> tuple[SoundSet, Features]:
-    """The official test clips that the embedded teacher never heard."""
-    data = load_set("fsdd", root)
-    heard = teacher.card.trained_on
-    check_unheard(heard, data, "test")
-    return data, FeatureStore(teacher.spec).load(data.split("test")[1])
-
-
-def test_clips(teacher: Teacher, features: Features | None, config: JourneyConfig) -> TestClips:
-    """Real clips where there are any, fresh procedural ones otherwise."""
-    if features is not None:
-        logits = predict(teacher.model, features.mels)
-        what = f"{len(features)} real clips, the official FSDD test split"
-        return TestClips(features.mels, features.labels, logits, what)
-    seed = generator(config.seed, "held-out").initial_seed()
-    made = procedural_mels(teacher.spec, SYNTHETIC_TEST_CLIPS, config.bank.frames, seed)
-    mels = list(made[:, 0])
-    what = f"{len(mels)} held-out synthetic clips (no FSDD under the data root)"
-    return TestClips(mels, None, predict(teacher.model, mels), what)
-
-
-def journey(
-    run: RunFolder,
-    teacher: Teacher,
+def run_quickstart(
+    out: Path,
     config: JourneyConfig,
-    compute: Compute,
-    features: Features | None,
-    out: Output,
+    *,
+    data_root: Path | None = None,
+    overwrite: bool = False,
+    device: str = "auto",
+    precision: Precision = "auto",
+    progress: ProgressCallback | None = None,
 ) -> dict[str, Any]:
-    """All steps; returns the figures."""
-    begun = time.monotonic()
-    tests = test_clips(teacher, features, config)
-    teacher_accuracy, _ = tests.score(tests.teacher_NK)
-    out.note(f"Scores are on {tests.what}.")
+    """Run every step in the folder `out`; returns the figures, also written to `quickstart.json`.
 
-    context = inversion.context_of(teacher, config.bank, compute, config.seed)
-    bank = inversion.invert(
-        run, run.path("bank"), context, teacher.card.labels, teacher.sha256, out
+    Args:
+        out: Run folder of the student; the control and the export are folders in it.
+        config: The recipe.
+        data_root: Folder that holds the Free Spoken Digit Dataset; None for $FRAMI_EDGE_DATA, where
+            the set is optional.
+        overwrite: Delete an earlier run in `out`.
+        device: As in `frami_edge.distill`.
+        precision: As in `frami_edge.distill`.
+        progress: Called after each step.
+
+    Raises:
+        DataError: `data_root` is given and does not hold the data set.
+        RunError: `out` is not empty.
+    """
+    start = time.monotonic()
+    teacher = api.load_teacher(DIGITS_TEACHER)
+    tests = find_clips(teacher, config, data_root)
+    log.info("Scores are on %s.", tests.what)
+    settings: dict[str, Any] = {"device": device, "precision": precision, "progress": progress}
+    student = api.distill(teacher, config=config, out=out, overwrite=overwrite, **settings)
+    noise = control_feed("white_noise", teacher.mel, config)
+    control = api.distill(teacher, noise, config=config, out=out / "control-noise", **settings)
+    exporting = time.monotonic()
+    exported = api.export(
+        student,
+        bank=Bank.open(out / "bank"),
+        int8=True,
+        samples=CALIBRATION_CLIPS,
+        out=out / "export",
+        progress=progress,
     )
-    student = _distilled(run, teacher, config, BankFeed(bank, config.bank.shares), compute, out)
-    noise = _distilled(
-        run,
-        teacher,
-        config,
-        control_feed("white_noise", teacher.spec, config),
-        compute,
-        out,
-        phase="control-noise",
+    seconds = {
+        **{name: read_manifest(out)["seconds"][name] for name in ("invert", "distill")},
+        "control": read_manifest(out / "control-noise")["seconds"]["distill"],
+        "export": round(time.monotonic() - exporting, 2),
+    }
+    file, fp32 = exported.artifact("int8.cpu"), exported.artifact("fp32")
+    teacher_accuracy, _ = tests.score(tests.teacher_NK)
+    fp32_NK = predict(student.model, tests.mels)
+    int8_NK = torch.from_numpy(
+        classify_mels(out / "export" / file.path, [mel.numpy() for mel in tests.mels])
     )
-    accuracy, agreement = tests.score(predict(student, tests.mels))
-    noise_accuracy, noise_agreement = tests.score(predict(noise, tests.mels))
-    metrics = {"accuracy": accuracy, "agreement": agreement, "scored_on": tests.what}
-    card, _ = distillation.save_student(run, student, teacher, config, metrics)
-    with run.timed("export"):
-        exported = _export(run)
-    int8 = exported.artifact("int8.cpu")
-    fp32 = exported.artifact("fp32")
-    assert int8 is not None
-    assert fp32 is not None
-    folder = run.path("export/x").parent
-    int8_logits = classify_mels(folder / int8.path, [m.numpy() for m in tests.mels])
-    int8_accuracy, int8_agreement = _int8_score(
-        tests, torch.from_numpy(int8_logits), predict(student, tests.mels)
+    accuracy, agreement = tests.score(fp32_NK)
+    noise_accuracy, noise_agreement = tests.score(predict(control.model, tests.mels))
+    difference, real_time_factor, label = check_stream(
+        out / "export" / file.path, tests.samples, tests.rate
     )
-    streamed = check_stream(folder / int8.path, *_sound(teacher, features))
-    pictures = inversion.report(run, bank, out) | distillation.draw(run)
+    manifest = read_manifest(out)
+    pictures = {name: str(out / path) for name, path in manifest["plots"].items()}
     if tests.labels_N is not None:
-        pictures |= _confusion(run, student, tests, teacher)
-    distillation.write_readme(run, card, student, bank, pictures)
-    seconds = run.manifest["seconds"]
-    return {
+        pictures["confusion"] = str(out / "plots" / "confusion.png")
+        confusion = score(fp32_NK, tests.labels_N).confusion_KK
+        title = f"Student on {tests.what}"
+        plots.confusion(Path(pictures["confusion"]), confusion, list(teacher.labels), title)
+    figures = {
         "teacher": {"accuracy": teacher_accuracy, "parameters": parameters(teacher.model)},
         "student": {
             "accuracy": accuracy,
             "agreement": agreement,
-            "parameters": parameters(student),
-            "macs_per_second": macs_per_second(student, teacher.spec),
+            "parameters": manifest["student"]["parameters"],
+            "macs_per_second": manifest["student"]["macs_per_second"],
         },
         "controls": {"noise": {"accuracy": noise_accuracy, "agreement": noise_agreement}},
         "int8": {
-            "accuracy": int8_accuracy,
-            "agreement": int8_agreement,
-            "bytes": int8.bytes,
+            "accuracy": tests.score(int8_NK)[0],
+            # With the fp32 student: what quantisation alone changes.
+            "agreement": float((int8_NK.argmax(1) == fp32_NK.argmax(1)).float().mean()),
+            "bytes": file.bytes,
             "fp32_bytes": fp32.bytes,
             "recommended": exported.recommended,
         },
         "stream": {
-            "max_abs_difference": streamed.max_abs_difference,
-            "real_time_factor": streamed.real_time_factor,
-            "label": streamed.label,
+            "max_abs_difference": difference,
+            "real_time_factor": real_time_factor,
+            "label": label,
         },
-        "seconds": {
-            "invert": seconds["invert"],
-            "distill": seconds["distill"],
-            "control": seconds["control-noise"],
-            "export": seconds["export"],
-            "total": round(time.monotonic() - begun, 2),
-        },
+        "seconds": seconds | {"total": round(time.monotonic() - start, 2)},
         "scored_on": tests.what,
         "steps": config.distill.steps,
         "seed": config.seed,
-        "plots": {name: str(run.path(path)) for name, path in pictures.items()},
-        "run_dir": str(run.folder),
+        "plots": pictures,
+        "run_dir": str(out),
     }
+    atomic_write_json(out / "quickstart.json", figures)
+    return figures
 
 
-def _distilled(
-    run: RunFolder,
-    teacher: Teacher,
-    config: JourneyConfig,
-    feed: Any,
-    compute: Compute,
-    out: Output,
-    phase: str = "distill",
-) -> StudentNet:
-    return distillation.distill(
-        run, teacher, config.student, config.distill, feed, compute, config.seed, out, phase
-    )
+def find_clips(teacher: Teacher, config: JourneyConfig, root: Path | None) -> TestClips:
+    """The official test split of FSDD where it is present, fresh procedural clips otherwise.
 
-
-def _export(run: RunFolder) -> ExportReport:
-    """What `frami-edge export --int8 --bank` does, on the files that the run has written."""
-    student = load_checkpoint(run.path("student.safetensors"), "student")
-    assert isinstance(student.model, StudentNet)
-    clips = bank_mels(run.path("bank"), student, CALIBRATION_CLIPS)
-    folder = run.path("export/x").parent
-    report = export_student(
-        student.model,
-        facts_of(student),
-        folder,
-        int8=True,
-        calibration=clips.mels,
-        source=clips.source,
-    )
-    atomic_write_text(folder / CARD, export_readme(report, student, None))
-    return report
-
-
-def _int8_score(tests: TestClips, int8_NK: Tensor, fp32_NK: Tensor) -> tuple[float | None, float]:
-    """Accuracy, and agreement with the fp32 student: what quantisation alone changed."""
-    accuracy, _ = tests.score(int8_NK)
-    return accuracy, float((int8_NK.argmax(1) == fp32_NK.argmax(1)).float().mean())
-
-
-def _sound(teacher: Teacher, features: Features | None) -> tuple[np.ndarray[Any, Any], int]:
-    """A few seconds of audio: real digits one after the other, or procedural sounds."""
-    if features is not None:
+    Raises:
+        DataError: `root` is given and does not hold the data set.
+    """
+    if root is None and (variable := os.environ.get(ROOT_VARIABLE)):
+        root = Path(variable) if find_folder(set_info("fsdd"), Path(variable)) else None
+    if root is not None:
+        features = real_clips(teacher, root)
         read = [read_audio(clip.path) for clip in features.clips[:: len(features) // 10]]
-        return np.concatenate([samples for samples, _ in read]), read[0][1]
-    rate = teacher.spec.sample_rate
-    return ProceduralAudio(rate, 5.0).clips(1, seed=0)[0], rate
+        return TestClips(
+            features.mels,
+            features.labels,
+            predict(teacher.model, features.mels),
+            f"{len(features)} real clips, the official FSDD test split",
+            np.concatenate([samples for samples, _ in read]),
+            read[0][1],
+        )
+    seed = generator(config.seed, "held-out").initial_seed()
+    mels = list(procedural_mels(teacher.mel, SYNTHETIC_TEST_CLIPS, config.bank.frames, seed)[:, 0])
+    return TestClips(
+        mels,
+        None,
+        predict(teacher.model, mels),
+        f"{len(mels)} held-out synthetic clips (no FSDD under the data root)",
+        ProceduralAudio(teacher.sample_rate, 5.0).clips(1, seed=0)[0],
+        teacher.sample_rate,
+    )
 
 
-def _confusion(
-    run: RunFolder, student: StudentNet, tests: TestClips, teacher: Teacher
-) -> dict[str, str]:
-    assert tests.labels_N is not None
-    found: Score = score(predict(student, tests.mels), tests.labels_N)
-    path = "plots/confusion.png"
-    labels = list(teacher.card.labels)
-    plots.confusion(run.path(path), found.confusion_KK, labels, f"Student on {tests.what}")
-    return {"confusion": path}
+def real_clips(teacher: Teacher, root: Path) -> Features:
+    """The official test clips, on which the embedded teacher was not trained."""
+    data = load_set("fsdd", root)
+    check_held_out(teacher.card.trained_on, data, "test")
+    return FeatureStore(teacher.mel).load(data.split("test")[1])
 
 
-def show(figures: dict[str, Any], out: Output) -> None:
-    """The table that ends the quickstart."""
+def check_stream(
+    model: Path, samples: npt.NDArray[np.float32], rate: int
+) -> tuple[float, float, str]:
+    """Stream samples in chunks of 100 ms, then of 1 sample to 400 ms, and compare the logits.
 
-    def percent(value: float | None) -> str | None:
-        return None if value is None else f"{100 * value:.2f} %"
+    Returns:
+        The largest difference between stream and whole clip, seconds of computing per second of
+        audio (for chunks of 100 ms), and the predicted label.
+    """
+    classifier = Classifier(model)
+    whole = classifier.classify(samples, rate)
+    rng = np.random.default_rng(0)
+    chunk = int(rate * CHUNK_S)
+    regular = [chunk] * (len(samples) // chunk + 1)
+    ragged = [1] * 50 + rng.integers(1, 4 * chunk, size=len(samples)).tolist()
+    worst, spent = 0.0, []
+    for sizes in (regular, ragged):
+        stream, place, start = classifier.stream(rate), 0, time.perf_counter()
+        for size in sizes:
+            if place >= len(samples):
+                break
+            stream.push(samples[place : place + size])
+            place += size
+        last = stream.flush()
+        spent.append(time.perf_counter() - start)
+        assert last is not None
+        worst = max(worst, float(np.abs(last.logits - whole.logits).max()))
+    return worst, spent[0] / (len(samples) / rate), whole.label
 
-    student, int8, stream = figures["student"], figures["int8"], figures["stream"]
-    parts = [f"{name} {value:.1f}" for name, value in figures["seconds"].items()]
-    out.table(
+
+def summary(figures: dict[str, Any]) -> Table:
+    """The figures as a table."""
+    student, noise, int8 = figures["student"], figures["controls"]["noise"], figures["int8"]
+    teacher, stream = figures["teacher"], figures["stream"]
+    seconds = ", ".join(f"{name} {value:.1f}" for name, value in figures["seconds"].items())
+    rows = [
+        ("teacher", percent(teacher["accuracy"]), None, f"{teacher['parameters']:,} parameters"),
+        (
+            "student (data-free)",
+            percent(student["accuracy"]),
+            f"{percent(student['agreement'])} with the teacher",
+            f"{student['parameters']:,} parameters, {student['macs_per_second'] / 1e6:.1f} MMAC/s",
+        ),
+        (
+            "control: same steps on white noise",
+            percent(noise["accuracy"]),
+            f"{percent(noise['agreement'])} with the teacher",
+            None,
+        ),
+        (
+            "student, int8 (calibrated data-free)",
+            percent(int8["accuracy"]),
+            f"{percent(int8['agreement'])} with fp32",
+            f"{int8['bytes'] / 1000:.0f} kB, fp32 {int8['fp32_bytes'] / 1000:.0f} kB",
+        ),
+    ]
+    return Table(
         "From a teacher to a device, without data",
         ("", "accuracy", "agreement", "size"),
-        [
-            (
-                "teacher",
-                percent(figures["teacher"]["accuracy"]),
-                None,
-                f"{figures['teacher']['parameters']:,} parameters",
-            ),
-            (
-                "student (data-free)",
-                percent(student["accuracy"]),
-                f"{percent(student['agreement'])} with the teacher",
-                f"{student['parameters']:,} parameters, "
-                f"{student['macs_per_second'] / 1e6:.1f} MMAC/s",
-            ),
-            (
-                "control: same steps on white noise",
-                percent(figures["controls"]["noise"]["accuracy"]),
-                f"{percent(figures['controls']['noise']['agreement'])} with the teacher",
-                None,
-            ),
-            (
-                "student, int8 (calibrated data-free)",
-                percent(int8["accuracy"]),
-                f"{percent(int8['agreement'])} with fp32",
-                f"{int8['bytes'] / 1000:.0f} kB, fp32 {int8['fp32_bytes'] / 1000:.0f} kB",
-            ),
-        ],
-        caption=f"On {figures['scored_on']}. Stream = whole clip within "
+        rows,
+        f"On {figures['scored_on']}. Stream = whole clip within "
         f"{stream['max_abs_difference']:.1e}, {1 / stream['real_time_factor']:.0f}x real time. "
-        f"Seconds: {', '.join(parts)}. Last step, seed {figures['seed']}.",
+        f"Seconds: {seconds}. Last step, seed {figures['seed']}.",
     )

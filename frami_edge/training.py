@@ -387,7 +387,8 @@ def train_teacher(
     sha256 = save_checkpoint(run.path(TEACHER), model, card)
     (run.folder / CHECKPOINT).unlink(missing_ok=True)
     trained = TrainedTeacher(run.folder / TEACHER, sha256, card, result, parameters(model), seconds)
-    run.record(**metrics, parameters=trained.parameters, teacher_sha256=sha256)
+    recall = dict(zip(card.labels, result.per_class(), strict=True))
+    run.record(**metrics, recall=recall, parameters=trained.parameters, teacher_sha256=sha256)
     pictures = draw(run, card, result)
     atomic_write_text(run.path("README.md"), teacher_readme(trained, pictures, run.manifest))
     return trained

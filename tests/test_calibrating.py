@@ -14,7 +14,7 @@ from frami_edge.checkpoint import Card, Teacher
 from frami_edge.config import StudentArch, TeacherArch
 from frami_edge.device import Compute
 from frami_edge.errors import TeacherError
-from frami_edge.exporting import bank_mels, small_bank, teacher_mels
+from frami_edge.exporting import calibration_mels, small_bank
 from frami_edge.models import ResNetTeacher, StudentNet
 from frami_edge_runtime.melspec import MelSpec
 
@@ -67,28 +67,33 @@ def bank(folder: Path, *sources: str) -> Path:
 
 def test_sources_count_as_the_student_learned_from_them(tmp_path: Path) -> None:
     folder = bank(tmp_path / "b", "inversion", "procedural", "translator", "white_noise")
-    found = bank_mels(folder, loaded("student", RECIPE), 40)
+    found = calibration_mels(loaded("student", RECIPE), bank=folder, count=40)
     assert found.clips == {"inversion": 30, "procedural": 10}
     assert found.mels.shape == (40, 1, 16, 16)
 
 
 def test_without_a_recipe_all_but_the_controls_count(tmp_path: Path) -> None:
     folder = bank(tmp_path / "b", "inversion", "procedural", "white_noise")
-    assert bank_mels(folder, loaded("student"), 40).clips == {"inversion": 20, "procedural": 20}
+    assert calibration_mels(loaded("student"), bank=folder, count=40).clips == {
+        "inversion": 20,
+        "procedural": 20,
+    }
 
 
 def test_a_student_of_noise_is_calibrated_on_noise(tmp_path: Path) -> None:
     folder = bank(tmp_path / "b", "white_noise")
     recipe = RECIPE | {"sources": {"white_noise": 1}}
-    assert bank_mels(folder, loaded("student", recipe), 8).clips == {"white_noise": 8}
+    assert calibration_mels(loaded("student", recipe), bank=folder, count=8).clips == {
+        "white_noise": 8
+    }
 
 
 def test_the_teacher_makes_a_small_bank_of_the_same_recipe() -> None:
     student, teacher = loaded("student", RECIPE), loaded("teacher")
-    found = teacher_mels(student, teacher, 32, 0, CPU)
+    found = calibration_mels(student, teacher=teacher, count=32, compute=CPU)
     assert found.source == "teacher"
     assert found.clips == {"inversion": 24, "procedural": 8}
-    again = teacher_mels(student, teacher, 32, 0, CPU)
+    again = calibration_mels(student, teacher=teacher, count=32, compute=CPU)
     assert (found.mels == again.mels).all()
 
 
@@ -101,5 +106,5 @@ def test_a_small_bank_never_takes_more_steps_than_the_recipe() -> None:
 
 def test_another_teacher_is_refused() -> None:
     other = dataclasses.replace(loaded("teacher"), sha256="d" * 64)
-    with pytest.raises(TeacherError, match="taught by cccccccccccc, and this teacher is dddd"):
-        teacher_mels(loaded("student", RECIPE), other, 8, 0, CPU)
+    with pytest.raises(TeacherError, match="distilled from the teacher cccccccccccc"):
+        calibration_mels(loaded("student", RECIPE), teacher=other, count=8, compute=CPU)

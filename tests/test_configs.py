@@ -16,7 +16,6 @@ from frami_edge.config import (
     read_mapping,
 )
 from frami_edge.data.sets import known_sets
-from frami_edge.protocol.plan import Plan, load_protocol
 from frami_edge_runtime.melspec import MelSpec
 
 MODELS: dict[str, type[BaseModel]] = {
@@ -24,8 +23,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "-student": JourneyConfig,
 }
 FRONT_ENDS = [name for name in presets() if name.startswith("mel/")]
-PROTOCOLS = [name for name in presets() if name.startswith("protocols/")]
-SHIPPED = {n: path for n, path in presets().items() if n not in (*FRONT_ENDS, *PROTOCOLS)}
+SHIPPED = {n: path for n, path in presets().items() if n not in FRONT_ENDS}
 TEACHERS = [name for name in SHIPPED if name.endswith("-teacher")]
 
 
@@ -48,14 +46,6 @@ def test_it_is_valid_by_its_name(name: str) -> None:
 def test_it_is_a_front_end(name: str) -> None:
     spec = MelSpec.from_dict(read_mapping(name)[1])
     assert f"-{spec.sample_rate // 1000}k-{spec.n_mels}" in name
-
-
-@pytest.mark.parametrize("name", PROTOCOLS)
-def test_it_is_a_protocol_whose_every_method_is_valid(name: str) -> None:
-    protocol = load_protocol(name)
-    info = next(info for info in known_sets() if info.name == protocol.data)
-    assert set(protocol.folds) <= set(info.folds)
-    assert {task.method for task in Plan(protocol).students} == set(protocol.methods)
 
 
 @pytest.mark.parametrize("name", TEACHERS)

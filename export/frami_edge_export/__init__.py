@@ -1,6 +1,6 @@
-"""FRAMI students to ONNX, with proof that the numbers survived.
+"""FRAMI students as ONNX files, measured against the torch student.
 
-`export_student` writes every file and measures each; its `ExportReport` says which one to use.
+`export_student` writes every file and measures each; its `ExportReport` recommends one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,19 @@ if TYPE_CHECKING:
     from frami_edge_export.parity import check_parity
     from frami_edge_export.report import Artifact, Calibration, ExportReport, Gate, markdown_card
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
+
+# Names are imported on first use: `frami_edge_export.tensorrt` must work without torch and onnx.
+_MODULES = {
+    "calibration": ("LayerRange", "calibration_ranges", "classify_mels"),
+    "errors": ("CalibrationError", "ExportError", "GraphError", "ParityError"),
+    "exporter": ("export_student",),
+    "graph": ("ExportableStudent", "StudentFacts"),
+    "lint": ("Finding", "lint_tensorrt"),
+    "options": ("ExportOptions",),
+    "parity": ("check_parity",),
+    "report": ("Artifact", "Calibration", "ExportReport", "Gate", "markdown_card"),
+}
 
 __all__ = [
     "Artifact",
@@ -42,41 +54,18 @@ __all__ = [
     "markdown_card",
 ]
 
-_HOMES = {
-    "Artifact": "report",
-    "Calibration": "report",
-    "CalibrationError": "errors",
-    "ExportError": "errors",
-    "ExportOptions": "options",
-    "ExportReport": "report",
-    "ExportableStudent": "graph",
-    "Finding": "lint",
-    "Gate": "report",
-    "GraphError": "errors",
-    "LayerRange": "calibration",
-    "ParityError": "errors",
-    "StudentFacts": "graph",
-    "calibration_ranges": "calibration",
-    "check_parity": "parity",
-    "classify_mels": "calibration",
-    "export_student": "exporter",
-    "lint_tensorrt": "lint",
-    "markdown_card": "report",
-}
-"""Where each name lives. Imported when first used: on a device `frami_edge_export.tensorrt` must
-work without torch and onnx."""
-
 
 def __getattr__(name: str) -> Any:
-    """The public names, each from its module."""
-    if name not in _HOMES:
+    """Import a public name from its module."""
+    module = next((module for module, names in _MODULES.items() if name in names), None)
+    if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        return getattr(importlib.import_module(f"{__name__}.{module}"), name)
     except ModuleNotFoundError as error:
         if error.name not in ("torch", "onnx", "onnxscript", "onnxruntime"):
             raise
         raise ImportError(
             f"frami_edge_export.{name} needs {error.name}: pip install 'frami-edge-export[torch]' "
-            "(Python >= 3.11). Building engines on a device needs neither."
+            "(Python >= 3.11). Building engines on a device needs neither torch nor onnx."
         ) from None

@@ -1,6 +1,8 @@
-"""Is this calibration set plausible? BatchNorm remembers what every layer saw in training.
+"""The calibration set of an int8 export: checked, clamped, split, and compared with BatchNorm.
 
-Shape legend: N samples, M mel bands, T mel frames, C channels of a layer.
+Also `classify_mels`, a model file on many log-mels at once.
+
+Shape legend: N samples, B batch, M mel bands, T mel frames, C channels, T' trunk frames, K classes.
 """
 
 from __future__ import annotations
@@ -19,17 +21,17 @@ from torch import Tensor, nn
 from frami_edge_export.errors import CalibrationError, ExportError
 from frami_edge_export.graph import sha256
 from frami_edge_export.options import ExportOptions
-from frami_edge_export.parity import BATCH, with_context
+from frami_edge_export.parity import BATCH, Array, with_context
 from frami_edge_export.report import Gate
 from frami_edge_runtime.backends import OrtModel
 from frami_edge_runtime.melspec import MelSpec
 from frami_edge_runtime.pooling import mean_std
 
-# --- A streaming model file on log-mels: many clips at once, as the runtime would answer each
-# Shape legend: N clips, B batch, M mel bands, T mel frames, C channels, T' trunk frames, K classes.
-
 BATCH_FRAMES: Final = 4096
 """Mel frames per run, at least one clip: bounds memory."""
+MIN_SAMPLES: Final = 16
+MAX_CLAMPED: Final = 0.5
+"""A larger share outside the physical range is another front end or normalisation."""
 
 
 def classify_mels(
@@ -60,7 +62,12 @@ def classify_mels(
     around = ((0, 0), (info.context.left, info.context.right))
     by_length: dict[int, list[int]] = {}
     for i, mel in enumerate(mels):
-        _check(mel, i, info.mel.n_mels)
+        shaped = mel.ndim == 2 and mel.shape[0] == info.mel.n_mels and mel.shape[1] >= 1
+        if not shaped or not np.isfinite(mel).all():
+            raise ExportError(
+                f"Mel {i} of shape {mel.shape} is not a finite ({info.mel.n_mels}, T), T >= 1.",
+                fix="Compute it with the model's own MelSpec from finite samples.",
+            )
         by_length.setdefault(mel.shape[1], []).append(i)
     logits_NK = np.empty((len(mels), len(info.labels)), np.float32)
     for length, indices in by_length.items():
@@ -76,26 +83,6 @@ def classify_mels(
     return logits_NK
 
 
-def _check(mel: npt.NDArray[np.floating], index: int, n_mels: int) -> None:
-    if mel.ndim != 2 or mel.shape[0] != n_mels or mel.shape[1] < 1:
-        raise ExportError(
-            f"Mel {index} has shape {mel.shape}, not ({n_mels}, T) with T >= 1.",
-            fix="Compute it with the model's own MelSpec.",
-        )
-    if not np.isfinite(mel).all():
-        raise ExportError(f"Mel {index} holds values that are not finite.", fix="Check its audio.")
-
-
-# --- The calibration set: checked, clamped to what the front end can give, split from its judges
-# Shape legend: N samples, M mel bands, T mel frames.
-
-MIN_SAMPLES: Final = 16
-MAX_CLAMPED: Final = 0.5
-"""More than this share outside the physical range is another front end or normalisation."""
-
-Array = npt.NDArray[np.float32]
-
-
 @dataclass(frozen=True)
 class CalibrationSet:
     """Two parts of one set, (N, 1, M, T) each with the clip's context; the second sets no range."""
@@ -103,7 +90,7 @@ class CalibrationSet:
     ranges: Array
     holdout: Array
     clamped: float
-    """Share of values that lay outside the physical range."""
+    """Share of values that were outside the physical range."""
     digest: str
     """SHA-256 of ``ranges``."""
 
@@ -114,7 +101,7 @@ def prepare_calibration(
     context: tuple[int, int],
     options: ExportOptions,
 ) -> CalibrationSet:
-    """Check, clamp, split, and give every clip its context, so that ranges include it.
+    """Check, clamp and split the set; every clip gets its context, so that ranges include it.
 
     Clamping to the front end's floor and ceiling is worth 9 dB of SQNR on inverted mels, whose
     outliers no microphone can produce and which would stretch every range.
@@ -122,7 +109,7 @@ def prepare_calibration(
     Args:
         samples: (N, 1, M, T) normalised log-mels.
         mel: The front end.
-        context: The student's, in mel frames.
+        context: The student's context, in mel frames.
         options: Sizes of the parts, and the seed of the split.
 
     Raises:
@@ -134,7 +121,7 @@ def prepare_calibration(
     clamped = float(((x < low - slack) | (x > high + slack)).mean())
     if clamped > MAX_CLAMPED:
         raise CalibrationError(
-            f"{clamped:.0%} of the calibration values lie outside what the front end can give "
+            f"{clamped:.0%} of the calibration values are outside what the front end can give "
             f"({float(mel.floor.min()):.2f} to {float(mel.ceiling.max()):.2f} normalised).",
             fix="Pass normalised log-mels of this MelSpec: (log(mel) - mean) / std.",
         )
@@ -156,7 +143,7 @@ def at_other_levels(
     Args:
         mels_N1MT: (N, 1, M, T) normalised log-mels with their context, which stays as it is.
         mel: The front end.
-        context: The student's, in mel frames.
+        context: The student's context, in mel frames.
         gain_db: Largest gain, dB of the waveform.
         seed: Draws the gains.
     """
@@ -178,37 +165,28 @@ def _checked(samples: npt.NDArray[np.floating] | None, mel: MelSpec) -> Array:
             fix="Pass synthetic mels of the bank, or export without int8.",
         )
     x = np.asarray(samples)
-    if x.ndim != 4 or x.shape[1] != 1 or x.shape[2] != mel.n_mels or x.shape[3] == 0:
+    shaped = x.ndim == 4 and x.shape[1:3] == (1, mel.n_mels) and x.shape[3] > 0
+    if not shaped or not np.issubdtype(x.dtype, np.floating):
         raise CalibrationError(
-            f"The calibration set has shape {x.shape}, not (N, 1, {mel.n_mels}, T).",
-            fix="Use mels of the student's own MelSpec, with a channel axis.",
+            f"The calibration set is {x.dtype} of shape {x.shape}, not float (N, 1, {mel.n_mels}, "
+            "T).",
+            fix="Pass normalised log-mels of the student's own MelSpec, with a channel axis.",
         )
-    if not np.issubdtype(x.dtype, np.floating):
+    if len(x) < MIN_SAMPLES or not np.isfinite(x).all():
         raise CalibrationError(
-            f"The calibration set is {x.dtype}, not float.",
-            fix="Pass float32 log-mels, normalised; images of 8 bits are no substitute.",
+            f"The calibration set has {len(x)} samples; at least {MIN_SAMPLES} are needed, all of "
+            "them finite.",
+            fix="Take more samples of the bank, or make it again.",
         )
-    if len(x) < MIN_SAMPLES:
-        raise CalibrationError(
-            f"The calibration set has {len(x)} samples; at least {MIN_SAMPLES} are needed.",
-            fix="Take more samples of the bank.",
-        )
-    x = x.astype(np.float32)
-    if not np.isfinite(x).all():
-        raise CalibrationError(
-            "The calibration set holds values that are not finite.", fix="Make the bank again."
-        )
-    return x
+    return x.astype(np.float32)
 
-
-# --- Is this calibration set plausible? BatchNorm remembers what every layer saw in training
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 @dataclass(frozen=True)
 class LayerRange:
-    """What one BatchNorm layer sees on the calibration set, in units of its running statistics."""
+    """Statistics of one BatchNorm layer's input on the calibration set, in units of its own."""
 
     name: str
     shift: float
@@ -222,71 +200,58 @@ class LayerRange:
         return max(self.spread, 1 / self.spread)
 
 
-class _Moments:
-    """Sums per channel in float64, over any number of batches."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.total: Tensor | float = 0.0
-        self.squares: Tensor | float = 0.0
-
-    def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        x = inputs[0].detach().double()
-        axes = [i for i in range(x.ndim) if i != 1]
-        self.count += x.numel() // x.shape[1]
-        self.total = self.total + x.sum(dim=axes)
-        self.squares = self.squares + x.square().sum(dim=axes)
-
-
-def calibration_ranges(
-    trunk: nn.Module, mels_N1MT: npt.NDArray[np.float32]
-) -> tuple[LayerRange, ...]:
+def calibration_ranges(trunk: nn.Module, mels_N1MT: Array) -> tuple[LayerRange, ...]:
     """Compare every layer's input with its BatchNorm statistics.
 
     Args:
-        trunk: Of the torch student, in evaluation mode on the CPU; hooks are removed on return.
+        trunk: The torch trunk, in evaluation mode on the CPU; hooks are removed on return.
         mels_N1MT: The clamped calibration set, with its context.
 
     Returns:
-        One record a live BatchNorm layer, in order; empty where there is none.
+        One record per live BatchNorm layer, in order; empty where there is none.
     """
     layers = {
         name: module
         for name, module in trunk.named_modules()
         if isinstance(module, _BATCH_NORMS) and module.running_mean is not None
     }
-    moments = {name: _Moments() for name in layers}
-    handles = []
+    sums: dict[nn.Module, Tensor] = {}
+
+    def add(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        x = inputs[0].detach().double()
+        axes = [i for i in range(x.ndim) if i != 1]
+        count = torch.full((x.shape[1],), x.numel() / x.shape[1], dtype=torch.float64)
+        now_3C = torch.stack([count, x.sum(dim=axes), x.square().sum(dim=axes)])
+        sums[module] = sums[module] + now_3C if module in sums else now_3C
+
+    handles = [layer.register_forward_pre_hook(add) for layer in layers.values()]
     try:
-        for name, module in layers.items():
-            handles.append(module.register_forward_pre_hook(moments[name]))
         with torch.inference_mode():
             for i in range(0, len(mels_N1MT), BATCH):
                 trunk(torch.from_numpy(mels_N1MT[i : i + BATCH]))
     finally:
         for handle in handles:
             handle.remove()
-    return tuple(_compare(name, layers[name], moments[name]) for name in layers)
-
-
-def _compare(name: str, layer: nn.Module, moments: _Moments) -> LayerRange:
-    assert isinstance(layer, _BATCH_NORMS)
-    assert isinstance(layer.running_mean, Tensor)
-    assert isinstance(layer.running_var, Tensor)
-    mean_C = torch.as_tensor(moments.total) / moments.count
-    var_C = (torch.as_tensor(moments.squares) / moments.count - mean_C.square()).clamp_min(0)
-    # eps, as BatchNorm itself adds it: a dead channel has no spread to compare.
-    expected_C = (layer.running_var.double() + layer.eps).sqrt()
-    shift = ((mean_C - layer.running_mean.double()).abs() / expected_C).mean()
-    spread = ((var_C + layer.eps).sqrt() / expected_C).log().mean().exp()
-    return LayerRange(name, float(shift), float(spread))
+    ranges = []
+    for name, layer in layers.items():
+        assert isinstance(layer.running_mean, Tensor)
+        assert isinstance(layer.running_var, Tensor)
+        count_C, total_C, squares_C = sums[layer]
+        mean_C = total_C / count_C
+        var_C = (squares_C / count_C - mean_C.square()).clamp_min(0)
+        # eps, as BatchNorm itself adds it: a dead channel has no spread to compare.
+        expected_C = (layer.running_var.double() + layer.eps).sqrt()
+        shift = ((mean_C - layer.running_mean.double()).abs() / expected_C).mean()
+        spread = ((var_C + layer.eps).sqrt() / expected_C).log().mean().exp()
+        ranges.append(LayerRange(name, float(shift), float(spread)))
+    return tuple(ranges)
 
 
 def calibration_gates(layers: Sequence[LayerRange], options: ExportOptions) -> tuple[Gate, ...]:
-    """The typical layer must be neither too wide, too narrow nor elsewhere.
+    """Gates on the typical layer's spread and shift; they pass.
 
     Raises:
-        CalibrationError: It is: ranges from such a set would ruin the student.
+        CalibrationError: One fails: ranges from such a set would ruin the student.
     """
     if not layers:
         return ()

@@ -1,4 +1,4 @@
-"""What can go wrong in an export; every error is a sentence and a fix."""
+"""Errors of the export package; each message comes with a fix."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ class ExportError(FramiEdgeError):
 
 
 class GraphError(ExportError):
-    """The ONNX graph is not what a device can load: opset, IR or operators."""
+    """An ONNX graph that a device cannot load: opset, IR or operators."""
 
 
 class ParityError(ExportError):
-    """An ONNX graph that differs from the torch student: names, shapes or non-finite values."""
+    """An ONNX graph that differs from torch in names or shapes, or gives non-finite values."""
 
 
 class CalibrationError(ExportError):
-    """A calibration set that cannot be right."""
+    """A calibration set that is missing or implausible."""

@@ -1,51 +1,58 @@
-"""One student in, files and a measured report out.
-
-Shape legend: N samples, B batch, M mel bands, T mel frames, C channels, T' trunk frames, K classes.
-"""
+"""One student in, files and a measured report out."""
 
 from __future__ import annotations
 
 import dataclasses
 import glob
+import json
+import os
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from frami_edge_export.bench import Bench
+from frami_edge_export.bench import BenchInputs, bench_drafts
 from frami_edge_export.calibration import calibration_gates, calibration_ranges, prepare_calibration
-from frami_edge_export.drafts import Bundle, Draft
 from frami_edge_export.errors import ExportError
-from frami_edge_export.frontend import add_waveform
+from frami_edge_export.frontend import waveform_draft
 from frami_edge_export.graph import (
+    CLASSIFIER_KEY,
     ExportableStudent,
     StudentFacts,
+    WholeClassifier,
     described,
-    described_classifier,
     frozen_head,
     frozen_trunk,
     head_graph,
-    json_bytes,
     missing_parts,
     model_info,
     serialised,
+    sha256,
     trunk_graph,
     whole_graph,
-    write_files,
+    with_entries,
 )
-from frami_edge_export.half import add_half
-from frami_edge_export.int8 import Int8Files, add_int8, quantisation_record
+from frami_edge_export.half import half_drafts
+from frami_edge_export.int8 import int8_files
+from frami_edge_export.lint import lint_tensorrt
 from frami_edge_export.options import ExportOptions
-from frami_edge_export.parity import Head, check_streamable, prove_fp32, with_context
-from frami_edge_export.report import Artifact, ExportReport, Gate, judge
+from frami_edge_export.parity import (
+    Head,
+    check_fp32,
+    check_streamable,
+    parity_inputs,
+    parity_lengths,
+    with_context,
+)
+from frami_edge_export.report import Artifact, Draft, ExportReport, Gate, judge
 from frami_edge_export.tensorrt import plausible_mels
 
-REPORT = "export_report.json"
-CLASSIFIER_KEY = "frami.classifier"
-"""Metadata key of ``model.onnx``: not the streaming file's, so that they cannot be mixed up."""
+REPORT: Final = "export_report.json"
+Evaluate = Callable[[str | Path], float]
 
 
 def export_student(
@@ -61,9 +68,9 @@ def export_student(
     half: bool = False,
     waveform: bool = False,
     options: ExportOptions | None = None,
-    evaluate: Callable[[str | Path], float] | None = None,
+    evaluate: Evaluate | None = None,
 ) -> ExportReport:
-    """Write the student as ONNX, prove that it answers the same, and measure it.
+    """Write the student as ONNX, compare every file with it, and measure them.
 
     Writes ``{name}.fp32.onnx`` (trunk, with head and description inside), ``{name}.model.onnx``
     (mel to logits), with int8 also ``{name}.int8.cpu.onnx``, ``{name}.int8.trt.onnx`` and
@@ -72,15 +79,15 @@ def export_student(
 
     Args:
         student: The torch student; not changed.
-        facts: What the file must say beside the weights.
+        facts: Facts for the model files that the module does not hold.
         out_dir: Made where missing; files of the same names are replaced.
         name: Prefix of the files.
         int8: Quantise too.
         calibration: (N, 1, M, T) normalised log-mels, never real audio; needed for int8 only.
-        source: What the calibration samples are, for the report: ``bank``, ``procedural``.
+        source: Origin of the calibration samples, for the report: ``bank``, ``procedural``.
         portable: With int8, also ``{name}.int8.portable.onnx``: one graph for both runtimes.
-        half: Also ``{name}.fp16.onnx``, and with int8 ``{name}.int8.trt.fp16.onnx``: what
-            TensorRT builds its fp16 and int8 engines from.
+        half: Also ``{name}.fp16.onnx``, and with int8 ``{name}.int8.trt.fp16.onnx``: the sources
+            of TensorRT's fp16 and int8 engines.
         waveform: Also ``{name}.wave.onnx``: samples to logits, with the front end in the graph.
         options: Gates and budgets.
         evaluate: Accuracy (0 to 1) of a streaming model file on real data; reported, never used to
@@ -88,8 +95,8 @@ def export_student(
 
     Raises:
         ExportError: The student, its facts or the folder do not fit.
-        CalibrationError: The calibration set cannot be right.
-        GraphError: The graph is not one that devices load.
+        CalibrationError: The calibration set is missing or implausible.
+        GraphError: The graph cannot be loaded by devices.
         ParityError: Names or shapes differ from torch, or values are not finite.
         ModelFileError: A fact is of the wrong type or out of range.
     """
@@ -97,73 +104,113 @@ def export_student(
     _check(student, facts, name)
     if portable and not int8:
         raise ExportError("A portable file is an int8 file, and int8 is off.", fix="Add int8.")
-    info = model_info(student, facts)
-    check_streamable(student, facts.mel, options)
-    sample = None
-    if int8:
-        sample = prepare_calibration(calibration, facts.mel, student.context, options)
-    trunk, head_bytes = trunk_graph(student, facts.mel.n_mels), serialised(head_graph(student))
-    whole = whole_graph(student, facts.mel.n_mels)
+    info, mel, context = model_info(student, facts), facts.mel, student.context
+    torch_trunk, field, stride = frozen_trunk(student), student.receptive_field, student.stride
+    check_streamable(torch_trunk, field, stride, student.channels, mel, options.seed)
+    sample = prepare_calibration(calibration, mel, context, options) if int8 else None
+
+    trunk, whole = trunk_graph(student, mel.n_mels), whole_graph(student, mel.n_mels)
+    head_bytes = serialised(head_graph(student))
     weight_KD, bias_K = (t.double().numpy() for t in frozen_head(student))
     head = Head(weight_KD, bias_K, student.pool_eps)
-    gates, fp32, model = prove_fp32(student, facts, trunk, whole, head, options)
-    bench = Bench(info, options)
-    bundle = Bundle(gates=gates)
-    fp32 = dataclasses.replace(fp32, path=f"{name}.fp32.onnx")
-    bundle.add(Draft.of(fp32, described(trunk, info, head_bytes), trunk))
-    model = dataclasses.replace(model, path=f"{name}.model.onnx")
-    bundle.add(Draft.of(model, described_classifier(whole, info, CLASSIFIER_KEY), whole))
-    made: Int8Files | None = None
+    inputs = parity_inputs(parity_lengths(field, stride, mel), mel, options.seed)
+    tolerance, classifier = options.parity_tolerance, WholeClassifier(student)
+    parity = check_fp32(torch_trunk, classifier, trunk, whole, head, inputs, context, tolerance)
+    gates = [
+        Gate.at_most(f"torch = ONNX fp32, {form}", found.scaled_difference, tolerance)
+        for form, found in parity.items()
+    ]
+    fp32 = Artifact(
+        "fp32",
+        f"{name}.fp32.onnx",
+        "streaming",
+        "fp32",
+        max_abs_difference=max(
+            parity[form].max_abs_difference for form in ("frames", "trunk and head")
+        ),
+        agreement=parity["trunk and head"].agreement,
+    )
+    model = Artifact(
+        "model",
+        f"{name}.model.onnx",
+        "classifier",
+        "fp32",
+        max_abs_difference=parity["classifier"].max_abs_difference,
+        agreement=parity["classifier"].agreement,
+    )
+    drafts = [
+        Draft(fp32, described(trunk, info, head_bytes), trunk),
+        Draft(model, with_entries(whole, {CLASSIFIER_KEY: info.to_json()}), whole),
+    ]
+
+    bench_inputs = BenchInputs.of(info, options)
+    made, notes, files = None, list[str](), dict[str, bytes]()
     if sample is not None:
-        ranges = calibration_ranges(frozen_trunk(student), sample.ranges)
-        bundle.gates += calibration_gates(ranges, options)
-        made = add_int8(
-            bundle, trunk, head_bytes, head, info, sample, source,
-            trunk_1s=bench.trunk_1s, name=name, portable=portable, options=options,
-        )  # fmt: skip
+        gates += calibration_gates(calibration_ranges(torch_trunk, sample.ranges), options)
+        made = int8_files(
+            trunk,
+            head_bytes,
+            head,
+            info,
+            sample,
+            source,
+            trunk_1s=bench_inputs.streaming,
+            name=name,
+            portable=portable,
+            options=options,
+        )
+        drafts += made.drafts
+        notes += made.notes
+        files["calib.json"] = json_bytes(made.table)
     if half:
-        mels = with_context(plausible_mels(facts.mel), student.context)
-        heard = mels if sample is None else sample.holdout
-        add_half(bundle, trunk, head_bytes, head, info, heard, name=name, options=options)
+        tensorrt = next((d for d in drafts if d.artifact.name == "int8.trt"), None)
+        mels = with_context(plausible_mels(mel), context) if sample is None else sample.holdout
+        more, left_out = half_drafts(
+            trunk, head_bytes, head, info, tensorrt, mels, name=name, options=options
+        )
+        drafts += more
+        notes += left_out
     if waveform:
-        add_waveform(bundle, trunk, head, info, name=name, options=options)
-    bench.run(bundle.graphs)
-    artifacts = [bench.timed(a) for a in bundle.artifacts]
+        drafts.append(waveform_draft(trunk, head, info, name, options))
+
+    gates += [gate for draft in drafts for gate in draft.gates]
+    drafts = [_linted(draft) for draft in drafts]
+    artifacts, bench = bench_drafts(drafts, bench_inputs, options)
     if evaluate is not None:
-        artifacts = _evaluated(artifacts, bundle.blobs, evaluate)
-        bundle.gates += _accuracy_gates(artifacts, options)
-    stale = _stale(out_dir, name, bundle)
-    bundle.notes += [
+        artifacts = _evaluated(artifacts, drafts, evaluate)
+        gates += _accuracy_gates(artifacts, options)
+    files |= {draft.artifact.path: draft.data for draft in drafts}
+    present = sorted(out_dir.glob(f"{glob.escape(name)}.*")) if out_dir.is_dir() else []
+    stale = [p.name for p in present if p.suffix in (".onnx", ".engine") and p.name not in files]
+    notes += [
         f"{file} in this folder is from an earlier export, not from this one." for file in stale
     ]
-    judged, recommended, reason = judge(artifacts, bundle.gates)
+    judged, recommended, reason = judge(artifacts, gates)
     report = ExportReport(
         name=name,
         artifacts=judged,
         recommended=recommended,
         reason=reason,
         calibration=None if made is None else made.calibration,
-        gates=tuple(bundle.gates),
-        quantisation=None
-        if made is None
-        else quantisation_record(made.found, made.levels, options.level_db),
-        layers=() if made is None else made.found.layers,
-        bench=bench.description(),
+        gates=tuple(gates),
+        quantisation=None if made is None else made.quantisation,
+        layers=() if made is None else made.layers,
+        bench=bench,
         options=options.to_dict(),
         versions=dict(info.versions),
-        notes=tuple(bundle.notes),
+        notes=tuple(notes),
         stale=tuple(stale),
     )
-    files = bundle.contents([(REPORT, json_bytes(report.to_dict()))])
-    write_files(out_dir, files, seal=REPORT)
+    write_files(out_dir, files | {REPORT: json_bytes(report.to_dict())})
     return report
 
 
 def _check(student: ExportableStudent, facts: StudentFacts, name: str) -> None:
     if missing := missing_parts(student):
         raise ExportError(
-            f"{type(student).__name__} is no exportable student.",
-            fix=f"It lacks {', '.join(missing)}; ExportableStudent says what they are.",
+            f"{type(student).__name__} is not an exportable student: it lacks "
+            f"{', '.join(missing)}.",
+            fix="See ExportableStudent for what they are.",
         )
     if not name or Path(name).name != name:
         raise ExportError(
@@ -187,43 +234,82 @@ def _check(student: ExportableStudent, facts: StudentFacts, name: str) -> None:
         )
 
 
+def _linted(draft: Draft) -> Draft:
+    """The draft with size, hash and the findings of the TensorRT lint in its artefact."""
+    found = lint_tensorrt(draft.graph)
+    artifact = dataclasses.replace(
+        draft.artifact,
+        bytes=len(draft.data),
+        sha256=sha256(draft.data),
+        lint=f"{len(found)} finding{'s' if len(found) > 1 else ''}" if found else "clean",
+        findings=tuple(dataclasses.asdict(f) for f in found),
+    )
+    return dataclasses.replace(draft, artifact=artifact)
+
+
 def _evaluated(
-    artifacts: list[Artifact],
-    blobs: dict[str, bytes],
-    evaluate: Callable[[str | Path], float],
+    artifacts: Sequence[Artifact], drafts: Sequence[Draft], evaluate: Evaluate
 ) -> list[Artifact]:
-    """Score streaming files before they reach the user's folder: a failure leaves no trace."""
+    """Score the streaming files in a temporary folder: a failure leaves the user's untouched."""
+    scored = list(artifacts)
     with tempfile.TemporaryDirectory(prefix="frami-export-") as folder:
-        scored = []
-        for a in artifacts:
-            if a.kind == "streaming":
-                path = Path(folder, a.path)
-                path.write_bytes(blobs[a.name])
-                accuracy = float(evaluate(path))
-                if not 0.0 <= accuracy <= 1.0:
-                    raise ExportError(
-                        f"evaluate gave {accuracy} for {a.path}.",
-                        fix="It must return the share of right answers, from 0 to 1.",
-                    )
-                a = dataclasses.replace(a, accuracy=accuracy)
-            scored.append(a)
+        for i, draft in enumerate(drafts):
+            if scored[i].kind != "streaming":
+                continue
+            path = Path(folder, scored[i].path)
+            path.write_bytes(draft.data)
+            accuracy = float(evaluate(path))
+            if not 0.0 <= accuracy <= 1.0:
+                raise ExportError(
+                    f"evaluate gave {accuracy} for {path.name}.",
+                    fix="It must return the share of right answers, from 0 to 1.",
+                )
+            scored[i] = dataclasses.replace(scored[i], accuracy=accuracy)
     return scored
 
 
-def _accuracy_gates(artifacts: list[Artifact], options: ExportOptions) -> list[Gate]:
-    """One for each int8 file whose accuracy is known."""
-    fp32 = next(a.accuracy for a in artifacts if a.name == "fp32")
-    gates = []
-    for a in artifacts:
-        if a.precision == "int8" and a.accuracy is not None and fp32 is not None:
-            gate = Gate.at_most(f"accuracy lost by {a.name}", fp32 - a.accuracy, options.max_drop)
-            gates.append(dataclasses.replace(gate, artifact=a.name))
-    return gates
-
-
-def _stale(out_dir: Path, name: str, bundle: Bundle) -> list[str]:
-    made = {a.path for a in bundle.artifacts}
-    found = sorted(out_dir.glob(f"{glob.escape(name)}.*")) if out_dir.is_dir() else []
+def _accuracy_gates(artifacts: Sequence[Artifact], options: ExportOptions) -> list[Gate]:
+    """One gate per int8 file whose accuracy is known."""
+    fp32 = next(a.accuracy for a in artifacts if a.name == "fp32") or 0.0
     return [
-        path.name for path in found if path.suffix in (".onnx", ".engine") and path.name not in made
+        Gate.at_most(f"accuracy lost by {a.name}", fp32 - a.accuracy, options.max_drop, a.name)
+        for a in artifacts
+        if a.precision == "int8" and a.accuracy is not None
     ]
+
+
+def json_bytes(values: Mapping[str, Any]) -> bytes:
+    """One JSON object with a final newline; never NaN."""
+    return (json.dumps(values, indent=2, allow_nan=False) + "\n").encode()
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write every file in a hidden folder, then move them all into place, the report last.
+
+    The old report goes first: a process killed in between leaves none that names other files.
+
+    Raises:
+        ExportError: The folder cannot be written to, or the disk is full: no file was replaced.
+    """
+    stage: Path | None = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(".export-*"):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        stage = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
+        for name, data in files.items():
+            with (stage / name).open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        (folder / REPORT).unlink(missing_ok=True)
+        for name in sorted(files, key=lambda name: name == REPORT):
+            os.replace(stage / name, folder / name)
+    except OSError as error:
+        raise ExportError(
+            f"Cannot write the export to {folder}: {error.strerror or error}.",
+            fix="Choose a folder that you may write to, with room for the files.",
+        ) from None
+    finally:
+        if stage is not None:
+            shutil.rmtree(stage, ignore_errors=True)

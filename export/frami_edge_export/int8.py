@@ -1,22 +1,32 @@
-"""The int8 files of one export: all from one calibration table, each judged on its own."""
+"""The int8 files of one export: chosen by measuring, all from one calibration table.
+
+Flavour, first layers and layers that must stay float are judged on mels that set no range.
+
+Shape legend: N samples, M mel bands, T mel frames, K classes.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
-from frami_edge_export.bench import interleaved_latency
+from frami_edge_export.bench import session_latency
 from frami_edge_export.calibration import CalibrationSet, at_other_levels
-from frami_edge_export.drafts import Bundle, Draft
-from frami_edge_export.graph import described, json_bytes, serialised, sha256
+from frami_edge_export.graph import described, serialised, sha256
 from frami_edge_export.options import ExportOptions
-from frami_edge_export.parity import Array64, Comparison, Head, cpu_session, run_trunk, sqnr_db
+from frami_edge_export.parity import (
+    Array,
+    Array64,
+    Comparison,
+    Head,
+    cpu_session,
+    run_trunk,
+    sqnr_db,
+)
 from frami_edge_export.quantise import (
     FLAVOURS,
     METHOD,
@@ -26,32 +36,28 @@ from frami_edge_export.quantise import (
     BiasCorrector,
     Flavour,
     Quantiser,
+    for_this_cpu,
 )
-from frami_edge_export.report import Artifact, Calibration, Gate
-from frami_edge_runtime.modelfile import TRUNK_INPUT, ModelInfo
+from frami_edge_export.report import Artifact, Calibration, Draft, Gate
+from frami_edge_runtime.modelfile import ModelInfo
 
-# --- Choose the int8 graph by measuring: flavour, first layers, layers that must stay float
-# Shape legend: N samples, M mel bands, T mel frames, K classes.
-
-Array = npt.NDArray[np.float32]
-_LAYER_SAMPLES = 32
-_MAX_FIRST = 4
-"""So many first layers may stay float for speed: they hold few of the weights."""
+_LAYER_SAMPLES: Final = 32
+_MAX_FIRST: Final = 4
+"""Largest number of first layers that may stay float for speed: they hold few of the weights."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One int8 graph and how it did on the hold-out."""
+    """One int8 graph and its answers on the hold-out."""
 
     flavour: Flavour
     float_layers: frozenset[str]
     model: onnx.ModelProto
     comparison: Comparison
-    """With fp32."""
-    logits_BK: Array64
-    """On the hold-out."""
+    """Against fp32."""
+    logits_NK: Array64
     corrected: bool = False
-    """Its biases take back the shift of each channel's mean (`bias_correction`)."""
+    """Its biases take back the shift of each channel's mean (`BiasCorrector`)."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +65,11 @@ class Int8Result:
     """The chosen graph, and how it was chosen."""
 
     chosen: Candidate
-    tried: tuple[dict[str, Any], ...]
-    """Every candidate: flavour, layers left float, p50_ms where timed, agreement, sqnr_db."""
     fallback: tuple[str, ...]
     """Layers that went back to float to pass the agreement gate, in that order."""
-    layers: tuple[dict[str, Any], ...]
+    layers: tuple[dict[str, Any], ...] = ()
     """SQNR of the frames where only this layer is int8, worst first."""
-    reason: str
+    reason: str = ""
 
 
 class Int8Search:
@@ -73,232 +77,291 @@ class Int8Search:
 
     Args:
         trunk: The fp32 graph.
-        quantiser: With the calibration table.
-        corrector: Of the same trunk and calibration mels.
-        holdout_N1MT: Mels that set no range, with their context.
+        sample: Calibration mels and hold-out, with their context.
         head: Pooling and head.
-        trunk_1s: (1, 1, M, T), what is timed.
+        trunk_1s: (1, 1, M, T), the input that is timed.
         options: Gates and budgets.
     """
 
     def __init__(
         self,
         trunk: onnx.ModelProto,
-        quantiser: Quantiser,
-        corrector: BiasCorrector,
-        holdout_N1MT: Array,
+        sample: CalibrationSet,
         head: Head,
         trunk_1s: Array,
         options: ExportOptions,
     ) -> None:
-        self._quantiser, self._head, self._options = quantiser, head, options
-        self._corrector = corrector
-        self._holdout, self._trunk_1s = holdout_N1MT, trunk_1s
-        self._few = holdout_N1MT[:_LAYER_SAMPLES]
+        self.quantiser = Quantiser(trunk, sample.ranges)
+        self.tried: list[dict[str, Any]] = []
+        """Every candidate: flavour, float layers, p50_ms where timed, agreement, sqnr_db."""
+        self._corrector = BiasCorrector(trunk, self.quantiser, sample.ranges)
+        self._head, self._trunk_1s, self._options = head, trunk_1s, options
+        self._holdout, self._few = sample.holdout, sample.holdout[:_LAYER_SAMPLES]
         self._fp32 = cpu_session(trunk)
-        self._reference_BK: Array64 = head(run_trunk(self._fp32, holdout_N1MT))
-        self._reference_frames = run_trunk(self._fp32, self._few)
-        self._tried: list[dict[str, Any]] = []
+        self._reference_NK: Array64 = head(run_trunk(self._fp32, self._holdout))
 
     def run(self) -> Int8Result:
-        """Fastest flavour that passes; then how many first layers; float layers, if need be."""
-        rivals = [self._build(flavour, self._first(1)) for flavour in FLAVOURS]
+        """The fastest flavour that passes, then how many first layers stay float."""
+        rivals = [self._build(for_this_cpu(flavour), self._first(1)) for flavour in FLAVOURS]
         times = self._time(rivals)
         # A tie goes to the first flavour: noise must not change the file from run to run.
-        handicap = [self._options.first_layers_gain, *[1.0] * (len(rivals) - 1)]
-        chosen = min(
-            zip(rivals, times, handicap, strict=True),
-            key=lambda one: (not self._passes(one[0]), one[1] * one[2]),
-        )[0]
+        tie = self._options.first_layers_gain
+        weighted = [times[0] * tie, *times[1:]]
+        order = sorted(range(len(rivals)), key=lambda i: (not self._passes(rivals[i]), weighted[i]))
+        chosen = rivals[order[0]]
         listed = ", ".join(
             f"{c.flavour.name} {t:.3f} ms" for c, t in zip(rivals, times, strict=True)
         )
-        passing = sum(self._passes(c) for c in rivals)
-        why = "is the only one to pass the agreement gate" if passing == 1 else "is fastest"
-        if passing != 1 and chosen is rivals[0] and min(times) < times[0]:
-            why = f"is fastest within {1 - self._options.first_layers_gain:.0%}"
+        if sum(map(self._passes, rivals)) == 1:
+            why = "is the only one to pass the agreement gate"
+        elif chosen is rivals[0] and min(times) < times[0]:
+            why = f"is fastest within {1 - tie:.0%}"
+        else:
+            why = "is fastest"
         reason = f"{chosen.flavour.name} {why} on this CPU ({listed})"
-        chosen, reason = self._choose_first_layers(chosen, reason)
+        chosen, more = self._choose_first_layers(chosen)
         chosen = self._correct(chosen)
         layers = self._layer_sqnr(chosen.flavour)
-        fallback: tuple[str, ...] = ()
-        if not self._passes(chosen):
-            chosen, fallback, reason = self._fall_back(chosen, layers, reason)
+        chosen, fallback, fallen = self._fall_back(chosen, layers)
+        reason += more + fallen
         if chosen.corrected:
-            reason = f"{reason}; biases are corrected for the shift of each channel's mean"
-        return Int8Result(chosen, tuple(self._tried), fallback, layers, reason)
+            reason += "; biases are corrected for the shift of each channel's mean"
+        return Int8Result(chosen, fallback, layers, reason)
 
-    def settle(self, flavour: Flavour, first: int) -> tuple[Candidate, tuple[str, ...]]:
-        """One flavour with so many first layers float, and the layers that had to follow them."""
+    def settle(self, flavour: Flavour, first: int) -> Int8Result:
+        """One flavour with so many first layers float."""
         chosen = self._correct(self._build(flavour, self._first(first)))
-        if self._passes(chosen):
-            return chosen, ()
-        best, fallback, _ = self._fall_back(chosen, self._layer_sqnr(flavour), "")
-        return best, fallback
+        layers = () if self._passes(chosen) else self._layer_sqnr(flavour)
+        chosen, fallback, _ = self._fall_back(chosen, layers)
+        return Int8Result(chosen, fallback)
 
     def judge(self, candidate: Candidate, mels_N1MT: Array) -> Comparison:
-        """A graph against fp32 on other mels, with their context."""
-        logits_BK = self._head(run_trunk(cpu_session(candidate.model), mels_N1MT))
-        return Comparison.of(self._head(run_trunk(self._fp32, mels_N1MT)), logits_BK)
+        """Compare a graph with fp32 on other mels, with their context."""
+        expected_NK = self._head(run_trunk(self._fp32, mels_N1MT))
+        return Comparison.of(
+            expected_NK, self._logits(candidate.flavour, candidate.model, mels_N1MT)
+        )
+
+    def _logits(self, flavour: Flavour, model: onnx.ModelProto, mels_N1MT: Array) -> Array64:
+        return self._head(run_trunk(cpu_session(model, exact=flavour.inputs_only), mels_N1MT))
 
     def _passes(self, candidate: Candidate) -> bool:
         return candidate.comparison.agreement >= self._options.min_agreement
 
-    def _correct(self, candidate: Candidate) -> Candidate:
-        """With corrected biases, where the hold-out is answered better for it."""
-        rival = self._build(candidate.flavour, candidate.float_layers, corrected=True)
-        before, after = candidate.comparison, rival.comparison
-        if after.agreement < before.agreement and before.agreement < self._options.min_agreement:
-            return candidate
-        return rival if _quality(after) > _quality(before) else candidate
+    def _first(self, count: int) -> frozenset[str]:
+        return frozenset(self.quantiser.layers[:count])
 
     def _build(
         self, flavour: Flavour, float_layers: Iterable[str], corrected: bool = False
     ) -> Candidate:
         kept = frozenset(float_layers)
         biases = self._corrector.biases(flavour, kept) if corrected else None
-        model = self._quantiser.graph(flavour, kept, biases)
-        logits_BK = self._head(run_trunk(cpu_session(model), self._holdout))
-        comparison = Comparison.of(self._reference_BK, logits_BK)
-        candidate = Candidate(flavour, kept, model, comparison, logits_BK, corrected)
-        self._tried.append(
+        model = self.quantiser.graph(flavour, kept, biases)
+        logits_NK = self._logits(flavour, model, self._holdout)
+        comparison = Comparison.of(self._reference_NK, logits_NK)
+        self.tried.append(
             {
                 "flavour": flavour.name,
                 "float_layers": sorted(kept),
                 "bias_correction": corrected,
                 "p50_ms": None,
-                "agreement": candidate.comparison.agreement,
-                "sqnr_db": candidate.comparison.sqnr_db,
+                "agreement": comparison.agreement,
+                "sqnr_db": comparison.sqnr_db,
             }
         )
-        return candidate
+        return Candidate(flavour, kept, model, comparison, logits_NK, corrected)
 
     def _time(self, candidates: list[Candidate]) -> list[float]:
-        sessions = {str(i): cpu_session(c.model) for i, c in enumerate(candidates)}
-        latency = interleaved_latency(
-            sessions,
-            {name: {TRUNK_INPUT: self._trunk_1s} for name in sessions},
-            budget_s=self._options.bench_budget_s,
-            max_rounds=self._options.bench_rounds,
-        )
+        graphs = {str(i): (c.model, self._trunk_1s) for i, c in enumerate(candidates)}
+        latency = session_latency(graphs, self._options)
         times = [latency[str(i)].p50_ms for i in range(len(candidates))]
         for candidate, p50_ms in zip(candidates, times, strict=True):
-            for row in self._tried:
+            for row in self.tried:
                 key = (row["flavour"], row["float_layers"])
                 if key == (candidate.flavour.name, sorted(candidate.float_layers)):
                     row["p50_ms"] = p50_ms
         return times
 
-    def _first(self, count: int) -> frozenset[str]:
-        return frozenset(self._quantiser.layers[:count])
+    def _correct(self, candidate: Candidate) -> Candidate:
+        """With corrected biases, where that answers the hold-out better."""
+        rival = self._build(candidate.flavour, candidate.float_layers, corrected=True)
+        before, after = candidate.comparison, rival.comparison
+        if after.agreement < before.agreement and not self._passes(candidate):
+            return candidate
+        return rival if _quality(after) > _quality(before) else candidate
 
-    def _choose_first_layers(self, chosen: Candidate, reason: str) -> tuple[Candidate, str]:
+    def _choose_first_layers(self, chosen: Candidate) -> tuple[Candidate, str]:
         """Where the graph goes from float to int8.
 
         The first maps are the largest and their convolutions the cheapest: converting them to int8
-        can cost more than int8 gains on them, and each layer more that stays float adds only
-        agreement.
+        can cost more than int8 gains on them, and each further layer in float only adds agreement.
         """
-        most = min(_MAX_FIRST, len(self._quantiser.layers) - 1)
+        most = min(_MAX_FIRST, len(self.quantiser.layers) - 1)
         counts = [n for n in range(most + 1) if n != 1]
         rivals = [chosen, *(self._build(chosen.flavour, self._first(n)) for n in counts)]
         times = self._time(rivals)
         best = 0
         for i, rival in enumerate(rivals[1:], start=1):
-            if rival.comparison.agreement < chosen.comparison.agreement and not (
-                self._passes(rival) and rival.float_layers
-            ):
+            agrees = rival.comparison.agreement >= chosen.comparison.agreement
+            if not agrees and not (self._passes(rival) and rival.float_layers):
                 continue
             if times[i] <= times[best] * self._options.first_layers_gain:
                 best = i
-        count = len(rivals[best].float_layers)
         if best == 0:
-            return chosen, f"{reason}; the first convolution stays float"
+            return chosen, "; the first convolution stays float"
+        count = len(rivals[best].float_layers)
         which = "no convolution stays" if count == 0 else f"the first {count} convolutions stay"
         gain = times[0] / times[best]
-        return rivals[best], f"{reason}; {which} float: {gain:.2f}x faster than with one"
+        return rivals[best], f"; {which} float: {gain:.2f}x faster than with one"
 
     def _layer_sqnr(self, flavour: Flavour) -> tuple[dict[str, Any], ...]:
-        rows = []
-        for layer in self._quantiser.layers:
-            model = self._quantiser.graph(flavour, set(self._quantiser.layers) - {layer})
-            frames = run_trunk(cpu_session(model), self._few)
-            rows.append({"layer": layer, "sqnr_db": sqnr_db(self._reference_frames, frames)})
+        """SQNR of the frames with one layer int8 and all others float, worst first."""
+        expected, rows = run_trunk(self._fp32, self._few), []
+        for layer in self.quantiser.layers:
+            model = self.quantiser.graph(flavour, set(self.quantiser.layers) - {layer})
+            frames = run_trunk(cpu_session(model, exact=flavour.inputs_only), self._few)
+            rows.append({"layer": layer, "sqnr_db": sqnr_db(expected, frames)})
         return tuple(sorted(rows, key=lambda row: (row["sqnr_db"] is None, row["sqnr_db"] or 0.0)))
 
     def _fall_back(
-        self, chosen: Candidate, layers: tuple[dict[str, Any], ...], reason: str
+        self, chosen: Candidate, layers: tuple[dict[str, Any], ...]
     ) -> tuple[Candidate, tuple[str, ...], str]:
-        best = chosen
-        fallback: tuple[str, ...] = ()
-        best_layers = fallback
+        """The worst layers in float, one after the other, until the agreement gate passes.
+
+        Layers that the gate can do without then return to int8, the least sensitive first.
+        """
+        if self._passes(chosen):
+            return chosen, (), ""
+        best, best_fallback = chosen, list[str]()
+        fallback: list[str] = []
         for row in layers[:-1]:
             if row["layer"] in chosen.float_layers:
                 continue
-            fallback = (*fallback, row["layer"])
-            if len(chosen.float_layers) + len(fallback) == len(self._quantiser.layers):
+            fallback.append(row["layer"])
+            if len(chosen.float_layers) + len(fallback) == len(self.quantiser.layers):
                 break
             kept = chosen.float_layers | set(fallback)
             candidate = self._build(chosen.flavour, kept, chosen.corrected)
             if candidate.comparison.agreement > best.comparison.agreement:
-                best, best_layers = candidate, fallback
+                best, best_fallback = candidate, list(fallback)
             if self._passes(candidate):
-                candidate, fallback = self._prune(candidate, fallback)
-                names = ", ".join(fallback)
-                return candidate, fallback, f"{reason}; back to float by SQNR: {names}"
-        return best, best_layers, f"{reason}; no choice of float layers passes the agreement gate"
-
-    def _prune(
-        self, candidate: Candidate, fallback: tuple[str, ...]
-    ) -> tuple[Candidate, tuple[str, ...]]:
-        """Back to int8 with every layer that the gate can do without, the least sensitive first."""
-        for layer in reversed(fallback[:-1]):
-            kept = candidate.float_layers - {layer}
-            rival = self._build(candidate.flavour, kept, candidate.corrected)
-            if self._passes(rival):
-                candidate = rival
-                fallback = tuple(name for name in fallback if name != layer)
-        return candidate, fallback
+                for layer in reversed(fallback[:-1]):
+                    kept = candidate.float_layers - {layer}
+                    rival = self._build(candidate.flavour, kept, candidate.corrected)
+                    if self._passes(rival):
+                        candidate = rival
+                        fallback.remove(layer)
+                reason = f"; back to float by SQNR: {', '.join(fallback)}"
+                return candidate, tuple(fallback), reason
+        reason = "; no choice of float layers passes the agreement gate"
+        return best, tuple(best_fallback), reason
 
 
 def _quality(comparison: Comparison) -> float:
     return np.inf if comparison.sqnr_db is None else comparison.sqnr_db
 
 
-# --- What is recorded about a quantisation: in the report, in the model file and in ``calib.json
+@dataclass(frozen=True)
+class Int8Files:
+    """The int8 files of one export, and how they were made."""
+
+    drafts: list[Draft]
+    calibration: Calibration
+    table: dict[str, Any]
+    """``calib.json``: the ranges, keyed by model, samples and options."""
+    quantisation: dict[str, Any]
+    """How ``int8.cpu`` was chosen, and its answers at other levels than those of the set."""
+    layers: tuple[dict[str, Any], ...]
+    notes: list[str] = field(default_factory=list)
 
 
-def calibration_record(sample: CalibrationSet, source: str) -> Calibration:
-    """Which samples were used."""
-    return Calibration(
+def int8_files(
+    trunk: onnx.ModelProto,
+    head_bytes: bytes,
+    head: Head,
+    info: ModelInfo,
+    sample: CalibrationSet,
+    source: str,
+    *,
+    trunk_1s: Array,
+    name: str,
+    portable: bool,
+    options: ExportOptions,
+) -> Int8Files:
+    """Make ``int8.cpu``, ``int8.trt`` and, where asked for, ``int8.portable``.
+
+    Args:
+        trunk: The fp32 graph.
+        head_bytes: The head's ONNX file, as every streaming file carries it.
+        head: Pooling and head, to judge by logits.
+        info: Description of the fp32 file.
+        sample: Calibration mels and hold-out.
+        source: Origin of the samples, for the report.
+        trunk_1s: (1, 1, M, T) mel of 1 s with its context, the input that is timed.
+        name: Prefix of the files.
+        portable: Make ``int8.portable`` too.
+        options: Gates and budgets.
+    """
+    search = Int8Search(trunk, sample, head, trunk_1s, options)
+    found = search.run()
+    tensorrt = search.settle(TENSORRT, search.quantiser.stem)
+    results = {"int8.cpu": found, "int8.trt": tensorrt}
+    if portable:
+        first = len(found.chosen.float_layers)
+        results["int8.portable"] = search.settle(for_this_cpu(PORTABLE), first)
+    model_sha256 = sha256(serialised(trunk))
+    used = Calibration(
         source, len(sample.ranges), len(sample.holdout), sample.digest, sample.clamped
     )
-
-
-def calibration_table(
-    trunk: onnx.ModelProto, quantiser: Quantiser, used: Calibration
-) -> dict[str, Any]:
-    """``calib.json``: the ranges, keyed by model, samples and options."""
-    key = {
-        "model_sha256": sha256(serialised(trunk)),
+    table = {
+        "schema": 1,
+        "model_sha256": model_sha256,
         "samples_sha256": used.sha256,
         "method": METHOD,
         "op_types": OP_TYPES,
-    }
-    return {
-        "schema": 1,
-        **key,
         "source": used.source,
         "samples": used.samples,
-        "ranges": {tensor: list(pair) for tensor, pair in quantiser.ranges.items()},
+        "ranges": {tensor: list(pair) for tensor, pair in search.quantiser.ranges.items()},
     }
+    context = (info.context.left, info.context.right)
+    other = at_other_levels(sample.holdout, info.mel, context, options.level_db, options.seed)
+    levels = search.judge(found.chosen, other)
+    return Int8Files(
+        drafts=[
+            _draft(which, result.chosen, head_bytes, info, used, model_sha256, name, options)
+            for which, result in results.items()
+        ],
+        calibration=used,
+        table=table,
+        quantisation={
+            "flavour": found.chosen.flavour.name,
+            "float_layers": sorted(found.chosen.float_layers),
+            "bias_correction": found.chosen.corrected,
+            "fallback": list(found.fallback),
+            "levels": {
+                "level_db": options.level_db,
+                "agreement": levels.agreement,
+                "sqnr_db": levels.sqnr_db,
+            },
+            "tried": search.tried,
+            "reason": found.reason,
+        },
+        layers=found.layers,
+        notes=_notes(results, levels, options),
+    )
 
 
-def int8_info(
-    info: ModelInfo, made: Candidate, used: Calibration, table: dict[str, Any]
-) -> ModelInfo:
-    """The int8 file's description; tables stay out of it, their hashes are in."""
-    return info.replace(
+def _draft(
+    which: str,
+    made: Candidate,
+    head_bytes: bytes,
+    info: ModelInfo,
+    used: Calibration,
+    model_sha256: str,
+    name: str,
+    options: ExportOptions,
+) -> Draft:
+    described_as = info.replace(
         precision="int8",
         quantisation={
             "scheme": "static Q/DQ, per-channel weights",
@@ -311,123 +374,42 @@ def int8_info(
             "samples": used.samples,
             "sha256": used.sha256,
             "method": METHOD,
-            "model_sha256": table["model_sha256"],
+            "model_sha256": model_sha256,
         },
     )
-
-
-def int8_artifact(name: str, path: str, made: Candidate, purpose: str) -> Artifact:
-    """The artefact before it is timed and written."""
-    c = made.comparison
-    return Artifact(
-        name=name,
-        path=path,
+    artifact = Artifact(
+        name=which,
+        path=f"{name}.{which}.onnx",
         kind="streaming",
         precision="int8",
-        bytes=0,
-        max_abs_difference=c.max_abs_difference,
-        agreement=c.agreement,
-        sqnr_db=c.sqnr_db,
-        purpose=purpose,
+        max_abs_difference=made.comparison.max_abs_difference,
+        agreement=made.comparison.agreement,
+        sqnr_db=made.comparison.sqnr_db,
+        purpose="TensorRT" if which == "int8.trt" else "",
     )
+    gate = Gate.at_least(
+        f"{which} agreement with fp32", made.comparison.agreement, options.min_agreement, which
+    )
+    return Draft(artifact, described(made.model, described_as, head_bytes), made.model, (gate,))
 
 
-def quantisation_record(found: Int8Result, levels: Comparison, level_db: float) -> dict[str, Any]:
-    """How the int8 graph was chosen, and how it does at other levels than those of the set."""
-    return {
-        "flavour": found.chosen.flavour.name,
-        "float_layers": sorted(found.chosen.float_layers),
-        "bias_correction": found.chosen.corrected,
-        "fallback": list(found.fallback),
-        "levels": {
-            "level_db": level_db,
-            "agreement": levels.agreement,
-            "sqnr_db": levels.sqnr_db,
-        },
-        "tried": list(found.tried),
-        "reason": found.reason,
-    }
-
-
-# --- The int8 files of one export: all from one calibration table, each judged on its own
-
-
-@dataclass(frozen=True)
-class Int8Files:
-    """How the int8 files of one export came about."""
-
-    found: Int8Result
-    tensorrt: Candidate
-    """Of ``int8.trt``."""
-    calibration: Calibration
-    table: dict[str, Any]
-    """``calib.json``."""
-    levels: Comparison
-    """Of ``int8.cpu`` with fp32 on the hold-out at other levels (`ExportOptions.level_db`)."""
-
-
-def add_int8(
-    bundle: Bundle,
-    trunk: onnx.ModelProto,
-    head_bytes: bytes,
-    head: Head,
-    info: ModelInfo,
-    sample: CalibrationSet,
-    source: str,
-    *,
-    trunk_1s: npt.NDArray[np.float32],
-    name: str,
-    portable: bool,
-    options: ExportOptions,
-) -> Int8Files:
-    """Add ``int8.cpu``, ``int8.trt`` and, if asked for, ``int8.portable`` to the bundle.
-
-    Args:
-        bundle: Gets the files, their gates, ``calib.json`` and what a reader must know.
-        trunk: The fp32 graph.
-        head_bytes: The head's ONNX file, as every streaming file carries it.
-        head: Pooling and head, to judge by logits.
-        info: Of the fp32 file.
-        sample: Calibration mels and hold-out.
-        source: What the samples are, for the report.
-        trunk_1s: (1, 1, M, T) mel of 1 s with its context, what is timed.
-        name: Prefix of the files.
-        portable: Make ``int8.portable`` too.
-        options: Gates and budgets.
-    """
-    quantiser = Quantiser(trunk, sample.ranges)
-    corrector = BiasCorrector(trunk, quantiser, sample.ranges)
-    search = Int8Search(trunk, quantiser, corrector, sample.holdout, head, trunk_1s, options)
-    found = search.run()
-    used = calibration_record(sample, source)
-    table = calibration_table(trunk, quantiser, used)
-    bundle.files["calib.json"] = json_bytes(table)
-
-    def add(which: str, made: Candidate, fallen: tuple[str, ...], purpose: str = "") -> None:
-        data = described(made.model, int8_info(info, made, used, table), head_bytes)
-        artifact = int8_artifact(which, f"{name}.{which}.onnx", made, purpose)
-        agreement = made.comparison.agreement
-        gate = Gate.at_least(f"{which} agreement with fp32", agreement, options.min_agreement)
-        bundle.add(Draft.of(artifact, data, made.model), dataclasses.replace(gate, artifact=which))
-        if fallen:
-            bundle.notes.append(
-                f"{which}: {', '.join(fallen)} went back to float to reach an agreement of "
-                f"{options.min_agreement:.0%}."
-            )
-
-    add("int8.cpu", found.chosen, found.fallback)
-    tensorrt, fallen = search.settle(TENSORRT, quantiser.stem)
-    add("int8.trt", tensorrt, fallen, "TensorRT")
-    together = Comparison.of(found.chosen.logits_BK, tensorrt.logits_BK).agreement
-    bundle.notes.append(f"int8.trt names the same class as int8.cpu on {together:.2%}.")
-    if portable:
-        add("int8.portable", *search.settle(PORTABLE, len(found.chosen.float_layers)))
-    context = (info.context.left, info.context.right)
-    other = at_other_levels(sample.holdout, info.mel, context, options.level_db, options.seed)
-    levels = search.judge(found.chosen, other)
+def _notes(results: dict[str, Int8Result], levels: Comparison, options: ExportOptions) -> list[str]:
+    notes = [
+        f"{which}: {', '.join(result.fallback)} went back to float to reach an agreement of "
+        f"{options.min_agreement:.0%}."
+        for which, result in results.items()
+        if result.fallback
+    ]
+    chosen, tensorrt = results["int8.cpu"].chosen, results["int8.trt"].chosen
+    together = Comparison.of(chosen.logits_NK, tensorrt.logits_NK).agreement
+    notes.append(f"int8.trt predicts the same class as int8.cpu on {together:.2%}.")
+    if chosen.flavour.weight_bits == 7:
+        notes.append(
+            "int8.cpu has 7-bit weights: this CPU has no VNNI, and sums of 8-bit ones saturate."
+        )
     if levels.agreement < options.min_agreement:
-        bundle.notes.append(
+        notes.append(
             f"int8.cpu agrees with fp32 on {levels.agreement:.2%} only where sounds are up to "
             f"{options.level_db:g} dB louder or softer than the calibration set."
         )
-    return Int8Files(found, tensorrt, used, table, levels)
+    return notes

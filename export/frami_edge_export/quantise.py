@@ -1,6 +1,7 @@
-"""Bias correction: int8 rounding shifts a channel's mean, and its bias takes that shift back.
+"""Static int8 with explicit Q/DQ: one calibration table, any number of graphs from it.
 
-The statistics pooling averages rounding noise away, but not a shift that every frame shares: so the
+Bias correction: int8 rounding shifts a channel's mean, and its bias takes that shift back. The
+statistics pooling averages rounding noise away, but not a shift that every frame shares: so the
 shift is most of what int8 costs a student, 3 to 4 dB of its logits' SQNR where zero points are 0.
 Source: M. Nagel et al., *Data-Free Quantization Through Weight Equalization and Bias Correction*,
 ICCV 2019, section 4.2, with synthetic mels in place of BatchNorm's moments.
@@ -11,38 +12,37 @@ Shape legend: N samples, M mel bands, T mel frames, C channels of a layer.
 from __future__ import annotations
 
 import copy
+import dataclasses
+import functools
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantType
 from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
-from frami_edge_export.graph import check_loadable, strip
-from frami_edge_export.parity import BATCH, cpu_session
+from frami_edge_export.graph import MAX_IR, OPSET, check_loadable, strip
+from frami_edge_export.parity import BATCH, Array, cpu_session
 from frami_edge_runtime.modelfile import TRUNK_INPUT
-
-# --- Static int8 with explicit Q/DQ: one calibration table, any number of graphs from it
-# Shape legend: N samples, M mel bands, T mel frames.
 
 OP_TYPES: Final = ["Conv", "Relu", "Clip", "Add", "MaxPool"]
 """With the activations, or each would split a pair of int8 convolutions by float work (measured 2x
 slower). Everything else, the mean over frequency included, computes in float."""
 TENSORRT_OP_TYPES: Final = ["Conv", "Add"]
-"""Activations are fused into the convolution before them, so they get no Q/DQ of their own."""
+"""TensorRT fuses activations into the convolution before them: they get no Q/DQ of their own."""
 METHOD: Final = "minmax"
+CORRECTION_SAMPLES: Final = 64
 
 
 @dataclass(frozen=True)
 class Flavour:
-    """Types of activations and weights."""
+    """Types and places of the quantised tensors."""
 
     name: str
     activations: Any
@@ -51,11 +51,13 @@ class Flavour:
     """Zero points of 0 and a float bias, as TensorRT demands."""
     inputs_only: bool = False
     """Q/DQ on the inputs of convolutions only, behind the activation: TensorRT then fuses
-    convolution, activation and quantisation into one kernel."""
+    convolution, activation and quantisation into one kernel. ONNX Runtime's CPU kernels are not
+    made for it, so such a graph is judged in float, as it is written."""
+    weight_bits: int = 8
 
     @property
     def op_types(self) -> list[str]:
-        """What is quantised."""
+        """Operators to quantise."""
         return TENSORRT_OP_TYPES if self.symmetric else OP_TYPES
 
 
@@ -69,15 +71,50 @@ PORTABLE: Final = Flavour("S8S8 portable", QuantType.QInt8, QuantType.QInt8, Tru
 """Q/DQ behind convolutions too, so that ONNX Runtime finds int8 on both sides of each."""
 
 
+def for_this_cpu(flavour: Flavour) -> Flavour:
+    """The flavour with 7-bit weights where this CPU needs them (`cpu_saturates`)."""
+    if not cpu_saturates():
+        return flavour
+    return dataclasses.replace(flavour, name=f"{flavour.name} 7-bit", weight_bits=7)
+
+
+@functools.cache
+def cpu_saturates() -> bool:
+    """Whether ONNX Runtime's int8 kernels cut off large sums on this CPU.
+
+    x86 without VNNI adds pairs of products in 16 bits. One convolution of the largest values shows
+    it; weights of 7 bits cannot get there.
+    """
+    model = onnx.parser.parse_model(
+        f"""<ir_version: {MAX_IR}, opset_import: ["" : {OPSET}]>
+        probe (float[1, 64, 4, 4] x) => (float[1, 16, 4, 4] y)
+        <float one = {{1}}, float step = {{131072}}> {{
+            q = QuantizeLinear (x, one, unsigned)
+            dq = DequantizeLinear (q, one, unsigned)
+            w = DequantizeLinear (weight, one, signed)
+            z = Conv (dq, w)
+            q_z = QuantizeLinear (z, step, unsigned)
+            y = DequantizeLinear (q_z, step, unsigned)
+        }}"""
+    )
+    constants = {
+        "unsigned": np.array(0, np.uint8),
+        "signed": np.array(0, np.int8),
+        "weight": np.full((16, 64, 1, 1), 127, np.int8),
+    }
+    model.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in constants.items())
+    x = np.full((1, 64, 4, 4), 255, np.float32)
+    found, exact = (cpu_session(model, exact=e).run(None, {"x": x})[0] for e in (False, True))
+    return not np.array_equal(found, exact)
+
+
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
-    """Mels a few at a time."""
+    """Feeds mels, `BATCH` at a time."""
 
-    def __init__(self, mels_N1MT: npt.NDArray[np.float32]) -> None:
-        self._batches: Iterator[npt.NDArray[np.float32]] = iter(
-            [mels_N1MT[i : i + BATCH] for i in range(0, len(mels_N1MT), BATCH)]
-        )
+    def __init__(self, mels_N1MT: Array) -> None:
+        self._batches = iter([mels_N1MT[i : i + BATCH] for i in range(0, len(mels_N1MT), BATCH)])
 
-    def get_next(self) -> dict[str, npt.NDArray[np.float32]] | None:
+    def get_next(self) -> dict[str, Array] | None:
         """The next feed, None at the end."""
         batch = next(self._batches, None)
         return None if batch is None else {TRUNK_INPUT: batch}
@@ -91,14 +128,16 @@ class Quantiser:
         mels_N1MT: The clamped calibration set, with its context.
     """
 
-    def __init__(self, trunk: onnx.ModelProto, mels_N1MT: npt.NDArray[np.float32]) -> None:
+    def __init__(self, trunk: onnx.ModelProto, mels_N1MT: Array) -> None:
         self._trunk = onnx.shape_inference.infer_shapes(trunk)
-        self.layers = tuple(node.name for node in trunk.graph.node if node.op_type == "Conv")
+        convs = [node for node in trunk.graph.node if node.op_type == "Conv"]
+        self.layers = tuple(node.name for node in convs)
         """Convolutions in graph order, named after their torch modules."""
-        self.stem = _stem(trunk)
-        """So many first convolutions gain nothing from int8 on a GPU: the one over a single channel
-        and a depthwise one behind it feed no tensor core. Not all TensorRTs have an int8 kernel for
-        the first, and int8 costs 2 to 3 dB of SQNR on the second."""
+        groups = [next((a.i for a in c.attribute if a.name == "group"), 1) for c in convs]
+        self.stem = 2 if len(groups) > 2 and groups[1] > 1 else 1
+        """Number of first convolutions that gain nothing from int8 on a GPU: the one over a single
+        channel and a depthwise one behind it feed no tensor core. Not every TensorRT has an int8
+        kernel for the first, and int8 costs 2 to 3 dB of SQNR on the second."""
         self._table = self._calibrate(mels_N1MT)
 
     @property
@@ -114,30 +153,38 @@ class Quantiser:
         self,
         flavour: Flavour,
         float_layers: Iterable[str],
-        biases: Mapping[str, npt.NDArray[np.float32]] | None = None,
+        biases: Mapping[str, Array] | None = None,
     ) -> onnx.ModelProto:
         """The int8 trunk: per-channel weights, per-tensor activations, the given layers float.
 
         Args:
-            flavour: Types and placement.
-            float_layers: Of `layers`.
-            biases: Instead of the trunk's, by the name of their initialiser.
+            flavour: Types and places.
+            float_layers: Names of `layers`.
+            biases: Replacements for the trunk's, by the name of their initialiser.
         """
         trunk = copy.deepcopy(self._trunk)
         for tensor in trunk.graph.initializer:
             if biases and tensor.name in biases:
                 tensor.CopyFrom(numpy_helper.from_array(biases[tensor.name], tensor.name))
+        options = {
+            "ActivationSymmetric": True,
+            "WeightSymmetric": True,
+            "QuantizeBias": False,
+            # Only an int32 bias needs weights that fit its scale.
+            "QDQDisableWeightAdjustForInt32Bias": True,
+            "OpTypesToExcludeOutputQuantization": flavour.op_types if flavour.inputs_only else [],
+        }
         quantizer = QDQQuantizer(
             trunk,
-            True,
-            False,
-            flavour.weights,
-            flavour.activations,
-            self._table,
-            [],
-            sorted(float_layers),
-            flavour.op_types,
-            _options(flavour),
+            per_channel=True,
+            reduce_range=flavour.weight_bits == 7,
+            weight_qType=flavour.weights,
+            activation_qType=flavour.activations,
+            tensors_range=self._table,
+            nodes_to_quantize=[],
+            nodes_to_exclude=sorted(float_layers),
+            op_types_to_quantize=flavour.op_types,
+            extra_options=options if flavour.symmetric else {},
         )
         quantizer.quantize_model()
         quantizer.model.topological_sort()
@@ -145,10 +192,9 @@ class Quantiser:
         model.CopyFrom(quantizer.model.model)
         strip(model)
         check_loadable(model)
-        onnx.checker.check_model(model, full_check=True)
         return model
 
-    def _calibrate(self, mels_N1MT: npt.NDArray[np.float32]) -> TensorsData:
+    def _calibrate(self, mels_N1MT: Array) -> TensorsData:
         with tempfile.TemporaryDirectory(prefix="frami-calibration-") as folder:
             source = Path(folder, "trunk.onnx")
             onnx.save_model(self._trunk, source)
@@ -160,38 +206,8 @@ class Quantiser:
             )
             calibrator.collect_data(_Reader(mels_N1MT))
             table = calibrator.compute_data()
-            # Windows cannot remove the folder while the session holds the file.
-            del calibrator
+            del calibrator  # Windows cannot remove the folder while the session holds the file
         return table
-
-
-def _stem(trunk: onnx.ModelProto) -> int:
-    groups = [
-        next((a.i for a in node.attribute if a.name == "group"), 1)
-        for node in trunk.graph.node
-        if node.op_type == "Conv"
-    ]
-    return 2 if len(groups) > 2 and groups[1] > 1 else 1
-
-
-def _options(flavour: Flavour) -> dict[str, Any]:
-    """The extra options of ONNX Runtime's quantiser."""
-    if not flavour.symmetric:
-        return {}
-    return {
-        "ActivationSymmetric": True,
-        "WeightSymmetric": True,
-        "QuantizeBias": False,
-        # Only an int32 bias needs weights that fit its scale.
-        "QDQDisableWeightAdjustForInt32Bias": True,
-        "OpTypesToExcludeOutputQuantization": flavour.op_types if flavour.inputs_only else [],
-    }
-
-
-# --- Bias correction: int8 rounding shifts a channel's mean, and its bias takes that shift back
-
-Array = npt.NDArray[np.float32]
-SAMPLES: Final = 64
 
 
 class BiasCorrector:
@@ -199,41 +215,41 @@ class BiasCorrector:
 
     Args:
         trunk: The fp32 graph.
-        quantiser: Of this trunk.
-        mels_N1MT: Calibration mels with their context; the first `SAMPLES` are used.
+        quantiser: The quantiser of this trunk.
+        mels_N1MT: Calibration mels with their context; the first `CORRECTION_SAMPLES` are used.
     """
 
     def __init__(self, trunk: onnx.ModelProto, quantiser: Quantiser, mels_N1MT: Array) -> None:
-        self._quantiser, self._mels = quantiser, mels_N1MT[:SAMPLES]
+        self._quantiser, self._mels = quantiser, mels_N1MT[:CORRECTION_SAMPLES]
         tensors = {t.name: t for t in trunk.graph.initializer}
-        convs = {
-            node.name: node
+        self._biases = {
+            node.name: tensors[node.input[2]]
             for node in trunk.graph.node
             if node.op_type == "Conv" and len(node.input) > 2 and node.input[2] in tensors
         }
-        self._bias_names = {name: node.input[2] for name, node in convs.items()}
-        self._biases = {
-            name: numpy_helper.to_array(tensors[bias]) for name, bias in self._bias_names.items()
-        }
-        self._targets = _means(trunk, list(convs), self._mels)
+        self._targets = _means(trunk, list(self._biases), self._mels)
 
     def biases(self, flavour: Flavour, float_layers: Iterable[str]) -> dict[str, Array]:
         """Corrected biases of the int8 layers, by the name of their initialiser.
 
-        Layer by layer from the input on, because a correction changes what the next layer gets.
+        Layer by layer from the input on, because a correction changes the next layer's input.
         """
         kept = frozenset(float_layers)
-        found: dict[str, Array] = {}
+        corrected: dict[str, Array] = {}
         for layer in self._quantiser.layers:
             if layer in kept or layer not in self._biases:
                 continue
-            model = self._quantiser.graph(flavour, kept, found)
-            shift_C = self._targets[layer] - _means(model, [layer], self._mels)[layer]
-            found[self._bias_names[layer]] = (self._biases[layer] + shift_C).astype(np.float32)
-        return found
+            model = self._quantiser.graph(flavour, kept, corrected)
+            found_C = _means(model, [layer], self._mels, exact=flavour.inputs_only)[layer]
+            bias = self._biases[layer]
+            bias_C = numpy_helper.to_array(bias) + (self._targets[layer] - found_C)
+            corrected[bias.name] = bias_C.astype(np.float32)
+        return corrected
 
 
-def _means(model: onnx.ModelProto, layers: list[str], mels_N1MT: Array) -> dict[str, Array]:
+def _means(
+    model: onnx.ModelProto, layers: list[str], mels_N1MT: Array, exact: bool = False
+) -> dict[str, Array]:
     """Mean of each channel of each layer's output, (C,), before its activation."""
     model = copy.deepcopy(model)
     outputs = {node.name: node.output[0] for node in model.graph.node if node.name in layers}
@@ -244,7 +260,7 @@ def _means(model: onnx.ModelProto, layers: list[str], mels_N1MT: Array) -> dict[
         for name in names
         if name not in known
     )
-    session = cpu_session(model)
+    session = cpu_session(model, exact=exact)
     totals = [np.zeros(1)] * len(names)
     for i in range(0, len(mels_N1MT), BATCH):
         batch = mels_N1MT[i : i + BATCH]

@@ -1,61 +1,64 @@
-"""The report as a Markdown card."""
+"""What an export measured: records, the recommendation, and the report as Markdown."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-# --- What an export found: one record an artefact, one a gate, and a recommendation
+if TYPE_CHECKING:
+    import onnx
 
 SCHEMA: Final = 1
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """One file, measured. None stands for: not measured, or not applicable."""
+    """One file and its measurements; None means not measured or not applicable."""
 
     name: str
-    """``fp32``, ``model``, ``int8.cpu``, ``int8.trt`` or ``int8.portable``."""
+    """``fp32``, ``model``, ``int8.cpu``, ``int8.trt``, ``int8.portable``, ``fp16``,
+    ``int8.trt.fp16`` or ``wave``."""
     path: str
     """File name, in the folder of the report."""
     kind: str
-    """``streaming`` (trunk and head, for frami-edge-runtime) or ``classifier`` (mel to logits)."""
+    """``streaming`` (trunk and head, for frami-edge-runtime), ``classifier`` (mel to logits) or
+    ``waveform`` (samples to logits)."""
     precision: str
-    """``fp32`` or ``int8``."""
-    bytes: int
+    """``fp32``, ``fp16`` or ``int8``."""
+    bytes: int = 0
     p50_ms: float | None = None
     """Median latency of the graph on 1 s of audio, one thread, batch 1."""
     p95_ms: float | None = None
     max_abs_difference: float | None = None
     """Largest |difference| of the logits: fp32 against torch, int8 against fp32 on the hold-out."""
     agreement: float | None = None
-    """Share of inputs on which the strongest class is the reference's."""
+    """Share of inputs with the same top class as the reference."""
     sqnr_db: float | None = None
     """Signal to quantisation noise of the logits on the hold-out, dB; None without noise."""
     accuracy: float | None = None
-    """As the caller's ``evaluate`` gives it."""
+    """Result of the caller's ``evaluate``."""
     lint: str = ""
-    """Of the rules of TensorRT's parser: ``clean``, ``n findings``, or "" where none apply."""
+    """Result of the TensorRT lint: ``clean``, ``n findings``, or "" where it does not apply."""
     verdict: str = ""
     """One sentence, from measurements only."""
     chunk_p50_ms: float | None = None
     """Median latency on a streaming chunk with its carried context."""
     speedup: float | None = None
-    """fp32's median over this one's, from the same interleaved rounds, on 1 s of audio."""
+    """Median of fp32 over this one's in the same interleaved rounds, on 1 s of audio."""
     chunk_speedup: float | None = None
-    """Likewise, on the streaming chunk."""
+    """The same on the streaming chunk."""
     sha256: str = ""
     purpose: str = ""
-    """What the file is for where that is not this CPU, such as ``TensorRT``."""
+    """Target of the file where that is not this CPU, such as ``TensorRT``."""
     findings: tuple[dict[str, str], ...] = ()
-    """What the lint found: rule, node, message and fix of each."""
+    """Lint findings: rule, node, message and fix of each."""
 
 
 @dataclass(frozen=True)
 class Gate:
-    """One thing that must hold."""
+    """A measured value and the limit that it must keep."""
 
     name: str
     value: float
@@ -64,44 +67,55 @@ class Gate:
     better: str = "lower"
     """``lower``: value <= limit passes; ``higher``: value >= limit passes."""
     artifact: str = ""
-    """The one artefact that it concerns; "" for a gate without which no file can be trusted."""
+    """Name of the one artefact concerned; "" for a gate that concerns every file."""
 
     @classmethod
-    def at_most(cls, name: str, value: float, limit: float) -> Gate:
+    def at_most(cls, name: str, value: float, limit: float, artifact: str = "") -> Gate:
         """Passes where value <= limit."""
-        return cls(name, value, limit, bool(value <= limit), "lower")
+        return cls(name, value, limit, bool(value <= limit), "lower", artifact)
 
     @classmethod
-    def at_least(cls, name: str, value: float, limit: float) -> Gate:
+    def at_least(cls, name: str, value: float, limit: float, artifact: str = "") -> Gate:
         """Passes where value >= limit."""
-        return cls(name, value, limit, bool(value >= limit), "higher")
+        return cls(name, value, limit, bool(value >= limit), "higher", artifact)
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A built file before it is timed, judged and written."""
+
+    artifact: Artifact
+    data: bytes
+    graph: onnx.ModelProto
+    """The graph that is linted, and timed where ``timed``."""
+    gates: tuple[Gate, ...] = ()
+    timed: bool = True
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Which samples set the int8 ranges."""
+    """The samples that set the int8 ranges."""
 
     source: str
-    """Where the caller had them from, such as ``bank``."""
+    """Origin as the caller names it, such as ``bank``."""
     samples: int
-    """That set the ranges; the hold-out comes on top."""
+    """Number that set the ranges, without the hold-out."""
     holdout: int
     sha256: str
-    """Of the clamped samples that set the ranges, float32, in order."""
+    """Hash of the clamped samples that set the ranges, float32, in order."""
     clamped: float
-    """Share of values that lay outside the front end's floor and ceiling."""
+    """Share of values that were outside the front end's floor and ceiling."""
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """Everything that was written and measured; `to_dict` is ``export_report.json``."""
+    """All files and measurements of one export; `to_dict` is ``export_report.json``."""
 
     name: str
     artifacts: tuple[Artifact, ...]
     recommended: str
-    """File name of the artefact to put on the device."""
+    """File name of the artefact to put on the device; "" where a gate of all files failed."""
     reason: str
-    """Why this one."""
     calibration: Calibration | None
     gates: tuple[Gate, ...]
     quantisation: dict[str, Any] | None = None
@@ -115,62 +129,68 @@ class ExportReport:
     notes: tuple[str, ...] = ()
     """What a reader should know before using a file."""
     stale: tuple[str, ...] = ()
-    """Files of an earlier export that lie in the same folder."""
+    """Files of an earlier export in the same folder."""
+    engines: Any = None
+    """`EngineReport` of the TensorRT engines; None where none were built."""
 
     @property
     def ok(self) -> bool:
-        """Every gate passed."""
-        return all(gate.passed for gate in self.gates)
+        """Every gate passed, and every engine its check."""
+        return all(gate.passed for gate in self.gates) and (not self.engines or self.engines.ok)
+
+    def __bool__(self) -> bool:
+        return self.ok
+
+    def __str__(self) -> str:
+        return markdown_card(self)
+
+    _repr_markdown_ = __str__
 
     def artifact(self, name: str) -> Artifact:
-        """By name.
+        """The artefact of that name.
 
         Raises:
-            KeyError: There is none of that name.
+            KeyError: There is none.
         """
-        for artifact in self.artifacts:
-            if artifact.name == name:
-                return artifact
-        raise KeyError(name)
+        return {artifact.name: artifact for artifact in self.artifacts}[name]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return {"schema": SCHEMA, "ok": self.ok, **dataclasses.asdict(self)}
+        engines = self.engines.to_dict() if self.engines else None
+        values = dataclasses.asdict(replace(self, engines=None))
+        return {"schema": SCHEMA, "ok": self.ok, **values, "engines": engines}
 
-
-# --- Which file to put on the device: from measurements only, with the reason
 
 PURPOSES: Final = {
     "classifier": "for your own runtime: mel in, logits out",
     "waveform": "for your own runtime: samples in, logits out",
 }
-"""Verdict of files that are no rival of the streaming ones, by their kind."""
+"""Verdicts of the kinds that do not compete with the streaming files."""
 AS_FAST: Final = 0.95
-"""Two timings of one graph differ by as much: below this a choice by speed would be one by luck."""
+"""Two timings of one graph differ by as much: a smaller gain in speed decides nothing."""
 
 
 def judge(
     artifacts: Sequence[Artifact], gates: Sequence[Gate]
 ) -> tuple[tuple[Artifact, ...], str, str]:
-    """Give every artefact its verdict.
+    """Give every artefact its verdict and recommend one.
 
-    A file is recommended only where all gates passed that concern it and it was slower than fp32
-    neither on 1 s of audio nor on a streaming chunk; of several such files, the fastest one, and
-    of those within 5 % of its speed the one whose logits are nearest to fp32.
+    A file is recommended only where all its gates passed and it was slower than fp32 neither on
+    1 s of audio nor on a streaming chunk; of several such files the fastest, and of those within
+    5 % of its speed the one whose logits are nearest to fp32.
 
     Returns:
         The artefacts with verdicts, the recommended file's name ("" where none), the reason.
     """
     broken = [gate for gate in gates if not gate.passed and not gate.artifact]
-    fp32 = next(a for a in artifacts if a.name == "fp32")
     if broken:
-        verdict = f"not recommended: {_gates(broken)}"
+        verdict = f"not recommended: {_describe(broken)}"
         judged = tuple(replace(a, verdict=verdict) for a in artifacts)
-        return judged, "", f"Nothing is recommended: {_gates(broken)}."
-    faults = {a.name: _faults(a, gates) for a in artifacts}
-    # What is for TensorRT alone was not timed here, and is no choice for this CPU.
-    streaming = [a for a in artifacts if a.kind == "streaming" and a.name != "fp32"]
-    rivals = [a for a in streaming if not _untimed(a)]
+        return judged, "", f"Nothing is recommended: {_describe(broken)}."
+    fp32 = next(a for a in artifacts if a.name == "fp32")
+    faults = {a.name: _fault(a, gates) for a in artifacts}
+    # A file for TensorRT that was not timed here is no choice for this CPU.
+    rivals = [a for a in artifacts if a.kind == "streaming" and a is not fp32 and not _untimed(a)]
     fit = [a for a in rivals if not faults[a.name]]
     fastest = max(map(_speed, fit), default=1.0)
     alike = [a for a in fit if _speed(a) >= AS_FAST * fastest]
@@ -183,7 +203,7 @@ def judge(
 
 
 def _verdict(a: Artifact, fp32: Artifact, best: Artifact | None, fault: str) -> str:
-    if a.name == "fp32":
+    if a is fp32:
         return "recommended" if best is None else "the reference"
     if a.kind in PURPOSES:
         return f"not recommended: {fault}" if fault else PURPOSES[a.kind]
@@ -203,12 +223,16 @@ def _verdict(a: Artifact, fp32: Artifact, best: Artifact | None, fault: str) -> 
     return f"for {a.purpose}; on this CPU {verdict}"
 
 
-def _faults(a: Artifact, gates: Sequence[Gate]) -> str:
-    """Why this file is not recommended; "" where nothing speaks against it."""
+def _fault(a: Artifact, gates: Sequence[Gate]) -> str:
+    """Why this file is not recommended, or ""."""
     if failed := [gate for gate in gates if not gate.passed and gate.artifact == a.name]:
-        return _gates(failed)
-    slower = _slower(a)
-    return f"slower than fp32 {slower}" if slower and a.kind == "streaming" else ""
+        return _describe(failed)
+    slower = [
+        f"on {what} of audio ({1 / speedup:.2f}x the time)"
+        for speedup, what in ((a.speedup, "1 s"), (a.chunk_speedup, "a chunk"))
+        if speedup is not None and speedup < 1
+    ]
+    return f"slower than fp32 {' and '.join(slower)}" if slower and a.kind == "streaming" else ""
 
 
 def _untimed(a: Artifact) -> bool:
@@ -216,66 +240,55 @@ def _untimed(a: Artifact) -> bool:
 
 
 def _speed(a: Artifact) -> float:
-    """Of 1 s and of a chunk alike; 1 where nothing was measured."""
+    """Product of both speedups; 1 where nothing was measured."""
     return (a.speedup or 1.0) * (a.chunk_speedup or 1.0)
 
 
-def _slower(artifact: Artifact) -> str:
-    parts = []
-    for speedup, what in ((artifact.speedup, "1 s"), (artifact.chunk_speedup, "a chunk")):
-        if speedup is not None and speedup < 1:
-            parts.append(f"on {what} of audio ({1 / speedup:.2f}x the time)")
-    return " and ".join(parts)
-
-
-def _gains(artifact: Artifact, fp32: Artifact) -> str:
-    smaller = f"{fp32.bytes / artifact.bytes:.1f}x smaller"
-    if artifact.speedup is None or artifact.chunk_speedup is None:
+def _gains(a: Artifact, fp32: Artifact) -> str:
+    smaller = f"{fp32.bytes / a.bytes:.1f}x smaller"
+    if a.speedup is None or a.chunk_speedup is None:
         return smaller
     return (
-        f"{artifact.speedup:.2f}x faster on 1 s of audio, {artifact.chunk_speedup:.2f}x on a "
-        f"streaming chunk, {smaller}"
+        f"{a.speedup:.2f}x faster on 1 s of audio, {a.chunk_speedup:.2f}x on a streaming chunk, "
+        f"{smaller}"
     )
 
 
-def _gates(gates: Sequence[Gate]) -> str:
-    said = {"lower": "above", "higher": "below"}
+def _describe(gates: Sequence[Gate]) -> str:
+    side = {"lower": "above", "higher": "below"}
     return "; ".join(
-        f"{g.name} is {g.value:.4g}, {said[g.better]} its limit {g.limit:.4g}" for g in gates
+        f"{g.name} is {g.value:.4g}, {side[g.better]} its limit {g.limit:.4g}" for g in gates
     )
 
-
-# --- The report as a Markdown card
 
 MAX_FINDINGS: Final = 5
-"""Of each file; the rest are in ``export_report.json``."""
-_FINDING_COLUMNS: Final = ["file", "node", "rule", "what", "fix"]
+"""Lint findings per file in the card; ``export_report.json`` has them all."""
+_FILE_COLUMNS = (
+    "file | size | smaller | p50 / p95 ms, 1 s | chunk p50 ms | faster (1 s / chunk) | "
+    "max difference | agreement | SQNR dB | accuracy | TensorRT lint | verdict"
+)
 
 
 def markdown_card(report: ExportReport) -> str:
-    """Tables of artefacts, gates and layers, and what a reader should know."""
+    """The report as Markdown: tables of files, gates and layers, then the notes."""
     fp32 = report.artifact("fp32")
-    lines = [f"# Export of {report.name}", ""]
-    if report.recommended:
-        lines += [f"**Use `{report.recommended}`.** {report.reason}", ""]
-    else:
-        lines += [f"**{report.reason}**", ""]
-    lines += _table(
-        ["file", "size", "smaller", "p50 / p95 ms, 1 s", "chunk p50 ms", "faster (1 s / chunk)",
-         "max difference", "agreement", "SQNR dB", "accuracy", "TensorRT lint", "verdict"],
-        [_artifact_row(a, fp32) for a in report.artifacts],
-    )  # fmt: skip
-    lines += ["## Gates", ""]
-    lines += _table(
-        ["gate", "value", "limit", "passed"],
-        [
-            [g.name, f"{g.value:.4g}", f"{'≤' if g.better == 'lower' else '≥'} {g.limit:.4g}",
-             "yes" if g.passed else "**no**"]
-            for g in report.gates
-        ],
-    )  # fmt: skip
+    use = f"Use `{report.recommended}`.** {report.reason}" if report.recommended else ""
+    lines = [f"# Export of {report.name}", "", f"**{use or report.reason + '**'}", ""]
+    lines += _table(_FILE_COLUMNS.split(" | "), [_file_row(a, fp32) for a in report.artifacts])
+    rows = []
+    for g in report.gates:
+        limit = f"{'≤' if g.better == 'lower' else '≥'} {g.limit:.4g}"
+        rows.append([g.name, f"{g.value:.4g}", limit, "yes" if g.passed else "**no**"])
+    lines += ["## Gates", "", *_table(["gate", "value", "limit", "passed"], rows)]
     lines += _int8_section(report)
-    lines += _lint_section(report)
+    findings = [
+        [f"`{a.path}`", f["node"], f["rule"], f["message"], f["fix"]]
+        for a in report.artifacts
+        for f in a.findings[:MAX_FINDINGS]
+    ]
+    if findings:
+        columns = ["file", "node", "rule", "what", "fix"]
+        lines += ["## What TensorRT would refuse", "", *_table(columns, findings)]
     bench = report.bench
     lines += [
         f"Latency: of the graph alone, batch 1, {bench['threads']} thread, {bench['cpu']}, medians "
@@ -291,45 +304,30 @@ def _int8_section(report: ExportReport) -> list[str]:
     if report.calibration is None or report.quantisation is None:
         return []
     c, q = report.calibration, report.quantisation
-    lines = [
+    levels = q["levels"]
+    rows = [[row["layer"], _number(row["sqnr_db"], ".1f")] for row in report.layers[:8]]
+    return [
         "## int8",
         "",
         f"Calibrated on {c.samples} samples ({c.source}), judged on {c.holdout} others; "
         f"{c.clamped:.2%} of the values were clamped to the front end's range. {q['reason']}.",
         "",
-    ]
-    levels = q["levels"]
-    lines += [
         f"At levels up to {levels['level_db']:g} dB louder or softer: agreement "
         f"{levels['agreement']:.2%}, SQNR {_number(levels['sqnr_db'], '.1f')} dB.",
         "",
+        *_table(["most sensitive layers, each int8 alone", "SQNR dB"], rows),
     ]
-    rows = [[row["layer"], _number(row["sqnr_db"], ".1f")] for row in report.layers[:8]]
-    return lines + _table(["most sensitive layers, each int8 alone", "SQNR dB"], rows)
 
 
-def _lint_section(report: ExportReport) -> list[str]:
-    rows = [
-        [f"`{a.path}`", f["node"], f["rule"], f["message"], f["fix"]]
-        for a in report.artifacts
-        for f in a.findings[:MAX_FINDINGS]
-    ]
-    if not rows:
-        return []
-    return ["## What TensorRT would refuse", "", *_table(_FINDING_COLUMNS, rows)]
-
-
-def _artifact_row(a: Artifact, fp32: Artifact) -> list[str]:
-    faster = "" if a.speedup is None else f"{a.speedup:.2f}x"
-    if a.chunk_speedup is not None:
-        faster += f" / {a.chunk_speedup:.2f}x"
+def _file_row(a: Artifact, fp32: Artifact) -> list[str]:
+    speedups = [f"{s:.2f}x" for s in (a.speedup, a.chunk_speedup) if s is not None]
     return [
         f"`{a.path}`",
         f"{a.bytes / 1000:.1f} kB",
         f"{fp32.bytes / a.bytes:.2f}x",
         f"{_number(a.p50_ms, '.3f')} / {_number(a.p95_ms, '.3f')}",
         _number(a.chunk_p50_ms, ".3f"),
-        faster,
+        " / ".join(speedups),
         _number(a.max_abs_difference, ".2g"),
         _number(a.agreement, ".2%"),
         _number(a.sqnr_db, ".1f"),

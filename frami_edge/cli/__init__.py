@@ -1,6 +1,4 @@
-"""The command line `frami-edge`: one module a command, torch imported inside it."""
-
-from __future__ import annotations
+"""The command line `frami-edge`: parses, calls `frami_edge.api`, prints."""
 
 import io
 import os
@@ -10,37 +8,38 @@ from typing import Annotated
 import typer
 
 from frami_edge import __version__
+from frami_edge.cli import (
+    bench,
+    data,
+    distill,
+    doctor,
+    evaluate,
+    export,
+    inspect,
+    invert,
+    listen,
+    quickstart,
+    train_teacher,
+    verify,
+)
 from frami_edge.cli._app import HELP_NAMES, CommandGroup, catch_sigterm
 
 __all__ = ["app", "main"]
 
-
-class _Commands(CommandGroup):
-    # The order of the help. A module has an `app` made by `command_app`; its name is the command's.
-    modules = (
-        "frami_edge.cli.quickstart",
-        "frami_edge.cli.train_teacher",
-        "frami_edge.cli.invert",
-        "frami_edge.cli.distill",
-        "frami_edge.cli.evaluate",
-        "frami_edge.cli.protocol",
-        "frami_edge.cli.export",
-        "frami_edge.cli.verify",
-        "frami_edge.cli.bench",
-        "frami_edge.cli.inspect",
-        "frami_edge.cli.listen",
-        "frami_edge.cli.data",
-        "frami_edge.cli.doctor",
-    )
-
-
 app = typer.Typer(
-    cls=_Commands,
+    cls=CommandGroup,
     no_args_is_help=True,
     rich_markup_mode="rich",
-    pretty_exceptions_show_locals=False,
+    pretty_exceptions_enable=False,
     context_settings=HELP_NAMES,
 )
+# In the order of the help. No module imports torch at its top.
+for command in (
+    quickstart, train_teacher, invert, distill, evaluate, export, verify, inspect, bench,
+    listen, doctor,
+):  # fmt: skip
+    app.add_typer(command.app)
+app.add_typer(data.app, name="data")
 
 
 def _show_version(wanted: bool) -> None:
@@ -58,7 +57,7 @@ def _frami_edge(
         ),
     ] = False,
 ) -> None:
-    """A trained sound classifier goes in, no audio with it, and a small int8 model comes out.
+    """Turn a trained sound classifier into a small int8 model for a device, without audio.
 
     Results go to stdout, everything else to stderr. FRAMI_DEBUG=1 shows tracebacks.
     """

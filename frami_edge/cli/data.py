@@ -1,6 +1,4 @@
-"""`frami-edge data`: which data sets are here, and how to get the others."""
-
-from __future__ import annotations
+"""`frami-edge data`: lists the data sets, and downloads one."""
 
 import os
 from pathlib import Path
@@ -8,18 +6,15 @@ from typing import Annotated
 
 import typer
 
-from frami_edge.cli._app import Json, Quiet, command_app, examples
-from frami_edge.cli._output import Output, Progress
+from frami_edge.cli import _options as opt
+from frami_edge.cli._app import command_app, examples
+from frami_edge.cli._output import Output
 from frami_edge.data.download import get_set
 from frami_edge.data.sets import MEGABYTE, ROOT_VARIABLE, SetStatus, data_root, survey
 from frami_edge.errors import DataError
+from frami_edge.progress import Progress
 
 app = command_app()
-
-DataRoot = Annotated[
-    Path | None,
-    typer.Option("--data-root", help=f"Folder that holds the sets; else ${ROOT_VARIABLE}."),
-]
 
 
 @app.callback(
@@ -29,31 +24,38 @@ DataRoot = Annotated[
     ),
 )
 def show(
-    context: typer.Context, data_root: DataRoot = None, json: Json = False, quiet: Quiet = False
+    context: typer.Context,
+    root: opt.DataRoot = None,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
 ) -> None:
-    """Every known data set: is it here, is it whole, where does it come from."""
+    """List the known data sets: whether each is present and complete, and where it comes from."""
     if context.invoked_subcommand is not None:
         # So that both `data --data-root X get fsdd` and `data get fsdd --data-root X` work.
-        context.obj = (data_root, json, quiet)
+        context.obj = (root, json, quiet)
         return
-    out = Output(json=json, quiet=quiet)
-    root, why = _root(data_root)
-    states = survey(root)
-    out.result({"data_root": str(root) if root else None, "sets": [s.to_dict() for s in states]})
-    out.table(
-        f"Data sets under {root}" if root else "Known data sets",
-        ("name", "state", "clips", "licence", "where from"),
-        [_row(state) for state in states],
-        caption="`frami-edge data get NAME` fetches one. Also: folder:PATH, a folder per class.",
+    output = Output(json=json, quiet=quiet)
+    # Listing works without a data root; a wrong one is an error.
+    given = root is not None or bool(os.environ.get(ROOT_VARIABLE))
+    folder = data_root(root) if given else None
+    states = survey(folder)
+    output.result(
+        {"data_root": str(folder) if folder else None, "sets": [s.to_dict() for s in states]}
     )
-    if root is None:
-        out.note(why)
+    output.table(
+        f"Data sets under {folder}" if folder else "Known data sets",
+        ("name", "state", "clips", "licence", "source"),
+        [_row(state) for state in states],
+        caption="`frami-edge data get NAME` downloads a set. folder:PATH is a folder per class.",
+    )
+    if folder is None:
+        output.note(f"No data root: pass --data-root PATH or set {ROOT_VARIABLE}.")
     for state in states:
         if state.folder is not None and not state.complete:
-            out.warn(state.problem)
+            output.warn(state.problem)
     missing = next((s for s in states if s.folder is None and s.info.archive), None)
     if missing is not None:
-        out.hint(missing.how)
+        output.hint(missing.how)
 
 
 @app.command(
@@ -64,107 +66,71 @@ def show(
 )
 def get(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="A known set, as `frami-edge data` lists them.")],
-    data_root: DataRoot = None,
+    name: Annotated[str, typer.Argument(help="A data set that `frami-edge data` lists.")],
+    root: opt.DataRoot = None,
     url: Annotated[
         str | None, typer.Option("--url", help="Another address of the same archive.")
     ] = None,
-    json: Json = False,
-    quiet: Quiet = False,
+    json: opt.Json = False,
+    quiet: opt.Quiet = False,
 ) -> None:
-    """Download a set, check that it is whole, and put it under the data root.
+    """Download a data set, check that it is complete, and put it under the data root.
 
-    An interrupted download goes on where it stopped if the server allows. A set that is there and
-    complete is left alone.
+    An interrupted download continues where it stopped, if the server supports that. A set that is
+    present and complete is left alone.
     """
     outer_root, outer_json, outer_quiet = context.obj or (None, False, False)
-    out = Output(json=json or outer_json, quiet=quiet or outer_quiet)
-    with _Stages(out, name) as stages:
-        arrival = get_set(name, _new_root(data_root or outer_root), url=url, report=stages.report)
-    sound_set = arrival.sound_set
-    out.result(
+    output = Output(json=json or outer_json, quiet=quiet or outer_quiet)
+    place = root or outer_root or os.environ.get(ROOT_VARIABLE)
+    if not place:
+        raise DataError(
+            "There is no data root to download into.",
+            fix=f"Pass --data-root PATH or set {ROOT_VARIABLE}.",
+        )
+    with output.live() as progress:
+
+        def report(stage: str, done: int, total: int | None) -> None:
+            if progress:
+                size = None if total is None else max(1, round(total / MEGABYTE))
+                progress(Progress(f"{stage} {name}, MB", round(done / MEGABYTE), size))
+
+        arrival = get_set(name, Path(place).expanduser(), url=url, report=report)
+    found = arrival.sound_set
+    output.result(
         {
-            "name": sound_set.name,
+            "name": found.name,
             "fetched": arrival.fetched,
-            "folder": str(sound_set.root),
-            "clips": len(sound_set.clips),
-            "classes": len(sound_set.labels),
-            "folds": list(sound_set.folds),
-            "licence": sound_set.licence,
-            "source": sound_set.source,
+            "folder": str(found.root),
+            "clips": len(found.clips),
+            "classes": len(found.labels),
+            "folds": list(found.folds),
+            "licence": found.licence,
+            "source": found.source,
         }
     )
-    out.table(
-        f"{sound_set.name} is {'here now' if arrival.fetched else 'here already'}, and complete",
+    output.table(
+        f"{found.name}: complete, {'downloaded now' if arrival.fetched else 'already present'}",
         ("clips", "classes", "folds", "licence", "folder"),
         [
             (
-                len(sound_set.clips),
-                len(sound_set.labels),
-                len(sound_set.folds),
-                sound_set.licence,
-                str(sound_set.root),
+                len(found.clips),
+                len(found.labels),
+                len(found.folds),
+                found.licence,
+                str(found.root),
             )
         ],
     )
-    if os.environ.get(ROOT_VARIABLE) != str(sound_set.root.parent):
-        out.hint(f"export {ROOT_VARIABLE}={sound_set.root.parent}")
-
-
-class _Stages:
-    """One progress bar per stage, in megabytes."""
-
-    def __init__(self, out: Output, name: str) -> None:
-        self._out, self._name = out, name
-        self._stage = ""
-        self._bar: Progress | None = None
-
-    def __enter__(self) -> _Stages:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._bar is not None:
-            self._bar.__exit__(None, None, None)
-            self._bar = None
-
-    def report(self, stage: str, done: int, total: int | None) -> None:
-        if self._bar is None or stage != self._stage:
-            self.__exit__()
-            self._stage = stage
-            megabytes = None if total is None else max(1, round(total / MEGABYTE))
-            self._bar = self._out.progress(f"{stage} {self._name}, MB", megabytes, fields=())
-            self._bar.__enter__()
-        step = round(done / MEGABYTE) - self._bar.completed
-        if step > 0:
-            self._bar.update(step)
+    if os.environ.get(ROOT_VARIABLE) != str(found.root.parent):
+        output.hint(f"export {ROOT_VARIABLE}={found.root.parent}")
 
 
 def _row(state: SetStatus) -> tuple[object, ...]:
-    clips = f"{state.clips}/{state.info.clips}"
-    here = "complete" if state.complete else "incomplete"
-    source = state.info.source.removeprefix("https://")
+    present = "complete" if state.complete else "incomplete"
     return (
         state.info.name,
-        here if state.folder is not None else "not found",
-        clips,
+        present if state.folder is not None else "not found",
+        f"{state.clips}/{state.info.clips}",
         state.info.licence,
-        source,
+        state.info.source.removeprefix("https://"),
     )
-
-
-def _root(option: Path | None) -> tuple[Path | None, str]:
-    """The data root for listing: none given is no error, a wrong one is."""
-    if option is None and not os.environ.get(ROOT_VARIABLE):
-        return None, f"No data root: pass --data-root PATH or set {ROOT_VARIABLE}."
-    return data_root(option), ""
-
-
-def _new_root(option: Path | None) -> Path:
-    """The data root for a download, which need not exist yet."""
-    value = option if option is not None else os.environ.get(ROOT_VARIABLE)
-    if not value:
-        raise DataError(
-            "No data root is given, so there is no place for the download.",
-            fix=f"Pass --data-root PATH or set {ROOT_VARIABLE}.",
-        )
-    return Path(value).expanduser()

@@ -18,9 +18,10 @@ from frami_edge.cli._options import (
     Pooled,
     TeacherArgs,
     Weights,
-    teacher_source,
+    open_teacher,
 )
-from frami_edge.cli._output import Output, show
+from frami_edge.cli._output import Output
+from frami_edge.tables import show
 
 app = command_app()
 
@@ -62,10 +63,16 @@ def inspect(
     Files are only read, never executed. A teacher in Python code is built and run.
     """
     from frami_edge.inspecting import describe, describe_teacher
+    from frami_edge.teachers import TeacherDescription
 
     output = Output(json=json, quiet=quiet)
-    source = teacher_source(file, weights, mel, labels, teacher_args, frames, pooled, layout)
-    found = describe(source) if isinstance(source, Path) else describe_teacher(source)
+    code = (weights, mel, labels, teacher_args, frames, pooled, layout)
+    if (":" in file and not Path(file).exists()) or any(code):
+        description = open_teacher(file, *code).description
+        assert isinstance(description, TeacherDescription)
+        found = describe_teacher(description)
+    else:
+        found = describe(Path(file))
     output.result({"file": file, **found.to_dict()})
     title = found.title
     for name, facts in found.sections.items():

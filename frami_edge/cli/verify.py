@@ -107,8 +107,9 @@ def verify(
         for key, model in (("a", first), ("b", second))
     }
     output.result({**models, **asdict(found), "passed": bool(found)})
-    for warning in found.warnings:
-        output.warn(warning)
+    for fact in found.facts:
+        if fact.same is False:
+            output.warn(f"{fact.fact} differs: {fact.a} and {fact.b}.")
     output.table(
         f"a: {a}, b: {b}", ("fact", "a", "b", "same"), [astuple(fact) for fact in found.facts]
     )

@@ -20,7 +20,7 @@ from frami_edge_runtime.melspec import MelSpec
 from frami_edge_runtime.modelfile import Context, ModelInfo
 from frami_edge_runtime.stream import Result, Stream
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AudioError",

@@ -33,10 +33,6 @@ _SHORT_CHUNK: Final = 4096
 _MOST_CHUNKS: Final = 64  # before fmt; it is the first one nearly always
 _PCM: Final = 1
 _EXTENSIBLE: Final = 0xFFFE
-_DTYPE_FIXES: Final = {
-    "uint8": "For 8-bit PCM pass (samples.astype(np.float32) - 128) / 128.",
-    "int32": "For 32-bit PCM pass samples / 2**31; for 24-bit in 32, samples / 2**23.",
-}
 
 
 def check_samples(samples: Any) -> npt.NDArray[Any]:
@@ -52,30 +48,29 @@ def check_samples(samples: Any) -> npt.NDArray[Any]:
     x = samples if type(samples) is np.ndarray else _as_array(samples)
     kind = x.dtype.char
     if kind not in "hfd":
-        pcm = x.dtype.kind in "iub"
-        usual = "int16) if the values are 16-bit PCM" if pcm else "float32) with full scale at 1"
         raise AudioError(
             f"Samples must be int16, float32 or float64, not {x.dtype}.",
-            fix=_DTYPE_FIXES.get(x.dtype.name, f"Pass samples.astype(np.{usual}."),
+            fix="Pass 16-bit PCM as int16 and all else as float with full scale 1: 8-bit PCM as "
+            "(x.astype(np.float32) - 128) / 128, 32-bit PCM as x / 2**31.",
         )
     if x.ndim != 1:
-        mean = "samples.mean(axis=...)" + (".astype(np.int16)" if kind == "h" else "")
         raise AudioError(
             f"Samples must be mono, of shape (N,), not {x.shape}.",
-            fix=f"Take one channel, or average them: {mean}.",
+            fix="Take one channel, or average them: samples.mean(axis=...).astype(samples.dtype).",
         )
     if kind == "h":
         return x
     if x.size and not _within_limit(x):
-        if unusable := int((~np.isfinite(x)).sum()):
-            raise AudioError(
-                f"Samples hold {unusable} values that are NaN or infinite.",
-                fix="Check the capture or decoding step; numpy.nan_to_num hides it at your own "
-                "risk.",
-            )
+        unusable = int((~np.isfinite(x)).sum())
+        what = (
+            f"hold {unusable} values that are NaN or infinite"
+            if unusable
+            else (f"reach {float(np.abs(x).max()):.6g}; full scale is 1")
+        )
         raise AudioError(
-            f"Float samples reach {float(np.abs(x).max()):.6g}; full scale is 1.",
-            fix="If these are 16-bit values, divide by 32768 or pass them as int16.",
+            f"Samples {what}.",
+            fix="Check the capture or decoding step. Divide 16-bit values by 32768, or pass them "
+            "as int16.",
         )
     return x if kind == "f" else x.astype(np.float32)
 
@@ -199,7 +194,7 @@ class AudioFile:
             raise
         self.channels = self._decoder.channels
         self.frames = self._decoder.frames
-        """Samples per channel according to the header; None where it does not say."""
+        """Samples per channel according to the header; None where it is unknown."""
         self.encoding = self._decoder.encoding
         self._channel: Channel = channel
 
@@ -244,7 +239,10 @@ def _open(path: Path) -> _PcmWave | _SoundFile:
         head = file.read(12)
         if head[:4] == b"RIFF" and head[8:] == b"WAVE" and (fmt := _wave_format(file)):
             return _PcmWave(file, fmt)
-    except (OSError, ValueError, struct.error) as error:
+    except struct.error:
+        file.close()
+        raise _damaged(str(path), ValueError("its header ends too early")) from None
+    except (OSError, ValueError) as error:
         file.close()
         raise _damaged(str(path), error) from None
     file.close()
@@ -260,10 +258,12 @@ def _wave_format(file: BinaryIO) -> tuple[int, int, int] | None:
         name, size = struct.unpack("<4sI", file.read(8))
         if name == b"data":
             break
+        after = file.tell() + size + size % 2
         if name == b"fmt ":
             fmt = file.read(min(size, 26))
-            size -= len(fmt)
-        file.seek(size + size % 2, os.SEEK_CUR)
+        file.seek(after)
+    else:
+        raise ValueError("it has no data chunk")
     tag, channels, rate, _, block, bits = struct.unpack("<HHIIHH", fmt[:16])
     # ffmpeg and sox write 24-bit files as WAVE_FORMAT_EXTENSIBLE, with the real tag further on.
     if tag == _EXTENSIBLE and len(fmt) == 26:
@@ -283,10 +283,10 @@ class _PcmWave:
         self.channels, self.sample_rate, self._width = fmt
         (size,) = struct.unpack("<I", file.read(4))
         # A recorder that was cut off, or writes to a pipe, leaves another size than the file's.
-        here, end = file.tell(), file.seek(0, os.SEEK_END)
-        file.seek(here)
+        start, end = file.tell(), file.seek(0, os.SEEK_END)
+        file.seek(start)
         self._file = file
-        self._left = min(size, end - here)
+        self._left = min(size, end - start)
         self.frames: int | None = self._left // (self._width * max(1, self.channels))
         self.encoding = f"{8 * self._width}-bit PCM"
 

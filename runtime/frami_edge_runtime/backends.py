@@ -62,41 +62,24 @@ Providers = Sequence[str | tuple[str, dict[str, str]]]
 
 
 class Backend(Protocol):
-    """A loaded model: its trunk, its head and what its file says about them.
+    """A loaded model: its trunk, its head and their description.
 
     Any thread may call `frames` and `logits` at any time; a backend that owns buffers locks them.
     Results belong to the caller: no later call changes them.
     """
 
-    @property
-    def kind(self) -> str:
-        """``cpu``, ``cuda``, ``tensorrt-ep`` or ``tensorrt``."""
-        ...
-
-    @property
-    def name(self) -> str:
-        """The model file's name, for messages."""
-        ...
-
-    @property
-    def info(self) -> ModelInfo:
-        """What the model file says about itself."""
-        ...
-
-    @property
-    def sha256(self) -> str:
-        """64 hex digits of the model file: a saved stream state belongs to them."""
-        ...
-
-    @property
-    def max_batch(self) -> int:
-        """Largest B of one call of `frames`, at least 1."""
-        ...
-
-    @property
-    def max_mel_frames(self) -> int:
-        """Largest T of one call of `frames`, at least the receptive field."""
-        ...
+    kind: str
+    """``cpu``, ``cuda``, ``tensorrt-ep`` or ``tensorrt``."""
+    name: str
+    """The model file's name, for messages."""
+    info: ModelInfo
+    """The description in the model file."""
+    sha256: str
+    """64 hex digits of the model file: a saved stream state belongs to them."""
+    max_batch: int
+    """Largest B of one call of `frames`, at least 1."""
+    max_mel_frames: int
+    """Largest T of one call of `frames`, at least the receptive field."""
 
     def frames(self, mel_BMT: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Run the trunk: (B, 1, M, T) float32, T >= receptive field, to (B, C, T') float32.
@@ -204,7 +187,7 @@ class OrtModel:
         info, who = self.info, f"{self.name}: the trunk"
         _check_port(self._trunk.get_inputs(), TRUNK_INPUT, (None, 1, info.mel.n_mels, None), who)
         _check_port(self._trunk.get_outputs(), TRUNK_OUTPUT, (None, info.channels, None), who)
-        self._head = Head(read_head(self._trunk), info, threads, self.name)
+        self._head = HeadSession(read_head(self._trunk), info, threads, self.name)
         check_model(self, EXACT if kind == "cpu" else ON_GPU[info.precision])
 
     def frames(self, mel_BMT: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -230,7 +213,7 @@ class OrtModel:
         self.info = read_model_info(open_session(data, threads, self.name, describe_only=True))
         if self.kind == "tensorrt-ep":
             self.max_batch = PROFILE_BATCH
-            self.max_mel_frames = _profile_mel_frames(self.info)
+            self.max_mel_frames = longest_mel_frames(self.info)
         providers = _gpu_providers(self.kind, self.info, self.sha256, self.name)
         try:
             # On a failure, ONNX Runtime prints to stdout, which may be carrying results.
@@ -242,12 +225,12 @@ class OrtModel:
         _check_taken(self._trunk, self.kind, self.name)
 
 
-class Head:
+class HeadSession:
     """The affine head of a model, in its own session on the CPU.
 
     Args:
         onnx: The head's ONNX file.
-        info: What the model says about itself.
+        info: The description in the model file.
         threads: CPU threads of one run.
         name: The model's file name, for messages.
 
@@ -336,7 +319,7 @@ def check_model(model: Backend, tolerance: float = EXACT) -> None:
         found = model.frames(np.ascontiguousarray(mel_BMT))
         if found.shape != (1, info.channels, frames):
             raise ModelFileError(
-                f"{model.name}: {METADATA_KEY} says receptive_field {field}, stride {info.stride}, "
+                f"{model.name}: {METADATA_KEY} has receptive_field {field}, stride {info.stride}, "
                 f"channels {info.channels}, but {mel_BMT.shape[3]} mel frames give {found.shape}.",
                 fix=EXPORT_AGAIN,
             )
@@ -361,6 +344,11 @@ def check_model(model: Backend, tolerance: float = EXACT) -> None:
         raise ModelFileError(
             f"{model.name}: the head does not give {len(info.labels)} logits.", fix=EXPORT_AGAIN
         )
+
+
+def longest_mel_frames(info: ModelInfo) -> int:
+    """Mel frames of the longest run of a stream: the end of an engine's profile."""
+    return info.receptive_field + (LONGEST_RUN - 1) * info.stride
 
 
 def _check_port(ports: Sequence[Any], name: str, shape: tuple[int | None, ...], who: str) -> None:
@@ -397,8 +385,8 @@ def open_session(
     Args:
         data: The ONNX file.
         threads: CPU threads of one run.
-        name: For messages.
-        providers: As ONNX Runtime takes them.
+        name: The model's name, for messages.
+        providers: Execution providers, as ONNX Runtime takes them.
         describe_only: Skip all optimisation: only the metadata is needed.
 
     Raises:
@@ -494,11 +482,6 @@ def _check_taken(session: Any, kind: str, name: str) -> None:
         )
 
 
-def _profile_mel_frames(info: ModelInfo) -> int:
-    """Mel frames of the longest run of a stream: the end of the engine's profile."""
-    return info.receptive_field + (LONGEST_RUN - 1) * info.stride
-
-
 def _gpu_providers(kind: str, info: ModelInfo, sha256: str, name: str) -> Providers:
     cuda_options = {
         "device_id": "0",
@@ -516,7 +499,7 @@ def _gpu_providers(kind: str, info: ModelInfo, sha256: str, name: str) -> Provid
             f"{name} is quantised as {flavour}, which TensorRT would read as other numbers.",
             fix="Use the int8.trt file of the same export, or the fp32 one.",
         )
-    bands, field, longest = info.mel.n_mels, info.receptive_field, _profile_mel_frames(info)
+    bands, field, longest = info.mel.n_mels, info.receptive_field, longest_mel_frames(info)
     cache = str(_cache_folder())
     options = {
         "device_id": "0",

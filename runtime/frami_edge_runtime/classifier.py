@@ -35,12 +35,12 @@ class Classifier:
 
     @property
     def backend(self) -> str:
-        """The backend in use; ``backend_reason`` says why."""
+        """The backend in use; ``backend_reason`` gives the reason."""
         return self._model.kind
 
     @property
     def info(self) -> ModelInfo:
-        """What the model file says about itself."""
+        """The description in the model file."""
         return self._model.info
 
     @property
@@ -120,7 +120,7 @@ class Classifier:
 
         Args:
             n: Number of streams, 1..65,536.
-            sample_rate: As for `stream`, and so are the others: one choice for all n.
+            sample_rate: Hz of all samples, as for `stream`.
             window_s: Length of a sliding window in seconds.
             forget_s: Half-life in seconds.
             hop_s: Seconds between results.

@@ -182,12 +182,11 @@ class LogMelStream:
         self._pad = spec.n_fft // 2 if spec.center else 0
         self._left = (spec.n_fft - spec.win_length) // 2
         self._lead = spec.n_fft - self._pad - spec.hop_length  # due = (samples - lead) // hop
-        # What flush() may still have to reflect, the unread tail, and one block of fresh samples.
+        # The unread tail, what flush() may have to reflect, and as many fresh samples as give one
+        # block of frames.
         self._kept = self._pad + 1
-        self._step = self._block.most * spec.hop_length
-        held = max(spec.n_fft + spec.hop_length, self._kept)
-        self._samples = np.zeros(held + self._pad + self._step, np.float32)
-        self._full = len(self._samples) - self._pad
+        self._step = (self._block.most - 2) * spec.hop_length
+        self._samples = np.zeros(spec.n_fft + spec.hop_length + self._step, np.float32)
         self._windows = np.lib.stride_tricks.sliding_window_view(self._samples, spec.win_length)
         self.reset()
 
@@ -221,31 +220,35 @@ class LogMelStream:
             least: With fewer complete frames than this, the samples are only kept where there is
                 room for them: many frames at once cost less than one by one.
         """
-        end = self._end + len(x)
         total = self.samples_in + len(x)
         n = (total - self._lead) // self._hop - self.frames_out if total >= self._least else 0
-        steady = end <= self._full and self.samples_in >= self._least
-        if steady and n < least:
+        fits = self._end + len(x) <= len(self._samples)
+        if fits and n < least:
             n = 0
         out_TM = np.empty((n, self._bands), np.float32)
-        if steady and n <= self._block.most:
-            # The usual case, written out: a call costs as much as a ufunc here.
-            if x.dtype.kind == "i":
-                np.multiply(x, INT16_SCALE, self._samples[self._end : end])
+        parts, done = [x], 0
+        if not fits:  # an empty part first: what is owed makes room
+            parts = [x[:0], *(x[i : i + self._step] for i in range(0, len(x), self._step))]
+        for part in parts:
+            if self._end + len(part) > len(self._samples):
+                self._make_room()
+            end = self._end + len(part)
+            if part.dtype.kind == "i":
+                np.multiply(part, INT16_SCALE, self._samples[self._end : end])
             else:
-                self._samples[self._end : end] = x
-            self._end, self.samples_in = end, total
-            if n:
+                self._samples[self._end : end] = part
+            before, self.samples_in, self._end = self.samples_in, self.samples_in + len(part), end
+            if self._pad and before < self._least <= self.samples_in:
+                self._samples[: self._pad] = self._samples[self._pad + 1 : 2 * self._pad + 1][::-1]
+            owed = n if fits else self._due(self.samples_in) - self.frames_out
+            if owed:
                 first = self._next + self._left
-                windows_nN = self._windows[first : first + (n - 1) * self._hop + 1 : self._hop]
-                self._block.compute(windows_nN, self.frames_out % ROWS, out_TM)
-                self._next += n * self._hop
-                self.frames_out += n
-            return out_TM
-        done = self._emit(out_TM)
-        for start in range(0, len(x), self._step):
-            self._take(x[start : start + self._step])
-            done += self._emit(out_TM[done:])
+                windows_nN = self._windows[first : first + (owed - 1) * self._hop + 1 : self._hop]
+                out = out_TM if owed == n else out_TM[done : done + owed]
+                self._block.compute(windows_nN, self.frames_out % ROWS, out)
+                self._next += owed * self._hop
+                self.frames_out += owed
+                done += owed
         return out_TM
 
     def flush(self) -> npt.NDArray[np.float32]:
@@ -259,12 +262,10 @@ class LogMelStream:
             clip = self._samples[self._pad : self._end].copy()
             self.reset()
             head_TM = self.push_checked(repeat_to(clip, self._least))
+        reflected = self._samples[:0]
         if self._pad and self.samples_in:
-            last, pad = self._end - 1, self._pad
-            self._samples[self._end : self._end + pad] = self._samples[last - pad : last][::-1]
-            self._end += pad
-        tail_TM = np.empty((self._owed(), self._bands), np.float32)
-        self._emit(tail_TM)
+            reflected = self._samples[self._end - 1 - self._pad : self._end - 1][::-1].copy()
+        tail_TM = self.push_checked(reflected)
         self.reset()
         return np.concatenate([head_TM, tail_TM])
 
@@ -290,8 +291,7 @@ class LogMelStream:
         unread = read.integer("unread", 0)
         samples = read.array("samples", np.float32, (None,), most=len(self._samples))
         read.done()
-        due = (samples_in - self._lead) // self._hop if samples_in >= self._least else 0
-        read.require(frames_out == due, "frames_out")
+        read.require(frames_out == self._due(samples_in), "frames_out")
         position = self._pad + samples_in - frames_out * self._hop
         read.require(unread <= len(samples) and len(samples) - unread == position, "samples")
         read.require(len(samples) >= min(self._kept, self._pad + samples_in), "samples")
@@ -299,35 +299,8 @@ class LogMelStream:
         self._next, self._end = unread, len(samples)
         self.samples_in, self.frames_out = samples_in, frames_out
 
-    def _take(self, x: npt.NDArray[Any]) -> None:
-        if self._end + len(x) > self._full:
-            self._make_room()
-        end = self._end + len(x)
-        if x.dtype.kind == "i":
-            np.multiply(x, INT16_SCALE, self._samples[self._end : end])
-        else:
-            self._samples[self._end : end] = x
-        self._end = end
-        before, self.samples_in = self.samples_in, self.samples_in + len(x)
-        if self._pad and before < self._least <= self.samples_in:
-            self._samples[: self._pad] = self._samples[self._pad + 1 : 2 * self._pad + 1][::-1]
-
-    def _emit(self, out_TM: npt.NDArray[np.float32]) -> int:
-        done, owed = 0, self._owed()
-        while done < owed:
-            n = min(owed - done, self._block.most)
-            first = self._next + self._left
-            windows_nN = self._windows[first : first + (n - 1) * self._hop + 1 : self._hop]
-            self._block.compute(windows_nN, self.frames_out % ROWS, out_TM[done : done + n])
-            self._next += n * self._hop
-            self.frames_out += n
-            done += n
-        return done
-
-    def _owed(self) -> int:
-        if self.samples_in < self._least:
-            return 0
-        return (self._end - self._next - self.spec.n_fft) // self._hop + 1
+    def _due(self, samples: int) -> int:
+        return (samples - self._lead) // self._hop if samples >= self._least else 0
 
     def _first_kept(self) -> int:
         return max(0, min(self._next, self._end - self._kept))

@@ -1,4 +1,4 @@
-"""What a model file says about itself: the contract between exporter and device.
+"""The description inside a model file: the contract between exporter and device.
 
 A model is ONE ``.onnx`` file. Its graph is the trunk:
 
@@ -201,51 +201,50 @@ class ModelInfo:
         if isinstance(self.labels, list):
             object.__setattr__(self, "labels", tuple(self.labels))
         _check_schema(self.schema)
-        _require(isinstance(self.mel, MelSpec), "mel", "a MelSpec", self.mel)
-        _require(isinstance(self.pooling, Pooling), "pooling", "a Pooling", self.pooling)
+        self._require("mel", "a MelSpec", isinstance(self.mel, MelSpec))
+        self._require("pooling", "a Pooling", isinstance(self.pooling, Pooling))
         self._check_labels()
         for name in ("receptive_field", "stride", "channels"):
-            value = getattr(self, name)
-            expected = f"an integer in 1..{MAX_FRAMES}"
-            _require(_is_integer(value, 1, MAX_FRAMES), name, expected, value)
-        most = _MAX_FIELD_VALUES // self.mel.n_mels
-        expected = f"at most {most} with {self.mel.n_mels} mel bands"
-        _require(self.receptive_field <= most, "receptive_field", expected, self.receptive_field)
-        expected = f"at most the receptive_field {self.receptive_field}"
-        _require(self.stride <= self.receptive_field, "stride", expected, self.stride)
+            usable = _is_integer(getattr(self, name), 1, MAX_FRAMES)
+            self._require(name, f"an integer in 1..{MAX_FRAMES}", usable)
+        field, bands = self.receptive_field, self.mel.n_mels
+        most = _MAX_FIELD_VALUES // bands
+        self._require("receptive_field", f"at most {most} with {bands} mel bands", field <= most)
+        self._require("stride", f"at most the receptive_field {field}", self.stride <= field)
         if self.context is None:
-            object.__setattr__(self, "context", Context.around(self.receptive_field))
-        _require(isinstance(self.context, Context), "context", "a Context", self.context)
-        left, right = self.context.left, self.context.right
-        around = self.receptive_field - 1
-        expected = f"receptive_field - 1 = {around} frames, left and right together"
-        _require(left + right == around, "context", expected, f"{left} + {right}")
-        known = self.precision in ("fp32", "fp16", "int8")
-        _require(known, "precision", "'fp32', 'fp16' or 'int8'", self.precision)
+            object.__setattr__(self, "context", Context.around(field))
+        around = isinstance(self.context, Context) and (
+            self.context.left + self.context.right == field - 1
+        )
+        self._require("context", f"receptive_field - 1 = {field - 1} frames in all", around)
+        self._require(
+            "precision", "'fp32', 'fp16' or 'int8'", self.precision in ("fp32", "fp16", "int8")
+        )
         for name in ("quantisation", "calibration"):
-            value = getattr(self, name)
-            _require(value is None or isinstance(value, Mapping), name, "an object or null", value)
+            usable = isinstance(getattr(self, name), (Mapping, type(None)))
+            self._require(name, "an object or null", usable)
         for name in ("teacher_sha256", "student_sha256"):
             value = getattr(self, name)
-            known = value is None or (isinstance(value, str) and bool(_SHA256.fullmatch(value)))
-            _require(known, name, "64 lower-case hex digits or null", value)
+            usable = value is None or (isinstance(value, str) and bool(_SHA256.fullmatch(value)))
+            self._require(name, "64 lower-case hex digits or null", usable)
         strings = isinstance(self.versions, Mapping) and all(
             isinstance(text, str) for item in self.versions.items() for text in item
         )
-        _require(strings, "versions", "an object of strings", self.versions)
+        self._require("versions", "an object of strings", strings)
         for name in ("licence", "created"):
-            value = getattr(self, name)
-            _require(isinstance(value, str), name, "a string", value)
+            self._require(name, "a string", isinstance(getattr(self, name), str))
+
+    def _require(self, name: str, expected: str, condition: bool) -> None:
+        _require(condition, name, expected, getattr(self, name))
 
     def _check_labels(self) -> None:
-        labels = self.labels
-        some = isinstance(labels, tuple) and 0 < len(labels) <= _MAX_LABELS
-        _require(some, "labels", f"a list of 1..{_MAX_LABELS} names", labels)
-        for label in labels:
+        some = isinstance(self.labels, tuple) and 0 < len(self.labels) <= _MAX_LABELS
+        self._require("labels", f"a list of 1..{_MAX_LABELS} names", some)
+        for label in self.labels:
             named = isinstance(label, str) and 0 < len(label) <= _MAX_LABEL_LENGTH
             _require(named, "labels", f"names of 1..{_MAX_LABEL_LENGTH} characters", label)
-        if len(set(labels)) != len(labels):
-            twice = Counter(labels).most_common(1)[0][0]
+        if len(set(self.labels)) != len(self.labels):
+            twice = Counter(self.labels).most_common(1)[0][0]
             raise ModelFileError(
                 f"{METADATA_KEY}: labels has {twice!r} twice.", fix="Give every class its own name."
             )
@@ -274,7 +273,7 @@ class ModelInfo:
         Raises:
             ModelFileError: ``quantisation`` or ``calibration`` has a value that JSON lacks.
         """
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        values = {name: getattr(self, name) for name in _names(ModelInfo)}
         values["mel"] = self.mel.to_dict()
         values["pooling"] = dataclasses.asdict(self.pooling)
         values["context"] = dataclasses.asdict(self.context)
@@ -303,12 +302,10 @@ class ModelInfo:
         """
         values = parse_object(text, METADATA_KEY)
         _check_schema(values.get("schema"))
-        _same_fields(cls, values, METADATA_KEY)
-        _same_fields(Pooling, values["pooling"], f"{METADATA_KEY}: pooling")
-        _same_fields(Context, values["context"], f"{METADATA_KEY}: context")
-        for name, kind in (("mel", dict), ("labels", list)):
-            found = isinstance(values[name], kind)
-            _require(found, name, "an object" if kind is dict else "a list", values[name])
+        same_keys(values, _names(cls), METADATA_KEY)
+        same_keys(values["pooling"], _names(Pooling), f"{METADATA_KEY}: pooling")
+        same_keys(values["context"], _names(Context), f"{METADATA_KEY}: context")
+        _require(isinstance(values["mel"], dict), "mel", "an object", values["mel"])
         try:
             mel = MelSpec.from_dict(values["mel"])
         except MelSpecError as error:
@@ -373,8 +370,8 @@ def _entry(source: Any, key: str) -> str:
     return value
 
 
-def _same_fields(kind: type, values: Any, where: str) -> None:
-    same_keys(values, {f.name for f in dataclasses.fields(kind)}, where)
+def _names(kind: type) -> set[str]:
+    return {f.name for f in dataclasses.fields(kind)}
 
 
 def _check_schema(found: Any) -> None:

@@ -38,7 +38,7 @@ def mean_std(frames: npt.NDArray[np.floating], eps: float) -> npt.NDArray[np.flo
     return np.concatenate([h.mean(axis=-1), np.sqrt(h.var(axis=-1) + eps)], axis=-1)
 
 
-class StatsPool(ABC):
+class StreamPool(ABC):
     """Accumulates frames and gives their statistics at any time.
 
     Args:
@@ -135,7 +135,7 @@ class StatsPool(ABC):
         return None
 
 
-class WholeClip(StatsPool):
+class WholeClip(StreamPool):
     """Every frame since the start, with equal weight.
 
     Offline definition over frames h_0 .. h_{n-1}: mean = sum_t h_t / n, var = sum_t h_t^2 / n -
@@ -154,7 +154,7 @@ class WholeClip(StatsPool):
         return float(self.count), self._sums
 
 
-class SlidingWindow(StatsPool):
+class SlidingWindow(StreamPool):
     """The latest ``blocks`` blocks of ``block`` frame periods each, frames with equal weight.
 
     Offline definition after n periods, with b = ``block`` and W = ``blocks`` b: the plain
@@ -234,7 +234,7 @@ class SlidingWindow(StatsPool):
         return "begins" if (arrays["begins"] < 0).any() else None
 
 
-class Forgetting(StatsPool):
+class Forgetting(StreamPool):
     """Every frame since the start, with a weight that halves every ``half_life`` frames.
 
     Offline definition after n frame periods, the sums over those t that have a frame: w_t =

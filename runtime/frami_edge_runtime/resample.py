@@ -48,7 +48,7 @@ class Resampler:
             ) from None
         self._new_stream: Any = soxr.ResampleStream
         self._rates = rate_in, rate_out
-        # A takeover must fall on a sample of both rates: every so many in, out.
+        # A takeover must fall on a sample of both rates.
         self._step_in = rate_in // math.gcd(rate_in, rate_out)
         self._step_out = rate_out // math.gcd(rate_in, rate_out)
         reach = math.ceil(REACH * max(1.0, rate_in / rate_out))

@@ -29,7 +29,7 @@ from frami_edge_runtime.audio import check_rate, check_samples
 from frami_edge_runtime.backends import LONGEST_RUN, Backend
 from frami_edge_runtime.errors import AudioError, ModelFileError, StreamError
 from frami_edge_runtime.logmel import LogMelStream, MelBlock
-from frami_edge_runtime.pooling import Forgetting, SlidingWindow, StatsPool, WholeClip
+from frami_edge_runtime.pooling import Forgetting, SlidingWindow, StreamPool, WholeClip
 from frami_edge_runtime.resample import Resampler
 from frami_edge_runtime.state import StateReader, read_state, save_state
 
@@ -112,31 +112,30 @@ class _Meter:
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
-        self.steps = 0
-        self.busy_s = self.max_step_s = 0.0
-        self._latest = np.zeros(STEPS_KEPT)
+        self._steps = 0
+        self._busy_s = self._longest_s = 0.0
+        self._latest_s = np.zeros(STEPS_KEPT)
 
     def step(self, started: float) -> None:
         """Count one push, flush or gap that started at this `time.perf_counter`."""
-        took = time.perf_counter() - started
-        self._latest[self.steps % STEPS_KEPT] = took
-        self.steps += 1
-        self.busy_s += took
-        if took > self.max_step_s:
-            self.max_step_s = took
+        took_s = time.perf_counter() - started
+        self._latest_s[self._steps % STEPS_KEPT] = took_s
+        self._steps += 1
+        self._busy_s += took_s
+        self._longest_s = max(self._longest_s, took_s)
 
     def stats(self, counts: Counter[str], sample_rate: int, lag_s: float) -> StreamStats:
-        latest = self._latest[: self.steps]
-        p50, p99 = np.percentile(latest, (50, 99)) * 1e3 if len(latest) else (0.0, 0.0)
+        latest_s = self._latest_s[: max(1, self._steps)]
+        p50_s, p99_s = np.percentile(latest_s, (50, 99))
         return StreamStats(
             **counts,
-            steps=self.steps,
+            steps=self._steps,
             audio_s=counts["samples_in"] / sample_rate,
             lag_s=lag_s,
-            busy_s=self.busy_s,
-            p50_step_ms=float(p50),
-            p99_step_ms=float(p99),
-            max_step_ms=self.max_step_s * 1e3,
+            busy_s=self._busy_s,
+            p50_step_ms=1e3 * float(p50_s),
+            p99_step_ms=1e3 * float(p99_s),
+            max_step_ms=1e3 * self._longest_s,
         )
 
 
@@ -144,20 +143,13 @@ class _Meter:
 class _Clock:
     """Positions and counts in samples at the stream's rate, from the start of the clip."""
 
-    clock: int = 0
-    """Samples pushed and lost."""
-    end: int = 0
-    """End of the last sample pushed."""
-    origin: int = 0
-    """Start of the segment."""
-    base: int = 0
-    """Start of the stretch."""
-    segment: int = 0
-    """Samples in the segment."""
-    stretch: int = 0
-    """Samples in the stretch."""
-    lost: int = 0
-    """Samples lost since the last result."""
+    clock: int = 0  # samples pushed and lost
+    end: int = 0  # end of the last sample pushed
+    origin: int = 0  # start of the segment
+    base: int = 0  # start of the stretch
+    segment: int = 0  # samples in the segment
+    stretch: int = 0  # samples in the stretch
+    lost: int = 0  # samples lost since the last result
 
 
 class Stream:
@@ -191,7 +183,7 @@ class Stream:
         self.sample_rate = mel.sample_rate if sample_rate is None else check_rate(sample_rate)
         """Hz, of the samples to be pushed."""
         self._hop, self._blocks = _plan_results(info.frame_s, window_s, forget_s, hop_s)
-        self._pool: StatsPool
+        self._pool: StreamPool
         eps = info.pooling.eps
         if self._hop is not None and self._blocks is not None:
             self._pool = SlidingWindow(info.channels, eps, block=self._hop, blocks=self._blocks)
@@ -470,7 +462,7 @@ class Stream:
     def _pool_run(self, frames_Cn: npt.NDArray[np.float32]) -> bool:
         """Pool the run that was due and keep its carry; return whether a result is due."""
         n = frames_Cn.shape[1]
-        self._pool.push(frames_Cn, self._frame_start_s(self._frames))
+        self._pool.push(frames_Cn, self._start_s(self._frames))
         kept = self._held - n * self._stride
         self._input[..., :kept] = self._input[..., self._held - kept : self._held]
         self._held = kept
@@ -498,33 +490,32 @@ class Stream:
             logits=logits_K,
             labels=self._info.labels,
             t0=pool.begins if isinstance(pool, SlidingWindow) else now.base / self.sample_rate,
-            t1=now.end / self.sample_rate if last else self._frame_end_s(self._frames - 1),
+            t1=now.end / self.sample_rate if last else self._end_s(self._frames - 1),
             gap=lost,
         )
 
-    def _frame_start_s(self, frame: int) -> float:
+    def _start_s(self, frame: int) -> float:
         """Where the audio of this trunk frame of the segment begins."""
-        return self._at_s(frame * self._stride - self._info.context.left, 0)
+        first = frame * self._stride - self._info.context.left
+        return self._at_s(first * self._info.mel.hop_length)
 
-    def _frame_end_s(self, frame: int) -> float:
+    def _end_s(self, frame: int) -> float:
         """Where the audio of this trunk frame of the segment ends, within the audio pushed."""
-        last = frame * self._stride + self._info.context.right
-        end_s = self._at_s(last, self._info.mel.n_fft)
+        last, mel = frame * self._stride + self._info.context.right, self._info.mel
+        end_s = self._at_s(last * mel.hop_length + mel.n_fft)
         return min(end_s, self._time.end / self.sample_rate)
 
-    def _at_s(self, mel_frame: int, offset: int) -> float:
+    def _at_s(self, sample: int) -> float:
         mel = self._info.mel
-        sample = mel_frame * mel.hop_length - (mel.n_fft // 2 if mel.center else 0) + offset
-        return self._time.origin / self.sample_rate + max(0, sample) / mel.sample_rate
+        sample = max(0, sample - mel.center * (mel.n_fft // 2))
+        return self._time.origin / self.sample_rate + sample / mel.sample_rate
 
     @property
     def _lag_s(self) -> float:
         if self._time.segment == 0:
             return 0.0
-        covered = self._time.origin / self.sample_rate
-        if self._frames:
-            covered = self._frame_end_s(self._frames - 1)
-        return max(0.0, self._time.end / self.sample_rate - covered)
+        covered_s = self._end_s(self._frames - 1) if self._frames else self._at_s(0)
+        return max(0.0, self._time.end / self.sample_rate - covered_s)
 
     def _load(self, state: Mapping[str, Any]) -> None:
         read = StateReader(state["time"], "the sample clock of this stream")
@@ -576,17 +567,8 @@ class StreamGroup:
     1e-6. A group belongs to one thread.
     """
 
-    def __init__(
-        self,
-        model: Backend,
-        n: int,
-        *,
-        sample_rate: int | None = None,
-        window_s: float | None = None,
-        forget_s: float | None = None,
-        hop_s: float | None = None,
-    ) -> None:
-        """Allocate all working memory of all streams."""
+    def __init__(self, model: Backend, n: int, **options: Any) -> None:
+        """Allocate all working memory of n streams with these options of `Stream`."""
         integer = isinstance(n, (int, np.integer)) and not isinstance(n, bool)
         if not integer or not 1 <= n <= MOST_STREAMS:
             raise StreamError(
@@ -594,17 +576,7 @@ class StreamGroup:
                 fix="Give the number of microphones.",
             )
         block = MelBlock(model.info.mel)
-        self._streams = [
-            Stream(
-                model,
-                sample_rate=sample_rate,
-                window_s=window_s,
-                forget_s=forget_s,
-                hop_s=hop_s,
-                block=block,
-            )
-            for _ in range(n)
-        ]
+        self._streams = [Stream(model, **options, block=block) for _ in range(n)]
         self._meter = _Meter()
 
     def __len__(self) -> int:
@@ -615,18 +587,8 @@ class StreamGroup:
 
     @property
     def sample_rate(self) -> int:
-        """Hz, of the samples to be pushed."""
+        """Hz, of the samples to be pushed to every stream."""
         return self[0].sample_rate
-
-    @property
-    def hop_s(self) -> float | None:
-        """As `Stream.hop_s`, for all streams."""
-        return self[0].hop_s
-
-    @property
-    def window_s(self) -> float | None:
-        """As `Stream.window_s`, for all streams."""
-        return self[0].window_s
 
     @property
     def stats(self) -> StreamStats:
@@ -758,11 +720,11 @@ def _answer(streams: Sequence[Stream], *, last: bool) -> list[Result]:
 def _flush(streams: Sequence[Stream]) -> list[Result | None]:
     """The last result of each stream, None where there is none; all are reset."""
     try:
-        begun = [stream for stream in streams if stream._time.stretch]
-        for stream in begun:
+        open_ones = [stream for stream in streams if stream._time.stretch]
+        for stream in open_ones:
             stream._end_segment()
-        _run_due(begun, wanted=False)
-        pooled = [stream for stream in begun if not stream._pool.empty]
+        _run_due(open_ones, wanted=False)
+        pooled = [stream for stream in open_ones if not stream._pool.empty]
         results = dict(zip(pooled, _answer(pooled, last=True), strict=True))
         return [results.get(stream) for stream in streams]
     finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,6 @@ from frami_edge.config import TeacherArch
 from frami_edge.models import ResNetTeacher
 from frami_edge.sources.procedural import procedural_mels
 from frami_edge_runtime.melspec import MelSpec
-
-# Shared by the tests of `push`; importlib mode finds no modules beside the tests by itself.
-sys.path.insert(0, str(Path(__file__).parent))
 
 SPEC = MelSpec(
     sample_rate=8000, n_fft=256, win_length=200, hop_length=80, n_mels=16, mean=-6.0, std=4.0
@@ -159,7 +155,7 @@ def student(
 def exported(tmp_path_factory: pytest.TempPathFactory, student: dict[str, Any]) -> Path:
     """The student's export: fp32, whole classifier and int8, without gates."""
     from frami_edge.checkpoint import load_checkpoint
-    from frami_edge.exporting import bank_mels, facts_of
+    from frami_edge.exporting import calibration_mels, facts_of
     from frami_edge.models import StudentNet
     from frami_edge_export.exporter import export_student
     from frami_edge_export.options import ExportOptions
@@ -176,7 +172,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, student: dict[str, Any]) 
         bench_budget_s=0.02,
         bench_rounds=15,
     )
-    calibration = bank_mels(run / "bank", loaded, 64).mels
+    calibration = calibration_mels(loaded, bank=run / "bank", count=64).mels
     export_student(
         loaded.model.collapse(), facts_of(loaded), out, int8=True, calibration=calibration,
         source="bank", options=options,

@@ -8,8 +8,8 @@ import io
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,14 +19,10 @@ from typer.testing import CliRunner
 
 import frami_edge_export
 from frami_edge.assets import DIGITS_TEACHER
-from frami_edge.cards import licence_id, model_header, table, teacher_readme
-from frami_edge.checkpoint import Card, load_checkpoint, save_checkpoint
+from frami_edge.cards import licence_id, model_header, teacher_readme
+from frami_edge.checkpoint import load_checkpoint
 from frami_edge.cli import app
-from frami_edge.config import StudentArch
-from frami_edge.distillation import write_readme
 from frami_edge.evaluation import Score
-from frami_edge.models import StudentNet
-from frami_edge.runs import RunFolder
 from frami_edge.training import TrainedTeacher
 from frami_edge_export.options import ExportOptions
 
@@ -38,33 +34,6 @@ MANIFEST = {
     "device": "cpu, as asked",
     "command_line": ["frami-edge", "distill", "/home/me/secret.yaml"],
 }
-
-
-@pytest.fixture(scope="module")
-def run_folder(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The end of a run: an untrained student, and the card that distill writes."""
-    out = tmp_path_factory.mktemp("cards") / "run"
-    theirs = load_checkpoint(teacher)
-    arch = StudentArch(channels=(8, 8, 8), time_kernels=(3, 3, 3), out_channels=12)
-    student = StudentNet(arch, theirs.mel.n_mels, len(LABELS)).eval()
-    recipe = {"seed": 3, "distill": {"steps": 6}}
-    card = Card(
-        kind="student",
-        arch=arch.model_dump(mode="json"),
-        mel=theirs.mel.to_dict(),
-        labels=LABELS,
-        teacher_sha256=theirs.sha256,
-        teacher_trained_on=theirs.card.trained_on,
-        recipe=recipe,
-        metrics={"synthetic_agreement": 0.5, "steps": 6},
-        licence=theirs.card.licence,
-    )
-    with RunFolder.create(out, command="distill", config=recipe, seeds={"seed": 3}) as run:
-        save_checkpoint(run.path("student.safetensors"), student, card)
-        health = {"inversion": {"clips": 40}, "procedural": {"clips": 8}}
-        bank: Any = SimpleNamespace(index=SimpleNamespace(health=health))
-        write_readme(run, card, student, bank, {"mels": "plots/mels.png"})
-    return out
 
 
 def header_of(card: str) -> dict[str, Any]:
@@ -93,8 +62,10 @@ def commands(card: str) -> list[list[str]]:
 
 
 def test_the_cards_of_a_run_and_its_export(
-    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+    student: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    run_folder = tmp_path / "run"
+    shutil.copytree(student["run_dir"], run_folder)
     monkeypatch.chdir(run_folder)
     card = Path("README.md").read_text()
     header = header_of(card)
@@ -102,12 +73,10 @@ def test_the_cards_of_a_run_and_its_export(
     assert header["license"] == "cc-by-sa-4.0"
     assert {"data-free", "knowledge-distillation"} <= set(header["tags"])
     assert not {"datasets", "model-index", "metrics"} & set(header)  # no real clip, no real score
-    for words in (
-        "**Not validated on real audio**", "| seed | 3 |", "| inversion | 40 |", "50.00%",
-        "data-free with a procedural prior", load_checkpoint(Path("student.safetensors")).sha256,
-    ):  # fmt: skip
+    sha256 = load_checkpoint(Path("student.safetensors")).sha256
+    for words in ("**Not validated on real audio**", "| seed | 3 |", "| inversion | 32 |", sha256):
         assert words in card
-    assert str(run_folder.parent) not in card
+    assert str(Path(student["run_dir"]).parent) not in card
 
     quick = functools.partial(ExportOptions, bench_budget_s=0.02, bench_rounds=15)
     monkeypatch.setattr(frami_edge_export, "ExportOptions", quick)
@@ -127,7 +96,7 @@ def test_the_cards_of_a_run_and_its_export(
     for artifact in json.loads(Path("export_report.json").read_text())["artifacts"]:
         assert artifact["sha256"] in card
     assert "plots/export.png" in card
-    assert str(run_folder.parent) not in card
+    assert str(tmp_path) not in card
 
 
 def test_a_teachers_card(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,16 +144,3 @@ def test_a_licence_is_named_only_where_it_is_known(licence: str, expected: dict[
     assert {key: value for key, value in header.items() if "license" in key} == expected
     assert header["tags"][1] == "on"  # quoted where YAML would read something else
     assert header["model-index"][0]["name"] == "yes: [1e-3]"
-
-
-def test_tables_escape_bars_and_lines() -> None:
-    assert table(["a"], [["x|y\nz"]]) == "| a |\n| --- |\n| x\\|y z |"
-
-
-def test_the_hubs_own_library_reads_the_header(run_folder: Path) -> None:
-    hub: Any = pytest.importorskip("huggingface_hub", reason="the extra hub is not installed")
-    card = hub.ModelCard((run_folder / "README.md").read_text())
-    assert card.data.pipeline_tag == "audio-classification"
-    text = model_header("x", "MIT", [], accuracies={"accuracy": 0.9}, measured_on=("esc10", "1"))
-    (known,) = hub.ModelCard(text + "\n# x\n").data.eval_results
-    assert (known.dataset_name, known.metric_value) == ("esc10", 0.9)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 from typer.testing import Result
 
@@ -102,7 +103,7 @@ def test_other_facts_are_warned_about(
     mel = Classifier(source).info.mel.replace(mean=-5.0).to_dict()
     other = changed(source, tmp_path / "other.onnx", mel=mel, teacher_sha256="f" * 64)
     warned = call("verify", source, other, *FEW, "--min-agreement", "0").stderr
-    assert "front ends differ in mean" in warned
+    assert "mel mean differs" in warned
     assert "teacher differs" in warned
     refused = call("verify", source, other, *FEW, "--bank", bank, code=1)
     assert "another front end" in refused.stderr
@@ -110,7 +111,7 @@ def test_other_facts_are_warned_about(
 
 def test_what_cannot_be_compared_is_refused(exported: Path, call: Call, tmp_path: Path) -> None:
     source = exported / "student.fp32.onnx"
-    for labels, words in ((["low", "high"], "in another order"), (["a", "high"], "a, low")):
+    for labels, words in ((["low", "high"], "another order"), (["a", "high"], "a, low")):
         other = changed(source, tmp_path / "other.onnx", labels=labels)
         assert words in call("verify", source, other, code=1).stderr
     lonely = call("verify", source, source, "--fold", "1", code=1)
@@ -135,8 +136,8 @@ def test_a_stream_that_loses_samples_is_caught(exported: Path) -> None:
 
 
 def test_figures_of_a_known_pair() -> None:
-    a = np.array([[2.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
-    b = np.array([[2.0, 0.0], [0.5, 0.0], [1.0, 0.0]])
+    a = torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    b = torch.tensor([[2.0, 0.0], [0.5, 0.0], [1.0, 0.0]])
     found = compare_logits(a, b, ["x", "y", "z"])
     assert found.agreement == pytest.approx(2 / 3)
     assert (found.max_abs_difference, found.worst_clip) == (1.0, "y")
@@ -146,5 +147,5 @@ def test_figures_of_a_known_pair() -> None:
     assert found.kl_nats == pytest.approx(kl / 3)
     assert found.sqnr_db == pytest.approx(10 * np.log10(6 / 1.25))
     assert compare_logits(a, a, ["x", "y", "z"]).sqnr_db is None
-    with pytest.raises(ModelFileError, match=r"second model .* on y"):
-        compare_logits(a, np.where(b == 0.5, np.nan, b), ["x", "y", "z"])
+    with pytest.raises(ModelFileError, match="not finite on y"):
+        compare_logits(a, torch.where(b == 0.5, torch.nan, b), ["x", "y", "z"])

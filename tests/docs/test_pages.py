@@ -2,8 +2,8 @@
 
 A block is ```` ```sh ````, ```` ```bash ```` or ```` ```python ````; with `file=NAME` behind the
 language it is a file that the reader saves. An HTML comment above it, invisible in the rendered
-page, may say `test: skip because REASON` or `test: prints A | B`. Everything else is run as it is
-printed, but for the shorter runs in `CHANGES`, and beside what the page says that the reader has.
+page, may contain `test: skip because REASON` or `test: prints A | B`. Everything else is run as
+printed, except for the shorter settings in `CHANGES`, beside the files that the page expects.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -63,8 +64,6 @@ CHANGES: dict[str, dict[str, str]] = {
         "--int8 --with-frontend": "--int8 --with-frontend --min-agreement 0.8",
         "student.int8.cpu.onnx --bank": "student.int8.cpu.onnx --min-agreement 0.8 --bank",
         "train-teacher esc10-teacher": f"train-teacher esc10-teacher {TEACHER}",
-        "esc10-cpu --dry-run": f"esc10-cpu --dry-run --methods smooth-noise {TINY}",
-        "--workers 2": f"--workers 1 --methods smooth-noise --folds 1 {TINY}",
     },
     "docs/MY_TEACHER.md": {
         "{steps: 30, burn_in: 10, batch_size: 24, width: 16}": "{steps: 3, burn_in: 1, width: 16}",
@@ -75,12 +74,13 @@ CHANGES: dict[str, dict[str, str]] = {
     "docs/MY_DATA.md": {"steps: 40, batch_size: 16": "steps: 8, batch_size: 16"},
     "docs/MY_MICROPHONE.md": {},
     "docs/CPP.md": {},
-    "docs/PROTOCOL.md": {"protocol mine.yaml": f"protocol mine.yaml {TINY}"},
+    "docs/PYTHON.md": {},
+    "docs/PROTOCOL.md": {"compare.py mine.yaml": f"compare.py mine.yaml {TINY}"},
 }
 
 
 class Block(NamedTuple):
-    """A fenced block, and what its page says about the test of it."""
+    """A fenced block and its directives."""
 
     where: str
     language: str
@@ -101,9 +101,9 @@ def blocks(page: str) -> list[Block]:
     found = []
     for match in _BLOCK.finditer(text):
         where = f"{page}:{text.count(chr(10), 0, match.start('language')) + 1}"
-        told = dict(_DIRECTIVE.findall(match["above"]))
-        assert len(told) == match["above"].count("\n"), f"{where}: unknown directive"
-        prints, skipped = told.get("prints"), told.get("skip because", "")
+        directives = dict(_DIRECTIVE.findall(match["above"]))
+        assert len(directives) == match["above"].count("\n"), f"{where}: unknown directive"
+        prints, skipped = directives.get("prints"), directives.get("skip because", "")
         parts = prints.split(" | ") if prints else []
         found.append(
             Block(where, match["language"], match["file"] or "", match["text"], skipped, parts)
@@ -160,7 +160,7 @@ class Reader:
         }
 
 
-# What a page says that its reader has: small and made up, and real files all the same.
+# Files that a page expects its reader to have: small and synthetic.
 
 
 def keyword_net(reader: Reader) -> None:
@@ -284,3 +284,36 @@ def test_no_page_goes_unrun() -> None:
     assert running == set(CHANGES)
     reasons = [b.skipped for page in pages for b in blocks(page) if b.skipped]
     assert all(len(reason) > 15 for reason in reasons)
+
+
+@pytest.mark.slow
+def test_the_cpp_example_gives_pythons_answer(programs: Path, tmp_path: Path) -> None:
+    """Needs a compiler, CMake and ONNX Runtime's headers, in the system or under $ORT_ROOT."""
+    import onnxruntime
+
+    from frami_edge_runtime.classifier import Classifier
+
+    roots = [Path(os.environ.get("ORT_ROOT", "/opt/onnxruntime")), Path("/usr/local"), Path("/usr")]
+    headers = [path for root in roots for path in root.glob("include/**/onnxruntime_cxx_api.h")]
+    if not (headers and shutil.which("cmake") and shutil.which("c++")):
+        pytest.skip("the C++ example is not built: no compiler, CMake or ONNX Runtime headers")
+    library = next((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*"))
+    for name in ("libonnxruntime.so", "libonnxruntime.so.1"):
+        (tmp_path / name).symlink_to(library)
+    options = [
+        f"-DORT_INCLUDE={headers[0].parent}",
+        f"-DORT_LIBRARY={tmp_path / 'libonnxruntime.so'}",
+    ]
+    build = tmp_path / "build"
+    for words in (["-S", ROOT / "examples/cpp", "-B", build, *options], ["--build", build]):
+        subprocess.run(["cmake", *map(str, words)], check=True, capture_output=True)
+    reader = Reader(tmp_path / "home", programs, {})
+    model(reader)
+    command = [build / "classify", reader.work / "student.wave.onnx", reader.work / "clip.wav"]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = re.search(r"^[\d.]+ s  (.+)  ([\d.]+)$", printed, re.MULTILINE)
+    assert found, printed
+    samples = soundfile.read(reader.work / "clip.wav", dtype="float32")[0]
+    expected = Classifier(reader.work / "student.fp32.onnx").classify(samples)
+    assert found[1] == expected.label
+    assert float(found[2]) == pytest.approx(expected.score, abs=1e-4)

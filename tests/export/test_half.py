@@ -1,4 +1,4 @@
-"""fp16 graphs: types, order, values, and what is refused."""
+"""fp16 graphs and files: types, order, values, gates, and what is refused."""
 
 from __future__ import annotations
 
@@ -7,130 +7,150 @@ import copy
 import numpy as np
 import onnx
 import pytest
-from export_kit import MEL
-from onnx import TensorProto, helper, numpy_helper
+from export_kit import MEL, TinyStudent
+from onnx import TensorProto, numpy_helper
 
 from frami_edge_export.errors import GraphError
-from frami_edge_export.half import half_graph, half_share
-from frami_edge_export.parity import cpu_session, with_context
-from frami_edge_export.quantise import FLAVOURS, Quantiser
+from frami_edge_export.graph import (
+    StudentFacts,
+    described,
+    frozen_head,
+    head_graph,
+    model_info,
+    serialised,
+)
+from frami_edge_export.half import half_drafts, half_graph, half_share
+from frami_edge_export.options import ExportOptions
+from frami_edge_export.parity import Head, cpu_session, with_context
+from frami_edge_export.quantise import TENSORRT, Quantiser
+from frami_edge_export.report import Artifact, Draft
+from frami_edge_runtime.backends import open_backend
 
-TOLERANCE = 2e-2
+
+@pytest.fixture(scope="module")
+def mels(calibration: np.ndarray) -> np.ndarray:
+    return with_context(calibration, (5, 5))
 
 
-def mels(count: int = 4, frames: int = 60) -> np.ndarray:
-    rng = np.random.default_rng(0)
-    shape = (count, 1, MEL.n_mels, frames)
-    low, high = MEL.floor[:, None], MEL.ceiling[:, None]
-    return (low + (high - low) * rng.random(shape)).astype(np.float32)
+@pytest.fixture(scope="module")
+def int8(trunk: onnx.ModelProto, mels: np.ndarray) -> onnx.ModelProto:
+    quantiser = Quantiser(trunk, mels[:96])
+    return quantiser.graph(TENSORRT, [quantiser.layers[0]])
 
 
 def run(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
-    return cpu_session(model).run(None, {"mel": x})[0]
+    """In float, as TensorRT computes Q/DQ, on every CPU."""
+    return cpu_session(model, exact=True).run(None, {"mel": x})[0]
 
 
-def test_float_trunk(trunk: onnx.ModelProto) -> None:
+def test_a_float_trunk(trunk: onnx.ModelProto, mels: np.ndarray) -> None:
     before = trunk.SerializeToString()
     half = half_graph(trunk)
     assert trunk.SerializeToString() == before
     assert half_share(half) == 1.0
-    for port in (*half.graph.input, *half.graph.output):
-        assert port.type.tensor_type.elem_type == TensorProto.FLOAT
-    assert [p.name for p in half.graph.input] == ["mel"]
-    assert [p.name for p in half.graph.output] == ["frames"]
+    ports = [*half.graph.input, *half.graph.output]
+    assert [p.name for p in ports] == ["mel", "frames"]
+    assert all(p.type.tensor_type.elem_type == TensorProto.FLOAT for p in ports)
     assert len(half.SerializeToString()) < 0.7 * len(before)
-    x = mels()
-    expected, found = run(trunk, x), run(half, x)
+    expected, found = run(trunk, mels[:4]), run(half, mels[:4])
     assert found.dtype == np.float32
-    assert np.abs(found - expected).max() <= TOLERANCE * max(1.0, np.abs(expected).max())
-    assert np.abs(found - expected).max() > 0  # it was computed in fp16
+    difference = np.abs(found - expected).max()
+    assert 0 < difference <= 2e-2 * max(1.0, np.abs(expected).max())
+    for count, frames in ((1, 11), (2, 13), (5, 60)):  # time and batch stay dynamic
+        assert run(half, mels[:count, ..., :frames]).shape == (count, 24, (frames - 11) // 2 + 1)
 
 
-def test_time_and_batch_stay_dynamic(trunk: onnx.ModelProto) -> None:
-    session = cpu_session(half_graph(trunk))
-    for count, frames in ((1, 11), (2, 13), (5, 200)):
-        found = session.run(None, {"mel": mels(count, frames)})[0]
-        assert found.shape == (count, 24, (frames - 11) // 2 + 1)
-
-
-def test_the_mean_over_frequency_is_not_rounded_to_half(trunk: onnx.ModelProto) -> None:
+def test_the_mean_over_frequency_is_not_rounded_and_nodes_are_in_order(
+    trunk: onnx.ModelProto,
+) -> None:
     half = half_graph(trunk)
-    casts = [n for n in half.graph.node if n.op_type == "Cast"]
+    nodes = list(half.graph.node)
+    casts = [n for n in nodes if n.op_type == "Cast"]
     assert len(casts) == 2  # in at the start, out before the mean
-    last = list(half.graph.node).index(casts[-1])
-    after = {n.op_type for n in list(half.graph.node)[last + 1 :]}
-    assert after & {"ReduceMean", "AveragePool"}
-    assert not after & {"Conv", "Relu"}
-    assert half.graph.node[-1].output[0] == "frames"
-
-
-def test_nodes_are_in_order(trunk: onnx.ModelProto) -> None:
-    shuffled = copy.deepcopy(trunk)
-    half = half_graph(shuffled)
+    after = [n.op_type for n in nodes[nodes.index(casts[-1]) + 1 :]]
+    assert after == ["AveragePool", "Squeeze"]
+    assert nodes[-1].output[0] == "frames"
     known = {t.name for t in half.graph.initializer} | {"mel", ""}
-    for node in half.graph.node:
+    for node in nodes:
         assert set(node.input) <= known, node.name
         known |= set(node.output)
 
 
-def test_int8_with_a_half_rest(trunk: onnx.ModelProto, calibration: np.ndarray) -> None:
-    signed = next(f for f in FLAVOURS if f.name == "S8S8")
-    ranges = with_context(calibration[:48].astype(np.float32), (5, 5))
-    quantiser = Quantiser(trunk, ranges)
-    int8 = quantiser.graph(signed, [quantiser.layers[0]])
+def test_int8_with_a_half_rest(int8: onnx.ModelProto, mels: np.ndarray) -> None:
     half = half_graph(int8)
     types = {t.name: t.data_type for t in half.graph.initializer}
-    scales = {
-        types[n.input[1]]
-        for n in half.graph.node
-        if n.op_type in ("QuantizeLinear", "DequantizeLinear")
-    }
-    assert scales == {TensorProto.FLOAT16}
-    quantised = [t for t in half.graph.initializer if t.data_type == TensorProto.INT8 and t.dims]
-    assert quantised
-    x = with_context(calibration[48:80].astype(np.float32), (5, 5))
-    expected, found = run(int8, x), run(half, x)
+    quantised = [n for n in half.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert {types[n.input[1]] for n in quantised} == {TensorProto.FLOAT16}
+    assert TensorProto.INT8 in types.values()
+    expected, found = run(int8, mels[96:]), run(half, mels[96:])
     # Values on the edge between two steps may fall on either side; the statistics hardly move.
     step = np.abs(expected).max() / 127
     assert np.abs(found - expected).max() <= 4 * step
     assert np.abs(found.mean(axis=2) - expected.mean(axis=2)).max() <= step
 
 
+@pytest.mark.parametrize("fits", [True, False])
+def test_the_files_pass_their_gates_and_load_or_are_left_out_with_a_note(
+    student: TinyStudent,
+    trunk: onnx.ModelProto,
+    int8: onnx.ModelProto,
+    mels: np.ndarray,
+    fits: bool,
+) -> None:
+    info = model_info(student, StudentFacts(mel=MEL, labels=tuple("abcdef")))
+    head_bytes = serialised(head_graph(student))
+    weight, bias = (t.double().numpy() for t in frozen_head(student))
+    artifact = Artifact("int8.trt", "s.int8.trt.onnx", "streaming", "int8")
+    draft = Draft(artifact, described(int8, info.replace(precision="int8"), head_bytes), int8)
+    if not fits:
+        trunk = copy.deepcopy(trunk)
+        tensor = next(t for t in trunk.graph.initializer if t.name.endswith("weight_bias"))
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + 1e6, tensor.name))
+    head = Head(weight, bias, student.pool_eps)
+    found, notes = half_drafts(
+        trunk, head_bytes, head, info, draft, mels[96:], "s", ExportOptions()
+    )
+    if not fits:
+        assert [d.artifact.name for d in found] == ["int8.trt.fp16"]
+        assert "There is no fp16 file: " in notes[0]
+        return
+    assert notes == []
+    assert [d.artifact.name for d in found] == ["fp16", "int8.trt.fp16"]
+    for draft, precision in zip(found, ("fp16", "int8"), strict=True):
+        assert all(gate.passed for gate in draft.gates), draft.gates
+        assert {gate.artifact for gate in draft.gates} == {draft.artifact.name}
+        assert not draft.timed
+        assert open_backend(draft.data, "cpu").info.precision == precision
+
+
 def _one_conv(weight: float, scale: float | None = None, opset: int = 20) -> onnx.ModelProto:
-    nodes, constants = [], [numpy_helper.from_array(np.full((1, 1, 1, 1), weight, np.float32), "w")]
-    source = "mel"
-    if scale is not None:
-        constants += [
-            numpy_helper.from_array(np.array(scale, np.float32), "x_scale"),
-            numpy_helper.from_array(np.array(0, np.int8), "zero"),
-        ]
-        nodes += [
-            helper.make_node("QuantizeLinear", ["mel", "x_scale", "zero"], ["q"]),
-            helper.make_node("DequantizeLinear", ["q", "x_scale", "zero"], ["dq"]),
-        ]
-        source = "dq"
-    nodes.append(helper.make_node("Conv", [source, "w"], ["frames"]))
-    ports = [
-        [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, 1, 4, 8])]
-        for n in ("mel", "frames")
-    ]
-    graph = helper.make_graph(nodes, "g", *ports, constants)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+    """mel -> frames by one weight, behind a Q/DQ pair where there is a scale."""
+    ports = "(float[1, 1, 4, 8] mel) => (float[1, 1, 4, 8] frames)"
+    pair = """
+        q = QuantizeLinear (mel, x_scale, zero)
+        dq = DequantizeLinear (q, x_scale, zero)
+    """
+    text = f"""<ir_version: 10, opset_import: ["" : {opset}]> g {ports} {{
+        {pair if scale else ""}
+        frames = Conv ({"dq" if scale else "mel"}, w)
+    }}"""
+    model = onnx.parser.parse_model(text)
+    constants = {"w": np.full((1, 1, 1, 1), weight, np.float32)}
+    if scale:
+        constants |= {"x_scale": np.float32(scale), "zero": np.int8(0)}
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()
+    )
+    return model
 
 
-def test_weights_beyond_half_are_refused() -> None:
+def test_what_half_cannot_hold_is_refused() -> None:
     assert half_share(half_graph(_one_conv(6e4))) == 1.0
     with pytest.raises(GraphError, match="fp16 ends at 65504"):
         half_graph(_one_conv(7e4))
-
-
-def test_scales_that_half_cannot_hold_are_refused() -> None:
     assert half_share(half_graph(_one_conv(1.0, 1e-4))) == 1.0
     for scale in (1e-8, 3.3e-7):
         with pytest.raises(GraphError, match="x_scale"):
             half_graph(_one_conv(1.0, scale))
-
-
-def test_old_opsets_know_no_half_scales() -> None:
     with pytest.raises(GraphError, match="fp16 scales need 19"):
         half_graph(_one_conv(1.0, 1e-2, opset=18))

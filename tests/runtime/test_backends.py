@@ -124,15 +124,6 @@ def test_a_missing_provider_is_named_with_those_that_are_there(
     assert "pip install onnxruntime-gpu" in caught.value.fix
 
 
-def test_the_cpu_is_asked_for_one_quiet_thread(model_path: Path, recorder: Recorder) -> None:
-    model = open_backend(model_path)
-    assert recorder.asked == [[CPU], [CPU]]
-    for options in recorder.options:
-        assert options.intra_op_num_threads == 1
-        assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
-    assert model.max_batch == model.max_mel_frames == 1 << 30
-
-
 def test_cuda_is_asked_for_with_its_options(
     model_path: Path, recorder: Recorder, classifier: Classifier, clip: np.ndarray
 ) -> None:
@@ -217,14 +208,6 @@ def test_a_provider_that_breaks_is_reported_without_touching_stdout(
         Classifier(model_path, "cuda")
     assert "long trace" not in str(caught.value)
     assert capsys.readouterr().out == ""
-
-
-def test_a_cache_that_cannot_be_made_is_reported(
-    tiny: Any, recorder: Recorder, tmp_path: Path
-) -> None:
-    (tmp_path / "cache").write_text("a file is in the way")
-    with pytest.raises(BackendError, match="engine cache"):
-        Classifier(tiny.data, "tensorrt-ep")
 
 
 def test_the_real_session_reports_where_nodes_went(

@@ -138,14 +138,6 @@ def test_metadata_that_the_graph_contradicts_is_refused(
     assert caught.value.fix
 
 
-def test_another_front_end_than_the_graph_is_refused(build_model: Any) -> None:
-    tiny = build_model()
-    mel = tiny.info.mel.replace(n_mels=17)
-    entries = {METADATA_KEY: tiny.info.replace(mel=mel).to_json()}
-    with pytest.raises(ModelFileError, match="must have mel as float32"):
-        Classifier(build_model(metadata=entries).data)
-
-
 def test_files_that_are_no_model_are_refused(tmp_path: Path, tiny: Any, build_model: Any) -> None:
     for name, data in (
         ("plain.onnx", b"this is no protocol buffer"),

@@ -5,8 +5,6 @@ The last results are checked in `test_stream`, for any operations; here all othe
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,7 +12,6 @@ from hypothesis import strategies as st
 from stream_kit import MODES, NO_SOXR, Offline, ended
 
 from frami_edge_runtime.classifier import Classifier
-from frami_edge_runtime.errors import AudioError
 from frami_edge_runtime.stream import Result
 
 RATE = 8000
@@ -102,18 +99,6 @@ def test_time_stamps_follow_the_sample_clock(classifier: Classifier, clip: np.nd
     assert stream.push(clip[:8000])[0].t0 == 0.0
 
 
-def test_a_break_without_loss_is_not_spliced(classifier: Classifier, clip: np.ndarray) -> None:
-    stream, offline = classifier.stream(), Offline(classifier)
-    stream.push(clip[:7777])
-    assert stream.gap(0) == []
-    stream.push(clip[7777:])
-    found = ended(stream)[0]
-    both = np.concatenate([offline.frames(x) for x in (clip[:7777], clip[7777:])], axis=1)
-    expected = offline.logits(both, np.ones(both.shape[1]))
-    assert np.abs(found.logits - expected).max() <= 1e-4
-    assert np.abs(found.logits - classifier.classify(clip).logits).max() > 1e-4
-
-
 def test_gaps_before_between_and_after_the_audio(classifier: Classifier, clip: np.ndarray) -> None:
     stream = classifier.stream()
     for keep in (True, False):
@@ -134,26 +119,6 @@ def test_a_window_older_than_the_gap_is_forgotten(classifier: Classifier, clip: 
     stream.gap(RATE * 86_400)
     after = stream.push(clip[8000:])
     assert np.array_equal(after[-1].logits, fresh.push(clip[8000:])[-1].logits)
-
-
-@pytest.mark.parametrize("options", [{"forget_s": 0.05}, {"window_s": 0.5}])
-def test_less_than_one_sample_after_all_was_forgotten(
-    classifier: Classifier, clip: np.ndarray, options: dict[str, Any]
-) -> None:
-    pytest.importorskip("soxr", reason=NO_SOXR)
-    stream = classifier.stream(24_000, **options)
-    stream.push(clip)
-    stream.gap(1 << 47)
-    stream.push(clip[:1])
-    restored = classifier.stream(24_000, **options)
-    restored.load_state(stream.state())
-    for each in (stream, restored):
-        with pytest.raises(AudioError, match="1 samples at 24000 Hz are less than one"):
-            each.flush()
-    stream.push(clip)
-    stream.gap(1 << 47)
-    stream.push(clip[:1])
-    assert stream.gap(5, keep_pooling=False) == []
 
 
 def test_a_segment_of_less_than_one_sample_gives_no_result(

@@ -92,18 +92,6 @@ def test_runs_due_together_are_one_call(tiny: Any, clip: np.ndarray) -> None:
         assert group.stats.frames == n * group[0].stats.frames > 0
 
 
-def test_states_move_between_groups_and_streams(classifier: Classifier, clip: np.ndarray) -> None:
-    group, stream = classifier.streams(2, forget_s=0.5), classifier.stream(forget_s=0.5)
-    group.push([clip[:7000], clip[5000:11_000]])
-    stream.load_state(group[1].state())
-    group[0].load_state(stream.state())
-    expected = stream.push(clip[11_000:20_000])
-    one, two = group.push([clip[11_000:20_000]] * 2)
-    assert len(expected) > 5
-    assert alike(one, expected)
-    assert alike(two, expected)
-
-
 def test_bad_chunks_change_no_stream(classifier: Classifier, clip: np.ndarray) -> None:
     group = classifier.streams(2)
     group.push([clip[:5000], None])

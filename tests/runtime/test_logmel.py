@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 
 from frami_edge_runtime import logmel
 from frami_edge_runtime.errors import AudioError, StreamError
-from frami_edge_runtime.logmel import ROWS, LogMelStream, MelBlock, log_mel
+from frami_edge_runtime.logmel import ROWS, LogMelStream, log_mel
 from frami_edge_runtime.melspec import MelSpec
 
 RNG = np.random.default_rng(7)
@@ -175,30 +174,6 @@ def test_empty_chunks_are_fine_and_empty_clips_are_not() -> None:
     assert LogMelStream(BASE).push([]).shape == (0, 20)
     with pytest.raises(AudioError, match="no samples"):
         log_mel(np.zeros(0, np.int16), BASE)
-
-
-def test_memory_is_allocated_once_and_may_be_shared() -> None:
-    block = MelBlock(BASE)
-    streams = [LogMelStream(BASE, block=block) for _ in range(3)]
-    clips = [NOISE[:9000], PCM[5000:], NOISE[::-1]]
-    parts: list[list[np.ndarray]] = [[], [], []]
-    for start in range(0, 20_000, 777):
-        for stream, clip, found in zip(streams, clips, parts, strict=True):
-            found.append(stream.push(clip[start : start + 777]))
-    for stream, clip, found in zip(streams, clips, parts, strict=True):
-        assert np.array_equal(np.concatenate([*found, stream.flush()]), log_mel(clip, BASE))
-    stream = LogMelStream(BASE)
-    tracemalloc.start()
-    try:
-        for n in range(40):
-            stream.push(NOISE[: 20 * n])
-        before = tracemalloc.get_traced_memory()[0]
-        for n in range(400):
-            stream.push(NOISE[: 9 * n])
-        # Some views of the block, 1.5 kB each; the pushed samples alone would take 3 MB.
-        assert tracemalloc.get_traced_memory()[0] - before < 100_000
-    finally:
-        tracemalloc.stop()
 
 
 @pytest.mark.filterwarnings("ignore:At least one mel filterbank has all zero values")

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frami_edge_runtime.errors import StreamError
-from frami_edge_runtime.pooling import Forgetting, SlidingWindow, StatsPool, WholeClip, mean_std
+from frami_edge_runtime.pooling import Forgetting, SlidingWindow, StreamPool, WholeClip, mean_std
 
 C, EPS = 6, 1e-5
 SPREAD = np.array([[0.1], [1], [5], [0], [20], [2]])
 FRAMES = np.random.default_rng(1).normal(3.0, SPREAD, (C, 400)).astype(np.float32)
 BLOCK, BLOCKS, HALF_LIFE = 4, 5, 12.5
-MAKE: dict[str, Callable[[], StatsPool]] = {
+MAKE: dict[str, Callable[[], StreamPool]] = {
     "whole": lambda: WholeClip(C, EPS),
     "window": lambda: SlidingWindow(C, EPS, block=BLOCK, blocks=BLOCKS),
     "forget": lambda: Forgetting(C, EPS, half_life=HALF_LIFE),

@@ -50,16 +50,6 @@ def test_any_chunking_gives_the_same_bits(
         assert same(listen(classifier.stream(rate), clip, chunks), [expected])
 
 
-def test_resampled_audio_gives_the_same_answer(classifier: Classifier) -> None:
-    pytest.importorskip("soxr", reason=NO_SOXR)
-    low, high = (np.sin(2 * np.pi * 440 * np.arange(2 * r) / r) * 0.3 for r in (8000, 48_000))
-    one, two = classifier.classify(low), classifier.classify(high, 48_000)
-    assert one.label == two.label
-    assert np.abs(one.scores - two.scores).max() < 0.02
-    pcm = classifier.classify((high * 32768).round().astype(np.int16), 48_000)
-    assert np.abs(pcm.scores - two.scores).max() < 0.02
-
-
 def test_a_clip_of_no_sample_at_the_models_rate(
     classifier: Classifier, clip: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,26 +71,19 @@ def test_a_clip_of_no_sample_at_the_models_rate(
 
 
 @pytest.mark.parametrize("rate", RATES)
-def test_takeovers_are_inaudible(rate: int) -> None:
-    soxr = pytest.importorskip("soxr", reason=NO_SOXR)
-    x = np.random.default_rng(0).uniform(-1, 1, int(3.3 * rate)).astype(np.float32)
-    resampler = Resampler(rate, 8000)
-    ours = np.concatenate([resampler.push(x), resampler.flush()])
-    theirs = soxr.resample(x, rate, 8000)
-    assert ours.shape == theirs.shape
-    assert np.abs(ours - theirs).max() <= 1e-6
-
-
-@pytest.mark.parametrize("rate", RATES)
 @settings(max_examples=8, deadline=None)
 @given(cuts=st.lists(st.integers(0, 60_000), max_size=5), seconds=st.floats(0.01, 3.5))
 def test_a_restored_resampler_continues_with_the_same_bits(
     rate: int, cuts: list[int], seconds: float
 ) -> None:
-    pytest.importorskip("soxr", reason=NO_SOXR)
+    """Bits do not depend on saving or chunking, and one endless soxr differs by rounding only."""
+    soxr = pytest.importorskip("soxr", reason=NO_SOXR)
     x = np.random.default_rng(1).uniform(-1, 1, int(seconds * rate)).astype(np.float32)
     whole = Resampler(rate, 8000)
     expected = np.concatenate([whole.push(x), whole.flush()])
+    endless = soxr.resample(x, rate, 8000)
+    assert expected.shape == endless.shape
+    assert np.abs(expected - endless).max(initial=0.0) <= 1e-6
     resampler, found = Resampler(rate, 8000), []
     for piece in np.split(x, sorted(min(cut, len(x)) for cut in cuts)):
         found.append(resampler.push(piece))

@@ -240,22 +240,6 @@ def test_results_cover_their_window_with_context_at_the_ends_only(
     assert last.t1 == len(clip) / 8000
 
 
-def test_streams_of_one_classifier_are_independent(
-    classifier: Classifier, clip: np.ndarray
-) -> None:
-    one, two = classifier.stream(window_s=1.0), classifier.stream(window_s=1.0)
-    found: list[list[Result]] = [[], []]
-    for start in range(0, len(clip), 700):
-        found[0] += one.push(clip[start : start + 700])
-        found[1] += two.push(-clip[::-1][start : start + 700])
-    assert same(found[0], listen(classifier.stream(window_s=1.0), clip, [])[:-1])
-    assert same(found[1], listen(classifier.stream(window_s=1.0), -clip[::-1], [])[:-1])
-    one.reset()
-    assert same(listen(one, clip, [5]), listen(one, clip, [6]))
-    assert one.push(np.zeros(0, np.int16)) == []
-    assert one.flush() is None
-
-
 def test_durations_are_rounded_and_reported(classifier: Classifier) -> None:
     stream = classifier.stream(window_s=1.0, hop_s=0.3)
     assert (stream.hop_s, stream.window_s) == pytest.approx((0.3, 0.9))
@@ -330,7 +314,7 @@ def test_an_endless_stream_keeps_its_memory(classifier: Classifier, clip: np.nda
 
     def run(seconds: int) -> None:
         for i in range(seconds):
-            stream.push(clip[:8000])
+            stream.push(clip[: 8000 - 37 * (i % 100)])
             if i % 7 == 0:
                 stream.gap(i)
             assert stream.stats.steps

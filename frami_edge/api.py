@@ -1,0 +1,813 @@
+"""The Python interface: from a teacher to a bank, a student, exported files and scores.
+
+The command line, the quickstart and the experiments call these functions and nothing below them.
+Every function takes `progress=`, a callback that receives `frami_edge.progress.Progress`. Notes and
+warnings go to the logger `frami_edge`. With `out=None` files are written to a temporary folder that
+is deleted together with the result.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from frami_edge import distillation, inversion, plots, training
+from frami_edge.bank import Bank, BankSampler, check_bank, health_warnings
+from frami_edge.cards import CARD, export_readme, student_readme
+from frami_edge.checkpoint import (
+    Card,
+    Student,
+    Teacher,
+    load_checkpoint,
+    parameters,
+    save_checkpoint,
+)
+from frami_edge.config import BankConfig, DistillConfig, JourneyConfig, TeacherConfig, load_config
+from frami_edge.controls import ControlTable, parse_controls, student_recipe
+from frami_edge.data.sets import load_set
+from frami_edge.data.store import Features
+from frami_edge.device import Compute, Precision, choose_compute, place, set_seed, world
+from frami_edge.distillation import Sampler
+from frami_edge.errors import BankError, ConfigError
+from frami_edge.evaluation import (
+    Evaluation,
+    check_held_out,
+    check_labels,
+    check_teacher,
+    held_out_fold,
+    logits_of,
+    score,
+)
+from frami_edge.exporting import accuracy_on, calibration_mels, facts_of
+from frami_edge.io import atomic_write_text, plain, sha256_file
+from frami_edge.models import StudentNet, macs_per_second
+from frami_edge.opening import OpenedModel, open_model
+from frami_edge.plots import draw_export_report
+from frami_edge.progress import Progress, ProgressCallback
+from frami_edge.runs import RunFolder, record_compute
+from frami_edge.sources import LEARNED
+from frami_edge.teachers import load_teacher
+from frami_edge.teachers.foreign import ForeignTeacher
+from frami_edge.teachers.opening import TeacherDescription, write_description
+from frami_edge_export.exporter import export_student
+from frami_edge_export.options import ExportOptions
+from frami_edge_export.report import ExportReport
+from frami_edge_export.tensorrt import (
+    EngineOptions,
+    EngineReport,
+    Seconds,
+    TensorRTUnavailable,
+    rebuild,
+)
+
+log = logging.getLogger("frami_edge")
+
+PathLike = str | os.PathLike[str]
+M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
+
+ENGINE_CLIPS = 256
+"""Synthetic clips on which an engine is compared with its ONNX file."""
+PICTURE = "plots/export.png"
+
+__all__ = [
+    "build_engines",
+    "distill",
+    "evaluate",
+    "export",
+    "invert",
+    "load_teacher",
+    "train_teacher",
+]
+
+
+def invert(
+    teacher: Teacher | PathLike,
+    *,
+    config: JourneyConfig | PathLike | None = None,
+    seed: int | None = None,
+    sources: Mapping[str, float] | Sequence[str] | None = None,
+    steps: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    out: PathLike | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    precision: Precision = "auto",
+    deterministic: bool = False,
+    progress: ProgressCallback | None = None,
+) -> Bank:
+    """Make a bank of synthetic log-mels from a teacher. No audio is used.
+
+    Args:
+        teacher: A teacher, or what `load_teacher` opens.
+        config: A config, a YAML file, or the name of a preset; None for the defaults.
+        seed: Seeds everything random. Replaces the config's.
+        sources: Weight of each source in the mix, such as `{"inversion": 2, "procedural": 1}`, or
+            their names for equal weights. Replaces `bank.sources`.
+        steps: Steps of the inversion and of the translator. Replaces both in the config.
+        overrides: Further config values by dotted key, such as `{"bank.frames": 64}`.
+        out: Run folder; the bank is in `out/bank`.
+        resume: Continue the run in `out`; the result is the same as without the interruption.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        precision: `auto`, `bf16` or `fp32`; `auto` takes bf16 where the hardware supports it.
+        deterministic: On a GPU, use kernels that give the same bits on every run.
+        progress: Called after each step.
+
+    Returns:
+        The bank; `bank.index.health` has its health figures.
+
+    Raises:
+        ConfigError: The config has mistakes.
+        TeacherError: The teacher cannot be inverted with this config.
+        RunError: `out` holds another run, or `resume` finds none.
+    """
+    settings = journey_config(config, seed=seed, sources=sources, steps=steps, overrides=overrides)
+    compute = _compute(device, precision, deterministic, settings.seed)
+    loaded = _ready(teacher, compute)
+    inversion.require_batch_norms(loaded, settings.bank)
+    folder = _folder(out)
+    with _run(folder, "invert", settings, loaded, compute, deterministic, resume=resume) as run:
+        bank = _invert(run, folder, loaded, settings, compute, progress)
+        run.record(plots=_draw_bank(run, bank))
+    return _lives_with(bank, folder, out)
+
+
+def distill(
+    teacher: Teacher | PathLike,
+    bank: Bank | Sampler | PathLike | None = None,
+    *,
+    config: JourneyConfig | PathLike | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
+    sources: Mapping[str, float] | Sequence[str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    out: PathLike | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    device: str = "auto",
+    precision: Precision = "auto",
+    deterministic: bool = False,
+    progress: ProgressCallback | None = None,
+) -> Student:
+    """Distil a teacher into a compact student on synthetic clips. The last step is the result.
+
+    Args:
+        teacher: A teacher, or what `load_teacher` opens.
+        bank: A bank of this teacher or its folder; or any sampler of clips with
+            `batch(n, generator)` that returns (n, 1, M, T) normalised log-mels. None to make a bank
+            in `out/bank` first.
+        config: A config, a YAML file, or the name of a preset; None for the config of the bank, and
+            defaults for the rest.
+        steps: Distillation steps. Replaces `distill.steps`.
+        seed: Seeds everything random. Replaces the config's.
+        sources: Weights of the bank's sources, as in `invert`.
+        overrides: Further config values by dotted key, such as `{"distill.gain": 0}`.
+        out: Run folder, with the student, its model card, metrics and pictures.
+        resume: Continue the run in `out`; the result is the same as without the interruption.
+        overwrite: Delete an earlier run in `out`.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        precision: `auto`, `bf16` or `fp32`; `auto` takes bf16 where the hardware supports it.
+        deterministic: On a GPU, use kernels that give the same bits on every run.
+        progress: Called after each step.
+
+    Returns:
+        The student; `student.save(path)` writes it as one file.
+
+    Raises:
+        BankError: The bank belongs to another teacher, or lacks a source.
+        ConfigError: The config has mistakes, or does not fit the bank.
+        RunError: `out` holds another run, `resume` finds none, or the distillation diverged.
+        TeacherError: The teacher cannot be inverted with this config.
+    """
+    given = Bank.open(Path(bank)) if isinstance(bank, str | os.PathLike) else bank
+    settings = journey_config(
+        config,
+        bank=given if isinstance(given, Bank) else None,
+        seed=seed,
+        sources=sources,
+        overrides={"distill.steps": steps, **(overrides or {})},
+    )
+    compute = _compute(device, precision, deterministic, settings.seed)
+    loaded = _ready(teacher, compute)
+    sampler = None if given is None else _sampler(given, loaded, settings)
+    if sampler is None:
+        inversion.require_batch_norms(loaded, settings.bank)
+    folder = _folder(out)
+    hashes = {"bank": sha256_file(given.folder / "bank.json")} if isinstance(given, Bank) else {}
+    with _run(
+        folder, "distill", settings, loaded, compute, deterministic,
+        resume=resume, overwrite=overwrite, hashes=hashes,
+    ) as run:  # fmt: skip
+        pictures = {}
+        if sampler is None:
+            given = _invert(run, folder, loaded, settings, compute, progress)
+            sampler = BankSampler(given, settings.bank.shares)
+            pictures = _draw_bank(run, given)
+        model = distillation.distill(loaded, sampler, settings, compute, run=run, progress=progress)
+        agreement = distillation.held_out_agreement(loaded, model, settings, compute)
+        metrics = {"synthetic_agreement": agreement, "steps": settings.distill.steps}
+        card = _student_card(model, loaded, settings, metrics)
+        sha256 = save_checkpoint(run.path("student.safetensors"), model, card)
+        pictures |= _draw_distillation(run)
+        facts = {
+            "parameters": parameters(model),
+            "macs_per_second": macs_per_second(model, loaded.mel),
+        }
+        if isinstance(given, Bank):
+            text = student_readme(
+                card, model, facts["parameters"], sha256, given.index.health, pictures,
+                run.manifest,
+            )  # fmt: skip
+            atomic_write_text(run.path(CARD), text)
+        run.record(student={"sha256": sha256, **facts, **metrics}, plots=pictures)
+    student = Student(model.eval(), card, loaded.mel, sha256)
+    return _lives_with(student, folder, out)
+
+
+def train_teacher(
+    config: TeacherConfig | PathLike,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    data_root: PathLike | None = None,
+    out: PathLike | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    precision: Precision = "auto",
+    deterministic: bool = False,
+    progress: ProgressCallback | None = None,
+) -> Teacher:
+    """Train a teacher on real audio with one fold held out, and score it on that fold once.
+
+    Args:
+        config: A config, a YAML file, or the name of a preset.
+        overrides: Config values by dotted key, such as `{"data.fold": 1}`.
+        data_root: Folder that holds the data sets; None for $FRAMI_EDGE_DATA.
+        out: Run folder, with the checkpoint, its model card, metrics and pictures.
+        resume: Continue the run in `out`; the result is the same as without the interruption.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        precision: `auto`, `bf16` or `fp32`; `auto` takes bf16 where the hardware supports it.
+        deterministic: On a GPU, use kernels that give the same bits on every run.
+        progress: Called after each step.
+
+    Returns:
+        The teacher; `teacher.card.metrics` has its accuracy on the held-out fold.
+
+    Raises:
+        ConfigError: The config has mistakes.
+        DataError: The data set or its fold is missing, or no clip can be used.
+        TeacherError: The training diverged.
+    """
+    settings = _changed(config, TeacherConfig, overrides)
+    compute = _compute(device, precision, deterministic, settings.seed)
+    root = None if data_root is None else Path(data_root)
+    training.choose_clips(settings, root)  # a missing set must leave no run behind
+    folder = _folder(out)
+    log.info("Device: %s", compute.reason)
+    with RunFolder.create(
+        folder, command="train-teacher", config=settings, resume=resume,
+        seeds={"seed": settings.seed}, device=compute.reason,
+    ) as run:  # fmt: skip
+        record_compute(run, compute, deterministic=deterministic)
+        trained = training.train_teacher(run, settings, root, compute, _voice(progress))
+    return _lives_with(load_checkpoint(trained.path, "teacher"), folder, out)
+
+
+def export(
+    student: Student | PathLike,
+    *,
+    bank: Bank | PathLike | None = None,
+    teacher: Teacher | PathLike | None = None,
+    int8: bool = False,
+    portable: bool = False,
+    with_frontend: bool = False,
+    tensorrt: bool = False,
+    seconds: str | None = None,
+    samples: int = 1024,
+    data: str | None = None,
+    fold: str | int | None = None,
+    data_root: PathLike | None = None,
+    options: ExportOptions | None = None,
+    name: str | None = None,
+    out: PathLike = "export",
+    progress: ProgressCallback | None = None,
+) -> ExportReport:
+    """Write a student as ONNX files and compare every file with the student.
+
+    No audio is used, except that `data` measures the accuracy of each file; it chooses nothing.
+
+    Args:
+        student: A student or its checkpoint.
+        bank: The student's bank or its folder, on which int8 is calibrated. Without a bank int8 is
+            calibrated on procedural clips.
+        teacher: Instead of a bank: the student's teacher, from which a small bank is made.
+        int8: Also write int8 files.
+        portable: Also write one int8 file for ONNX Runtime and TensorRT alike.
+        with_frontend: Also write a model that takes samples, with the log-mel in the graph.
+        tensorrt: Also write fp16 files, and build engines where TensorRT and a GPU are present.
+        seconds: Audio in one call of an engine, `MIN:OPT:MAX`; None for what streams need.
+        samples: Synthetic clips that calibrate and judge int8.
+        data: Data set on which the accuracy of every file is measured.
+        fold: Fold of `data`; None for the one that the teacher held out.
+        data_root: Folder that holds the data sets; None for $FRAMI_EDGE_DATA.
+        options: Gates, seed and time budgets.
+        name: Prefix of the files; None for the name of the checkpoint, or `student`.
+        out: Folder of the files; older files of the same names are replaced.
+        progress: Called while a small bank is made.
+
+    Returns:
+        The report, which is true where every gate passed; `out/README.md` is its model card.
+
+    Raises:
+        BankError: The bank belongs to another teacher.
+        ConfigError: The arguments do not go together.
+        DataError: The data set is missing, or the teacher was trained on that fold.
+        ExportError: The student cannot be exported, or `out` cannot be written.
+    """
+    options, span = options or ExportOptions(), Seconds.parse(seconds) if seconds else None
+    unused = {"bank": bank, "teacher": teacher, "portable": portable}
+    if not int8 and (given := [n for n, value in unused.items() if value]):
+        raise ConfigError(f"{given[0]} concerns int8 files, and int8 is off.", fix="Add --int8.")
+    if bank and teacher:
+        raise ConfigError(
+            "bank and teacher exclude each other.",
+            fix="Give the bank where there is one; a teacher makes a small one.",
+        )
+    if data is None and (fold is not None or data_root):
+        raise ConfigError("fold and data_root need data.", fix="Add --data NAME.")
+    if isinstance(student, Student):
+        loaded, name = student, name or "student"
+    else:
+        loaded, name = load_checkpoint(Path(student), "student"), name or Path(student).stem
+    folder, mels, measured, accuracy = Path(out), None, None, None
+    if int8:
+        mels = calibration_mels(
+            loaded, bank=bank, teacher=None if teacher is None else load_teacher(teacher),
+            count=samples, seed=options.seed, progress=progress,
+        )  # fmt: skip
+        log.info("Calibration: %s.", mels)
+    if data is not None:
+        features, measured = _real_clips(loaded, data, fold, data_root, progress)
+        accuracy = accuracy_on(features)
+    log.info("Exporting, comparing and timing; this takes seconds to minutes.")
+    report = export_student(
+        loaded.model.collapse(),
+        facts_of(loaded),
+        folder,
+        name=name,
+        int8=int8,
+        calibration=None if mels is None else mels.mels,
+        source="" if mels is None else mels.source,
+        portable=portable,
+        half=tensorrt,
+        waveform=with_frontend,
+        options=options,
+        evaluate=accuracy,
+    )
+    draw_export_report(report.to_dict(), folder / PICTURE)
+    shown = {"size, latency and answers of every file": PICTURE}
+    atomic_write_text(folder / CARD, export_readme(report, loaded, measured, shown))
+    if not tensorrt:
+        return report
+    try:
+        engines = rebuild(
+            folder,
+            options=EngineOptions(seconds=span),
+            mels=None if mels is None else mels.mels[:ENGINE_CLIPS],
+        )
+    except TensorRTUnavailable as missing:
+        log.warning("No engines were built: %s", missing)
+        return dataclasses.replace(report, notes=(*report.notes, f"No engines: {missing.message}"))
+    return dataclasses.replace(report, engines=engines)
+
+
+def build_engines(
+    folder: PathLike, *, out: PathLike | None = None, seconds: str | None = None
+) -> EngineReport:
+    """Build TensorRT engines from the folder of an export, on the device that runs them.
+
+    Args:
+        folder: Folder of an export with `tensorrt=True`.
+        out: Folder of the engines; None for `folder`.
+        seconds: Audio in one call of an engine, `MIN:OPT:MAX`; None for what streams need.
+
+    Raises:
+        ExportError: The folder is no such export, or `out` cannot be written.
+        TensorRTUnavailable: There is no TensorRT, or no usable NVIDIA driver.
+    """
+    span = Seconds.parse(seconds) if seconds else None
+    place = None if out is None else Path(out)
+    return rebuild(Path(folder), out_dir=place, options=EngineOptions(seconds=span))
+
+
+def evaluate(
+    model: Student | Teacher | PathLike,
+    *,
+    data: str,
+    fold: str | int | None = None,
+    teacher: Teacher | PathLike | None = None,
+    data_root: PathLike | None = None,
+    controls: Sequence[str] | None = None,
+    bank: PathLike | None = None,
+    out: PathLike | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    precision: Precision = "auto",
+    progress: ProgressCallback | None = None,
+) -> Evaluation:
+    """Score a model on real clips that its teacher was not trained on.
+
+    Args:
+        model: A student or teacher, or any model file that `open_model` reads.
+        data: Name of a data set, or `folder:PATH`.
+        fold: Test fold; None for the one that the teacher held out.
+        teacher: Also compare with this teacher, clip by clip.
+        data_root: Folder that holds the data sets; None for $FRAMI_EDGE_DATA.
+        controls: Control rows, such as `["smooth_noise", "unrelated=esc40"]`: the student's network
+            is distilled again on other clips, with its own seed and steps.
+        bank: Folder of the student's bank, for controls on one of its sources.
+        out: Run folder for pictures and figures; None to keep nothing.
+        resume: Continue the run in `out`.
+        device: Where controls are distilled: `auto`, `cpu`, `cuda` or `cuda:N`.
+        precision: Of the controls: `auto`, `bf16` or `fp32`.
+        progress: Called after each clip and each step.
+
+    Returns:
+        The scores; printing them shows tables.
+
+    Raises:
+        CheckpointError: The model is damaged, or belongs to another teacher.
+        ConfigError: The arguments do not go together.
+        DataError: The data set is missing, has other classes, or the teacher was trained on it.
+    """
+    if bank and not controls:
+        raise ConfigError("bank is read by controls only.", fix="Add --controls inversion.")
+    if resume and out is None:
+        raise ConfigError("There is no run to resume without a folder.", fix="Add --out FOLDER.")
+    root, voice = None if data_root is None else Path(data_root), _voice(progress)
+    judged = _opened(model)
+    reference = None if teacher is None else _opened(teacher)
+    if reference:
+        check_teacher(judged, reference)
+    sounds = load_set(data, root)
+    check_labels(judged, sounds)
+    known = judged.trained_on or (reference.trained_on if reference else None)
+    key = held_out_fold(fold, known, sounds, who=str(judged.path))
+    check_held_out(known, sounds, key)
+    if known is None:
+        log.warning(
+            "It is not known what the teacher was trained on, so fold %s may be part of it: give "
+            "the teacher's checkpoint, or trained_on in its description.",
+            key,
+        )
+    table = None
+    if controls is not None:
+        wanted, config = parse_controls(controls), student_recipe(judged, reference)
+        assert reference is not None
+        assert isinstance(reference.network, Teacher)
+        compute = choose_compute(device, precision)
+        log.info("Device: %s", compute.reason)
+        table = ControlTable.prepare(
+            wanted, config, reference.network, compute, sounds, key, voice,
+            bank=None if bank is None else Path(bank), root=root,
+        )  # fmt: skip
+    with ExitStack() as stack:
+        run = None
+        if out is not None:
+            run = stack.enter_context(
+                RunFolder.create(
+                    out,
+                    command="evaluate",
+                    config={"data": sounds.name, "fold": key, "controls": list(controls or ())},
+                    hashes={"model": judged.sha256}
+                    | ({"teacher": reference.sha256} if reference else {}),
+                    resume=resume,
+                    device=table.compute.reason if table else "",
+                )
+            )
+        clips = [clip for clip in sounds.clips if clip.fold == key]
+        features = training.load_features(judged.mel, clips, voice, "log-mels")
+        training.warn_rejected(features, "test clips", voice)
+        theirs = their_logits = None
+        their_features = features
+        if reference:
+            if reference.mel != judged.mel:
+                their_features = training.load_features(reference.mel, clips, voice, "log-mels")
+            their_logits = logits_of(reference, their_features)
+            theirs = score(their_logits, features.labels)
+        with voice.progress("score", len(features)) as bar:
+            logits = logits_of(judged, features, lambda done: bar.update(done - bar.completed))
+        rows = {}
+        if table and their_logits is not None:
+            rows = table.rows(their_features, their_logits, run, progress)
+        found = Evaluation(
+            model=str(judged.path),
+            kind=judged.kind,
+            sha256=judged.sha256,
+            data=sounds.name,
+            fold=key,
+            labels=judged.labels,
+            score=score(logits, features.labels, their_logits),
+            teacher=theirs,
+            rejected=len(features.rejected),
+            controls=rows,
+        )
+        if run:
+            run.record(**found.to_dict(), plots=_draw(run, found))
+    return found
+
+
+def _opened(model: Student | Teacher | PathLike) -> OpenedModel:
+    if not isinstance(model, Student | Teacher):
+        return open_model(Path(model))
+    card = model.card
+    return OpenedModel(
+        Path(f"the {card.kind}"), card.kind, model, model.mel, card.labels, model.sha256,
+        card.teacher_sha256, card.heard,
+    )  # fmt: skip
+
+
+def _real_clips(
+    student: Student,
+    data: str,
+    fold: str | int | None,
+    data_root: PathLike | None,
+    progress: ProgressCallback | None,
+) -> tuple[Features, dict[str, Any]]:
+    """Clips that the student's teacher was not trained on, and their set, fold and number."""
+    sounds = load_set(data, None if data_root is None else Path(data_root))
+    check_labels(student, sounds)
+    known = student.card.heard
+    key = held_out_fold(fold, known, sounds, who="The student")
+    check_held_out(known, sounds, key)
+    if known is None:
+        log.warning("It is not known whether the teacher was trained on fold %s.", key)
+    clips = [clip for clip in sounds.clips if clip.fold == key]
+    features = training.load_features(student.mel, clips, _voice(progress), "log-mels")
+    training.warn_rejected(features, "test clips", _voice(progress))
+    return features, {"name": sounds.name, "fold": key, "clips": len(features)}
+
+
+def _draw(run: RunFolder, found: Evaluation) -> dict[str, str]:
+    pictures = {"confusion": "plots/confusion.png"}
+    where = f"Fold {found.fold} of {found.data}"
+    plots.confusion(
+        run.path(pictures["confusion"]), found.score.confusion_KK, found.labels,
+        f"{where}: {100 * found.accuracy:.1f} %",
+    )  # fmt: skip
+    if found.controls:
+        pictures["controls"] = "plots/controls.png"
+        title = f"{where}: same student, other clips"
+        plots.accuracy_bars(run.path(pictures["controls"]), found.bars(), title)
+    return pictures
+
+
+# --- Configs
+
+
+def journey_config(
+    config: JourneyConfig | PathLike | None = None,
+    *,
+    bank: Bank | None = None,
+    seed: int | None = None,
+    sources: Mapping[str, float] | Sequence[str] | None = None,
+    steps: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> JourneyConfig:
+    """The config of a run, with everything that the arguments of `invert` or `distill` change.
+
+    Args:
+        config: As in `invert`.
+        bank: A given bank, whose config and seed are the defaults where `config` is None.
+        seed: As in `invert`.
+        sources: As in `invert`.
+        steps: As in `invert`.
+        overrides: As in `invert`; a value of None changes nothing.
+
+    Raises:
+        ConfigError: With every mistake, one per line.
+    """
+    if config is None and bank is not None:
+        frames, crops = bank.index.frames, DistillConfig()
+        config = JourneyConfig(
+            bank=BankConfig.model_validate(bank.index.config),
+            distill=DistillConfig(
+                crop_min=min(crops.crop_min, frames), crop_max=min(crops.crop_max, frames)
+            ),
+            seed=bank.index.seed,
+        )
+    if sources is not None and not isinstance(sources, Mapping):
+        sources = dict.fromkeys(sources, 1.0)
+    changes = {
+        "seed": seed,
+        "bank.sources": sources,
+        "bank.inversion.steps": steps,
+        "bank.translator.steps": steps,
+    }
+    return _changed(
+        JourneyConfig() if config is None else config,
+        JourneyConfig,
+        {**changes, **(overrides or {})},
+    )
+
+
+def _changed(config: Any, model: type[M], overrides: Mapping[str, Any] | None) -> M:
+    """A config with values replaced by their dotted keys, validated again."""
+    changes = {key: value for key, value in (overrides or {}).items() if value is not None}
+    if isinstance(config, model):
+        if not changes:
+            return config
+        config = config.model_dump(mode="json")
+    return load_config(model, config, [f"{k}={json.dumps(plain(v))}" for k, v in changes.items()])
+
+
+# --- Runs
+
+
+def _compute(device: str, precision: Precision, deterministic: bool, seed: int) -> Compute:
+    compute = choose_compute(device, precision)
+    if deterministic and compute.device.type == "cuda":
+        set_seed(seed, deterministic=True)
+    return compute
+
+
+def _ready(teacher: Teacher | PathLike, compute: Compute) -> Teacher:
+    """The teacher on its device; warns of what was assumed about a foreign one."""
+    loaded = load_teacher(teacher)
+    place(loaded.model, compute)
+    if isinstance(loaded.model, ForeignTeacher):
+        for sentence in loaded.model.doubts:
+            log.warning(sentence)
+    return loaded
+
+
+@contextmanager
+def _run(
+    folder: Path,
+    command: str,
+    settings: JourneyConfig,
+    teacher: Teacher,
+    compute: Compute,
+    deterministic: bool,
+    *,
+    hashes: Mapping[str, str] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Iterator[RunFolder]:
+    """The folder of an inversion or a distillation, with what decides its result recorded.
+
+    Under torchrun rank N > 0 has a folder of its own, named `folder.rank-N`.
+    """
+    log.info("Device: %s", compute.reason)
+    rank, _ = world()
+    if rank:
+        folder = folder.with_name(f"{folder.name}.rank-{rank}")
+    with RunFolder.create(
+        folder,
+        command=command,
+        config=settings,
+        resume=resume,
+        overwrite=overwrite,
+        hashes={"teacher": teacher.sha256, **(hashes or {})},
+        seeds={"seed": settings.seed},
+        device=compute.reason,
+    ) as run:
+        record_compute(run, compute, deterministic=deterministic)
+        if isinstance(teacher.description, TeacherDescription):
+            write_description(run.path("teacher.yaml"), teacher.description)
+        yield run
+
+
+def _invert(
+    run: RunFolder,
+    folder: Path,
+    teacher: Teacher,
+    settings: JourneyConfig,
+    compute: Compute,
+    progress: ProgressCallback | None,
+) -> Bank:
+    bank = inversion.invert(
+        teacher, settings.bank, folder / "bank", compute, settings.seed, run=run, progress=progress
+    )
+    for sentence in health_warnings(bank.index.health):
+        log.warning(sentence)
+    return bank
+
+
+def _draw_bank(run: RunFolder, bank: Bank) -> dict[str, str]:
+    """Mel grids, loss curves and the diversity figure; their paths inside the run."""
+    pictures = {"diversity": "plots/diversity.png"}
+    labels = list(bank.index.labels)
+    plots.diversity(run.path(pictures["diversity"]), {**bank.index.health, "labels": labels})
+    rows = run.metrics()
+    for source in bank.sources:
+        pictures[f"mels-{source}"] = f"plots/mels-{source}.png"
+        title = f"{source.replace('_', ' ')}: clips by the class that the teacher predicts"
+        clips = bank.examples(source)
+        plots.mel_grid(run.path(pictures[f"mels-{source}"]), clips, bank.spec, title)
+        if source in LEARNED:
+            pictures |= _draw_curves(run, source, [r for r in rows if r.get("phase") == source])
+    return pictures
+
+
+def _draw_distillation(run: RunFolder) -> dict[str, str]:
+    rows = [r for r in run.metrics() if r.get("phase") == "distill"]
+    return _draw_curves(run, "distill", rows)
+
+
+def _draw_curves(run: RunFolder, phase: str, rows: list[dict[str, Any]]) -> dict[str, str]:
+    """One curve per metric of a phase, in the order of the rows."""
+    if not rows:
+        return {}
+    groups = [[name] for name in dict.fromkeys(k for row in rows for k in row)]
+    groups = [group for group in groups if group[0] not in ("step", "phase")]
+    path = f"plots/curves-{phase}.png"
+    plots.curves(run.path(path), rows, groups, f"{phase}: loss terms")
+    return {f"curves-{phase}": path}
+
+
+def _student_card(
+    student: StudentNet, teacher: Teacher, settings: JourneyConfig, metrics: dict[str, Any]
+) -> Card:
+    return Card(
+        kind="student",
+        arch=student.arch.model_dump(mode="json"),
+        mel=teacher.mel.to_dict(),
+        labels=teacher.labels,
+        teacher_sha256=teacher.sha256,
+        teacher_trained_on=teacher.card.trained_on,
+        recipe=settings.model_dump(mode="json"),
+        metrics=metrics,
+        licence=teacher.card.licence,
+    )
+
+
+def _sampler(bank: Bank | Sampler, teacher: Teacher, settings: JourneyConfig) -> Sampler:
+    """Clips of a given bank, which must fit teacher and config; any other sampler as it is."""
+    if not isinstance(bank, Bank):
+        return bank
+    check_bank(bank, teacher.mel, teacher.labels, teacher.sha256)
+    frames = bank.index.frames
+    if frames != settings.bank.frames:
+        raise BankError(
+            f"The clips in {bank.folder} have {frames} mel frames, bank.frames is "
+            f"{settings.bank.frames}.",
+            fix=f"Add --set bank.frames={frames} (in Python: overrides={{'bank.frames': {frames}}})"
+            ", or make another bank.",
+        )
+    return BankSampler(bank, settings.bank.shares)
+
+
+def _folder(out: PathLike | None) -> Path:
+    return Path(tempfile.mkdtemp(prefix="frami-edge-") if out is None else out)
+
+
+def _lives_with(result: T, folder: Path, out: PathLike | None) -> T:
+    """Deletes a temporary folder together with the result."""
+    if out is None:
+        weakref.finalize(result, shutil.rmtree, folder, ignore_errors=True)
+    return result
+
+
+def _voice(callback: ProgressCallback | None) -> Any:
+    return _Voice(callback)
+
+
+class _Voice:
+    """What inner loops still expect of the command line's `Output`."""
+
+    def __init__(self, callback: ProgressCallback | None) -> None:
+        self.callback = callback
+        self.warn, self.note = log.warning, log.info
+
+    def table(self, *_: Any) -> None: ...
+
+    def progress(
+        self, phase: str, total: int | None, fields: Sequence[str] = (), *, completed: int = 0
+    ) -> Any:
+        return _Bar(self.callback, phase, total, completed)
+
+
+class _Bar:
+    def __init__(
+        self, callback: ProgressCallback | None, phase: str, total: int | None, completed: int
+    ) -> None:
+        self.callback, self.phase, self.total, self.completed = callback, phase, total, completed
+
+    def update(self, advance: int = 1, **metrics: float) -> None:
+        self.completed += advance
+        if self.callback:
+            self.callback(Progress(self.phase, self.completed, self.total, metrics))
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...

@@ -1,0 +1,381 @@
+"""`invert`, `distill` and `evaluate`, from a teacher to a student with control rows."""
+
+import errno
+import json
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from typer.testing import Result
+
+import frami_edge as fe
+from frami_edge.checkpoint import load_checkpoint, save_checkpoint
+from frami_edge.controls import parse_controls
+from frami_edge.errors import ConfigError
+from frami_edge.progress import Progress
+from frami_edge.runs import read_manifest
+
+Call = Callable[..., Result]
+Teachers = Callable[..., Path]
+CPU = ("--device", "cpu", "--precision", "fp32")
+LABELS = ("high", "low")
+SOURCES = {"inversion": 32, "procedural": 40, "translator": 32}
+
+
+def same_student(a: Path, b: Path) -> bool:
+    one, other = (load_checkpoint(p / "student.safetensors", "student") for p in (a, b))
+    return one.sha256 == other.sha256
+
+
+def steps(run: Path) -> dict[str, list[int]]:
+    """Steps in metrics.jsonl by phase."""
+    found: dict[str, list[int]] = {}
+    for line in (run / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        found.setdefault(row["phase"], []).append(row["step"])
+    return found
+
+
+def stop_at(phase: str, step: int) -> Callable[[Progress], None]:
+    """A progress callback that ends the run as Ctrl-C does."""
+
+    def callback(progress: Progress) -> None:
+        if (progress.phase, progress.done) == (phase, step):
+            raise KeyboardInterrupt
+
+    return callback
+
+
+# --- invert
+
+
+def test_invert_makes_a_bank_and_writes_wavs(invert: Call, tmp_path: Path) -> None:
+    wavs = tmp_path / "wavs"
+    found = json.loads(invert("--listen", wavs, "--json").stdout)
+    assert found["clips"] == SOURCES
+    assert set(found["health"]) == set(SOURCES)
+    assert found["health"]["procedural"]["hit_rate"] is None
+    assert {"diversity", "mels-inversion", "curves-inversion"} <= set(found["plots"])
+    for picture in found["plots"].values():
+        assert Path(picture).read_bytes().startswith(b"\x89PNG")
+    assert sorted(found["wavs"]) == sorted(str(p) for p in wavs.iterdir())
+    samples, rate = soundfile.read(found["wavs"][0])
+    assert (rate, len(samples)) == (8000, 256 + 23 * 80)
+    assert 0.85 < abs(samples).max() < 0.9  # -1 dBFS
+    assert fe.Bank.open(Path(found["bank"])).index.labels == LABELS
+    assert read_manifest(found["run_dir"])["status"] == "finished"
+    assert steps(tmp_path / "bank")["inversion"] == [1, 2, 3, 4, 5]
+
+
+def test_people_see_health_progress_and_the_next_command(invert: Call, tmp_path: Path) -> None:
+    result = invert("--sources", "inversion")
+    assert "Bank health" in result.stdout
+    assert "inversion 5/5 (100%)" in result.stderr
+    assert f"--bank {tmp_path}/bank/bank --sources inversion" in result.stderr
+
+
+def test_a_baseline_is_a_source(invert: Call) -> None:
+    mix = ("--sources", "cmi", "--set", "bank.baselines.cmi.iterations=2")
+    found = json.loads(invert("--json", *mix, "--set", "bank.inversion.steps=6").stdout)
+    assert found["clips"] == {"cmi": 24}
+    assert {"diversity", "mels-cmi", "curves-cmi"} <= set(found["plots"])
+
+
+# --- distill
+
+
+def test_the_student_records_its_origin(student: dict[str, Any], teacher: Path) -> None:
+    loaded = load_checkpoint(Path(student["student"]), "student")
+    theirs = load_checkpoint(teacher, "teacher")
+    card = loaded.card
+    assert loaded.sha256 == student["sha256"]
+    assert (card.teacher_sha256, card.labels) == (theirs.sha256, LABELS)
+    assert card.teacher_trained_on == theirs.card.trained_on
+    assert card.trained_on is None
+    assert (card.licence, card.recipe["seed"]) == ("CC-BY-SA-4.0", 3)
+    assert 0 <= student["synthetic_agreement"] <= 1
+    assert student["parameters"] == sum(p.numel() for p in loaded.model.parameters())
+    assert student["macs_per_second"] > 0
+    assert set(student["seconds"]) >= {"invert", "distill"}
+    run = Path(student["run_dir"])
+    assert steps(run)["distill"] == [1, 2, 3, 4, 5, 6]
+    assert not [p for p in run.rglob("*") if ".tmp." in p.name]
+    assert "knowledge-distillation" in (run / "README.md").read_text()
+
+
+def test_bank_sources_and_seed_decide_the_student(
+    distill: Call, student: dict[str, Any], tmp_path: Path
+) -> None:
+    first = Path(student["run_dir"])
+    result = distill(tmp_path / "same", "--bank", first / "bank")
+    assert same_student(tmp_path / "same", first)
+    assert not (tmp_path / "same" / "bank").exists()
+    assert "next: frami-edge evaluate" in result.stderr
+    assert "--data folder:tones" in result.stderr
+    for name, more in {
+        "mixed": ("--sources", "inversion=2,procedural=1"),
+        "seed": ("--seed", "4"),
+    }.items():
+        distill(tmp_path / name, "--bank", first / "bank", "-q", *more)
+        assert not same_student(tmp_path / name, first), name
+
+
+@pytest.mark.parametrize(("phase", "step"), [("translator", 4), ("distill", 1), ("distill", 3)])
+def test_an_interrupted_run_is_resumed_to_the_same_student(
+    distill: Call, student: dict[str, Any], teacher: Path, config: Path, tmp_path: Path,
+    phase: str, step: int,
+) -> None:  # fmt: skip
+    run = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        fe.distill(
+            teacher, config=config, out=run, device="cpu", precision="fp32",
+            progress=stop_at(phase, step),
+        )  # fmt: skip
+    assert read_manifest(run)["status"] == "interrupted"
+    assert not (run / "student.safetensors").exists()
+    assert "unfinished run" in distill(run, code=1).stderr
+    torch.manual_seed(99)  # the global stream must not matter
+    distill(run, "--resume", "-q")
+    assert same_student(run, Path(student["run_dir"]))
+    assert steps(run) == steps(Path(student["run_dir"]))
+    assert not list((run / "bank").rglob("*state*"))
+    distill(run, "--resume", "-q")
+    assert same_student(run, Path(student["run_dir"]))
+
+
+def test_only_the_same_run_is_resumed(
+    new_teacher: Teachers, distill: Call, call: Call, config: Path, student: dict[str, Any],
+    teacher: Path, tmp_path: Path,
+) -> None:  # fmt: skip
+    bank, run = Path(student["run_dir"]) / "bank", tmp_path / "run"
+    assert "no run to resume" in distill(run, "--resume", code=1).stderr
+    distill(run, "--bank", bank, "-q")
+    assert "already holds a finished run" in distill(run, "--bank", bank, code=1).stderr
+    other = ("--bank", bank, "--resume", "--seed", 4)
+    assert "another config: seed: 3 -> 4" in distill(run, *other, code=1).stderr
+    assert "another bank" in distill(run, "--resume", code=1).stderr
+    second = new_teacher(tmp_path / "second.safetensors", seed=1)
+    again = ("--out", run, "--resume", *CPU)
+    assert "another teacher" in call("distill", config, "--teacher", second, *again, code=1).stderr
+    assert "not of invert" in call("invert", config, "--teacher", teacher, *again, code=1).stderr
+
+
+# --- Refusals: one sentence, a fix, and nothing half-written
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--sources", "dreams"), "unknown source dreams"),
+        (("--sources", "inversion=0"), "one must be positive"),
+        (("--sources", "inversion=nan"), "is not NAME or NAME=WEIGHT"),
+        (("--sources", "a: 1}, b: {c"), "is not NAME or NAME=WEIGHT"),
+        (("--set", "bank.inversion.burnin=1"), "did you mean 'burn_in'?"),
+        (("--set", "distill.crop_max=25"), "crop_max"),
+        (("--device", "tpu"), "fix: Use"),
+        (("--device", "cuda:99"), "fix: Use"),
+    ],
+)
+def test_options_that_do_not_fit(
+    invert: Call, tmp_path: Path, options: tuple[str, ...], words: str
+) -> None:
+    error = invert(*options, code=1).stderr
+    assert words in error
+    assert "fix: " in error
+    assert not (tmp_path / "bank").exists()
+
+
+def test_files_that_are_not_what_they_should_be(
+    invert: Call, student: dict[str, Any], teacher: Path, tmp_path: Path
+) -> None:
+    torn = tmp_path / "torn.safetensors"
+    torn.write_bytes(teacher.read_bytes()[:999])
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for changes, words in (
+        ({"--teacher": tmp_path / "nowhere.safetensors"}, "no checkpoint"),
+        ({"--teacher": torn}, "not a whole safetensors file"),
+        ({"--teacher": student["student"]}, "student"),
+        ({"config": "esc10-studnet"}, "did you mean 'esc10-student'"),
+        ({"--out": file}, "is a file"),
+        ({"--out": file / "below"}, "not a folder"),
+        ({"--out": tmp_path}, "holds no run"),
+        ({"--listen": file}, "is a file"),
+    ):
+        error = invert(code=1, **changes).stderr
+        assert words in error
+        assert "fix: " in error
+    assert not (tmp_path / "bank").exists()
+    assert file.read_text() == "mine"
+
+
+def test_a_bank_that_does_not_fit(
+    new_teacher: Teachers, distill: Call, call: Call, config: Path, student: dict[str, Any],
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    other = new_teacher(tmp_path / "other.safetensors", seed=1)
+    bank, out = Path(student["run_dir"]) / "bank", tmp_path / "run"
+    again = ("distill", config, "--teacher", other, "--bank", bank, "--out", out, *CPU)
+    assert "made with another teacher" in call(*again, code=1).stderr
+    shorter = ("--set", "bank.frames=26", "--set", "distill.crop_max=26")
+    for more, words in (
+        (("--bank", bank, "--sources", "smooth_noise"), "no clips of smooth_noise"),
+        (("--bank", bank, *shorter), "have 24 mel frames"),
+        (("--bank", tmp_path / "nowhere"), "no bank"),
+    ):
+        error = distill(out, *more, code=1).stderr
+        assert words in error
+        assert "fix: " in error
+    assert not out.exists()
+
+
+def test_what_diverges_or_is_empty_is_never_written(
+    distill: Call, invert: Call, student: dict[str, Any], tmp_path: Path
+) -> None:
+    bank, run = Path(student["run_dir"]) / "bank", tmp_path / "run"
+    error = distill(run, "--bank", bank, "--set", "distill.learning_rate=1e30", code=1).stderr
+    assert "distillation diverged" in error
+    assert not (run / "student.safetensors").exists()
+    empty = {"--out": tmp_path / "empty"}
+    assert "burn" in invert("--set", "bank.inversion.burn_in=5", code=1, **empty).stderr
+    assert "diverged" in invert("--set", "bank.inversion.learning_rate=1e30", code=1).stderr
+    assert not list((tmp_path / "bank").rglob("*.safetensors"))
+
+
+def test_a_full_disk_is_one_sentence_and_resumable(
+    invert: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.replace
+
+    def replace(a: Any, b: Any) -> None:
+        if str(b).endswith(".safetensors"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(b))
+        real(a, b)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replace)
+        error = invert(code=1).stderr
+    assert "no space is left" in error
+    assert "--resume" in error
+    assert not list((tmp_path / "bank").rglob("*.tmp.*"))
+    invert("--resume")
+    assert fe.Bank.open(tmp_path / "bank" / "bank").sources == SOURCES
+
+
+# --- evaluate
+
+
+@pytest.fixture
+def evaluate(call: Call, student: dict[str, Any], teacher: Path, sounds: Path) -> Call:
+    def run(controls: str, *more: object, model: object = student["student"], code: int = 0) -> Any:
+        return call(
+            "evaluate", model, "--data", f"folder:{sounds}", "--teacher", teacher,
+            "--controls", controls, *CPU, *more, code=code,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.fixture
+def other_tones(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(7)
+    for side in ("train", "test"):
+        for label in ("bang", "hiss", "hum"):
+            path = tmp_path / "other" / side / label / "0.wav"
+            path.parent.mkdir(parents=True)
+            soundfile.write(path, 0.1 * rng.standard_normal(4000), 8000)
+    return tmp_path / "other"
+
+
+def test_every_control_is_a_row_of_the_same_recipe(
+    evaluate: Call, student: dict[str, Any], other_tones: Path, tmp_path: Path
+) -> None:
+    bank, out = Path(student["run_dir"]) / "bank", tmp_path / "out"
+    names = (
+        f"white_noise,procedural,inversion,translator,real,scratch,unrelated=folder:{other_tones}"
+    )
+    found = json.loads(evaluate(names, "--bank", bank, "--out", out, "--json").stdout)
+    rows = found["controls"]
+    assert list(rows) == [
+        "white_noise", "smooth_noise", "procedural", "inversion", "translator", "real",
+        "unrelated", "scratch",
+    ]  # fmt: skip
+    for name, row in rows.items():
+        assert 0 <= row["accuracy"] <= 1, name
+        assert 0 <= row["agreement"] <= 1, name
+        assert 0 < row["kl_nats"] < math.inf, name
+        assert (row["seed"], row["steps"]) == (3, 6), name  # scratch: 3 epochs of 2 steps
+    assert len({found["kl_nats"], *(row["kl_nats"] for row in rows.values())}) == 9
+    assert (rows["real"]["real_clips"], rows["unrelated"]["real_clips"]) == (12, 6)
+    for name in ("confusion", "controls"):
+        assert (out / found["plots"][name]).read_bytes().startswith(b"\x89PNG")
+    manifest = read_manifest(out)
+    assert (manifest["status"], manifest["controls"]) == ("finished", rows)
+    again = json.loads(evaluate(names, "--bank", bank, "--out", out, "--resume", "--json").stdout)
+    assert again["controls"] == rows
+
+
+def test_people_get_a_table_with_the_teacher_on_top(evaluate: Call) -> None:
+    result = evaluate("procedural")
+    rows = [line for line in result.stdout.splitlines() if "%" in line]
+    order = [
+        next(i for i, row in enumerate(rows) if f"│ {what} " in row)
+        for what in (
+            "teacher", "student", "same steps on smooth noise", "same steps on procedural audio",
+        )
+    ]  # fmt: skip
+    assert order == sorted(order)
+    assert "procedural 6/6 (100%)" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("wanted", "names", "unrelated"),
+    [
+        ("smooth_noise", ("smooth_noise",), ""),
+        ("all-synthetic", ("white_noise", "smooth_noise", "procedural"), ""),
+        (" real , white_noise,real", ("white_noise", "smooth_noise", "real"), ""),
+        ("unrelated = folder:a=b", ("smooth_noise", "unrelated"), "folder:a=b"),
+    ],
+)
+def test_names_of_controls(wanted: str, names: tuple[str, ...], unrelated: str) -> None:
+    found = parse_controls(wanted.split(","))
+    assert (found.names, found.unrelated) == (names, unrelated)
+
+
+@pytest.mark.parametrize("text", ["", "noise", "white_noise,", "real=2", "unrelated", "unrelated="])
+def test_unknown_controls_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_controls(text.split(","))
+    assert caught.value.fix
+
+
+def test_what_a_control_needs_is_checked_before_any_work(
+    evaluate: Call, call: Call, student: dict[str, Any], teacher: Path, sounds: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    out, bank = tmp_path / "out", Path(student["run_dir"]) / "bank"
+    for controls, words in (
+        ("inversion", "needs a bank"),
+        ("unrelated=folder:nowhere", "no folder"),
+        ("unrelated=esc40", "data root"),
+        (f"unrelated=folder:{sounds}", "20 clips are in both"),
+    ):
+        assert words in evaluate(controls, "--out", out, code=1).stderr
+    assert "no clips of cmi" in evaluate("cmi", "--bank", bank, "--out", out, code=1).stderr
+    assert "kind teacher" in evaluate("real", "--out", out, model=teacher, code=1).stderr
+    loaded, bare = load_checkpoint(Path(student["student"])), tmp_path / "bare.safetensors"
+    save_checkpoint(bare, loaded.model, loaded.card.model_copy(update={"recipe": {"steps": 3}}))
+    assert "how it was distilled" in evaluate("real", "--out", out, model=bare, code=1).stderr
+    assert not out.exists()
+    alone = ("evaluate", student["student"], "--data", f"folder:{sounds}")
+    assert "--teacher" in call(*alone, "--controls", "real", code=1).stderr
+    assert "controls only" in call(*alone, "--bank", bank, code=1).stderr
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "mine.txt").write_text("mine")
+    assert "holds no run" in evaluate("white_noise", "--out", tmp_path / "mine", code=1).stderr

@@ -1,0 +1,299 @@
+"""The program around its commands: output, progress, errors, exit codes, help."""
+
+import errno
+import io
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from typer.testing import CliRunner, Result
+
+from frami_edge.cli import _app, app
+from frami_edge.cli._app import explain
+from frami_edge.cli._options import Json, Overrides, Precision, Quiet
+from frami_edge.cli._output import LINE_SECONDS, Bars, Lines, Output
+from frami_edge.config import Strict
+from frami_edge.errors import DataError, GateFailed, Terminated
+from frami_edge.progress import Progress
+from frami_edge.tables import Table, show
+
+Capture = pytest.CaptureFixture[str]
+log = logging.getLogger("frami_edge")
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch names it."""
+
+
+FAILURES: dict[str, BaseException] = {
+    "known": DataError("no such set: [esc].", fix="Use one of [a, b]."),
+    "gate": GateFailed("agreement 0.91 is below 0.95."),
+    "full": OSError(errno.ENOSPC, "x", "bank.safetensors"),
+    "missing": FileNotFoundError(errno.ENOENT, "x", "teacher.safetensors"),
+    "denied": PermissionError(errno.EACCES, "x", b"a"),
+    "library": OSError("libsndfile.so: cannot open"),
+    "memory": OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
+    "bug": ZeroDivisionError("division by zero\nsecond line"),
+    "terminated": Terminated(),
+    "interrupt": KeyboardInterrupt(),
+}
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> typer.Typer:
+    """A program whose command fails as it is told."""
+    monkeypatch.delenv("FRAMI_DEBUG", raising=False)
+    command = _app.command_app()
+
+    @command.command(epilog=_app.examples("frami-edge broken known"))
+    def run(
+        kind: str,
+        json: Json = False,
+        quiet: Quiet = False,
+        overrides: Overrides = None,
+        precision: Precision = "auto",
+    ) -> None:
+        """Fail in a chosen way."""
+        output = Output(json=json, quiet=quiet)
+        if kind in ("well", "late"):
+            log.info("a note")
+            output.result({"overrides": overrides})
+        if kind != "well":
+            error = FAILURES.get(kind, GateFailed("late."))
+            error.add_note("The unfinished run is in runs/a")
+            raise error
+
+    @command.command()
+    def other() -> None:
+        """Do nothing."""
+
+    program = typer.Typer(cls=_app.CommandGroup, context_settings=_app.HELP_NAMES)
+    program.callback()(lambda: None)
+    program.add_typer(command)
+    return program
+
+
+def invoke(program: typer.Typer, *arguments: str) -> Result:
+    return CliRunner().invoke(program, list(arguments))
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "message"),
+    [
+        ("known", 1, "no such set: [esc]."),
+        ("gate", 3, "agreement 0.91 is below 0.95."),
+        ("full", 1, "bank.safetensors: no space is left on the disk."),
+        ("missing", 1, "teacher.safetensors: no such file or folder."),
+        ("denied", 1, "a: permission denied."),
+        ("library", 1, "Internal error: OSError: libsndfile.so: cannot open"),
+        ("memory", 1, "There is not enough GPU memory."),
+        ("bug", 1, "Internal error: ZeroDivisionError: division by zero"),
+        ("terminated", 143, "The run was terminated."),
+        ("interrupt", 130, "Interrupted."),
+    ],
+)
+def test_a_failure_is_a_sentence_and_an_exit_code(
+    broken: typer.Typer, kind: str, code: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/bin/frami-edge", "distill", "--out", "a b"])
+    result = invoke(broken, "run", kind)
+    assert result.exit_code == code
+    assert result.stdout == ""
+    assert f"error: {message}" in result.stderr
+    assert "The unfinished run is in runs/a" in result.stderr
+    assert "continue with: frami-edge distill --out 'a b' --resume" in result.stderr
+    assert "Traceback" not in result.stderr
+    failure = json.loads(invoke(broken, "run", kind, "--json").stdout)
+    assert failure["schema"] == 1
+    assert (failure["error"]["message"], failure["error"]["exit_code"]) == (message, code)
+    assert code != 1 or failure["error"]["fix"]
+
+
+def test_one_json_object_whatever_happens(broken: typer.Typer) -> None:
+    late = invoke(broken, "run", "late", "--json")
+    assert (late.exit_code, json.loads(late.stdout)["overrides"]) == (3, None)
+    wrong = invoke(broken, "run", "well", "--json", "--precision", "fp16")
+    assert wrong.exit_code == 2
+    assert json.loads(wrong.stdout)["error"]["kind"] == "UsageError"
+    assert "Usage" in wrong.stderr
+    well = invoke(broken, "run", "well", "--json", "-q", "--set", "a=1", "--set", "b.c=[1, 2]")
+    assert json.loads(well.stdout) == {"schema": 1, "overrides": ["a=1", "b.c=[1, 2]"]}
+    assert well.stderr == ""
+    assert invoke(broken, "run", "well").stderr == "a note\n"
+
+
+def test_debug_shows_the_traceback(broken: typer.Typer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for value, shown in (("1", True), ("0", False)):
+        monkeypatch.setenv("FRAMI_DEBUG", value)
+        assert ("Traceback" in invoke(broken, "run", "known").stderr) is shown
+
+
+def test_help_shows_examples_and_near_names(broken: typer.Typer) -> None:
+    shown = invoke(broken, "run", "-h").stdout
+    assert "Fail in a chosen way." in shown
+    assert "$ frami-edge broken known" in shown
+    near = invoke(broken, "othr")
+    assert (near.exit_code, "other" in near.stderr) == (2, True)
+
+
+def test_a_config_that_pydantic_refuses_names_its_keys() -> None:
+    class Inner(Strict):
+        steps: int
+
+    class Outer(Strict):
+        inner: Inner
+
+    with pytest.raises(ValidationError) as caught:
+        Outer.model_validate({"inner": {"stepz": 1}})
+    message = explain(caught.value).message
+    assert "inner.steps: is required and missing" in message
+    assert "inner.stepz: there is no such key" in message
+
+
+def test_sigterm_ends_a_run_once_like_ctrl_c() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        _app.catch_sigterm()
+        with pytest.raises(Terminated):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_every_command_has_help_without_torch() -> None:
+    code = """
+        import sys
+        from typer.main import get_command
+        from typer.testing import CliRunner
+        from frami_edge.cli import app
+
+        for name in (*get_command(app).commands, "--version"):
+            result = CliRunner().invoke(app, [name, "-h"] if name[0] != "-" else [name])
+            assert result.exit_code == 0, (name, result.output)
+            assert "$ frami-edge" in result.stdout or name in ("--version", "listen"), name
+        heavy = {"torch", "torchaudio", "matplotlib", "onnx"} & set(sys.modules)
+        assert not heavy, heavy
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("closed", ["| true", ">&-", "2>&-"])
+def test_closed_outputs_do_not_end_a_command(closed: str) -> None:
+    line = f"{sys.executable} -m frami_edge data --help {closed}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 1)
+    assert "rror" not in done.stderr
+
+
+# --- Output
+
+
+def test_people_get_tables_on_stdout_and_the_rest_on_stderr(capsys: Capture) -> None:
+    output = Output()
+    output.result({"a": 1})
+    output.table("Scores [x]", ["class", "accuracy"], [["[dog]", 0.98765], ["cat", None]], "[30]")
+    output.hint("frami-edge distill " + "x" * 200)
+    log.warning("mind the %s", "[gap]")
+    captured = capsys.readouterr()
+    for text in ("Scores [x]", "[dog]", "0.9877", "[30]"):
+        assert text in captured.out
+    assert "{" not in captured.out
+    assert "\x1b" not in captured.out
+    assert captured.err == f"next: frami-edge distill {'x' * 200}\nwarning: mind the [gap]\n"
+
+
+def test_json_is_plain_ascii_in_the_order_of_its_keys(capsys: Capture) -> None:
+    output = Output(json=True, quiet=True)
+    output.table("Scores", ["name"], [["x"]])
+    output.result({"b": float("nan"), "a": Path("é.onnx")})
+    captured = capsys.readouterr()
+    assert captured.out == '{\n  "schema": 1,\n  "b": null,\n  "a": "\\u00e9.onnx"\n}\n'
+    assert captured.err == ""
+    with pytest.raises(RuntimeError, match="one result"):
+        output.result({})
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(None, "-"), (True, "yes"), (False, "no"), (3, "3"), (1 / 3, "0.3333"), ("x", "x")],
+)
+def test_cells(value: object, shown: str) -> None:
+    assert show(value) == shown
+
+
+def test_tables_set_numbers_flush_right_and_fold_instead_of_cutting() -> None:
+    rows = [["a" * 70, 1, "97.3 %", "1.2 ± 0.1"], ["b", 1000, "8 %", None]]
+    table = Table("T", ["name", "n", "share", "spread"], rows)
+    lines = str(table).splitlines()
+    assert any("a" * 70 in line for line in lines)
+    assert re.search(r"│ +1000 │ +8 % │", next(line for line in lines if "1000" in line))
+    narrow = io.StringIO()
+    table.draw(Console(file=narrow, width=40))
+    assert "…" not in narrow.getvalue()
+    assert max(map(len, narrow.getvalue().splitlines())) <= 40
+
+
+def test_a_pipe_gets_a_line_per_tenth_and_per_minute() -> None:
+    now, said = [0.0], list[str]()
+    lines = Lines(said.append, clock=lambda: now[0])
+    for step in range(1, 201):
+        lines(Progress("invert", step, 200, {"loss": step / 7}))
+    assert len(said) == 10
+    assert said[0] == "invert 20/200 (10%), 0:00 elapsed, 0:00 left, loss 2.857"
+    said.clear()
+    lines(Progress("distill", 51, 100))
+    now[0] = 3661.0
+    lines(Progress("distill", 60, 100))
+    assert said == ["distill 60/100 (60%), 1:01:01 elapsed, 4:04:04 left"]
+    said.clear()
+    lines(Progress("read", 1))
+    now[0] += LINE_SECONDS
+    lines(Progress("read", 2))
+    assert said == ["read 2, 1:00 elapsed"]
+
+
+def test_a_terminal_gets_one_bar_per_phase_and_its_cursor_back() -> None:
+    file = io.StringIO()
+    bars = Bars(Console(file=file, force_terminal=True, width=100, color_system=None))
+    bars(Progress("invert [a]", 30, 40))
+    bars(Progress("distill", 40, 40, {"loss": 0.5}))
+    bars.close()
+    shown = file.getvalue()
+    for text in ("invert [a]", "30/40", "distill", "40/40", "loss 0.5"):
+        assert text in shown
+    assert shown.rstrip().endswith("\x1b[?25h")
+
+
+@pytest.mark.parametrize("settings", [{"quiet": True}, {"json": True}])
+def test_quiet_and_json_on_a_pipe_have_no_progress(
+    settings: dict[str, Any], capsys: Capture
+) -> None:
+    with Output(**settings).live() as progress:
+        assert progress is None
+    with Output(**settings).progress("read", 2) as counter:
+        assert list(counter.track("ab")) == ["a", "b"]
+    assert counter.completed == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_the_program_lists_its_commands() -> None:
+    shown = CliRunner().invoke(app, ["--help"]).stdout
+    order = ["quickstart", "train-teacher", "invert", "distill", "evaluate", "export", "data"]
+    places = [re.search(rf"│ {name} ", shown) for name in order]
+    assert all(places)
+    assert [m.start() for m in places if m] == sorted(m.start() for m in places if m)

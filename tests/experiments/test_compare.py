@@ -1,0 +1,218 @@
+"""A tiny protocol from end to end, the arithmetic of its tables, and the tables in RESULTS.md."""
+
+from __future__ import annotations
+
+import json
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import compare
+import numpy as np
+import pytest
+import soundfile
+import tables
+from protocol import Plan, Protocol, load_protocol
+
+from frami_edge.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+TEACHER = """
+data: {name: tones, fold: "1"}
+mel: {sample_rate: 8000, n_fft: 256, win_length: 200, hop_length: 80, n_mels: 16}
+arch: {channels: [8, 12], blocks: 1}
+train: {epochs: 2, batch_size: 4, crop_frames: 24}
+"""
+STUDENT = """
+student: {channels: [8, 8, 8], time_kernels: [3, 3, 3], out_channels: 12}
+bank:
+  frames: 24
+  procedural_clips: 24
+  control_clips: 24
+  inversion: {steps: 4, burn_in: 1, batch_size: 8, latent: 8, width: 8, contrastive_memory: 20}
+  translator: {steps: 4, burn_in: 1, batch_size: 8}
+distill: {steps: 4, batch_size: 8, crop_min: 16, crop_max: 24}
+"""
+PROTOCOL = """
+title: Two tones
+data: folder:HERE/tones
+teacher: HERE/t.yaml
+student: HERE/s.yaml
+folds: [1, 2]
+seeds: [0, 1]
+methods:
+  mixed: {what: everything, folds: [1]}
+  inversion: {bank_of: mixed, set: {bank.sources: {inversion: 1}}, folds: [1], seeds: [0]}
+  few: {bank_of: mixed, mels: 6, folds: [1], seeds: [0]}
+  noise: {control: smooth_noise, seeds: [0]}
+  scratch: {control: scratch, folds: [1], seeds: [0]}
+compare: [[mixed, inversion]]
+"""
+
+
+@pytest.fixture
+def tones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The protocol beside its data set."""
+    monkeypatch.setenv("FRAMI_EDGE_CACHE", str(tmp_path / "cache"))
+    rng = np.random.default_rng(0)
+    for fold, (label, hz), i in product((1, 2), (("high", 1500), ("low", 300)), range(3)):
+        folder = tmp_path / "tones" / f"fold{fold}" / label
+        folder.mkdir(parents=True, exist_ok=True)
+        t = np.arange(4000 + 400 * i) / 8000
+        x = 0.3 * np.sin(2 * np.pi * hz * t) + 0.01 * rng.standard_normal(len(t))
+        soundfile.write(folder / f"{i}.wav", x, 8000)
+    for name, text in (("t", TEACHER), ("s", STUDENT), ("p", PROTOCOL)):
+        (tmp_path / f"{name}.yaml").write_text(text.replace("HERE", str(tmp_path)))
+    return tmp_path / "p.yaml"
+
+
+def test_a_protocol_from_end_to_end_and_again(
+    tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, page = tmp_path / "out", tmp_path / "PAGE.md"
+    page.write_text("# Results\n\nBefore.\n")
+    command = [str(tones), "--out", str(out), "--device", "cpu", "--precision", "fp32"]
+    assert compare.main([*command, "--dry-run"]) == 0
+    assert "0 of 7 students are there." in capsys.readouterr().out
+    assert not (out / "results.jsonl").exists()
+
+    assert compare.main([*command, "--write", str(page)]) == 0
+    rows = compare.read_rows(out)
+    assert len(rows) == 7
+    assert rows["few", "1", 0]["mels"] == 6
+    assert rows["inversion", "1", 0]["mels"] == 24 < rows["mixed", "1", 0]["mels"]
+    assert 0 < rows["inversion", "1", 0]["bank_s"] < rows["mixed", "1", 0]["bank_s"]
+    assert "mels" not in rows["noise", "1", 0]
+    assert all(0 <= row["accuracy"] <= 1 <= row["clips"] for row in rows.values())
+    assert len(list((out / "teachers").iterdir())) == 2
+    assert len(list((out / "banks").iterdir())) == 1
+    text = page.read_text()
+    assert text.startswith("# Results\n\nBefore.\n")
+    assert text.count("| everything |") == 1
+
+    # A lost line and a cut one: those two students alone are made again, to the same scores.
+    lines = (out / "results.jsonl").read_text().splitlines(keepends=True)
+    (out / "results.jsonl").write_text("".join(lines[1:-1]) + lines[-1][:40])
+    made: list[str] = []
+    genuine = compare.Maker.student
+    monkeypatch.setattr(
+        compare.Maker, "student", lambda self, run: made.append(run.name) or genuine(self, run)
+    )
+    assert compare.main([*command, "--write", str(page)]) == 0
+    assert len(made) == 2
+    again = compare.read_rows(out)
+    for key, row in rows.items():
+        assert again[key]["kl_all"] == pytest.approx(row["kl_all"], rel=1e-3)
+    assert page.read_text().count("| everything |") == 1
+
+    # Rows travel alone, and a row of another recipe is not passed off as this one.
+    (tmp_path / "tones").rename(tmp_path / "gone")
+    assert compare.main([*command, "--tables"]) == 0
+    (tmp_path / "gone").rename(tmp_path / "tones")
+    capsys.readouterr()
+    assert compare.main([*command, "--set", "set={distill.steps: 5}"]) == 1
+    assert "by another recipe" in capsys.readouterr().err
+
+
+def test_what_fails_is_named_and_the_rest_is_made(
+    tones: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def student(self: Any, run: Any) -> dict[str, Any]:
+        if run.seed:
+            raise MemoryError("too large")
+        return {"method": run.method, "fold": run.fold, "seed": run.seed}
+
+    monkeypatch.setattr(compare.Maker, "student", student)
+    assert compare.main([str(tones), "--out", str(tmp_path / "out"), "--quiet"]) == 1
+    assert len(compare.read_rows(tmp_path / "out")) == 6
+
+
+def row(method: str, fold: str, seed: int, accuracy: float, kl: float) -> dict[str, Any]:
+    return {
+        "method": method, "fold": fold, "seed": seed, "accuracy": accuracy,
+        "teacher_accuracy": 0.9, "agreement_all": accuracy, "kl_all": kl, "clips_all": 400,
+        "steps": 800, "device": "cpu", "threads": 1, "git": None, "distill_cpu_s": 10.0,
+        "peak_mib": 100.0, "teacher_sha256": f"t{fold}",
+    }  # fmt: skip
+
+
+def test_errors_are_over_folds_and_deviations_over_runs() -> None:
+    rows = [row("a", "1", 0, 0.80, 0.1), row("a", "1", 1, 0.90, 0.1),
+            row("a", "2", 0, 0.70, 0.2), row("a", "2", 1, 0.80, 0.2)]  # fmt: skip
+    rows[1] |= {"resumed": True, "distill_cpu_s": 1.0}  # knows half of its time
+    found = tables.method_figures(rows)
+    assert found["accuracy"] == pytest.approx((0.8, 0.0816), abs=1e-4)
+    # The means of the folds are 0.05 and 0.15 below the teacher.
+    assert found["gap"] == pytest.approx((-0.10, 0.05))
+    assert found["distill_s"] == 10.0
+    protocol = Protocol.model_validate(
+        {"title": "T", "data": "d", "teacher": "t", "student": "s", "folds": ["1", "2"],
+         "seeds": [0, 1, 2], "methods": {"a": {}}}
+    )  # fmt: skip
+    text = tables.markdown(protocol, rows)
+    assert (
+        "| a | 2 x 2 (4 of 6) | 80.0 ± 8.2 % | -10.0 ± 5.0 | 80.0 ± 8.2 % | 0.150 ± 0.058 |" in text
+    )
+
+
+@pytest.mark.parametrize(
+    ("other", "verdict"),
+    [
+        ([(0.70, 0.3), (0.71, 0.31), (0.70, 0.3)], "closer in agreement and KL"),
+        ([(0.70, 0.05), (0.71, 0.051), (0.70, 0.05)], "closer in agreement, farther in KL"),
+        ([(0.76, 0.1), (0.79, 0.1), (0.73, 0.1)], "within the error"),  # 2.3 standard errors
+        ([(0.70, 0.3), (0.71, 0.31)], "too few folds"),
+    ],
+)
+def test_paired_differences_by_students_t(other: list[tuple[float, float]], verdict: str) -> None:
+    rows = [row("a", str(fold), 0, 0.8, 0.1) for fold in (1, 2, 3)]
+    rows += [row("b", str(i + 1), 0, accuracy, kl) for i, (accuracy, kl) in enumerate(other)]
+    rows += [row("a", "1", 1, 0.0, 9.0)]  # has no partner
+    rows += [row("b", "1", 1, 0.0, 9.0) | {"teacher_sha256": "of another teacher"}]
+    found = tables.pair_figures(rows, "a", "b")
+    assert found is not None
+    assert (found["folds"], found["pairs"], found["verdict"]) == (len(other), len(other), verdict)
+    assert found["accuracy"][0] == pytest.approx(0.8 - sum(a for a, _ in other) / len(other))
+
+
+def test_the_tables_in_the_results_are_those_of_the_stored_rows() -> None:
+    page = (ROOT / "docs/RESULTS.md").read_text(encoding="utf-8")
+    for name, rows in (
+        ("esc10-cpu", "esc10-cpu"),
+        ("esc10-parts", "esc10-cpu"),
+        ("esc50-cpu",) * 2,
+    ):
+        plan = Plan(load_protocol(ROOT / f"experiments/protocols/{name}.yaml"))
+        text = (ROOT / f"docs/results/{rows}.jsonl").read_text(encoding="utf-8")
+        stored = {
+            (r["method"], r["fold"], r["seed"]): r for r in map(json.loads, text.splitlines())
+        }
+        assert (
+            tables.markdown(plan.protocol, [stored[run.key] for run in plan.runs]).strip() in page
+        )
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments/protocols").glob("*.yaml")), ids=str)
+def test_the_shipped_protocols_are_valid(path: Path) -> None:
+    plan = Plan(load_protocol(path))
+    assert {run.method for run in plan.runs} == set(plan.protocol.methods)
+    assert len({run.key for run in plan.runs}) == len(plan.runs)
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        ("{a: {control: unrelated}}", "go together"),
+        ("{a: {control: real, mels: 3}}", "no bank"),
+        ("{a: {bank_of: b}}", "makes no bank"),
+        ("{a: {folds: [7]}}", "not in the protocol's folds"),
+        ("{a: {set: {distill.stepz: 3}}}", "did you mean 'steps'"),
+        ("{a: {}, b: {bank_of: a, set: {bank.inversion.contrastive: 0}}}", "is that of a's bank"),
+        ("{a: {set: {bank.sources: {inversion: 1}}}, b: {bank_of: a}}", "lacks"),
+    ],
+)
+def test_mistakes_are_found_before_any_work(tones: Path, methods: str, message: str) -> None:
+    text = tones.read_text()
+    tones.write_text(text[: text.index("methods:")] + f"methods: {methods}\n")
+    with pytest.raises(ConfigError, match=message):
+        Plan(load_protocol(tones))

@@ -1,0 +1,121 @@
+"""The waveform graph: its log-mel and its logits are the runtime's, at every length."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from export_kit import MEL, TinyStudent
+
+from frami_edge_export.errors import ParityError
+from frami_edge_export.frontend import (
+    WAVEFORM,
+    WAVEFORM_KEY,
+    check_waveform,
+    described_waveform,
+    frontend_graph,
+    parity_clips,
+    waveform_graph,
+)
+from frami_edge_export.graph import StudentFacts, frozen_head, model_info
+from frami_edge_export.parity import Head, cpu_session
+from frami_edge_runtime.logmel import log_mel
+from frami_edge_runtime.melspec import MelSpec
+from frami_edge_runtime.modelfile import ModelInfo
+
+SPECS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "magnitude": {"power": 1.0, "log": "log10"},
+    "slaney": {"mel_scale": "slaney", "norm": "slaney", "center": True},
+    "db": {"log": "db", "log_floor": "clamp", "log_eps": 1e-10, "n_mels": 40},
+    "odd": {"n_fft": 501, "win_length": 399, "hop_length": 157, "center": True, "log": "log2"},
+    "full window": {"win_length": 512, "hop_length": 256, "f_min": 60.0, "f_max": 7000.0},
+    "per band": {"mean": tuple(range(-64, 0)), "std": tuple(1 + i / 64 for i in range(64))},
+    "tiny": {"n_fft": 8, "win_length": 5, "hop_length": 3, "n_mels": 1},
+}
+
+
+def noise(samples: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return np.clip(rng.normal(0, 0.1, samples), -1, 1).astype(np.float32)
+
+
+@pytest.mark.filterwarnings("ignore:At least one mel filterbank")
+@pytest.mark.parametrize("name", SPECS)
+def test_the_log_mel_is_the_runtimes(name: str) -> None:
+    spec = MelSpec(**{"mean": -5.0, "std": 3.0, **SPECS[name]})
+    session = cpu_session(frontend_graph(spec))
+    for samples in (1, 3, spec.min_samples - 1, spec.min_samples, spec.min_samples + 1, 16_000):
+        x = noise(max(1, samples), samples)
+        found_MT = session.run(None, {WAVEFORM: x[None]})[0][0, 0]
+        assert found_MT.shape == (spec.n_mels, spec.frames(max(len(x), spec.min_samples)))
+        # A few repeated samples are a line spectrum over silence: float32 rounds the silence.
+        atol = 1e-4 if samples >= spec.min_samples else 2e-2
+        np.testing.assert_allclose(found_MT, log_mel(x, spec).T, atol=atol, rtol=0)
+    with pytest.raises(Exception, match=r"(?i)conv|shape|dim"):
+        session.run(None, {WAVEFORM: np.zeros((1, 0), np.float32)})
+
+
+def test_the_kernels_are_computed_on_load_and_not_stored() -> None:
+    model = frontend_graph(MelSpec())
+    assert len(model.SerializeToString()) < 30_000
+    assert {node.op_type for node in model.graph.node}.isdisjoint(
+        {"STFT", "DFT", "MelWeightMatrix"}
+    )
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    plain = ort.InferenceSession(model.SerializeToString(), options)
+    batch = np.stack([noise(3000, seed) for seed in range(3)])
+    folded = cpu_session(model).run(None, {WAVEFORM: batch})[0]
+    np.testing.assert_allclose(plain.run(None, {WAVEFORM: batch})[0], folded, atol=1e-4)
+    for row, x in zip(folded, batch, strict=True):  # every row as if alone
+        np.testing.assert_allclose(plain.run(None, {WAVEFORM: x[None]})[0][0], row, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def head(student: TinyStudent) -> Head:
+    weight_KD, bias_K = (t.double().numpy() for t in frozen_head(student))
+    return Head(weight_KD, bias_K, student.pool_eps)
+
+
+@pytest.fixture
+def info(student: TinyStudent, facts: StudentFacts) -> ModelInfo:
+    return model_info(student, facts)
+
+
+def test_logits_are_the_runtimes_at_every_length_and_the_file_says_how_to_feed_it(
+    trunk: onnx.ModelProto, head: Head, info: ModelInfo
+) -> None:
+    before = trunk.SerializeToString(deterministic=True)
+    data = described_waveform(waveform_graph(trunk, head, info), info)
+    assert trunk.SerializeToString(deterministic=True) == before
+    clips = parity_clips(MEL, seed=0)
+    assert len(clips) == 12
+    assert max(clip.shape[1] for clip in clips) == 30 * MEL.sample_rate
+    parity = check_waveform(data, trunk, head, info, clips)
+    assert parity
+    assert parity.max_abs_difference <= 1e-4
+    assert parity.agreement == 1.0
+    model = onnx.load_from_string(data)
+    entries = {p.key: p.value for p in model.metadata_props}
+    assert set(entries) == {WAVEFORM_KEY}
+    about = json.loads(entries[WAVEFORM_KEY])
+    assert about["input"]["name"] == model.graph.input[0].name == WAVEFORM
+    assert about["input"]["sample_rate"] == MEL.sample_rate
+    assert about["input"]["shorter_than"] == MEL.min_samples
+    assert about["output"]["name"] == model.graph.output[0].name
+    assert ModelInfo.from_json(json.dumps(about["model"])) == info
+
+
+def test_the_check_sees_a_wrong_front_end(
+    trunk: onnx.ModelProto, head: Head, info: ModelInfo
+) -> None:
+    other = info.replace(mel=MEL.replace(log_floor="clamp", log_eps=1e-4))
+    clips = parity_clips(MEL, 0, longest_s=2)
+    assert not check_waveform(waveform_graph(trunk, head, other), trunk, head, info, clips)
+    with pytest.raises(ParityError, match="must map waveform to logits"):
+        check_waveform(trunk, trunk, head, info, clips)

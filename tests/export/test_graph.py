@@ -1,0 +1,198 @@
+"""torch to ONNX: what the graphs hold, that they equal torch, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from export_kit import MEL, TinyStudent
+from onnx import numpy_helper
+from torch import nn
+
+from frami_edge_export.errors import GraphError, ParityError
+from frami_edge_export.graph import (
+    WholeClassifier,
+    _now,
+    frozen_trunk,
+    head_graph,
+    mean_as_pooling,
+    missing_parts,
+    trunk_graph,
+)
+from frami_edge_export.parity import (
+    check_parity,
+    cpu_session,
+    parity_inputs,
+    parity_lengths,
+    sqnr_db,
+    with_context,
+)
+
+FRAMES, LOGITS, TOLERANCE = ("mel", "frames"), ("mel", "logits"), 1e-5
+
+
+@pytest.fixture(scope="module")
+def graphs(
+    student: TinyStudent, trunk: onnx.ModelProto, whole: onnx.ModelProto
+) -> dict[str, onnx.ModelProto]:
+    return {"trunk": trunk, "whole": whole, "head": head_graph(student)}
+
+
+@pytest.fixture(scope="module")
+def inputs(student: TinyStudent) -> list[np.ndarray]:
+    return parity_inputs(parity_lengths(student.receptive_field, student.stride, MEL), MEL, seed=0)
+
+
+def test_they_load_on_jetpack_6_and_hold_no_local_trace(graphs: dict[str, onnx.ModelProto]) -> None:
+    checkout = str(Path(__file__).resolve().parents[2]).encode()
+    for model in graphs.values():
+        assert {o.domain: o.version for o in model.opset_import} == {"": 20}
+        assert model.ir_version <= 10
+        data = model.SerializeToString()
+        for trace in (checkout, b"site-packages", b"/home/", b".py", b"stack_trace"):
+            assert trace not in data
+
+
+def test_batchnorm_is_folded_layers_keep_their_names_and_axes_have_names(
+    trunk: onnx.ModelProto,
+) -> None:
+    assert {node.op_type for node in trunk.graph.node} == {"Conv", "Relu", "AveragePool", "Squeeze"}
+    names = [node.name for node in trunk.graph.node if node.op_type == "Conv"]
+    assert names == ["0.0", "1.0", "2.0", "3.0", "4.0"]
+
+    def axes(value: onnx.ValueInfoProto) -> list[str | int]:
+        return [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+
+    assert axes(trunk.graph.input[0]) == ["batch", 1, MEL.n_mels, "time"]
+    assert axes(trunk.graph.output[0]) == ["batch", 24, "frames"]
+
+
+@pytest.mark.parametrize(("batch", "extra"), [(1, 0), (3, 1), (2, 57)])
+def test_axes_are_dynamic_and_only_the_whole_graph_holds_the_context(
+    graphs: dict[str, onnx.ModelProto], student: TinyStudent, batch: int, extra: int
+) -> None:
+    mel = np.zeros((batch, 1, MEL.n_mels, student.receptive_field + extra), np.float32)
+    h_BCT = cpu_session(graphs["trunk"]).run(["frames"], {"mel": mel})[0]
+    assert h_BCT.shape == (batch, student.channels, extra // student.stride + 1)
+    clip = np.random.default_rng(0).standard_normal((batch, 1, MEL.n_mels, 1 + extra))
+    clip = clip.astype(np.float32)
+    with torch.inference_mode():
+        expected = student(torch.from_numpy(clip)).numpy()
+    found = cpu_session(graphs["whole"]).run(["logits"], {"mel": clip})[0]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_the_student_is_left_alone(student: TinyStudent) -> None:
+    mine = copy.deepcopy(student).train()
+    before = copy.deepcopy(mine.state_dict())
+    trunk_graph(mine, MEL.n_mels)
+    assert all(module.training for module in mine.modules())
+    assert all(parameter.requires_grad for parameter in mine.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in mine.state_dict().items())
+
+
+def test_an_unfoldable_batchnorm_and_weights_that_are_not_finite_are_refused(
+    student: TinyStudent,
+) -> None:
+    mine = copy.deepcopy(student)
+    mine.trunk = nn.Sequential(nn.BatchNorm2d(1), nn.ReLU(), *mine.trunk.children()).eval()
+    with pytest.raises(GraphError, match="BatchNorm could not be folded") as caught:
+        trunk_graph(mine, MEL.n_mels)
+    assert "after a convolution" in caught.value.fix
+    with torch.no_grad():
+        mine.head.weight[0, 0] = float("nan")
+    with pytest.raises(GraphError, match="not finite"):
+        head_graph(mine)
+
+
+def test_what_a_student_lacks_is_named_and_submodules_count() -> None:
+    student = TinyStudent()
+    assert missing_parts(student) == []
+    del student.trunk
+    assert missing_parts(student) == ["trunk"]
+    assert "collapsed_head" in missing_parts(nn.Linear(2, 2))
+
+
+def test_the_mean_over_frequency_is_a_pooling_and_a_mean_over_time_stays(
+    trunk: onnx.ModelProto, whole: onnx.ModelProto
+) -> None:
+    mean = copy.deepcopy(trunk)
+    pool, squeeze = mean.graph.node[-2:]
+    assert (pool.op_type, squeeze.op_type) == ("AveragePool", "Squeeze")
+    over = [pool.input[0], squeeze.input[1]]
+    node = onnx.helper.make_node("ReduceMean", over, ["frames"], keepdims=0)
+    del mean.graph.node[-2:]
+    mean.graph.node.append(node)
+    mel = np.random.default_rng(0).standard_normal((2, 1, MEL.n_mels, 40), dtype=np.float32)
+    expected = cpu_session(mean).run(None, {"mel": mel})[0]
+    again = mean_as_pooling(mean)
+    assert [n.op_type for n in again.graph.node] == [n.op_type for n in trunk.graph.node]
+    np.testing.assert_allclose(cpu_session(again).run(None, {"mel": mel})[0], expected, atol=1e-6)
+    assert [n.op_type for n in whole.graph.node].count("ReduceMean") == 2
+
+
+def test_source_date_epoch_takes_the_time_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    assert _now().isoformat() == "2023-11-14T22:13:20+00:00"
+    for text in ("", "soon", "-1", "9" * 30):
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", text)
+        assert _now().year > 2025
+
+
+def test_parity_runs_from_one_frame_to_30_s_in_the_physical_range(
+    student: TinyStudent, inputs: list[np.ndarray]
+) -> None:
+    lengths = [x.shape[3] for x in inputs]
+    assert len(set(lengths)) >= 15
+    assert lengths[0] == 1
+    assert {student.receptive_field - 1, student.receptive_field} <= set(lengths)
+    assert lengths[-1] == MEL.frames(30 * MEL.sample_rate)
+    for x in inputs:
+        assert (x >= MEL.floor[:, None] - 1e-6).all()
+        assert (x <= MEL.ceiling[:, None] + 1e-6).all()
+
+
+def test_both_forms_equal_torch_and_a_changed_weight_is_found(
+    student: TinyStudent, trunk: onnx.ModelProto, whole: onnx.ModelProto, inputs: list[np.ndarray]
+) -> None:
+    module, classifier = frozen_trunk(student), WholeClassifier(student)
+    x = torch.from_numpy(inputs[5])
+    with torch.inference_mode():
+        torch.testing.assert_close(classifier(x), student(x), atol=1e-5, rtol=1e-5)
+    padded = [with_context(x, student.context) for x in inputs]
+    frames = check_parity(module, trunk, padded, names=FRAMES, tolerance=TOLERANCE, label="t")
+    logits = check_parity(classifier, whole, inputs, names=LOGITS, tolerance=TOLERANCE, label="w")
+    for parity in (frames, logits):
+        assert parity
+        assert parity.max_abs_difference <= TOLERANCE
+        assert parity.agreement == 1.0
+    spoilt = copy.deepcopy(trunk)
+    tensor = spoilt.graph.initializer[0]
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * 1.001, tensor.name))
+    few = inputs[-3:]
+    assert not check_parity(module, spoilt, few, names=FRAMES, tolerance=TOLERANCE, label="t")
+
+
+def test_names_then_shapes_then_values(
+    student: TinyStudent, trunk: onnx.ModelProto, inputs: list[np.ndarray]
+) -> None:
+    same, mel = nn.Identity(), inputs[-1][..., :40].copy()
+    with pytest.raises(ParityError, match="must map mel to logits"):
+        check_parity(same, trunk, [mel], names=LOGITS, tolerance=TOLERANCE, label="t")
+    with pytest.raises(ParityError, match=r"length 40 gives \(1, 24, 15\), not \(1, 1, 32, 40\)"):
+        check_parity(same, trunk, [mel], names=FRAMES, tolerance=TOLERANCE, label="t")
+    mel[0, 0, 3, 2] = np.nan
+    with pytest.raises(ParityError, match="not finite"):
+        check_parity(
+            frozen_trunk(student), trunk, [mel], names=FRAMES, tolerance=TOLERANCE, label="t"
+        )
+
+
+def test_sqnr_is_ten_times_the_log_ratio() -> None:
+    signal = np.ones(100)
+    assert sqnr_db(signal, signal + 0.1) == pytest.approx(20.0)
+    assert sqnr_db(signal, signal) is None

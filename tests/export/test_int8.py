@@ -1,0 +1,241 @@
+"""int8 graphs and how they are chosen. Accuracy claims hold on CPUs with and without VNNI.
+
+`for_this_cpu` gives 7-bit weights where 8-bit sums saturate; graphs for TensorRT are judged in
+float, as they are written. `qemu-x86_64 -cpu max` (qemu-user) runs these tests on an AVX2 CPU.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from export_kit import MEL, TinyStudent
+from onnx import numpy_helper
+from torch import nn
+
+from frami_edge_export import quantise
+from frami_edge_export.calibration import CalibrationSet
+from frami_edge_export.graph import frozen_head, trunk_graph
+from frami_edge_export.int8 import Int8Result, Int8Search
+from frami_edge_export.options import ExportOptions
+from frami_edge_export.parity import Comparison, Head, cpu_session, run_trunk
+from frami_edge_export.quantise import (
+    FLAVOURS,
+    PORTABLE,
+    TENSORRT,
+    BiasCorrector,
+    Flavour,
+    Quantiser,
+    cpu_saturates,
+    for_this_cpu,
+)
+
+FLOAT, INT8 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT8
+
+
+@pytest.fixture(scope="module")
+def quantiser(trunk: onnx.ModelProto, calibration: np.ndarray) -> Quantiser:
+    return Quantiser(trunk, calibration[:100])
+
+
+@pytest.fixture(scope="module")
+def head(student: TinyStudent) -> Head:
+    weight, bias = frozen_head(student)
+    return Head(weight.double().numpy(), bias.double().numpy(), student.pool_eps)
+
+
+def search(
+    trunk: onnx.ModelProto, calibration: np.ndarray, head: Head, **options: float
+) -> tuple[Int8Search, Int8Result]:
+    sample = CalibrationSet(calibration[:100], calibration[100:], 0.0, "")
+    fast = ExportOptions(bench_budget_s=0.05, bench_rounds=15, **options)  # type: ignore[arg-type]
+    found = Int8Search(trunk, sample, head, calibration[:1], fast)
+    return found, found.run()
+
+
+@pytest.fixture
+def other_cpu(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Graphs as a CPU with the other kind of int8 kernels would get them."""
+    monkeypatch.setattr(quantise, "cpu_saturates", lambda: request.param)
+
+
+@pytest.mark.parametrize("other_cpu", [False, True], indirect=True, ids=["VNNI", "AVX2"])
+@pytest.mark.parametrize("flavour", FLAVOURS, ids=lambda f: f.name)
+def test_weights_are_int8_per_channel_and_nothing_is_dynamic(
+    quantiser: Quantiser, flavour: Flavour, other_cpu: None
+) -> None:
+    flavour = for_this_cpu(flavour)
+    model = quantiser.graph(flavour, quantiser.layers[:1])
+    tensors = {t.name: t for t in model.graph.initializer}
+    ops = [node.op_type for node in model.graph.node]
+    assert "DynamicQuantizeLinear" not in ops
+    assert ops[-3:] == ["DequantizeLinear", "AveragePool", "Squeeze"]  # the mean stays float
+    weights = [
+        node.input[:2]
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear"
+        and node.input[0] in tensors
+        and tensors[node.input[0]].data_type == INT8
+    ]
+    assert [list(tensors[scale].dims) for _, scale in weights] == [[24]] * 4
+    largest = max(np.abs(numpy_helper.to_array(tensors[w]).astype(int)).max() for w, _ in weights)
+    assert largest == (64 if flavour.weight_bits == 7 else 127)
+    first = next(node for node in model.graph.node if node.op_type == "Conv")
+    assert first.name == "0.0"
+    assert tensors[first.input[1]].data_type == FLOAT
+    assert "Relu" not in [n.op_type for n in quantiser.graph(FLAVOURS[0], ()).graph.node]
+
+
+def test_tensorrt_gets_float_biases_and_quantised_inputs_alone(quantiser: Quantiser) -> None:
+    model = quantiser.graph(TENSORRT, quantiser.layers[:1])
+    tensors = {t.name: t for t in model.graph.initializer}
+    producers = {name: node for node in model.graph.node for name in node.output}
+    convs = [node for node in model.graph.node if node.op_type == "Conv"]
+    assert [n.op_type for n in model.graph.node].count("QuantizeLinear") == len(convs) - 1 == 4
+    for conv in convs[1:]:
+        data, weight = (producers[name] for name in conv.input[:2])
+        assert data.op_type == weight.op_type == "DequantizeLinear"
+        assert tensors[weight.input[0]].data_type == INT8
+        assert tensors[conv.input[2]].data_type == FLOAT
+        quantize = producers[data.input[0]]
+        assert producers[quantize.input[0]].op_type == "Relu"  # TensorRT fuses Conv, Relu, Q
+    consumers: dict[str, list[str]] = {}
+    portable = quantiser.graph(PORTABLE, quantiser.layers[:1])
+    for node in portable.graph.node:
+        for name in node.input:
+            consumers.setdefault(name, []).append(node.op_type)
+    convs = [node for node in portable.graph.node if node.op_type == "Conv"]
+    assert all(consumers[conv.output[0]] == ["QuantizeLinear"] for conv in convs[1:])
+
+
+def test_one_table_holds_the_true_ranges(
+    quantiser: Quantiser, student: TinyStudent, calibration: np.ndarray
+) -> None:
+    low, high = quantiser.ranges["mel"]
+    assert low == pytest.approx(float(calibration[:100].min()))
+    assert high == pytest.approx(float(calibration[:100].max()))
+    with torch.inference_mode():
+        top = float(student.trunk[0](torch.from_numpy(calibration[:100])).max())
+    assert any(high == pytest.approx(top, rel=1e-4) for _, high in quantiser.ranges.values())
+
+
+@pytest.mark.parametrize("flavour", [*FLAVOURS, PORTABLE], ids=lambda f: f.name)
+def test_no_sum_saturates_on_this_cpu(
+    quantiser: Quantiser, head: Head, calibration: np.ndarray, flavour: Flavour
+) -> None:
+    """The integer kernels of this CPU give the logits that the graph states in float."""
+    model = quantiser.graph(for_this_cpu(flavour), quantiser.layers[:1])
+    integer, exact = (
+        head(run_trunk(cpu_session(model, exact=e), calibration[100:])) for e in (False, True)
+    )
+    found = Comparison.of(exact, integer)
+    assert found.agreement == 1.0
+    assert found.sqnr_db is None or found.sqnr_db > 40
+
+
+@pytest.mark.skipif(not cpu_saturates(), reason="8-bit weights do not saturate on this CPU")
+def test_8_bit_weights_saturate_without_vnni(
+    quantiser: Quantiser, head: Head, calibration: np.ndarray
+) -> None:
+    model = quantiser.graph(FLAVOURS[1], quantiser.layers[:1])
+    integer, exact = (
+        head(run_trunk(cpu_session(model, exact=e), calibration[100:])) for e in (False, True)
+    )
+    found = Comparison.of(exact, integer).sqnr_db
+    assert found is not None
+    assert found < 30
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS, ids=lambda f: f.name)
+def test_int8_streams_bit_for_bit(
+    quantiser: Quantiser, student: TinyStudent, calibration: np.ndarray, flavour: Flavour
+) -> None:
+    session = cpu_session(quantiser.graph(for_this_cpu(flavour), quantiser.layers[:1]))
+    mel = calibration[:1]
+    offline = run_trunk(session, mel)
+    field, stride, step = student.receptive_field, student.stride, 3 * student.stride
+    chunks = [
+        run_trunk(session, mel[..., start : start + field - stride + step])
+        for start in range(0, mel.shape[3] - field + stride - step + 1, step)
+    ]
+    online = np.concatenate(chunks, axis=2)
+    assert online.shape[2] >= 20
+    np.testing.assert_array_equal(online, offline[:, :, : online.shape[2]])
+
+
+def test_bias_correction_takes_back_the_shift(
+    head: Head, trunk: onnx.ModelProto, calibration: np.ndarray, quantiser: Quantiser
+) -> None:
+    kept, mels = quantiser.layers[:1], calibration[100:]
+    biases = BiasCorrector(trunk, quantiser, calibration[:100]).biases(TENSORRT, kept)
+    assert len(biases) == 4
+    fp32 = run_trunk(cpu_session(trunk), mels)
+    shifts, found = [], []
+    for chosen in (None, biases):
+        model = quantiser.graph(TENSORRT, kept, chosen)
+        frames = run_trunk(cpu_session(model, exact=True), mels)
+        shifts.append(float(np.abs((frames - fp32).mean(axis=(0, 2))).mean()))
+        found.append(Comparison.of(head(fp32), head(frames)).sqnr_db)
+    # On mels that set no bias, and nothing of the trunk itself was changed.
+    assert shifts[1] < 0.8 * shifts[0]
+    assert found[1] > found[0] + 1  # type: ignore[operator]
+    assert quantiser.graph(TENSORRT, kept) == quantiser.graph(TENSORRT, kept, {})
+
+
+def test_the_search_keeps_a_flavour_that_passes(
+    trunk: onnx.ModelProto, calibration: np.ndarray, head: Head
+) -> None:
+    made, found = search(trunk, calibration, head)
+    assert found.chosen.comparison.agreement >= 0.98
+    assert found.chosen.comparison.sqnr_db is not None
+    assert found.chosen.comparison.sqnr_db > 30
+    assert {row["flavour"] for row in made.tried} == {for_this_cpu(f).name for f in FLAVOURS}
+    assert all(row["p50_ms"] > 0 for row in made.tried if not row["bias_correction"])
+    assert found.fallback == ()
+    assert sorted(row["layer"] for row in found.layers) == ["0.0", "1.0", "2.0", "3.0", "4.0"]
+    assert found.chosen.flavour.name in found.reason
+
+
+def with_an_outlier_channel(student: TinyStudent, size: float = 1e5) -> TinyStudent:
+    """The same function, but one channel between two layers dwarfs the others' int8 steps."""
+    mine = copy.deepcopy(student)
+    with torch.no_grad():
+        norm, after = mine.trunk.get_submodule("1.1"), mine.trunk.get_submodule("2.0")
+        assert isinstance(norm, nn.BatchNorm2d)
+        assert isinstance(after, nn.Conv2d)
+        norm.weight[0] *= size
+        norm.bias[0] *= size
+        after.weight[:, 0] /= size
+    return mine
+
+
+def test_the_worst_layers_go_back_to_float(
+    student: TinyStudent, calibration: np.ndarray, head: Head
+) -> None:
+    rigged = with_an_outlier_channel(student)
+    with torch.inference_mode():
+        x = torch.from_numpy(calibration[:20])
+        torch.testing.assert_close(rigged.trunk(x), student.trunk(x), atol=1e-4, rtol=1e-4)
+    graph = trunk_graph(rigged, MEL.n_mels)
+    made, found = search(graph, calibration, head, first_layers_gain=0.0)
+    assert made.tried[0]["agreement"] < 0.98
+    assert {row["layer"] for row in found.layers[:2]} == {"1.0", "2.0"}
+    assert set(found.fallback) == {"1.0", "2.0"}
+    assert found.chosen.comparison.agreement >= 0.98
+    # At a gain of 0 no number of first layers is fast enough to replace one.
+    assert found.chosen.float_layers == {"0.0", "1.0", "2.0"}
+    assert "back to float by SQNR: " in found.reason
+
+
+def test_where_nothing_helps_the_reason_says_so(
+    trunk: onnx.ModelProto, calibration: np.ndarray, head: Head, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poor = Comparison(0.5, 1.0, 3.0)
+    monkeypatch.setattr(Comparison, "of", classmethod(lambda cls, a, b: poor))
+    _, found = search(trunk, calibration, head)
+    assert found.chosen.comparison is poor
+    assert found.fallback == ()
+    assert "no choice of float layers passes" in found.reason

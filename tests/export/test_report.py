@@ -1,0 +1,132 @@
+"""Gates, verdicts, the recommendation, and the one latency measurement."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from frami_edge_export.bench import MIN_ROUNDS, interleaved
+from frami_edge_export.report import Artifact, Gate, judge
+
+PARITY = Gate.at_most("torch = ONNX fp32", 1e-7, 1e-5)
+
+
+def agreement(value: float, artifact: str = "int8.cpu") -> Gate:
+    return Gate.at_least(f"{artifact} agreement", value, 0.98, artifact)
+
+
+GOOD = [PARITY, agreement(1.0)]
+
+
+def artifacts(speedup: float = 1.6, chunk_speedup: float = 1.3) -> list[Artifact]:
+    return [
+        Artifact("fp32", "s.fp32.onnx", "streaming", "fp32", 4000, speedup=1, chunk_speedup=1),
+        Artifact("model", "s.model.onnx", "classifier", "fp32", 4100, speedup=0.9),
+        Artifact(
+            "int8.cpu", "s.int8.cpu.onnx", "streaming", "int8", 1000,
+            speedup=speedup, chunk_speedup=chunk_speedup,
+        ),
+    ]  # fmt: skip
+
+
+def test_faster_and_passing_is_recommended_with_its_figures() -> None:
+    judged, recommended, reason = judge(artifacts(), GOOD)
+    assert recommended == "s.int8.cpu.onnx"
+    assert judged[2].verdict.startswith("recommended: 1.60x faster on 1 s of audio, 1.30x on a")
+    assert "4.0x smaller" in reason
+    assert judged[0].verdict == "the reference"
+
+
+@given(st.floats(0.05, 4), st.floats(0.05, 4))
+def test_slower_than_fp32_is_never_recommended(speedup: float, chunk_speedup: float) -> None:
+    judged, recommended, reason = judge(artifacts(speedup, chunk_speedup), GOOD)
+    slower = speedup < 1 or chunk_speedup < 1
+    assert (recommended == "s.fp32.onnx") == slower
+    assert ("slower than fp32" in judged[2].verdict) == slower
+    assert ("slower than fp32" in reason) == slower
+
+
+def test_a_failed_int8_gate_recommends_fp32() -> None:
+    judged, recommended, reason = judge(artifacts(), [PARITY, agreement(0.9)])
+    assert recommended == "s.fp32.onnx"
+    assert "int8.cpu agreement is 0.9, below its limit 0.98" in judged[2].verdict
+    assert "int8.cpu agreement is 0.9" in reason
+
+
+def with_rivals(trt: float, portable: float, lint: str = "clean") -> list[Artifact]:
+    return [
+        *artifacts(),
+        Artifact("int8.trt", "s.int8.trt.onnx", "streaming", "int8", 900, speedup=trt,
+                 chunk_speedup=trt, purpose="TensorRT", lint=lint),
+        Artifact("int8.portable", "s.int8.portable.onnx", "streaming", "int8", 950,
+                 speedup=portable, chunk_speedup=portable),
+    ]  # fmt: skip
+
+
+def test_each_int8_file_is_judged_by_its_own_gates() -> None:
+    gates = [*GOOD, agreement(0.5, "int8.trt")]
+    judged, recommended, _ = judge(with_rivals(0.4, 0.9), gates)
+    assert recommended == "s.int8.cpu.onnx"
+    assert "int8.trt agreement is 0.5, below" in judged[3].verdict
+    assert "slower than fp32" in judged[4].verdict
+
+
+def test_the_fastest_of_several_good_files_is_recommended() -> None:
+    judged, recommended, reason = judge(with_rivals(0.4, 2.0), GOOD)
+    assert recommended == "s.int8.portable.onnx"
+    assert reason.startswith("int8.portable passed its gates")
+    assert judged[2].verdict.startswith("good, but int8.portable is faster: 1.60x")
+    assert judged[3].verdict == (
+        "for TensorRT; on this CPU not recommended: slower than fp32 on 1 s of audio (2.50x the "
+        "time) and on a chunk of audio (2.50x the time)"
+    )
+
+
+def test_the_file_for_tensorrt_is_for_the_cpu_only_where_measured_faster() -> None:
+    judged, recommended, _ = judge(with_rivals(3.0, 0.9), GOOD)
+    assert recommended == "s.int8.trt.onnx"
+    assert judged[3].verdict.startswith("recommended: 3.00x faster")
+
+
+def test_what_the_lint_refuses_is_not_for_tensorrt() -> None:
+    judged, _, _ = judge(with_rivals(0.4, 0.9, "2 findings"), GOOD)
+    assert judged[3].verdict.startswith("not for TensorRT: 2 findings of the lint; on this CPU")
+
+
+def test_broken_parity_recommends_nothing() -> None:
+    judged, recommended, reason = judge(
+        artifacts(), [Gate.at_most("torch = ONNX fp32", 1.0, 1e-5), GOOD[1]]
+    )
+    assert recommended == ""
+    assert reason.startswith("Nothing is recommended: torch = ONNX fp32 is 1, above its limit")
+    assert all(a.verdict.startswith("not recommended") for a in judged)
+
+
+@pytest.mark.parametrize(("value", "passed"), [(0.98, True), (0.979, False), (float("nan"), False)])
+def test_gates_compare_with_their_limit(value: float, passed: bool) -> None:
+    assert Gate.at_least("g", value, 0.98).passed is passed
+    assert Gate.at_most("g", -value, -0.98).passed is passed
+
+
+def test_latency_is_interleaved_and_ordered() -> None:
+    log: list[str] = []
+
+    def sleeper(name: str, ms: float) -> Callable[[], None]:
+        def call() -> None:
+            log.append(name)
+            time.sleep(ms / 1e3)
+
+        return call
+
+    calls = {"slow": sleeper("slow", 3.0), "fast": sleeper("fast", 0.5)}
+    found = interleaved(calls, budget_s=0.01, max_rounds=40)
+    assert found["slow"].p50_ms > 2 * found["fast"].p50_ms
+    assert found["slow"].p50_ms <= found["slow"].p95_ms
+    assert found["fast"].rounds == found["slow"].rounds == MIN_ROUNDS
+    # Each goes first in turn, and runs once untimed before.
+    assert log[10:18] == ["slow"] * 2 + ["fast"] * 4 + ["slow"] * 2
+    assert log[10:].count("slow") == log[10:].count("fast") == 2 * MIN_ROUNDS

@@ -1,0 +1,284 @@
+"""What the engine builder decides without a GPU: profiles, sources, verdicts, refusals."""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from export_kit import MEL, TinyStudent
+
+import frami_edge_export
+from frami_edge_export import tensorrt
+from frami_edge_export.errors import ExportError
+from frami_edge_export.graph import (
+    StudentFacts,
+    described,
+    head_graph,
+    model_info,
+    serialised,
+    sha256,
+)
+from frami_edge_export.tensorrt import (
+    BuildError,
+    EngineArtifact,
+    EngineOptions,
+    EngineSource,
+    Seconds,
+    TensorRTUnavailable,
+    build_engine,
+    count_inspected,
+    judge,
+    load_tensorrt,
+    main,
+    plausible_mels,
+    profile_for,
+    read_bundle,
+    rebuild,
+)
+from frami_edge_runtime.modelfile import ModelInfo
+from frami_edge_runtime.tensorrt import Cudart, EngineCard
+
+INFO = ModelInfo(mel=MEL, labels=("a", "b"), receptive_field=11, stride=2, channels=4)
+LIGHT = """
+import sys
+import frami_edge_export.tensorrt
+print(sorted({"torch", "onnx", "onnxscript"} & set(sys.modules)))
+sys.modules["torch"] = None
+from frami_edge_export import export_student
+"""
+
+
+def test_the_device_half_needs_neither_torch_nor_onnx() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+    assert "needs torch: pip install 'frami-edge-export[torch]'" in done.stderr
+
+
+def test_every_public_name_resolves() -> None:
+    assert sorted(frami_edge_export.__all__) == frami_edge_export.__all__
+    assert all(getattr(frami_edge_export, name) for name in frami_edge_export.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = frami_edge_export.nothing
+
+
+@pytest.mark.parametrize(
+    ("seconds", "frames"),
+    [
+        (None, (11, 107, 137)),  # to the runtime's longest run of 64 trunk frames, made for 1 s
+        ("0:1:10", (11, 107, 1007)),
+        ("0.5", (11, 57, 57)),
+        ("0.001", (11, 11, 13)),  # two trunk frames, which the runtime probes
+    ],
+)
+def test_a_profile_holds_every_call_of_a_stream(seconds: str | None, frames: tuple[int]) -> None:
+    options = EngineOptions(seconds=Seconds.parse(seconds) if seconds else None)
+    profile = profile_for(INFO, options)
+    assert tuple(shape[3] for shape in profile.values()) == frames
+    assert [shape[:3] for shape in profile.values()] == [(1, 1, 32), (1, 1, 32), (8, 1, 32)]
+
+
+@pytest.mark.parametrize("text", ["", "a", "1:2", "3:1:2", "-1:0:1", "0:0:0", "0:1:inf", "1:1:nan"])
+def test_seconds_that_do_not_rise_are_refused(text: str) -> None:
+    with pytest.raises(ExportError, match="is not MIN:OPT:MAX"):
+        Seconds.parse(text)
+
+
+@pytest.mark.parametrize("wrong", [{"precisions": ("bf16",)}, {"precisions": ()}, {"batch": 0}])
+def test_options_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ExportError, match="must be 1 to 1024"):
+        EngineOptions(**wrong)
+
+
+def test_plausible_mels_are_of_the_front_ends_range() -> None:
+    mels = plausible_mels(MEL, 8)
+    assert mels.shape == (8, 1, MEL.n_mels, MEL.frames(MEL.sample_rate))
+    assert (mels >= MEL.floor[:, None]).all()
+    assert (mels <= MEL.ceiling[:, None]).all()
+    assert mels.std() > 0.5
+    np.testing.assert_array_equal(mels, plausible_mels(MEL, 8))
+
+
+TEN = [
+    {"LayerType": "Reformat", "Inputs": [{"Format/Datatype": "Row major linear FP32"}]},
+    {
+        "LayerType": "CaskConvolution",
+        "Inputs": [{"Format/Datatype": "Channel major FP16 format"}],
+        "Weights": {"Type": "Half"},
+    },
+    {
+        "LayerType": "CaskConvolution",
+        "Inputs": [{"Format/Datatype": "Thirty-two wide channel vectorized Int8 format"}],
+        "Outputs": [{"Format/Datatype": "Row major linear FP32"}],
+    },
+    {"LayerType": "kgen", "Inputs": [{"Format/Datatype": "Float"}]},
+    {"LayerType": "ShapeHostToDevice", "Inputs": [{"Format/Datatype": "linear INT64"}]},
+    "a name alone",
+]
+ELEVEN = [
+    {"LayerType": "Convolution", "Inputs": [{"Format": "CHW32", "DataType": "kINT8"}]},
+    {"LayerType": "Convolution", "Inputs": [{"Format": "Linear", "DataType": "kFLOAT"}]},
+]
+
+
+def test_layers_are_counted_in_both_forms_of_the_inspectors_json() -> None:
+    ten = count_inspected(json.dumps({"Layers": TEN}))
+    assert ten == {
+        "total": 6,
+        "int8": 1,
+        "fp16": 1,
+        "fp32": 1,
+        "reformat": 1,
+        "other": 2,
+        "convolutions": 2,
+        "int8_convolutions": 1,
+    }
+    eleven = count_inspected(json.dumps({"Layers": ELEVEN}))
+    assert eleven is not None
+    assert (eleven["int8_convolutions"], eleven["convolutions"], eleven["fp32"]) == (1, 2, 1)
+    assert count_inspected("no JSON") is count_inspected("[]") is count_inspected("{}") is None
+
+
+@pytest.fixture
+def folder(student: TinyStudent, trunk: onnx.ModelProto, tmp_path: Path) -> Path:
+    """An export with an fp32 and an int8.trt file, as far as the builder reads it."""
+    info = model_info(student, StudentFacts(MEL, tuple("abcdef")))
+    artifacts = []
+    for name in ("fp32", "int8.trt", "int8.cpu"):
+        data = described(trunk, info, serialised(head_graph(student)))
+        (tmp_path / f"s.{name}.onnx").write_bytes(data)
+        artifacts.append({"name": name, "path": f"s.{name}.onnx", "sha256": sha256(data)})
+    report = json.dumps({"name": "s", "artifacts": artifacts})
+    (tmp_path / "export_report.json").write_text(report)
+    return tmp_path
+
+
+def test_a_bundle_offers_what_tensorrt_can_read(folder: Path) -> None:
+    name, sources, notes = read_bundle(folder)
+    assert name == "s"
+    found = [(s.precision, s.name) for s in sources]
+    assert found == [("fp32", "s.fp32.onnx"), ("int8", "s.int8.trt.onnx")]
+    assert sources[0].info.mel == MEL
+    assert base64.b64decode(sources[0].head_onnx)
+    assert notes == ["The export has no fp16 file, so no fp16 engine is built."]
+
+
+def test_a_folder_that_is_no_export_is_refused(folder: Path, tmp_path: Path) -> None:
+    report = folder / "export_report.json"
+    with pytest.raises(ExportError, match=r"holds nothing to build from.*no fp16"):
+        read_bundle(folder, ["fp16"])
+    (folder / "s.fp32.onnx").write_bytes(b"another")
+    with pytest.raises(ExportError, match=r"s.fp32.onnx: it is not the file that"):
+        read_bundle(folder)
+    values = json.loads(report.read_text())
+    values["artifacts"][0]["sha256"] = sha256(b"another")
+    report.write_text(json.dumps(values))
+    with pytest.raises(ExportError, match=r"Cannot use .*s.fp32.onnx"):
+        read_bundle(folder)
+    for text in ("[]", "{}", "no JSON", '{"name": "s", "artifacts": [{}]}'):
+        report.write_text(text)
+        with pytest.raises(ExportError, match="is no report"):
+            read_bundle(folder)
+    with pytest.raises(ExportError, match="Cannot read"):
+        read_bundle(folder / "nowhere")
+
+
+def test_without_tensorrt_the_onnx_files_remain(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    before = sorted(folder.iterdir())
+    with pytest.raises(TensorRTUnavailable, match="cannot be imported") as caught:
+        rebuild(folder)
+    assert "--system-site-packages" in caught.value.fix
+    assert "python -m frami_edge_export.tensorrt" in caught.value.fix
+    assert main([str(folder), "--seconds", "0:1:10"]) == 1
+    assert "cannot be imported" in capsys.readouterr().err
+    assert sorted(folder.iterdir()) == before
+
+
+def test_a_tensorrt_without_strong_typing_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("tensorrt")
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    monkeypatch.setattr(Cudart, "__init__", lambda self: None)
+    monkeypatch.setattr(Cudart, "sm", lambda self: "8.7")
+    for version, refused in (("8.6.2", True), ("10.2.9", True), ("10.3.0", False), ("11.4", False)):
+        module.__version__ = version  # type: ignore[attr-defined]
+        if refused:
+            with pytest.raises(TensorRTUnavailable, match=f"{version} is too old"):
+                load_tensorrt()
+        else:
+            assert load_tensorrt() == (module, "8.7")
+
+
+def test_parse_errors_name_the_nodes(tmp_path: Path) -> None:
+    error = SimpleNamespace(
+        node_name=lambda: "conv_0", node_operator=lambda: "Conv", desc=lambda: "UINT8 is not known"
+    )
+    parser = SimpleNamespace(parse=lambda data: False, num_errors=1, get_error=lambda i: error)
+    trt = SimpleNamespace(
+        __version__="10.3.0",
+        ILogger=object,
+        Builder=lambda logger: SimpleNamespace(create_network=lambda flags: None),
+        NetworkDefinitionCreationFlag=SimpleNamespace(STRONGLY_TYPED=1),
+        OnnxParser=lambda network, logger: parser,
+    )
+    source = EngineSource("fp32", "s.onnx", b"", INFO, "", "")
+    with pytest.raises(BuildError, match=r"cannot read s.onnx: conv_0 \(Conv\): UINT8 is not"):
+        build_engine(source, profile_for(INFO, EngineOptions()), trt, tmp_path / "cache")
+
+
+def engine(precision: str, p50_ms: float, passed: bool = True) -> EngineArtifact:
+    card = EngineCard(
+        engine_sha256="0" * 64,
+        engine_bytes=1000,
+        onnx_name="s.onnx",
+        onnx_sha256="0" * 64,
+        tensorrt="10.3.0.30",
+        precision=precision,
+        sm="8.7",
+        gpu="Orin",
+        driver="",
+        profile=profile_for(INFO, EngineOptions()),
+        model=INFO.to_json(),
+        head_onnx=base64.b64encode(b"head").decode(),
+    )
+    return EngineArtifact(
+        f"s.{precision}.engine", precision, card, 1.0, "new", p50_ms=p50_ms, passed=passed
+    )
+
+
+def test_the_fastest_engine_that_passes_is_recommended_and_a_tie_goes_to_precision() -> None:
+    engines, best, _ = judge([engine("fp32", 1.0), engine("fp16", 0.5), engine("int8", 0.49)])
+    assert best == "s.fp16.engine"
+    assert [e.verdict for e in engines] == [
+        "2.00x the time of s.fp16.engine",
+        "recommended",
+        "as fast as s.fp16.engine, and less precise",
+    ]
+    engines, best, _ = judge([engine("fp32", 1.0), engine("int8", 0.4, passed=False)])
+    assert best == "s.fp32.engine"
+    assert engines[1].verdict.startswith("not recommended")
+    _, best, reason = judge([engine("int8", 0.4, passed=False)])
+    assert (best, reason) == ("", "No engine answers as its ONNX file does: use the ONNX files.")
+
+
+def test_a_report_is_plain_json_and_a_table() -> None:
+    engines, best, reason = judge([engine("fp32", 1.0)])
+    report = tensorrt.EngineReport("s", engines, best, reason, {}, {"int8": "no kernel"})
+    values = json.loads(json.dumps(report.to_dict()))
+    assert values["ok"] is report.ok is False
+    assert values["engines"][0]["profile"]["max"] == [8, 1, 32, 137]
+    assert values["engines"][0]["bytes"] == 1000
+    text = tensorrt.table(report)
+    assert "s.fp32.engine" in text
+    assert "int8: no kernel" in text

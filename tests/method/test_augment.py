@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from frami_edge.augment import mix_pairs, random_crop, random_gain, random_masks, random_roll
+from frami_edge.device import generator
+
+
+def seeded(name: str = "x") -> torch.Generator:
+    return generator(0, name)
+
+
+@pytest.fixture
+def x() -> Tensor:
+    """Every value tells its clip, band and frame."""
+    b, m, t = 6, 8, 20
+    grid = torch.arange(b)[:, None, None] * 10_000 + torch.arange(m)[:, None] * 100
+    return (grid + torch.arange(t)).float()[:, None]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x, g: random_crop(x, 9, g),
+        random_roll,
+        lambda x, g: random_gain(x, 0.3, g),
+        lambda x, g: random_masks(x, 3, 5, g),
+        lambda x, g: mix_pairs(x, 0.7, g)[0],
+    ],
+)
+def test_the_generator_decides_and_the_input_stays(
+    x: Tensor, change: Callable[[Tensor, torch.Generator], Tensor]
+) -> None:
+    before = x.clone()
+    torch.manual_seed(1)
+    one = change(x, seeded())
+    torch.manual_seed(2)
+    assert torch.equal(one, change(x, seeded()))
+    assert not torch.equal(one, change(x, seeded("y")))
+    assert torch.equal(x, before)
+    assert one.dtype == x.dtype
+
+
+def test_a_crop_is_one_stretch_of_each_clip(x: Tensor) -> None:
+    starts = set()
+    for i in range(20):
+        y = random_crop(x, 9, seeded(str(i)))
+        assert y.shape == (6, 1, 8, 9)
+        start = y[:, 0, 0, 0] - x[:, 0, 0, 0]
+        starts |= set(start.tolist())
+        wanted = [x[b, :, :, int(s) : int(s) + 9] for b, s in enumerate(start)]
+        assert torch.equal(y, torch.stack(wanted))
+    assert starts == set(range(12)), "first and last stretch must be possible"
+    assert random_crop(x, 20, seeded()) is x
+    assert random_crop(x, 99, seeded()) is x
+
+
+def test_a_roll_keeps_order_and_wraps(x: Tensor) -> None:
+    y = random_roll(x, seeded())
+    for b in range(6):
+        shift = int(y[b, 0, 0, 0] - x[b, 0, 0, 0])
+        assert torch.equal(y[b], x[b].roll(-shift, dims=2))
+
+
+def test_gain_is_one_number_a_clip(x: Tensor) -> None:
+    change = random_gain(x.double(), 0.3, seeded()) - x.double()
+    assert torch.allclose(change, change[:, :, :1, :1].expand_as(change))
+    many = random_gain(torch.zeros(5000, 1, 1, 1), 0.3, seeded())
+    assert float(many.std()) == pytest.approx(0.3, rel=0.05)
+
+
+def test_masks_are_one_stripe_of_each_kind(x: Tensor) -> None:
+    widest = [0, 0]
+    for i in range(50):
+        y = random_masks(x, 3, 5, seeded(str(i)), value=-1.0)
+        hit = (y == -1)[:, 0]
+        assert torch.equal(y[~hit[:, None]], x[~hit[:, None]])
+        for clip in hit:
+            for axis, limit in ((0, 3), (1, 5)):
+                index = clip.all(dim=1 - axis).nonzero()[:, 0]
+                # A stripe of width w touches at most ceil(w) cells whose index lies inside it.
+                assert len(index) <= limit
+                widest[axis] = max(widest[axis], len(index))
+                if len(index):
+                    assert index.tolist() == list(range(int(index[0]), int(index[-1]) + 1))
+    assert widest == [3, 5]
+    assert torch.equal(random_masks(x, 0, 0, seeded()), x)
+
+
+def test_blends_keep_the_larger_share_of_the_clip_itself(x: Tensor) -> None:
+    y, partner, lam = mix_pairs(x, 1.0, seeded())
+    assert ((lam >= 0.5) & (lam <= 1)).all()
+    assert sorted(partner.tolist()) == list(range(6))
+    weight = lam[:, None, None, None]
+    torch.testing.assert_close(y, weight * x + (1 - weight) * x[partner])
+
+
+def test_the_probability_decides_how_many_are_blended(x: Tensor) -> None:
+    y, _, lam = mix_pairs(x, 0.0, seeded())
+    assert torch.equal(y, x)
+    assert (lam == 1).all()
+    _, _, lam = mix_pairs(torch.zeros(4000, 1, 1, 1), 0.3, seeded())
+    assert float((lam < 1).float().mean()) == pytest.approx(0.3, abs=0.03)

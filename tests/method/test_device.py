@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from frami_edge import device
+from frami_edge.device import autocast, choose_compute, generator, set_seed
+from frami_edge.errors import ConfigError
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Two pretended CUDA devices; the list is their compute capability, to be changed."""
+    capability = [(9, 0)]
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Pretend GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability[0])
+    return capability
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.fixture
+def seeds_restored() -> Iterator[None]:
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    benchmark = torch.backends.cudnn.benchmark
+    yield
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cudnn.benchmark = benchmark
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_auto_without_a_gpu_is_the_cpu_and_says_why() -> None:
+    compute = choose_compute()
+    assert compute.device == torch.device("cpu")
+    assert compute.channels_last
+    assert compute.reason.startswith("cpu, because torch finds no CUDA device; ")
+    assert len(compute.reason.split("; ")) == 3
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_a_gpu_that_is_not_there_is_an_error_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="'cuda:1' is not available: torch finds no") as caught:
+        choose_compute("cuda:1")
+    assert "--device cpu" in caught.value.fix
+
+    def old_driver() -> bool:
+        warnings.warn("The NVIDIA driver is too old. Update.\nMore.", stacklevel=1)
+        return False
+
+    monkeypatch.setattr(torch.cuda, "is_available", old_driver)
+    with pytest.raises(ConfigError, match="driver is too old"):
+        choose_compute("cuda")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(ConfigError, match="built without CUDA"):
+        choose_compute("cuda")
+
+
+@pytest.mark.parametrize("name", ["gpu", "mps", "cuda:x", "cuda:", "cpu:0", "auto:1", ""])
+def test_unknown_devices_and_precisions_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="is not known"):
+        choose_compute(name)
+    with pytest.raises(ConfigError, match="'fp16'"):
+        choose_compute("cpu", "fp16")  # type: ignore[arg-type]
+
+
+def test_a_gpu_is_taken_with_bf16(gpu: list[tuple[int, int]]) -> None:
+    compute = choose_compute()
+    assert compute.device == torch.device("cuda", 0)
+    assert compute.dtype == torch.bfloat16
+    assert "Pretend GPU" in compute.reason
+    assert "compute capability 9.0" in compute.reason
+    assert choose_compute("cuda:1").device.index == 1
+
+
+def test_an_old_gpu_gets_fp32_and_refuses_bf16(gpu: list[tuple[int, int]]) -> None:
+    gpu[0] = (7, 5)
+    assert choose_compute().dtype == torch.float32
+    with pytest.raises(ConfigError, match=r"capability 7\.5 has none"):
+        choose_compute(precision="bf16")
+    with pytest.raises(ConfigError, match="cuda:2' is not available: there are 2 CUDA devices"):
+        choose_compute("cuda:2")
+
+
+def test_each_process_of_torchrun_takes_its_own_gpu(
+    gpu: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert [choose_compute(name).device.index for name in ("auto", "cuda", "cuda:0")] == [1, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "flag"),
+    [
+        ("model name : x\nflags\t\t: fpu avx512_bf16 amx_bf16\n", "amx_bf16"),
+        ("flags\t\t: fpu avx512_bf16\n", "avx512_bf16"),
+        ("Features\t: fp asimd bf16\n", "bf16"),
+        ("flags\t\t: fpu avx2 notbf16\n", ""),
+        ("", ""),
+    ],
+)
+def test_bf16_on_a_cpu_is_read_from_its_flags(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cpuinfo: str, flag: str
+) -> None:
+    (tmp_path / "cpuinfo").write_text(cpuinfo)
+    assert device.cpu_bf16_flag(tmp_path / "cpuinfo") == flag
+    monkeypatch.setattr(device, "cpu_bf16_flag", lambda: flag)
+    compute = choose_compute("cpu")
+    assert compute.dtype == (torch.bfloat16 if flag else torch.float32)
+    assert (flag or "without bf16") in compute.reason
+
+
+def test_a_machine_without_cpuinfo_has_no_flag(tmp_path: Path) -> None:
+    assert device.cpu_bf16_flag(tmp_path / "absent") == ""
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_autocast_computes_in_the_chosen_precision(precision: device.Precision) -> None:
+    compute = choose_compute("cpu", precision)
+    with autocast(compute):
+        y = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert y.dtype == compute.dtype
+
+
+def test_streams_depend_on_seed_and_name_only() -> None:
+    def draw(seed: int, name: str) -> tuple[float, ...]:
+        return tuple(torch.rand(4, generator=generator(seed, name)).tolist())
+
+    base = draw(1, "a")
+    torch.rand(3)
+    assert draw(1, "a") == base
+    others = [draw(2, "a"), draw(1, "b"), draw(-1, "a"), draw(11, "a"), draw(1, "1/a")]
+    assert len({base, *others}) == 6
+
+
+def test_streams_are_the_same_on_every_machine() -> None:
+    assert generator(0, "train").initial_seed() == 1382848523564605726
+
+
+@pytest.mark.usefixtures("seeds_restored")
+def test_set_seed_repeats_every_source_of_chance() -> None:
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    for seed in (7, -3, 2**40):
+        set_seed(seed)
+        first = draw()
+        set_seed(seed)
+        assert draw() == first
+    set_seed(7, deterministic=True)
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.backends.cudnn.benchmark
+    set_seed(7)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_real_gpu_computes_as_chosen() -> None:
+    compute = choose_compute("cuda")
+    with autocast(compute):
+        y = torch.ones(2, 2, device=compute.device) @ torch.ones(2, 2, device=compute.device)
+    assert y.dtype == compute.dtype
+    assert y.sum().item() == 8

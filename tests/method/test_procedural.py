@@ -1,0 +1,160 @@
+"""Procedural audio: bounded, varied, repeatable, and through the real front end."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from frami_edge.errors import ConfigError
+from frami_edge.frontend import LogMel
+from frami_edge.sources import procedural
+from frami_edge.sources.procedural import (
+    FAMILIES,
+    Family,
+    ProceduralAudio,
+    Spectrum,
+    SpectrumFactory,
+    fast_length,
+    harmonic_tone,
+    procedural_mels,
+)
+from frami_edge_runtime.errors import AudioError
+from frami_edge_runtime.melspec import MelSpec
+
+RATES = [(8000, 0.5), (44_100, 1.0), (1000, 0.05)]
+
+
+@pytest.mark.parametrize(("rate", "seconds"), RATES)
+def test_clips_are_finite_bounded_audible_and_of_the_right_size(rate: int, seconds: float) -> None:
+    clips = ProceduralAudio(rate, seconds).clips(40, seed=3)
+    assert clips.shape == (40, round(rate * seconds))
+    assert clips.dtype == np.float32
+    assert np.isfinite(clips).all()
+    peaks = np.abs(clips).max(axis=1)
+    assert peaks.max() <= 1.0
+    # The quietest level is -45 dBFS; only a clip cut in its only sound may be below.
+    assert (peaks > 10 ** (-46 / 20)).mean() > 0.9
+    assert peaks.max() > 20 * peaks.min()
+
+
+def test_a_clip_depends_on_its_seed_and_index_only() -> None:
+    audio = ProceduralAudio(8000, 0.5)
+    whole = audio.clips(6, seed=1)
+    np.testing.assert_array_equal(whole[4:], ProceduralAudio(8000, 0.5).clips(2, seed=1, start=4))
+    np.testing.assert_array_equal(whole[:1], audio.clips(1, seed=1))
+    assert not np.array_equal(whole[0], whole[1])
+    assert not np.array_equal(whole, audio.clips(6, seed=2))
+
+
+@pytest.mark.parametrize("family", [family for family, _ in FAMILIES])
+@pytest.mark.parametrize(("rate", "n"), [(8000, 16), (8000, 6400), (44_100, 22_050)])
+def test_every_family_sounds_at_every_length(family: Family, rate: int, n: int) -> None:
+    spectra = SpectrumFactory(rate)
+    heard = 0
+    for seed in range(8):
+        x = family(np.random.default_rng(seed), n, spectra)
+        assert x.shape == (n,)
+        assert x.dtype == np.float32
+        assert np.isfinite(x).all()
+        heard += bool(np.abs(x).max() > 0)
+    assert heard == 8
+
+
+def test_families_share_all_events() -> None:
+    assert sum(share for _, share in FAMILIES) == pytest.approx(1.0)
+
+
+def test_a_tone_is_more_tonal_than_noise() -> None:
+    def flatness(family: Family, seed: int) -> float:
+        x = family(np.random.default_rng(seed), 8192, SpectrumFactory(8000))
+        power = np.abs(np.fft.rfft(x * np.hanning(len(x)))) ** 2 + 1e-12
+        return float(np.exp(np.log(power).mean()) / power.mean())
+
+    noise = FAMILIES[0][0]
+    tones = np.median([flatness(harmonic_tone, s) for s in range(12)])
+    assert tones < 0.5 * np.median([flatness(noise, s) for s in range(12)])
+
+
+def test_filters_are_causal_and_meet_their_spectrum() -> None:
+    spectra = SpectrumFactory(8000)
+    flat = np.zeros(spectra.taps // 2 + 1)
+    response = spectra.impulse_response(Spectrum(flat, ((1000.0, 10.0, 1000.0),)))
+    magnitude = np.abs(np.fft.rfft(response))
+    peak_hz = np.argmax(magnitude) * 8000 / spectra.taps
+    assert peak_hz == pytest.approx(1000, abs=20)
+    assert magnitude.max() == pytest.approx(1.0, abs=1e-3)
+    # Minimum phase: nearly all energy comes at once; a zero-phase filter would wrap half of it.
+    energy = np.cumsum(response**2) / np.sum(response**2)
+    assert energy[spectra.taps // 2] > 0.999
+    x = np.zeros(400, dtype=np.float32)
+    x[200] = 1.0
+    rng = np.random.default_rng(0)
+    y = spectra.colour(rng, x, resonances=(2, 2), anchors=1)
+    assert np.abs(y[:199]).max() < 1e-4 * np.abs(y).max()
+
+
+def test_fast_lengths_are_no_shorter_and_at_most_a_third_longer() -> None:
+    for n in range(5, 3000):
+        assert n <= fast_length(n) <= max(8, n * 4 / 3 + 1)
+
+
+@pytest.mark.parametrize(("rate", "seconds"), [(0, 1.0), (16_000, 0.0), (16_000, float("nan"))])
+def test_impossible_clips_are_refused(rate: int, seconds: float) -> None:
+    with pytest.raises(AudioError):
+        ProceduralAudio(rate, seconds)
+
+
+@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize("frames", [1, 48])
+def test_mels_have_the_right_size_and_stay_in_range(
+    spec: MelSpec, center: bool, frames: int
+) -> None:
+    spec = spec.replace(center=center)
+    x = procedural_mels(spec, 12, frames, seed=0)
+    assert x.shape == (12, 1, spec.n_mels, frames)
+    assert x.dtype == torch.float32
+    assert (x >= torch.from_numpy(spec.floor)[:, None]).all()
+    assert (x <= torch.from_numpy(spec.ceiling)[:, None]).all()
+    assert x.std() > 0.3
+
+
+def test_mels_come_from_the_real_front_end(spec: MelSpec) -> None:
+    """Each mel is the front end's mel of some stretch of the very clip it was cut from."""
+    frames = 48
+    x = procedural_mels(spec, 3, frames, seed=7)
+    needed = (frames - 1) * spec.hop_length + spec.n_fft
+    audio = ProceduralAudio(spec.sample_rate, max(1.25 * needed / spec.sample_rate, 0.5))
+    clips = audio.clips(3, seed=7)
+    low, high = (torch.from_numpy(v)[:, None] for v in (spec.floor, spec.ceiling))
+    for mel, clip in zip(x[:, 0], clips, strict=True):
+        cuts = torch.from_numpy(clip).unfold(0, needed, 1)
+        tried = LogMel(spec)(cuts[:, : spec.n_fft]).clamp(low, high)[..., 0]
+        at = int((tried - mel[:, 0]).abs().amax(1).argmin())
+        torch.testing.assert_close(LogMel(spec)(cuts[at]).clamp(low, high), mel)
+
+
+def test_mels_do_not_depend_on_how_they_are_batched(
+    spec: MelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = procedural_mels(spec, 7, 30, seed=5)
+    monkeypatch.setattr(procedural, "_CHUNK_SAMPLES", 12_000)
+    parts = procedural_mels(spec, 7, 30, seed=5)
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-5)
+    torch.testing.assert_close(procedural_mels(spec, 3, 30, seed=5), whole[:3], rtol=0, atol=1e-5)
+
+
+def test_few_mels_are_silent_and_no_two_are_alike(spec: MelSpec) -> None:
+    x = procedural_mels(spec, 200, 48, seed=11)[:, 0]
+    loudest = x.amax((1, 2)) - float(spec.floor.max())
+    assert (loudest < 0.25).float().mean() < 0.05
+    z = x.flatten(1) - x.flatten(1).mean(1, keepdim=True)
+    z = torch.nn.functional.normalize(z, dim=1)
+    cosine = (z @ z.T).fill_diagonal_(0)
+    assert cosine.mean() < 0.5
+
+
+@pytest.mark.parametrize("bad", [{"n": -1}, {"frames": 0}, {"seed": -1}])
+def test_impossible_mels_are_refused(spec: MelSpec, bad: dict[str, int]) -> None:
+    with pytest.raises(ConfigError):
+        procedural_mels(spec, **{"n": 1, "frames": 10, "seed": 0, **bad})  # type: ignore[arg-type]
