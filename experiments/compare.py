@@ -30,7 +30,7 @@ from protocol import Plan, Run, load_protocol
 from tables import Row, markdown, write_between
 
 from frami_edge import api
-from frami_edge.bank import Bank, BankFeed
+from frami_edge.bank import Bank, BankSampler
 from frami_edge.checkpoint import Teacher, parameters
 from frami_edge.controls import control_feed, control_student
 from frami_edge.data.sets import check_disjoint, load_set
@@ -196,7 +196,7 @@ class Maker:
         sampler: Any = None
         if method.control is None:
             bank, manifest = self.bank(run, teacher)
-            sampler = BankFeed(bank, config.bank.shares, method.mels)
+            sampler = BankSampler(bank, config.bank.shares, method.mels)
             row |= bank_facts(bank, manifest, config.bank.shares, method.mels)
         elif method.control != "scratch":
             mels = real.mels if real else ()
@@ -246,7 +246,7 @@ def bank_facts(
         "bank_peak_device_mib": manifest["peak_device_mib"],
         "cosine": average("cosine"),
         "variance": average("embedding_variance"),
-        "requested": average("requested"),
+        "requested": average("hit_rate"),
     }
 
 

@@ -6,7 +6,7 @@ The student's card carries its recipe, so a control differs from it in the clips
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,19 +15,19 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor
 
-from frami_edge.bank import Bank, BankFeed, check_bank
+from frami_edge.bank import Bank, BankSampler, check_bank
 from frami_edge.checkpoint import Teacher
 from frami_edge.config import BASELINES, JourneyConfig, TrainConfig
 from frami_edge.data.sets import Clip, SoundSet, check_disjoint, load_set
 from frami_edge.data.store import Features, length_buckets
-from frami_edge.device import Compute, generator
-from frami_edge.distillation import ClipFeed, Distiller, Feed, TensorFeed, new_student
+from frami_edge.device import Compute, generator, place
+from frami_edge.distillation import ClipSampler, Sampler, TensorSampler, distill, new_student
 from frami_edge.errors import CheckpointError, ConfigError
 from frami_edge.evaluation import Control, predict, score
-from frami_edge.inversion import ready
 from frami_edge.models import StudentNet
 from frami_edge.opening import OpenedModel
-from frami_edge.runs import NEVER, Stop, Trail, load_state, save_state
+from frami_edge.progress import Progress, ProgressCallback
+from frami_edge.runs import NEVER, RunFolder, Stop, Trail, load_state, save_state
 from frami_edge.sources import LEARNED
 from frami_edge.sources.noise import smooth_noise_mels, white_noise_mels
 from frami_edge.sources.procedural import procedural_mels
@@ -57,7 +57,7 @@ def control_feed(
     *,
     bank: Bank | None = None,
     real: Sequence[Tensor] = (),
-) -> Feed:
+) -> Sampler:
     """The clips of one control.
 
     Args:
@@ -72,19 +72,19 @@ def control_feed(
     """
     frames, seed = config.bank.frames, generator(config.seed, f"control/{name}").initial_seed()
     if name == "white_noise":
-        return TensorFeed(white_noise_mels(spec, config.bank.control_clips, frames, seed))
+        return TensorSampler(white_noise_mels(spec, config.bank.control_clips, frames, seed))
     if name == "smooth_noise":
-        return TensorFeed(smooth_noise_mels(spec, config.bank.control_clips, frames, seed))
+        return TensorSampler(smooth_noise_mels(spec, config.bank.control_clips, frames, seed))
     if name == "procedural":
-        return TensorFeed(procedural_mels(spec, config.bank.procedural_clips, frames, seed))
+        return TensorSampler(procedural_mels(spec, config.bank.procedural_clips, frames, seed))
     if name in FROM_BANK:
         if bank is None:
             raise ConfigError(f"The control {name} needs a bank.", fix="Give --bank DIR.")
-        return BankFeed(bank, {name: 1.0})
+        return BankSampler(bank, {name: 1.0})
     if name in REAL:
         if not real:
             raise ConfigError(f"The control {name} needs real clips.", fix="Give --data-root.")
-        return ClipFeed(real, frames)
+        return ClipSampler(real, frames)
     raise ConfigError(f"There is no control {name!r}.", fix=f"Known: {', '.join(CONTROLS)}.")
 
 
@@ -96,33 +96,34 @@ def control_student(
     *,
     bank: Bank | None = None,
     real: Features | None = None,
-    on_step: Callable[[int, dict[str, float]], None] = lambda *_: None,
-    trail: Trail | None = None,
+    run: RunFolder | None = None,
+    progress: ProgressCallback | None = None,
 ) -> StudentNet:
     """The student of one control: same network, same seed, same number of steps.
 
     Args:
         name: One of `CONTROLS`.
-        teacher: Teacher and on its device.
-        config: Of the run that is controlled.
+        teacher: The teacher of the student that is controlled.
+        config: Config of the run that is controlled.
         compute: Device and precision.
         bank: For `FROM_BANK`.
         real: For `REAL` (labels unused) and `SUPERVISED`.
-        on_step: Called with the number of steps done and the losses.
-        trail: Where its state is kept, from which it goes on.
+        run: Keeps its checkpoint, from which a killed training resumes.
+        progress: Called after each step.
 
     Raises:
         ConfigError: See `control_feed`.
     """
     mels = real.mels if real else ()
+    phase = f"control-{name}"
     if name != SUPERVISED:
-        feed = control_feed(name, teacher.spec, config, bank=bank, real=mels)
-        return distilled_on(feed, teacher, config, compute, on_step, trail)
+        sampler = control_feed(name, teacher.mel, config, bank=bank, real=mels)
+        return distill(teacher, sampler, config, compute, run=run, phase=phase, progress=progress)
     if real is None:
         raise ConfigError(f"The control {name} needs real clips.", fix="Give --data-root.")
     d = config.distill
-    alone = config.distill.model_copy(update={"reuse_head": False})
-    student = new_student(config.student, teacher, alone, config.seed)
+    alone = d.model_copy(update={"reuse_head": False})
+    student = new_student(config.model_copy(update={"distill": alone}), teacher)
     batches = len(length_buckets([d.crop_max] * len(real), d.batch_size, generator=None))
     recipe = TrainConfig(
         epochs=max(1, round(d.steps / batches)),
@@ -131,37 +132,17 @@ def control_student(
         mixup=d.mixup,
         gain=d.gain,
     )
-    train_epochs(
-        student,
-        real,
-        recipe,
-        compute=compute,
-        seed=config.seed,
-        on_step=lambda i, _, m: on_step(i, m),
-        trail=trail,
-    )
+
+    def on_step(done: int, steps: int, metrics: dict[str, float]) -> None:
+        if progress:
+            progress(Progress(phase, done, steps, metrics))
+
+    with Stop() if run else nullcontext(NEVER) as stop:
+        trail = Trail(run.path(f"{phase}-state.pt"), stop) if run else None
+        train_epochs(
+            student, real, recipe, compute=compute, seed=config.seed, on_step=on_step, trail=trail
+        )
     return student.eval().requires_grad_(False)
-
-
-def distilled_on(
-    feed: Feed,
-    teacher: Teacher,
-    config: JourneyConfig,
-    compute: Compute,
-    on_step: Callable[[int, dict[str, float]], None] = lambda *_: None,
-    trail: Trail | None = None,
-) -> StudentNet:
-    """A student distilled on a feed with the run's own recipe, ready to ship."""
-    student = new_student(config.student, teacher, config.distill, config.seed)
-    distiller = Distiller(teacher.model, student, config.distill, compute, config.seed, feed)
-    if trail is None:
-        distiller.run(on_step)
-    else:
-        state = trail.load()
-        if state is not None:
-            distiller.load_state(state)
-        distiller.run(on_step, trail.save, trail.stop)
-    return student.collapse().requires_grad_(False)
 
 
 # --- The control table: a student beside students of the same recipe on other clips than its own
@@ -308,11 +289,12 @@ class ControlTable:
             BankError: The bank is of another teacher, or lacks a source.
             DataError: Real clips are not there, or hold clips that the table is scored on.
         """
-        table = cls(wanted, config, ready(teacher, compute), compute)
+        place(teacher.model, compute)
+        table = cls(wanted, config, teacher, compute)
         for name in wanted.names:
             if name in FROM_BANK:
                 table.bank = table.bank or _bank(bank, name, teacher)
-                BankFeed(table.bank, {name: 1.0})
+                BankSampler(table.bank, {name: 1.0})
         if set(wanted.names) & {"real", SUPERVISED}:
             features = _features(teacher, data.split(fold)[0], "training", out)
             table.real |= {"real": features, SUPERVISED: features}
@@ -323,54 +305,55 @@ class ControlTable:
         return table
 
     def rows(
-        self, tests: Features, theirs_NK: Tensor, out: Any, folder: Path | None = None
+        self,
+        tests: Features,
+        theirs_NK: Tensor,
+        run: RunFolder | None = None,
+        progress: ProgressCallback | None = None,
     ) -> dict[str, Control]:
         """Distil and score each control.
 
         Args:
             tests: Clips with log-mels of the teacher's front end.
             theirs_NK: The teacher's logits on them.
-            out: For progress.
-            folder: Where states and logits are kept, so that a killed table goes on; None to keep
-                nothing.
+            run: Keeps checkpoints and logits, from which a killed table resumes.
+            progress: Called after each step.
         """
         found = {}
         for name in self.wanted.names:
-            logits_NK = self._logits(name, tests, out, folder)
+            logits_NK = self._logits(name, tests, run, progress)
             mine = score(logits_NK, tests.labels, theirs_NK)
             facts = {"steps": self._steps(name), "seed": self.config.seed, **self._clips(name)}
             found[name] = Control(_LABELS[name], mine, facts)
         return found
 
-    def _logits(self, name: str, tests: Features, out: Any, folder: Path | None) -> Tensor:
-        """What a control says to the clips, (N, K): from an earlier run, or of a new student."""
-        kept = folder / f"{name}.pt" if folder else None
-        answers = load_state(kept) if kept and kept.exists() else None
-        if answers is not None and answers["clips"] == tests.sha256:
-            logits_NK: Tensor = answers["logits"]
+    def _logits(
+        self,
+        name: str,
+        tests: Features,
+        run: RunFolder | None,
+        progress: ProgressCallback | None,
+    ) -> Tensor:
+        """The logits of one control, (N, K): from an earlier run, or of a new student."""
+        kept = run.path(f"controls/{name}.pt") if run else None
+        found = load_state(kept) if kept and kept.exists() else None
+        if found is not None and found["clips"] == tests.sha256:
+            logits_NK: Tensor = found["logits"]
             return logits_NK
-        with Stop() if folder else nullcontext(NEVER) as stop:
-            trail = Trail(folder / f"{name}-state.pt", stop, out.warn) if folder else None
-            with out.progress(f"Control {name}", self._steps(name), ("loss", "agreement")) as bar:
-
-                def on_step(done: int, metrics: dict[str, float]) -> None:
-                    shown = {k: metrics[k] for k in ("loss", "agreement") if k in metrics}
-                    bar.update(done - bar.completed, **shown)
-
-                student = control_student(
-                    name,
-                    self.teacher,
-                    self.config,
-                    self.compute,
-                    bank=self.bank,
-                    real=self.real.get(name),
-                    on_step=on_step,
-                    trail=trail,
-                )
+        student = control_student(
+            name,
+            self.teacher,
+            self.config,
+            self.compute,
+            bank=self.bank,
+            real=self.real.get(name),
+            run=run,
+            progress=progress,
+        )
         logits_NK = predict(student, tests.mels)
-        if kept and trail:
+        if run and kept:
             save_state(kept, {"clips": tests.sha256, "logits": logits_NK})
-            trail.path.unlink(missing_ok=True)
+            run.path(f"control-{name}-state.pt").unlink(missing_ok=True)
         return logits_NK
 
     def _steps(self, name: str) -> int:

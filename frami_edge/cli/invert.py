@@ -48,9 +48,10 @@ def invert(
     quiet: opt.Quiet = False,
 ) -> None:
     """Invert a teacher into a bank of synthetic log-mels. No audio is needed."""
-    from frami_edge import api, inversion
+    from frami_edge import api
     from frami_edge.config import JourneyConfig, load_config
     from frami_edge.errors import ConfigError
+    from frami_edge.rendering import write_examples
     from frami_edge.runs import read_manifest
 
     output = Output(json=json, quiet=quiet)
@@ -75,7 +76,7 @@ def invert(
     wavs = [
         str(path)
         for source in (bank.sources if listen else {})
-        for path in inversion.listen(bank, source, listen or out)
+        for path in write_examples(bank, source, listen or out)
     ]
     manifest, health = read_manifest(out), bank.index.health
     output.result(
@@ -93,7 +94,7 @@ def invert(
         "Bank health (from the teacher; no real clip is involved)",
         ("source", "clips", "target hit rate", *(name.replace("_", " ") for name in HEALTH)),
         [
-            (name, h["clips"], percent(h["requested"], 0), *(h[key] for key in HEALTH))
+            (name, h["clips"], percent(h["hit_rate"], 0), *(h[key] for key in HEALTH))
             for name, h in health.items()
         ],
     )

@@ -60,7 +60,7 @@ def test_invert_makes_a_bank_and_writes_wavs(invert: Call, tmp_path: Path) -> No
     found = json.loads(invert("--listen", wavs, "--json").stdout)
     assert found["clips"] == SOURCES
     assert set(found["health"]) == set(SOURCES)
-    assert found["health"]["procedural"]["requested"] is None
+    assert found["health"]["procedural"]["hit_rate"] is None
     assert {"diversity", "mels-inversion", "curves-inversion"} <= set(found["plots"])
     for picture in found["plots"].values():
         assert Path(picture).read_bytes().startswith(b"\x89PNG")
