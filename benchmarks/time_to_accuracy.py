@@ -131,6 +131,7 @@ class CmiLoop:
 
     def __init__(self, context: Context, watch: Stopwatch) -> None:
         self.source: Any = make_source("cmi", context)
+        self.device = context.compute.device.type
         self.watch, self.clips, self.calls, self.index = watch, torch.empty(0), 0, 0
 
     def batch(self, n: int, generator: torch.Generator) -> Tensor:
@@ -144,7 +145,9 @@ class CmiLoop:
         self.source.auxiliary.student = self.watch.student
         kept = None
         while kept is None:
-            made = self.source.step(self.index)
+            # The first call is `distill`'s probe, which runs without gradients.
+            with torch.enable_grad(), torch.autocast(self.device, enabled=False):
+                made = self.source.step(self.index)
             self.index += 1
             kept = made.mels_B1MT.cpu() if made.keep else None
         self.clips = torch.cat([self.clips, kept]) if len(self.clips) else kept
