@@ -7,6 +7,7 @@ is deleted together with the result.
 """
 
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -21,15 +22,22 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from frami_edge import distillation, inversion, plots, training
-from frami_edge.bank import Bank, BankFeed, check_bank, warnings
-from frami_edge.cards import CARD, export_readme
-from frami_edge.checkpoint import Student, Teacher, load_checkpoint, parameters
+from frami_edge.bank import Bank, BankSampler, check_bank, health_warnings
+from frami_edge.cards import CARD, export_readme, student_readme
+from frami_edge.checkpoint import (
+    Card,
+    Student,
+    Teacher,
+    load_checkpoint,
+    parameters,
+    save_checkpoint,
+)
 from frami_edge.config import BankConfig, DistillConfig, JourneyConfig, TeacherConfig, load_config
-from frami_edge.controls import ControlTable, parse_controls, student_recipe
-from frami_edge.data.sets import load_set
+from frami_edge.controls import parse_controls, plan_controls, student_recipe
+from frami_edge.data.sets import Clip, load_set
 from frami_edge.data.store import Features
-from frami_edge.device import Compute, Precision, choose_compute, set_seed
-from frami_edge.distillation import Feed
+from frami_edge.device import Compute, Precision, choose_compute, place, set_seed, world
+from frami_edge.distillation import Sampler
 from frami_edge.errors import BankError, ConfigError
 from frami_edge.evaluation import (
     Evaluation,
@@ -42,12 +50,12 @@ from frami_edge.evaluation import (
 )
 from frami_edge.exporting import accuracy_on, calibration_mels, facts_of
 from frami_edge.io import atomic_write_text, plain, sha256_file
-from frami_edge.models import macs_per_second
+from frami_edge.models import StudentNet, macs_per_second
 from frami_edge.opening import OpenedModel, open_model
 from frami_edge.plots import draw_export_report
 from frami_edge.progress import Progress, ProgressCallback
 from frami_edge.runs import RunFolder, record_compute
-from frami_edge.sources.base import Context
+from frami_edge.sources import LEARNED
 from frami_edge.teachers import load_teacher
 from frami_edge.teachers.foreign import ForeignTeacher
 from frami_edge.teachers.opening import TeacherDescription, write_description
@@ -61,6 +69,7 @@ from frami_edge_export.tensorrt import (
     TensorRTUnavailable,
     rebuild,
 )
+from frami_edge_runtime.melspec import MelSpec
 
 log = logging.getLogger("frami_edge")
 
@@ -126,17 +135,17 @@ def invert(
     settings = journey_config(config, seed=seed, sources=sources, steps=steps, overrides=overrides)
     compute = _compute(device, precision, deterministic, settings.seed)
     loaded = _ready(teacher, compute)
-    context = inversion.context_of(loaded, settings.bank, compute, settings.seed)
+    inversion.require_batch_norms(loaded, settings.bank)
     folder = _folder(out)
     with _run(folder, "invert", settings, loaded, compute, deterministic, resume=resume) as run:
-        bank = _invert(run, loaded, context, progress)
-        run.record(plots=inversion.draw(run, bank))
+        bank = _invert(run, folder, loaded, settings, compute, progress)
+        run.record(plots=_draw_bank(run, bank))
     return _lives_with(bank, folder, out)
 
 
 def distill(
     teacher: Teacher | PathLike,
-    bank: Bank | Feed | PathLike | None = None,
+    bank: Bank | Sampler | PathLike | None = None,
     *,
     config: JourneyConfig | PathLike | None = None,
     steps: int | None = None,
@@ -193,7 +202,7 @@ def distill(
     loaded = _ready(teacher, compute)
     sampler = None if given is None else _sampler(given, loaded, settings)
     if sampler is None:
-        context = inversion.context_of(loaded, settings.bank, compute, settings.seed)
+        inversion.require_batch_norms(loaded, settings.bank)
     folder = _folder(out)
     hashes = {"bank": sha256_file(given.folder / "bank.json")} if isinstance(given, Bank) else {}
     with _run(
@@ -202,23 +211,25 @@ def distill(
     ) as run:  # fmt: skip
         pictures = {}
         if sampler is None:
-            given = _invert(run, loaded, context, progress)
-            sampler = BankFeed(given, settings.bank.shares)
-            pictures = inversion.draw(run, given)
-        model = distillation.distill(
-            run, loaded, settings.student, settings.distill, sampler, compute, settings.seed,
-            _voice(progress),
-        )  # fmt: skip
+            given = _invert(run, folder, loaded, settings, compute, progress)
+            sampler = BankSampler(given, settings.bank.shares)
+            pictures = _draw_bank(run, given)
+        model = distillation.distill(loaded, sampler, settings, compute, run=run, progress=progress)
         agreement = distillation.held_out_agreement(loaded, model, settings, compute)
         metrics = {"synthetic_agreement": agreement, "steps": settings.distill.steps}
-        card, sha256 = distillation.save_student(run, model, loaded, settings, metrics)
-        pictures |= distillation.draw(run)
-        if isinstance(given, Bank):
-            distillation.write_readme(run, card, model, given, pictures)
+        card = _student_card(model, loaded, settings, metrics)
+        sha256 = save_checkpoint(run.path("student.safetensors"), model, card)
+        pictures |= _draw_distillation(run)
         facts = {
             "parameters": parameters(model),
             "macs_per_second": macs_per_second(model, loaded.mel),
         }
+        if isinstance(given, Bank):
+            text = student_readme(
+                card, model, facts["parameters"], sha256, given.index.health, pictures,
+                run.manifest,
+            )  # fmt: skip
+            atomic_write_text(run.path(CARD), text)
         run.record(student={"sha256": sha256, **facts, **metrics}, plots=pictures)
     student = Student(model.eval(), card, loaded.mel, sha256)
     return _lives_with(student, folder, out)
@@ -443,7 +454,8 @@ def evaluate(
         raise ConfigError("bank is read by controls only.", fix="Add --controls inversion.")
     if resume and out is None:
         raise ConfigError("There is no run to resume without a folder.", fix="Add --out FOLDER.")
-    root, voice = None if data_root is None else Path(data_root), _voice(progress)
+    root = None if data_root is None else Path(data_root)
+    load = functools.partial(_features, progress)
     judged = _opened(model)
     reference = None if teacher is None else _opened(teacher)
     if reference:
@@ -459,15 +471,15 @@ def evaluate(
             "the teacher's checkpoint, or trained_on in its description.",
             key,
         )
-    table = None
+    plan = None
     if controls is not None:
         wanted, config = parse_controls(controls), student_recipe(judged, reference)
         assert reference is not None
         assert isinstance(reference.network, Teacher)
         compute = choose_compute(device, precision)
         log.info("Device: %s", compute.reason)
-        table = ControlTable.prepare(
-            wanted, config, reference.network, compute, sounds, key, voice,
+        plan = plan_controls(
+            wanted, config, reference.network, compute, sounds, key, load,
             bank=None if bank is None else Path(bank), root=root,
         )  # fmt: skip
     with ExitStack() as stack:
@@ -481,25 +493,22 @@ def evaluate(
                     hashes={"model": judged.sha256}
                     | ({"teacher": reference.sha256} if reference else {}),
                     resume=resume,
-                    device=table.compute.reason if table else "",
+                    device=plan.compute.reason if plan else "",
                 )
             )
         clips = [clip for clip in sounds.clips if clip.fold == key]
-        features = training.load_features(judged.mel, clips, voice, "log-mels")
-        training.warn_rejected(features, "test clips", voice)
+        features = load(judged.mel, clips, "test clips")
         theirs = their_logits = None
         their_features = features
         if reference:
             if reference.mel != judged.mel:
-                their_features = training.load_features(reference.mel, clips, voice, "log-mels")
+                their_features = load(reference.mel, clips, "test clips")
             their_logits = logits_of(reference, their_features)
             theirs = score(their_logits, features.labels)
-        with voice.progress("score", len(features)) as bar:
-            logits = logits_of(judged, features, lambda done: bar.update(done - bar.completed))
+        logits = logits_of(judged, features, progress)
         rows = {}
-        if table and their_logits is not None:
-            kept = run.path("controls/of").parent if run else None
-            rows = table.rows(their_features, their_logits, voice, kept)
+        if plan and their_logits is not None:
+            rows = plan.rows(their_features, their_logits, run, progress)
         found = Evaluation(
             model=str(judged.path),
             kind=judged.kind,
@@ -543,9 +552,16 @@ def _real_clips(
     if known is None:
         log.warning("It is not known whether the teacher was trained on fold %s.", key)
     clips = [clip for clip in sounds.clips if clip.fold == key]
-    features = training.load_features(student.mel, clips, _voice(progress), "log-mels")
-    training.warn_rejected(features, "test clips", _voice(progress))
+    features = _features(progress, student.mel, clips, "test clips")
     return features, {"name": sounds.name, "fold": key, "clips": len(features)}
+
+
+def _features(
+    progress: ProgressCallback | None, mel: MelSpec, clips: Sequence[Clip], what: str
+) -> Features:
+    features = training.load_features(mel, clips, _voice(progress), f"log-mels of {what}")
+    training.warn_rejected(features, what, _voice(progress))
+    return features
 
 
 def _draw(run: RunFolder, found: Evaluation) -> dict[str, str]:
@@ -633,7 +649,8 @@ def _compute(device: str, precision: Precision, deterministic: bool, seed: int) 
 
 def _ready(teacher: Teacher | PathLike, compute: Compute) -> Teacher:
     """The teacher on its device; warns of what was assumed about a foreign one."""
-    loaded = inversion.ready(load_teacher(teacher), compute)
+    loaded = load_teacher(teacher)
+    place(loaded.model, compute)
     if isinstance(loaded.model, ForeignTeacher):
         for sentence in loaded.model.doubts:
             log.warning(sentence)
@@ -653,8 +670,14 @@ def _run(
     resume: bool = False,
     overwrite: bool = False,
 ) -> Iterator[RunFolder]:
-    """The folder of an inversion or a distillation, with what decides its result recorded."""
+    """The folder of an inversion or a distillation, with what decides its result recorded.
+
+    Under torchrun rank N > 0 has a folder of its own, named `folder.rank-N`.
+    """
     log.info("Device: %s", compute.reason)
+    rank, _ = world()
+    if rank:
+        folder = folder.with_name(f"{folder.name}.rank-{rank}")
     with RunFolder.create(
         folder,
         command=command,
@@ -672,17 +695,70 @@ def _run(
 
 
 def _invert(
-    run: RunFolder, teacher: Teacher, context: Context, progress: ProgressCallback | None
+    run: RunFolder,
+    folder: Path,
+    teacher: Teacher,
+    settings: JourneyConfig,
+    compute: Compute,
+    progress: ProgressCallback | None,
 ) -> Bank:
     bank = inversion.invert(
-        run, run.path("bank"), context, teacher.labels, teacher.sha256, _voice(progress)
+        teacher, settings.bank, folder / "bank", compute, settings.seed, run=run, progress=progress
     )
-    for sentence in warnings(bank.index.health):
+    for sentence in health_warnings(bank.index.health):
         log.warning(sentence)
     return bank
 
 
-def _sampler(bank: Bank | Feed, teacher: Teacher, settings: JourneyConfig) -> Feed:
+def _draw_bank(run: RunFolder, bank: Bank) -> dict[str, str]:
+    """Mel grids, loss curves and the diversity figure; their paths inside the run."""
+    pictures = {"diversity": "plots/diversity.png"}
+    labels = list(bank.index.labels)
+    plots.diversity(run.path(pictures["diversity"]), {**bank.index.health, "labels": labels})
+    rows = run.metrics()
+    for source in bank.sources:
+        pictures[f"mels-{source}"] = f"plots/mels-{source}.png"
+        title = f"{source.replace('_', ' ')}: clips by the class that the teacher predicts"
+        clips = bank.examples(source)
+        plots.mel_grid(run.path(pictures[f"mels-{source}"]), clips, bank.spec, title)
+        if source in LEARNED:
+            pictures |= _draw_curves(run, source, [r for r in rows if r.get("phase") == source])
+    return pictures
+
+
+def _draw_distillation(run: RunFolder) -> dict[str, str]:
+    rows = [r for r in run.metrics() if r.get("phase") == "distill"]
+    return _draw_curves(run, "distill", rows)
+
+
+def _draw_curves(run: RunFolder, phase: str, rows: list[dict[str, Any]]) -> dict[str, str]:
+    """One curve per metric of a phase, in the order of the rows."""
+    if not rows:
+        return {}
+    groups = [[name] for name in dict.fromkeys(k for row in rows for k in row)]
+    groups = [group for group in groups if group[0] not in ("step", "phase")]
+    path = f"plots/curves-{phase}.png"
+    plots.curves(run.path(path), rows, groups, f"{phase}: loss terms")
+    return {f"curves-{phase}": path}
+
+
+def _student_card(
+    student: StudentNet, teacher: Teacher, settings: JourneyConfig, metrics: dict[str, Any]
+) -> Card:
+    return Card(
+        kind="student",
+        arch=student.arch.model_dump(mode="json"),
+        mel=teacher.mel.to_dict(),
+        labels=teacher.labels,
+        teacher_sha256=teacher.sha256,
+        teacher_trained_on=teacher.card.trained_on,
+        recipe=settings.model_dump(mode="json"),
+        metrics=metrics,
+        licence=teacher.card.licence,
+    )
+
+
+def _sampler(bank: Bank | Sampler, teacher: Teacher, settings: JourneyConfig) -> Sampler:
     """Clips of a given bank, which must fit teacher and config; any other sampler as it is."""
     if not isinstance(bank, Bank):
         return bank
@@ -695,7 +771,7 @@ def _sampler(bank: Bank | Feed, teacher: Teacher, settings: JourneyConfig) -> Fe
             fix=f"Add --set bank.frames={frames} (in Python: overrides={{'bank.frames': {frames}}})"
             ", or make another bank.",
         )
-    return BankFeed(bank, settings.bank.shares)
+    return BankSampler(bank, settings.bank.shares)
 
 
 def _folder(out: PathLike | None) -> Path:

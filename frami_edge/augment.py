@@ -13,7 +13,7 @@ from frami_edge.device import upload
 
 
 def random_crop(x_B1MT: Tensor, frames: int, generator: torch.Generator) -> Tensor:
-    """One random stretch of ``frames`` frames for each clip; all of it where it has no more."""
+    """One random stretch of ``frames`` frames per clip; shorter clips come back whole."""
     b, _, m, t = x_B1MT.shape
     if frames >= t:
         return x_B1MT
@@ -23,7 +23,7 @@ def random_crop(x_B1MT: Tensor, frames: int, generator: torch.Generator) -> Tens
 
 
 def random_stretch(x_B1MT: Tensor, shortest: float, generator: torch.Generator) -> Tensor:
-    """A random stretch of at least that share of the frames, as long for the whole batch."""
+    """A random stretch of at least that share of the frames; the whole batch has one length."""
     share = shortest + (1 - shortest) * float(torch.rand((), generator=generator))
     return random_crop(x_B1MT, max(1, round(share * x_B1MT.shape[3])), generator)
 
@@ -68,12 +68,12 @@ def mix_pairs(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Blend each clip with another of its batch: x ← λ x + (1 - λ) x', λ ~ U(1/2, 1).
 
-    Source: H. Zhang et al., *mixup*, ICLR 2018, with α = 1; λ and 1 - λ are the same blend with
-    the partners exchanged, so the larger one is given to the clip itself.
+    Source: H. Zhang et al., *mixup*, ICLR 2018, with α = 1; λ and 1 - λ give the same blend with
+    the partners exchanged, so the clip itself takes the larger one.
 
     Returns:
-        The blended batch, the partner of each clip (B,) int64, and λ (B,), 1 where a clip stayed
-        as it was.
+        The blended batch, the partner of each clip (B,) int64, and λ (B,), which is 1 where a clip
+        is unchanged.
     """
     b = x_B1MT.shape[0]
     partner_B = torch.randperm(b, generator=generator).to(x_B1MT.device)

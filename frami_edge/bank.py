@@ -1,6 +1,10 @@
-"""Health of a bank: what can be said of it with the teacher alone, without any real clip.
+"""The bank: synthetic log-mels on disk, read at random in bounded memory, and their health.
 
-Shape legend: N clips, M mel bands, T frames, D pooled statistics, K classes.
+A folder of safetensors shards (float16 log-mels, target labels, teacher logits) and a `bank.json`
+that names them. The index is replaced atomically after each shard, so that a killed run leaves a
+whole bank.
+
+Shape legend: N clips, M mel bands, T frames, D pooled state, K classes.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -27,38 +32,33 @@ from frami_edge.models import TeacherLike
 from frami_edge_runtime.errors import MelSpecError
 from frami_edge_runtime.melspec import MelSpec
 
-# --- The bank: synthetic log-mels on disk, made once, read at random in bounded memory
-# A folder of safetensors shards (float16 log-mels, requested labels, teacher logits) and a
-# `bank.json` that names them; the index is replaced atomically after each shard, so that a killed
-# run leaves a whole bank. Shape legend: N clips, M mel bands, T frames, K classes.
-
-SCHEMA = 1
+SCHEMA = 2
 MAX_INDEX_BYTES = 32 << 20
-"""Of `bank.json`; a shard takes about 250 bytes in it."""
+"""Largest `bank.json` that is read; a shard takes about 250 bytes in it."""
 
 
 class Shard(Strict):
     """One file of a bank."""
 
-    file: str = Field(pattern=r"^[a-z0-9_-]+\.safetensors$")
-    """Name inside the bank's folder."""
+    file: str = Field(pattern=r"^(rank-[0-9]+/)?[a-z0-9_-]+\.safetensors$")
+    """Path inside the bank's folder."""
     source: str
-    """Which source made the clips."""
+    """Source that made the clips."""
     clips: int = Field(ge=1, le=1 << 32)
-    """How many."""
+    """Number of clips."""
     first_step: int = Field(ge=0)
     """First step of the source whose clips are inside."""
     next_step: int = Field(ge=1)
     """First step whose clips are not."""
     sha256: str
-    """Of the file."""
+    """Hash of the file."""
 
 
 class BankIndex(Strict):
     """`bank.json`."""
 
     schema_version: int = SCHEMA
-    """Of this file."""
+    """Version of this schema."""
     mel: dict[str, Any]
     """Front end, as MelSpec writes it."""
     frames: int = Field(ge=1, le=1 << 20)
@@ -66,15 +66,15 @@ class BankIndex(Strict):
     labels: tuple[str, ...]
     """Class names of the teacher."""
     teacher_sha256: str
-    """Of the teacher's checkpoint."""
+    """Hash of the teacher's checkpoint."""
     config: dict[str, Any]
     """The bank section of the configuration."""
     seed: int
-    """Of every source."""
+    """Seeds every source."""
     shards: tuple[Shard, ...] = ()
     """Files, in the order in which they were written."""
     health: dict[str, Any] = Field(default_factory=dict)
-    """Figures of each source; see `frami_edge.inversion.health`."""
+    """Figures of each source; see `source_health`."""
 
 
 @dataclass
@@ -83,8 +83,8 @@ class Clips:
 
     Attributes:
         mels_N1MT: Normalised log-mels, float32.
-        labels_N: Requested classes, -1 where none was.
-        logits_NK: What the teacher said, float32.
+        labels_N: Target classes, -1 where there was none.
+        logits_NK: The teacher's logits, float32.
     """
 
     mels_N1MT: Tensor
@@ -96,8 +96,8 @@ class Bank:
     """A bank of synthetic clips.
 
     Args:
-        folder: Where it lies.
-        index: What `bank.json` says.
+        folder: Folder of the bank.
+        index: Content of `bank.json`.
     """
 
     def __init__(self, folder: Path, index: BankIndex) -> None:
@@ -107,23 +107,47 @@ class Bank:
 
     @classmethod
     def create(cls, folder: Path, index: BankIndex) -> Bank:
-        """Start an empty bank."""
+        """Start a bank with this index."""
         folder.mkdir(parents=True, exist_ok=True)
         bank = cls(folder, index)
         bank._write_index()
         return bank
 
     @classmethod
+    def open_or_create(cls, folder: Path, index: BankIndex) -> Bank:
+        """Open the bank of these settings, or start it where the folder has none.
+
+        Raises:
+            BankError: The folder holds a bank of other settings.
+        """
+        if not (folder / "bank.json").exists():
+            return cls.create(folder, index)
+        bank = cls.open(folder)
+        for key in ("mel", "frames", "labels", "teacher_sha256", "config", "seed"):
+            if getattr(bank.index, key) != getattr(index, key):
+                raise BankError(
+                    f"The bank in {folder} was made with another {key}.",
+                    fix="Use another --out, or delete the folder.",
+                )
+        return bank
+
+    @classmethod
     def open(cls, folder: Path) -> Bank:
-        """Open a bank and check that its files are there and whole.
+        """Open a bank and check that its files are complete.
 
         Raises:
             BankError: No bank, another schema, or a damaged file.
         """
         path = folder / "bank.json"
         try:
-            index = BankIndex.model_validate(json.loads(read_small(path, MAX_INDEX_BYTES)))
-            bank = cls(folder, index)
+            data = json.loads(read_small(path, MAX_INDEX_BYTES))
+            version = data.get("schema_version") if isinstance(data, dict) else None
+            if isinstance(version, int) and version != SCHEMA:
+                raise BankError(
+                    f"{path} has schema {version}, this version reads {SCHEMA}.",
+                    fix="Make the bank again with this version.",
+                )
+            bank = cls(folder, BankIndex.model_validate(data))
         except FileNotFoundError as error:
             raise BankError(
                 f"There is no bank in {folder}: bank.json is missing.",
@@ -133,24 +157,12 @@ class Bank:
             raise BankError(
                 f"{path} is damaged or of another version.", fix="Make the bank again."
             ) from error
-        if index.schema_version != SCHEMA:
-            raise BankError(
-                f"{path} has schema {index.schema_version}, this version reads {SCHEMA}.",
-                fix="Make the bank again with this version.",
-            )
-        for shard in index.shards:
-            file = folder / shard.file
-            if not file.is_file() or sha256_file(file) != shard.sha256:
-                raise BankError(
-                    f"{file} is missing or damaged: its hash is not the one in bank.json.",
-                    fix="Delete the bank's folder and make it again.",
-                )
-            bank._check_tensors(shard)
+        for shard in bank.index.shards:
+            bank._check(shard)
         return bank
 
     def __len__(self) -> int:
-        """Clips of all sources."""
-        return sum(s.clips for s in self.index.shards)
+        return sum(self.sources.values())
 
     def __repr__(self) -> str:
         listed = ", ".join(f"{n} {name}" for name, n in self.sources.items())
@@ -165,67 +177,67 @@ class Bank:
         return counts
 
     def next_step(self, source: str) -> int:
-        """Where a source has to go on."""
+        """First step of a source whose clips are not in the bank."""
         return max((s.next_step for s in self.index.shards if s.source == source), default=0)
 
     def append(self, source: str, clips: Clips, first_step: int, next_step: int) -> None:
         """Write one shard, then name it in the index."""
-        number = len(self.index.shards)
-        name = f"shard-{number:05d}-{source}.safetensors"
-        mels = clips.mels_N1MT.clamp(-60_000, 60_000).half().contiguous()
-        data = save(
-            {
-                "mels": mels,
-                "labels": clips.labels_N.contiguous(),
-                "logits": clips.logits_NK.float().contiguous(),
-            },
-            metadata={"source": source},
-        )
-        atomic_write_bytes(self.folder / name, data)
+        name = f"shard-{len(self.index.shards):05d}-{source}.safetensors"
+        tensors = {
+            "mels": clips.mels_N1MT.clamp(-60_000, 60_000).half().contiguous(),
+            "labels": clips.labels_N.contiguous(),
+            "logits": clips.logits_NK.float().contiguous(),
+        }
+        atomic_write_bytes(self.folder / name, save(tensors, metadata={"source": source}))
         shard = Shard(
             file=name,
             source=source,
-            clips=mels.shape[0],
+            clips=len(clips.labels_N),
             first_step=first_step,
             next_step=next_step,
             sha256=sha256_file(self.folder / name),
         )
-        self.index = self.index.model_copy(update={"shards": (*self.index.shards, shard)})
-        self._write_index()
+        self._update(shards=(*self.index.shards, shard))
 
     def drop(self, source: str) -> None:
         """Take a source out of the index, so that it is made again; its files are overwritten."""
         kept = tuple(s for s in self.index.shards if s.source != source)
-        self.index = self.index.model_copy(update={"shards": kept, "health": {}})
-        self._write_index()
+        self._update(shards=kept, health={})
 
     def set_health(self, health: dict[str, Any]) -> None:
         """Store the figures."""
-        self.index = self.index.model_copy(update={"health": health})
+        self._update(health=health)
+
+    def _update(self, **changes: Any) -> None:
+        self.index = self.index.model_copy(update=changes)
         self._write_index()
 
     def _write_index(self) -> None:
         atomic_write_json(self.folder / "bank.json", self.index.model_dump(mode="json"))
 
+    def _damaged(self, what: str) -> BankError:
+        return BankError(f"{what}.", fix="Delete the bank's folder and make it again.")
+
     def _handle(self, shard: Shard) -> Any:
         if shard.file not in self._open:
+            path = self.folder / shard.file
             try:
-                self._open[shard.file] = safe_open(
-                    os.fspath(self.folder / shard.file), framework="pt"
-                )
+                self._open[shard.file] = safe_open(os.fspath(path), framework="pt")
             except (SafetensorError, OSError) as error:
-                raise BankError(
-                    f"{self.folder / shard.file} cannot be read: {error}.",
-                    fix="Delete the bank's folder and make it again.",
-                ) from error
+                raise self._damaged(f"{path} cannot be read: {error}") from error
         return self._open[shard.file]
 
-    def _check_tensors(self, shard: Shard) -> None:
-        """The tensors are those that the index promises: whoever wrote the hash wrote both.
+    def _check(self, shard: Shard) -> None:
+        """Check a shard against its hash and shapes: a changed `bank.json` may match the hash.
 
         Raises:
-            BankError: One is missing, or of another type or shape.
+            BankError: Missing, damaged, or with other tensors than the index promises.
         """
+        path = self.folder / shard.file
+        if not path.is_file() or sha256_file(path) != shard.sha256:
+            raise self._damaged(
+                f"{path} is missing or damaged: its hash is not the one in bank.json"
+            )
         n, k = shard.clips, len(self.index.labels)
         wanted = {
             "mels": ("F16", [n, 1, self.spec.n_mels, self.index.frames]),
@@ -237,17 +249,13 @@ class Bank:
         found = {name: (s.get_dtype(), s.get_shape()) for name, s in slices.items()}
         labels = handle.get_tensor("labels") if found == wanted else torch.tensor([k])
         if bool((labels < -1).any()) or bool((labels >= k).any()):
-            raise BankError(
-                f"{self.folder / shard.file} does not hold what bank.json says of it.",
-                fix="Delete the bank's folder and make it again.",
-            )
+            raise self._damaged(f"{path} does not hold what bank.json describes")
 
     def mels(self, source: str, indices: Tensor) -> Tensor:
         """(n, 1, M, T) float32 clips of one source by their number; only these rows are read."""
-        shards = [s for s in self.index.shards if s.source == source]
         out = torch.empty(len(indices), 1, self.spec.n_mels, self.index.frames)
         start = 0
-        for shard in shards:
+        for shard in (s for s in self.index.shards if s.source == source):
             here = ((indices >= start) & (indices < start + shard.clips)).nonzero()[:, 0]
             if len(here):
                 rows = self._handle(shard).get_slice("mels")
@@ -256,14 +264,8 @@ class Bank:
                     out[i] = rows[row : row + 1][0].float()
             start += shard.clips
         if not torch.isfinite(out).all():
-            raise self._not_finite()
+            raise self._damaged(f"The bank in {self.folder} holds values that are not finite")
         return out
-
-    def _not_finite(self) -> BankError:
-        return BankError(
-            f"The bank in {self.folder} holds values that are not finite.",
-            fix="Delete the bank's folder and make it again.",
-        )
 
     def read(self, source: str, limit: int | None = None) -> Clips:
         """The clips of one source, or ``limit`` of them spread evenly over all.
@@ -271,36 +273,87 @@ class Bank:
         Raises:
             BankError: The bank has none of this source.
         """
-        shards = [s for s in self.index.shards if s.source == source]
-        total = sum(s.clips for s in shards)
+        total = self.sources.get(source, 0)
         if not total:
             raise BankError(
                 f"The bank in {self.folder} has no clips of the source {source}.",
                 fix=f"It has: {', '.join(self.sources) or 'none'}.",
             )
-        n = total if limit is None else min(limit, total)
-        wanted = torch.linspace(0, total - 1, n).round().long()
+        wanted = _spread(total, total if limit is None else min(limit, total))
         labels, logits = [], []
         start = 0
-        for shard in shards:
+        for shard in (s for s in self.index.shards if s.source == source):
             here = wanted[(wanted >= start) & (wanted < start + shard.clips)] - start
             handle = self._handle(shard)
             labels.append(handle.get_tensor("labels")[here])
             logits.append(handle.get_tensor("logits")[here])
             start += shard.clips
         if not all(torch.isfinite(part).all() for part in logits):
-            raise self._not_finite()
+            raise self._damaged(f"The bank in {self.folder} holds values that are not finite")
         return Clips(self.mels(source, wanted), torch.cat(labels), torch.cat(logits))
 
+    def examples(self, source: str, per_class: int = 6) -> dict[str, Tensor]:
+        """The latest clips of each class that the teacher predicts: {label: (n, M, T)}."""
+        clips = self.read(source, 2048)
+        prediction = clips.logits_NK.argmax(1)
+        found = {}
+        for k, label in enumerate(self.index.labels):
+            index = (prediction == k).nonzero()[:, 0].flip(0)[:per_class]
+            if len(index):
+                found[label] = clips.mels_N1MT[index, 0]
+        return found
 
-class BankFeed:
+
+def _spread(total: int, n: int) -> Tensor:
+    """Numbers of n clips, spread evenly."""
+    return torch.linspace(0, total - 1, n).round().long()
+
+
+def merge_parts(folder: Path, rank: int, ranks: int) -> Bank:
+    """One bank over the shards that every rank has written into ``folder/rank-N``."""
+    dist.barrier()
+    if rank == 0:
+        parts = [Bank.open(folder / f"rank-{r}").index for r in range(ranks)]
+        shards = [
+            shard.model_copy(update={"file": f"rank-{r}/{shard.file}"})
+            for r, part in enumerate(parts)
+            for shard in part.shards
+        ]
+        Bank.create(folder, parts[0].model_copy(update={"shards": tuple(shards)}))
+    dist.barrier()
+    return Bank.open(folder)
+
+
+def check_bank(bank: Bank, spec: MelSpec, labels: tuple[str, ...], teacher_sha256: str) -> None:
+    """Check that a bank belongs to the teacher that made it.
+
+    Raises:
+        BankError: Another teacher, front end or set of classes made this bank.
+    """
+    found = bank.index
+    for what, same in (
+        ("teacher", found.teacher_sha256 == teacher_sha256),
+        ("mel front end", found.mel == spec.to_dict()),
+        ("set of classes", found.labels == labels),
+    ):
+        if not same:
+            raise BankError(
+                f"The bank in {bank.folder} was made with another {what}.",
+                fix="Use the teacher it was made from, or make a bank with `frami-edge invert`.",
+            )
+
+
+class BankSampler:
     """Random clips of a bank, its sources mixed by weight.
 
     Args:
-        bank: Where the clips lie.
+        bank: The clips.
         shares: Weight of each source; they sum to 1.
-        limit: Draw from this many clips in all, shared out by the weights and spread evenly over
-            each source; None for all.
+        limit: Draw from this many clips in all, divided by the weights and spread evenly over each
+            source; None for all.
+
+    Raises:
+        BankError: The bank lacks a source.
     """
 
     def __init__(self, bank: Bank, shares: dict[str, float], limit: int | None = None) -> None:
@@ -312,7 +365,10 @@ class BankFeed:
             )
         self.bank, self.names = bank, list(shares)
         self.weights = torch.tensor([shares[n] for n in self.names])
-        self._chosen = {n: _spread(bank.sources[n], limit, shares[n]) for n in self.names}
+        self._chosen = {}
+        for name, total in ((n, bank.sources[n]) for n in self.names):
+            n = total if limit is None else min(total, max(1, round(limit * shares[name])))
+            self._chosen[name] = _spread(total, n)
 
     def batch(self, n: int, generator: torch.Generator) -> Tensor:
         """(n, 1, M, T) float32; the order within a batch mixes the sources."""
@@ -327,32 +383,7 @@ class BankFeed:
         return torch.cat(parts)[torch.randperm(n, generator=generator)]
 
 
-def _spread(total: int, limit: int | None, share: float) -> Tensor:
-    """Numbers of the clips that a feed may draw."""
-    n = total if limit is None else min(total, max(1, round(limit * share)))
-    return torch.linspace(0, total - 1, n).round().long()
-
-
-def check_bank(bank: Bank, spec: MelSpec, labels: tuple[str, ...], teacher_sha256: str) -> None:
-    """A bank belongs to the teacher that made it.
-
-    Raises:
-        BankError: Another teacher, front end or set of classes made this bank.
-    """
-    found = bank.index
-    for what, same in (
-        ("teacher", found.teacher_sha256 == teacher_sha256),
-        ("mel front end", found.mel == spec.to_dict()),
-        ("set of classes", found.labels == labels),
-    ):
-        if not same:
-            raise BankError(
-                f"The bank in {bank.folder} was made with another {what}.",
-                fix="Give the teacher it was made from, or make a bank with `frami-edge invert`.",
-            )
-
-
-# --- Health of a bank: what can be said of it with the teacher alone, without any real clip
+# --- Health: what the teacher alone shows of a bank, without any real clip
 
 
 @torch.no_grad()
@@ -361,58 +392,55 @@ def source_health(
 ) -> dict[str, Any]:
     """Figures of one source.
 
-    ``requested``: share of clips that the teacher hears as the class asked for (None where none
-    was asked); ``batch_norm_error``: relative, as in the loss; ``entropy``: of the teacher's
-    answer, in nats; ``embedding_variance`` of the pooled statistics, total and within the
-    teacher's classes; ``cosine``: mean pairwise cosine of the embeddings; ``loudness_spread``:
-    standard deviation of the clips' means; ``class_share``: what the teacher hears, by class.
+    ``hit_rate``: share of clips that the teacher assigns to their target class (None without
+    targets), and ``hit_rate_per_class``; ``batch_norm_error``: relative, as in the loss;
+    ``entropy``: of the teacher's prediction, in nats; ``embedding_variance`` of the pooled
+    statistics, total and within the predicted classes; ``cosine``: mean pairwise cosine of the
+    embeddings; ``loudness_spread``: standard deviation of the clips' means; ``class_share``: share
+    of each predicted class.
     """
     assert isinstance(teacher, nn.Module)
     clips = bank.read(source, limit)
     pooled, logits, errors = [], [], []
-    watch = BatchNormStatistics(teacher) if live_batch_norms(teacher) else None
+    statistics = BatchNormStatistics(teacher) if live_batch_norms(teacher) else None
     for x in clips.mels_N1MT.split(96):
         x = x.to(compute.device)
         with autocast(compute):
-            if watch:
-                with watch:
+            if statistics:
+                with statistics:
                     hidden = teacher.hidden(x)
                 if x.shape[0] == min(96, len(clips.mels_N1MT)):
-                    errors.append(watch.loss())
+                    errors.append(statistics.loss())
             else:
                 hidden = teacher.hidden(x)
         pooled.append(hidden.pooled_BD.float().cpu())
         logits.append(hidden.logits_BK.float().cpu())
     s_ND, z_NK = torch.cat(pooled), torch.cat(logits)
-    answer_N = z_NK.argmax(1)
-    asked = clips.labels_N >= 0
-    p_NK = z_NK.softmax(1)
-    share_K = torch.bincount(answer_N, minlength=z_NK.shape[1]).float() / len(answer_N)
+    prediction_N, target_N = z_NK.argmax(1), clips.labels_N
+    k = z_NK.shape[1]
+    hits_N = (prediction_N == target_N).float()
+
+    def hit_rate(of: Tensor) -> float | None:
+        return float(hits_N[of].mean()) if of.any() else None
+
     return {
         "clips": bank.sources[source],
-        "requested": float((answer_N == clips.labels_N)[asked].float().mean())
-        if asked.any()
-        else None,
+        "hit_rate": hit_rate(target_N >= 0),
+        "hit_rate_per_class": [hit_rate(target_N == label) for label in range(k)],
         "batch_norm_error": float(torch.stack(errors).mean()) if errors else None,
-        "entropy": float(-(p_NK * z_NK.log_softmax(1)).sum(1).mean()),
+        "entropy": float(-(z_NK.softmax(1) * z_NK.log_softmax(1)).sum(1).mean()),
         "embedding_variance": float(s_ND.var(dim=0).sum()),
-        "embedding_variance_within": _within(s_ND, answer_N),
+        "embedding_variance_within": _variance_within(s_ND, prediction_N),
         "cosine": _mean_cosine(s_ND),
         "loudness_spread": float(clips.mels_N1MT.mean(dim=(1, 2, 3)).std()),
-        "class_share": share_K.tolist(),
-        "requested_per_class": [
-            float((answer_N == k)[clips.labels_N == k].float().mean())
-            if (clips.labels_N == k).any()
-            else None
-            for k in range(z_NK.shape[1])
-        ],
+        "class_share": (torch.bincount(prediction_N, minlength=k).float() / len(s_ND)).tolist(),
     }
 
 
-def _within(s_ND: Tensor, answer_N: Tensor) -> float:
+def _variance_within(s_ND: Tensor, class_N: Tensor) -> float:
     centred = s_ND.clone()
-    for k in answer_N.unique():
-        centred[answer_N == k] -= s_ND[answer_N == k].mean(dim=0)
+    for k in class_N.unique():
+        centred[class_N == k] -= s_ND[class_N == k].mean(dim=0)
     return float(centred.square().sum(dim=1).mean())
 
 
@@ -422,34 +450,34 @@ def _mean_cosine(s_ND: Tensor) -> float:
     return float((unit.sum(dim=0).square().sum() - n) / max(1, n * (n - 1)))
 
 
-HEALTHY_REQUESTED = 2.0
+HEALTHY_HIT_RATE = 2.0
 """Times chance. Below it the generator has not learned the classes. The class term is a gentle
 push: good banks of ten classes have 0.25 to 0.33 (ESC-10) and 0.8 (digits)."""
 HEALTHY_BATCH_NORM = 0.2
 """Above it the clips are far from what the teacher was trained on; a good bank is below 0.05."""
 HEALTHY_SHARE = 0.6
-"""Above it one class swallows the bank, whatever was asked for."""
+"""Above it one class dominates the bank, whatever the targets were."""
 
 
-def warnings(health: dict[str, dict[str, Any]]) -> list[str]:
-    """A sentence for each source that shows a known failure."""
+def health_warnings(health: dict[str, dict[str, Any]]) -> list[str]:
+    """A sentence for each known failure of each source."""
     found = []
     for name, h in health.items():
-        asked, error, share = h["requested"], h["batch_norm_error"], max(h["class_share"])
-        enough = min(0.8, HEALTHY_REQUESTED / len(h["class_share"]))
-        if asked is not None and asked < enough:
+        hits, error, share = h["hit_rate"], h["batch_norm_error"], max(h["class_share"])
+        enough = min(0.8, HEALTHY_HIT_RATE / len(h["class_share"]))
+        if hits is not None and hits < enough:
             found.append(
-                f"{name}: the teacher hears the requested class in only {100 * asked:.0f} % of the "
+                f"{name}: the teacher predicts the target class for only {100 * hits:.0f} % of the "
                 f"clips ({100 * enough:.0f} % is the least): raise {budget(name)}.steps or "
                 f"{section(name)}.class_loss."
             )
-        if asked is not None and error is not None and error > HEALTHY_BATCH_NORM:
+        if hits is not None and error is not None and error > HEALTHY_BATCH_NORM:
             found.append(
                 f"{name}: the BatchNorm statistics are {error:.2f} away from the training data's "
                 f"(a good bank: 0.05): raise {section(name)}.batch_norm or the steps."
             )
         if share > HEALTHY_SHARE:
             found.append(
-                f"{name}: the teacher hears one class in {100 * share:.0f} % of the clips."
+                f"{name}: the teacher predicts one class for {100 * share:.0f} % of the clips."
             )
     return found

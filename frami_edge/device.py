@@ -1,4 +1,4 @@
-"""Where and in which precision a run computes, with the reason in words; and its seeds."""
+"""Where and in which precision a run computes, which of several processes it is, and its seeds."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from frami_edge.errors import ConfigError
 
@@ -27,10 +28,10 @@ class Compute:
     """What a run computes with.
 
     Attributes:
-        device: A CPU or one CUDA device.
-        dtype: Of `autocast`; weights stay float32.
+        device: The CPU or one CUDA device.
+        dtype: Precision inside `autocast`; weights stay float32.
         channels_last: Whether 2-D convolutions store channels innermost.
-        reason: Why, for the user: one clause for each decision.
+        reason: Why, for the user: one clause per decision.
     """
 
     device: torch.device
@@ -42,14 +43,15 @@ class Compute:
 def choose_compute(requested: str = "auto", precision: Precision = "auto") -> Compute:
     """Decide device, precision and memory layout.
 
-    Nothing is compiled: nearly every step has clips of another length (`docs/SCALE.md`).
+    Nothing is compiled, because nearly every step has clips of another length.
 
     Args:
-        requested: `auto`, `cpu`, `cuda` or `cuda:N`.
-        precision: `auto` takes bf16 wherever the hardware has it.
+        requested: `auto`, `cpu`, `cuda` or `cuda:N`; under torchrun `auto` and `cuda` take the GPU
+            of the process's local rank.
+        precision: `auto` takes bf16 wherever the hardware supports it.
 
     Raises:
-        ConfigError: The device is not there, or cannot do what was asked for.
+        ConfigError: The device does not exist or does not support the precision.
     """
     device, why_device = _device(requested)
     dtype, why_dtype = _dtype(device, precision)
@@ -59,35 +61,40 @@ def choose_compute(requested: str = "auto", precision: Precision = "auto") -> Co
     return Compute(device, dtype, channels_last=True, reason=reason)
 
 
-def autocast(compute: Compute) -> contextlib.AbstractContextManager[object]:
+def autocast(
+    compute: Compute, *, enabled: bool = True
+) -> contextlib.AbstractContextManager[object]:
     """The chosen precision inside the block; nothing changes where it is float32."""
-    enabled = compute.dtype != torch.float32
+    enabled = enabled and compute.dtype != torch.float32
     return torch.autocast(compute.device.type, dtype=compute.dtype, enabled=enabled)
 
 
-READ_EVERY = 20
-"""Steps between two looks at the losses on a GPU; looking makes the host wait for the device."""
+def place(module: torch.nn.Module, compute: Compute) -> None:
+    """Move a network to the device of a run, in its memory layout."""
+    module.to(compute.device)
+    if compute.channels_last:
+        module.to(memory_format=torch.channels_last)
 
 
 def read_every(compute: Compute) -> int:
-    """After how many steps the losses are read; at once on a CPU, where nothing waits."""
-    return 1 if compute.device.type == "cpu" else READ_EVERY
+    """Steps between two reads of the losses: on a GPU each read is a host sync."""
+    return 1 if compute.device.type == "cpu" else 20
 
 
 def upload(x: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copy to the device of a run; on a GPU through pinned memory, so that nobody waits for it."""
+    """Copy to the device of a run; to a GPU through pinned memory, without a host sync."""
     if device.type == "cpu" or x.device.type != "cpu":
         return x.to(device)
     return x.pin_memory().to(device, non_blocking=True)
 
 
 def set_seed(seed: int, *, deterministic: bool = False) -> None:
-    """Seed Python, NumPy and torch, which decide whatever does not use a `generator`.
+    """Seed Python, NumPy and torch, for everything random that does not use a `generator`.
 
     Args:
         seed: Any integer.
-        deterministic: Prefer kernels that give the same bits on every run. They are slower; where
-            torch has none it warns and names the operation.
+        deterministic: Prefer kernels that give the same bits on every run. They are slower; torch
+            warns of operations that have none.
     """
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -99,13 +106,33 @@ def set_seed(seed: int, *, deterministic: bool = False) -> None:
 
 
 def generator(seed: int, name: str) -> torch.Generator:
-    """A stream of chance of its own: the same for the same seed and name, unrelated to all others.
+    """A random stream of its own: the same for the same seed and name, independent of all others.
 
-    It lives on the CPU, so a run draws the same numbers on every device, and drawing more in one
-    place moves nothing elsewhere.
+    It is on the CPU, so a run draws the same numbers on every device, and drawing more in one
+    place changes nothing elsewhere.
     """
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def named_seed(seed: int, name: str) -> int:
+    """A seed of its own for each use."""
+    return generator(seed, name).initial_seed()
+
+
+def world() -> tuple[int, int]:
+    """Rank of this process and number of processes; (0, 1) without torchrun.
+
+    The first call joins the group that torchrun describes in the environment.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def rank_seed(seed: int, rank: int) -> int:
+    """Seed of one process: rank 0 has the seed of a run without torchrun."""
+    return named_seed(seed, f"rank/{rank}") if rank else seed
 
 
 def _device(requested: str) -> tuple[torch.device, str]:
@@ -116,23 +143,23 @@ def _device(requested: str) -> tuple[torch.device, str]:
             f"The device '{requested}' is not known.", fix="Use auto, cpu, cuda or cuda:N."
         )
     if kind == "cpu":
-        return torch.device("cpu"), "cpu, as asked"
+        return torch.device("cpu"), "cpu, as requested"
     available, why_not = _cuda()
     if not available:
         if kind == "auto":
             return torch.device("cpu"), f"cpu, because {why_not}"
         raise ConfigError(
-            f"The device '{requested}' is not there: {why_not}.",
+            f"The device '{requested}' is not available: {why_not}.",
             fix="Use --device cpu, or run where `nvidia-smi` shows a GPU.",
         )
     count = torch.cuda.device_count()
-    number = int(index or 0)
+    number = int(index or os.environ.get("LOCAL_RANK", "0"))
     if number >= count:
         raise ConfigError(
-            f"The device '{requested}' is not there: this machine has {count} CUDA device(s).",
+            f"The device 'cuda:{number}' is not available: there are {count} CUDA devices.",
             fix=f"Use cuda:0 to cuda:{count - 1}." if count > 1 else "Use --device cuda.",
         )
-    why = "as asked" if kind == "cuda" else "because it is there"
+    why = "as requested" if kind == "cuda" else "because it is available"
     name = torch.cuda.get_device_name(number)
     return torch.device("cuda", number), f"cuda:{number} ({name}), {why}"
 
@@ -155,27 +182,27 @@ def _dtype(device: torch.device, precision: Precision) -> tuple[torch.dtype, str
     if precision not in ("auto", "bf16", "fp32"):
         raise ConfigError(f"The precision '{precision}' is not known.", fix="Use auto, bf16, fp32.")
     if precision == "fp32":
-        return torch.float32, "fp32, as asked"
+        return torch.float32, "fp32, as requested"
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         native, what = major >= 8, f"compute capability {major}.{minor}"
         if precision == "bf16" and not native:
             raise ConfigError(
-                f"bf16 was asked for, but {what} is below 8.0 and has none.",
+                f"bf16 was requested, but a GPU of {what} has none (8.0 is the first).",
                 fix="Use --precision fp32.",
             )
     else:
         flag = cpu_bf16_flag()
         native, what = bool(flag), flag or "a CPU without bf16 arithmetic"
     if precision == "bf16":
-        return torch.bfloat16, f"bf16, as asked ({what})"
+        return torch.bfloat16, f"bf16, as requested ({what})"
     if native:
         return torch.bfloat16, f"bf16 autocast, because the hardware has it ({what})"
     return torch.float32, f"fp32, because of {what}"
 
 
 def cpu_bf16_flag(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The CPU feature that computes in bfloat16, or an empty string; Linux tells in `cpuinfo`."""
+    """The CPU feature that computes in bfloat16, from Linux's `cpuinfo`; "" where there is none."""
     try:
         lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

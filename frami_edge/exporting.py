@@ -22,8 +22,8 @@ from frami_edge.config import BASELINES, BankConfig
 from frami_edge.data.store import Features
 from frami_edge.device import Compute, choose_compute
 from frami_edge.errors import BankError, TeacherError
-from frami_edge.inversion import context_of, make_bank, ready
-from frami_edge.progress import Progress, ProgressCallback
+from frami_edge.inversion import invert
+from frami_edge.progress import ProgressCallback
 from frami_edge.sources.procedural import procedural_mels
 from frami_edge_export.calibration import classify_mels
 from frami_edge_export.graph import StudentFacts
@@ -108,14 +108,8 @@ def calibration_mels(
         )
     config = small_bank(recipe, count)
     compute = compute or choose_compute()
-    context = context_of(ready(teacher, compute), config, compute, seed)
-
-    def on_step(source: str, done: int, steps: int, metrics: dict[str, float]) -> None:
-        if progress:
-            progress(Progress(source, done, steps, metrics))
-
     with tempfile.TemporaryDirectory(prefix="frami-calibration-bank-") as folder:
-        made = make_bank(Path(folder), context, student.labels, teacher.sha256, on_step)
+        made = invert(teacher, config, Path(folder), compute, seed, progress=progress)
         check_bank(made, student.mel, student.labels, teacher.sha256)
         return CalibrationMels(*_mixed(made, config.shares, count, "teacher"))
 

@@ -18,7 +18,7 @@ import onnx
 from onnx import TensorProto
 from safetensors import SafetensorError, safe_open
 
-from frami_edge.bank import Bank, warnings
+from frami_edge.bank import Bank, health_warnings
 from frami_edge.checkpoint import load_checkpoint, parameters
 from frami_edge.errors import CheckpointError, TeacherError
 from frami_edge.io import read_small, sha256_file
@@ -322,7 +322,7 @@ def _describe_bank(folder: Path) -> Description:
     }
     findings = ["bank.json holds no health figures."]
     if index.health:
-        findings = warnings(index.health)
+        findings = health_warnings(index.health)
     return Description("bank", "bank of synthetic clips", sections, findings)
 
 

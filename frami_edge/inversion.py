@@ -1,471 +1,502 @@
-"""One inversion inside a run folder: bank, metrics, pictures, health, warnings."""
+"""FRAMI model inversion: a generator against the teacher, and the loop that fills a bank.
+
+Shape legend: B batch, M mel bands, T frames, C channels, Z latent size, K classes.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from frami_edge import plots
-from frami_edge.bank import Bank, BankIndex, Clips, source_health, warnings
-from frami_edge.checkpoint import Teacher
-from frami_edge.cli._output import Output
-from frami_edge.config import BankConfig, batch_norm_keys, budget, section
-from frami_edge.device import Compute, autocast, read_every
-from frami_edge.distributed import Rows, broadcast, world
+from frami_edge.augment import random_crop, random_stretch
+from frami_edge.bank import Bank, BankIndex, Clips, merge_parts, source_health
+from frami_edge.config import STUDENT_PRESETS, BankConfig, batch_norm_keys, budget, section
+from frami_edge.device import (
+    Compute,
+    autocast,
+    generator,
+    named_seed,
+    place,
+    rank_seed,
+    read_every,
+    upload,
+    world,
+)
 from frami_edge.errors import BankError, TeacherError
-from frami_edge.losses import live_batch_norms
-from frami_edge.rendering import write_wavs
-from frami_edge.runs import NEVER, RunFolder, Stop, damaged, load_state, save_state
-from frami_edge.sources import LEARNED, SOURCES
-from frami_edge.sources.base import Batch, Context, Source
+from frami_edge.losses import (
+    BatchNormStatistics,
+    FeatureInvariantContrast,
+    adversarial_loss,
+    class_loss,
+    contrastive_view,
+    live_batch_norms,
+    logits_loss,
+)
+from frami_edge.models import StudentNet
+from frami_edge.progress import Progress, ProgressCallback
+from frami_edge.runs import damaged, load_state, save_state
+from frami_edge.sources import (
+    Batch,
+    Context,
+    Source,
+    balanced_labels,
+    descend,
+    make_source,
+    metrics_of,
+)
+from frami_edge_runtime.melspec import MelSpec
 
-# --- Make a bank: run every source, write shards, resume where a killed run stopped
+if TYPE_CHECKING:
+    from frami_edge.checkpoint import Teacher
+    from frami_edge.runs import RunFolder
 
-OnStep = Callable[[str, int, int, dict[str, float]], None]
+log = logging.getLogger("frami_edge")
 
 
-@dataclass
-class Hooks:
-    """What the maker of a bank wants to know and to say.
+# --- The generator: noise and a class in, a normalised log-mel out
 
-    Attributes:
-        on_step: Called with (source, steps done, steps, metrics).
-        on_begin: Called with (source, steps done) before the source goes on; steps beyond these,
-            which a killed run may have reported, are about to come again.
-        on_saved: Called with (source) once all its steps so far are on disk, in a shard or a pause:
-            a run that is killed later does none of them again.
-        warn: Told of a checkpoint that cannot be used.
-        stop: Asked whenever metrics are read.
+
+class PhysicalRange(nn.Module):
+    """Squash into what the front end can produce: [floor, ceiling] of each mel band.
+
+    ``y = f + (c - f) sigmoid(a + u / ((c - f) s (1 - s)))`` with s = sigmoid(a) = -f / (c - f): an
+    input of 0 gives 0, the mean of the training data, with slope 1.
     """
 
-    on_step: OnStep = lambda *_: None
-    on_begin: Callable[[str, int], None] = lambda *_: None
-    on_saved: Callable[[str], None] = lambda _: None
-    warn: Callable[[str], None] = lambda _: None
-    stop: Stop = NEVER
+    def __init__(self, spec: MelSpec) -> None:
+        super().__init__()
+        floor_M, ceiling_M = torch.from_numpy(spec.floor), torch.from_numpy(spec.ceiling)
+        width_M = ceiling_M - floor_M
+        # A training mean outside the range (a broken front end) would have no logit.
+        s_M = (-floor_M / width_M).clamp(0.02, 0.98)
+        tensors = {
+            "floor": floor_M,
+            "width": width_M,
+            "start": torch.logit(s_M),
+            "slope": 1 / (width_M * s_M * (1 - s_M)),
+        }
+        for name, value_M in tensors.items():
+            self.register_buffer(name, value_M[None, None, :, None], persistent=False)
+
+    def forward(self, u_B1MT: Tensor) -> Tensor:
+        """Any real numbers to normalised log-mels inside the range."""
+        u = u_B1MT.float()
+        y: Tensor = self.floor + self.width * torch.sigmoid(self.start + self.slope * u)  # type: ignore[operator]
+        return y
 
 
-def make_bank(
-    folder: Path,
-    context: Context,
-    labels: tuple[str, ...],
-    teacher_sha256: str,
-    hooks: Hooks | OnStep | None = None,
-) -> Bank:
-    """Make a bank, or finish one that was begun with the same settings.
+class Generator(nn.Module):
+    """Latents and classes to normalised log-mels.
+
+    Source: the layer plan follows the small generator of G. Fang et al., *Contrastive Model
+    Inversion*, IJCAI 2021; the class input, the smooth physical range and the sizes are ours.
 
     Args:
-        folder: Of the bank; made where it is not there.
-        context: Teacher, front end, configuration, device, seed.
-        labels: Class names.
-        teacher_sha256: Of the teacher's checkpoint.
-        hooks: What to call; a function alone is its `on_step`.
+        spec: Front end of the teacher; the output stays in its physical range.
+        n_classes: K.
+        frames: T of the output.
+        latent: Z.
+        width: Channels of the first, coarsest layer.
+    """
+
+    def __init__(
+        self, spec: MelSpec, n_classes: int, frames: int, latent: int = 128, width: int = 64
+    ) -> None:
+        super().__init__()
+        self.latent, self.n_classes, self.width = latent, n_classes, width
+        m, t = spec.n_mels, frames
+        self.sizes = [(-(-m // 4), -(-t // 4)), (-(-m // 2), -(-t // 2)), (m, t)]
+        self.start = nn.Linear(latent + n_classes, width * self.sizes[0][0] * self.sizes[0][1])
+        self.bn0 = nn.BatchNorm2d(width)
+        self.conv1 = nn.Conv2d(width, width // 2, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width // 2)
+        self.conv2 = nn.Conv2d(width // 2, width // 4, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width // 4)
+        self.out = nn.Conv2d(width // 4, 1, 3, padding=1)
+        self.range = PhysicalRange(spec)
+
+    def forward(self, z_BZ: Tensor, labels_B: Tensor) -> Tensor:
+        """Latents (B, Z) and classes (B,) to (B, 1, M, T) float32."""
+        condition = torch.cat([z_BZ, F.one_hot(labels_B, self.n_classes).to(z_BZ.dtype)], dim=1)
+        x = self.start(condition).view(-1, self.width, *self.sizes[0])
+        x = self.bn0(x)
+        x = F.interpolate(x, size=self.sizes[1])
+        x = F.leaky_relu(self.bn1(self.conv1(x)), 0.2)
+        x = F.interpolate(x, size=self.sizes[2])
+        x = F.leaky_relu(self.bn2(self.conv2(x)), 0.2)
+        mel: Tensor = self.range(self.out(x))
+        return mel
+
+
+class AuxiliaryStudent:
+    """A tiny student, co-trained on the latest synthetic clips for the adversarial term only."""
+
+    def __init__(self, context: Context) -> None:
+        self.teacher, self.compute = context.teacher, context.compute
+        arch = STUDENT_PRESETS["tiny"]
+        self.student = StudentNet(arch, context.spec.n_mels, context.n_classes)
+        self.student.to(context.compute.device)
+        self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=2e-3)
+
+    def logits(self, x_B1MT: Tensor) -> Tensor:
+        """(B, K) with a gradient to the clips; BatchNorm uses its running statistics."""
+        self.student.eval()
+        with autocast(self.compute):
+            logits: Tensor = self.student(x_B1MT)
+        return logits
+
+    def learn(self, x_B1MT: Tensor, generator: torch.Generator) -> None:
+        """One distillation step (`logits_loss`, τ = 2) on random stretches of the clips."""
+        self.student.train()
+        frames = max(self.student.receptive_field, round(0.75 * x_B1MT.shape[3]))
+        x = random_crop(x_B1MT, frames, generator)
+        with autocast(self.compute):
+            with torch.no_grad():
+                target = self.teacher.hidden(x).logits_BK
+            prediction = self.student(x)
+        loss = logits_loss(prediction, target, temperature=2.0)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+
+    def state(self) -> dict[str, Any]:
+        """Weights and optimiser."""
+        return {"student": self.student.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from `state`."""
+        self.student.load_state_dict(state["student"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+# --- FRAMI: clips that excite the teacher's hidden states like its training data
+
+
+class Inversion:
+    """A conditional generator against the teacher, in its hidden states.
+
+    ``L = w_bn L_bn + w_class L_class + w_con L_contrastive + w_adv L_adv``; `frami_edge.losses` has
+    each formula. The teacher predicts a random stretch of each clip, as the student will.
+
+    The latents z of a batch learn too, for ``batch_steps`` steps: one generator alone gives all
+    clips one texture. Source: learned latents follow G. Fang et al., *Contrastive Model Inversion*,
+    IJCAI 2021, and *Up to 100x Faster Data-Free Knowledge Distillation*, AAAI 2022, which drop or
+    reset the generator after each batch; here it keeps learning.
+    """
+
+    name = "inversion"
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        w = self.config = context.config.inversion
+        self.steps = w.steps
+        torch.manual_seed(named_seed(context.seed, self.name))
+        self.generator = Generator(
+            context.spec, context.n_classes, context.config.frames, w.latent, w.width
+        )
+        place(self.generator, context.compute)
+        self.networks = nn.ModuleDict({"generator": self.generator})
+        self.contrast: FeatureInvariantContrast | None = None
+        if w.contrastive:
+            self.contrast = FeatureInvariantContrast(
+                context.teacher.channels,
+                context.teacher.pooled_size,
+                memory=w.contrastive_memory,
+                temperature=w.temperature,
+            ).to(context.compute.device)
+            self.networks["contrast"] = self.contrast
+        self.auxiliary = AuxiliaryStudent(context) if w.adversarial.weight else None
+        self.batch_norms = BatchNormStatistics(context.module) if w.batch_norm else None
+        self.optimizer = torch.optim.Adam(
+            self.networks.parameters(), lr=w.learning_rate, betas=(0.5, 0.999)
+        )
+        self._start_batch(torch.zeros(w.batch_size, w.latent, device=context.compute.device))
+
+    def _start_batch(self, z_BZ: Tensor) -> None:
+        self.z_BZ = z_BZ.requires_grad_()
+        rate = self.config.latent_rate
+        self.latent_optimizer = torch.optim.Adam([self.z_BZ], lr=rate, betas=(0.5, 0.999))
+
+    def step(self, index: int) -> Batch:
+        """One generator step; returns the clips that the step was taken on."""
+        c, w = self.context, self.config
+        rng = generator(c.seed, f"{self.name}/{index}")
+        number, place_in_batch = divmod(index, w.batch_steps)
+        if not place_in_batch:
+            self._start_batch(
+                upload(torch.randn(w.batch_size, w.latent, generator=rng), c.compute.device)
+            )
+        labels = balanced_labels(w.batch_size, c.n_classes, number * w.batch_size)
+        labels = upload(labels, c.compute.device)
+        adversary = self.auxiliary if index >= w.adversarial.warmup_steps else None
+
+        self.generator.train()
+        query = predicted = None
+        with autocast(c.compute):
+            mels = self.generator(self.z_BZ, labels)
+            stretch = random_stretch(mels, w.shortest_view, rng) if w.shortest_view < 1 else mels
+            with self.batch_norms or contextlib.nullcontext():
+                hidden = c.teacher.hidden(stretch)
+            if self.contrast:
+                query = c.teacher.hidden(contrastive_view(mels, rng))
+            if adversary:
+                predicted = adversary.logits(stretch)
+
+        # The losses are in float32: only the networks run at low precision.
+        terms: dict[str, Tensor] = {}
+        if self.batch_norms:
+            terms["batch_norm"] = w.batch_norm * self.batch_norms.loss()
+        if w.class_loss:
+            terms["class"] = w.class_loss * class_loss(hidden.logits_BK, labels)
+        if self.contrast and query:
+            contrastive, keys = self.contrast(query=query, key=hidden)
+            terms["contrastive"] = w.contrastive * contrastive
+        if predicted is not None:
+            adversarial = adversarial_loss(hidden.logits_BK, predicted)
+            terms["adversarial"] = w.adversarial.weight * adversarial
+        descend(terms, self.optimizer, self.latent_optimizer)
+
+        mels = mels.detach()
+        keep = index >= w.burn_in
+        if self.contrast and keep and place_in_batch + 1 == w.batch_steps:
+            # Once per batch: the clips of its other steps are nearly the same, hence no negatives.
+            self.contrast.remember(keys)
+        if self.auxiliary:
+            for _ in range(w.adversarial.student_steps):
+                self.auxiliary.learn(mels, rng)
+        return Batch(mels, labels, keep, metrics_of(terms, hidden.logits_BK, labels))
+
+    def state(self) -> dict[str, Any]:
+        """Networks, latents, auxiliary student, optimisers."""
+        return {
+            "networks": self.networks.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "z": self.z_BZ.detach(),
+            "latent_optimizer": self.latent_optimizer.state_dict(),
+            "auxiliary": self.auxiliary.state() if self.auxiliary else {},
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from `state`."""
+        self.networks.load_state_dict(state["networks"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._start_batch(state["z"].to(self.context.compute.device))
+        self.latent_optimizer.load_state_dict(state["latent_optimizer"])
+        if self.auxiliary:
+            self.auxiliary.load_state(state["auxiliary"])
+
+
+# --- The loop: run every source, write shards, resume where a killed run stopped
+
+
+def invert(
+    teacher: Teacher,
+    config: BankConfig,
+    folder: Path,
+    compute: Compute,
+    seed: int,
+    *,
+    run: RunFolder | None = None,
+    progress: ProgressCallback | None = None,
+) -> Bank:
+    """Make a bank, or finish one that was started with the same settings.
+
+    A killed call continues from the last shard of each source and gives the same bits. Under
+    torchrun every process makes a bank of its own, with a seed of its own, in ``folder/rank-N``;
+    rank 0 then writes ``folder/bank.json`` over the shards of all, so N processes make N times as
+    many clips. Resume with the same number of processes.
+
+    Args:
+        teacher: Source of everything that the clips learn; moved to the device.
+        config: The bank section of a config.
+        folder: Folder of the bank; made where it does not exist.
+        compute: Device and precision.
+        seed: Seeds everything random.
+        run: Receives the losses of every step as rows, and the seconds per source.
+        progress: Called after each step.
 
     Raises:
-        BankError: The folder holds a bank of other settings.
-        KeyboardInterrupt: `hooks.stop` asked for it; everything made so far is saved.
+        BankError: The folder holds a bank of other settings, or a source diverged.
+        TeacherError: A BatchNorm term is on and the teacher has no live BatchNorm.
     """
-    if not isinstance(hooks, Hooks):
-        hooks = Hooks(hooks) if hooks else Hooks()
+    require_batch_norms(teacher, config)
+    place(teacher.model, compute)
+    rank, ranks = world()
+    seed = rank_seed(seed, rank)
+    context = Context(teacher.model, teacher.mel, len(teacher.labels), config, compute, seed)
     index = BankIndex(
-        mel=context.spec.to_dict(),
-        frames=context.config.frames,
-        labels=labels,
-        teacher_sha256=teacher_sha256,
-        config=context.config.model_dump(mode="json"),
-        seed=context.seed,
+        mel=teacher.mel.to_dict(),
+        frames=config.frames,
+        labels=teacher.labels,
+        teacher_sha256=teacher.sha256,
+        config=config.model_dump(mode="json"),
+        seed=seed,
     )
-    if not world().main:
-        # Every process runs every source; one writes.
-        bank = Bank(folder, index)
-    elif (folder / "bank.json").exists():
-        bank = Bank.open(folder)
-        _same(bank.index, index, folder)
-    else:
-        bank = Bank.create(folder, index)
-    bank.index = broadcast(bank.index)
-    for name in context.config.shares:
-        _run_source(bank, context, name, hooks)
-    if not world().main:
-        bank.index = broadcast(bank.index)
-        return bank
-    if set(bank.index.health) != set(context.config.shares):
-        bank.set_health(
-            {n: source_health(context.teacher, bank, n, context.compute) for n in bank.sources}
-        )
-    broadcast(bank.index)
+    bank = Bank.open_or_create(folder if ranks == 1 else folder / f"rank-{rank}", index)
+    report = _Report(compute, run, progress)
+    with run.timed("invert") if run else contextlib.nullcontext():
+        for name in config.shares:
+            fill_bank(bank, make_source(name, context), context, report)
+        if ranks > 1:
+            bank = merge_parts(folder, rank, ranks)
+        if rank == 0 and set(bank.index.health) != set(config.shares):
+            bank.set_health(
+                {n: source_health(teacher.model, bank, n, compute) for n in bank.sources}
+            )
+    if run:
+        run.record(bank={"clips": bank.sources, "health": bank.index.health})
     return bank
 
 
-def _same(found: BankIndex, wanted: BankIndex, folder: Path) -> None:
-    for key in ("mel", "frames", "labels", "teacher_sha256", "config", "seed"):
-        if getattr(found, key) != getattr(wanted, key):
-            raise BankError(
-                f"The bank in {folder} was made with another {key}.",
-                fix="Use another --out, or delete the folder.",
-            )
+def fill_bank(bank: Bank, source: Source, context: Context, report: _Report) -> None:
+    """All remaining steps of one source; its clips are written whenever a shard is full.
 
-
-def _run_source(bank: Bank, context: Context, name: str, hooks: Hooks) -> None:
-    source: Source = SOURCES[name](context)
-    begun = _Begun(bank.next_step(name), bank.next_step(name))
-    if world().main and begun.first < source.steps:
-        begun = _begun(bank, name, hooks.warn)
-    begun = broadcast(begun)
-    hooks.on_begin(name, begun.done)
-    first, waiting = begun.first, list(begun.waiting)
-    if first >= source.steps:
-        if world().main:
-            # Of a run that was killed after the last shard.
-            _forget(bank, name)
-        return
-    if begun.state is not None:
-        source.load_state(begun.state)
-    unread: list[tuple[int, Batch]] = []
-    for i in range(begun.done, source.steps):
-        batch = source.step(i)
+    The state of the source is saved next to the shard, under the step that follows, and before the
+    shard: whenever the process is killed, the state that the last shard needs exists.
+    """
+    name, steps = source.name, source.steps
+    first = _resume(bank, source)
+    report.start(name, steps, first)
+    waiting: list[Batch] = []
+    for step in range(first, steps):
+        batch = source.step(step)
+        done = step + 1
+        report.step(done, batch.metrics)
         if batch.keep:
             waiting.append(batch)
         full = sum(len(b.labels_B) for b in waiting) >= context.config.shard_clips
-        last = i + 1 == source.steps
-        unread.append((i + 1, batch))
-        look = full or last or len(unread) >= read_every(context.compute)
-        if look:
-            for done, told in unread:
-                hooks.on_step(name, done, source.steps, _numbers(told.metrics))
-            unread.clear()
-        if waiting and (full or last):
-            mels = torch.cat([b.mels_B1MT.cpu() for b in waiting])
-            if not torch.isfinite(mels).all():
-                raise BankError(
-                    f"The source {name} diverged by step {i + 1}: its clips are not finite.",
-                    fix=f"Use a smaller {section(name)}.learning_rate and another --out, "
-                    "or --precision fp32.",
-                )
-            asked = torch.cat([b.labels_B.cpu() for b in waiting])
-            # The state first, under its own step: whenever the run is killed, the state that the
-            # last shard needs is there.
-            if i + 1 < source.steps and world().main:
-                save_state(_state_path(bank, name, i + 1), source.state())
-            clips = Clips(mels, asked, _answers(context, mels))
-            if world().main:
-                bank.append(name, clips, first, i + 1)
-                _state_path(bank, name, first).unlink(missing_ok=True)
-                _pause_path(bank, name).unlink(missing_ok=True)
-            hooks.on_saved(name)
-            first, waiting = i + 1, []
-        if look and hooks.stop.asked():
-            if first < i + 1 and world().main:
-                _pause(bank, name, _Begun(first, i + 1, source.state(), tuple(waiting)))
-                hooks.on_saved(name)
-            hooks.stop.leave()
-    if world().main and name not in bank.sources:
+        if waiting and (full or done == steps):
+            clips = _clips(waiting, context, name, done)
+            if done < steps:
+                save_state(_state_path(bank, name, done), source.state())
+            bank.append(name, clips, first, done)
+            _state_path(bank, name, first).unlink(missing_ok=True)
+            report.saved()
+            first, waiting = done, []
+    report.read()
+    if name not in bank.sources:
         raise BankError(
-            f"The source {name} made no clip: all {source.steps} steps are burn-in.",
+            f"The source {name} made no clip: all {steps} steps are burn-in.",
             fix=f"Raise {budget(name)}.steps above {budget(name)}.burn_in.",
         )
 
 
-def _numbers(metrics: Mapping[str, float | Tensor]) -> dict[str, float]:
-    """As plain numbers; those on a device come in one copy."""
-    tensors = {name: value for name, value in metrics.items() if isinstance(value, Tensor)}
-    if not tensors:
-        return {name: float(value) for name, value in metrics.items()}
-    read = dict(zip(tensors, torch.stack(list(tensors.values())).tolist(), strict=True))
-    return {name: read[name] if name in read else float(metrics[name]) for name in metrics}
+def _resume(bank: Bank, source: Source) -> int:
+    """Load the state next to the source's last shard; returns the step to continue with."""
+    first = bank.next_step(source.name)
+    if 0 < first < source.steps:
+        path = _state_path(bank, source.name, first)
+        state = load_state(path) if path.exists() else None
+        if state is None:
+            log.warning(damaged(path, f"the source {source.name}"))
+            bank.drop(source.name)
+            return 0
+        source.load_state(state)
+    elif first:
+        # The last shard is written; a kill right after it leaves the state before it.
+        for path in bank.folder.glob(f"state-{source.name}-*.pt"):
+            path.unlink(missing_ok=True)
+    return first
 
 
 def _state_path(bank: Bank, source: str, next_step: int) -> Path:
     return bank.folder / f"state-{source}-{next_step:06d}.pt"
 
 
-def _pause_path(bank: Bank, source: str) -> Path:
-    return bank.folder / f"pause-{source}.pt"
+class _Report:
+    """Passes on what the sources do: rows of metrics, seconds per source, progress."""
 
+    def __init__(
+        self, compute: Compute, run: RunFolder | None, progress: ProgressCallback | None
+    ) -> None:
+        self.read_every, self.run, self.progress = read_every(compute), run, progress
 
-@dataclass(frozen=True)
-class _Begun:
-    """Where a source stands.
+    def start(self, name: str, steps: int, first: int) -> None:
+        """A source starts, or continues after its first steps."""
+        self.name, self.steps = name, steps
+        self.unread: list[tuple[int, Mapping[str, Tensor]]] = []
+        self.since = time.monotonic(), time.process_time()
+        self.seconds = {"wall": 0.0, "cpu": 0.0}
+        if self.run:
+            self.run.rewind(first, phase=name)
+            if first:
+                self.seconds |= self.run.manifest.get("source_seconds", {}).get(name, {})
 
-    Attributes:
-        first: First step whose clips are in no shard.
-        done: Steps done.
-        state: Of the source after `done`; None where it begins.
-        waiting: Clips of the steps from `first` to `done`.
-    """
+    def step(self, done: int, metrics: Mapping[str, Tensor]) -> None:
+        """One step more; its metrics stay on the device for now."""
+        self.unread.append((done, metrics))
+        if len(self.unread) >= self.read_every:
+            self.read()
 
-    first: int = 0
-    done: int = 0
-    state: dict[str, Any] | None = None
-    waiting: tuple[Batch, ...] = ()
+    def read(self) -> None:
+        """Copy the metrics of the latest steps from the device."""
+        for done, metrics in self.unread:
+            values = torch.stack(list(metrics.values())).tolist() if metrics else []
+            row = dict(zip(metrics, values, strict=True))
+            if self.run and row:
+                self.run.log(step=done, phase=self.name, **row)
+            if self.progress:
+                self.progress(Progress(self.name, done, self.steps, row))
+        self.unread.clear()
 
-
-def _begun(bank: Bank, name: str, warn: Callable[[str], None]) -> _Begun:
-    """What an earlier run has left: its pause, else its last shard, else nothing."""
-    first = bank.next_step(name)
-    paused = _pause_path(bank, name)
-    if paused.exists():
-        found = load_state(paused)
-        if found is None:
-            warn(f"{paused} is damaged: {name} goes on from the shard before, to the same result.")
-        elif found["first"] == first:
-            clips = Batch(found["mels"], found["labels"], True, {})
-            waiting = (clips,) if len(clips.labels_B) else ()
-            return _Begun(first, found["done"], found["state"], waiting)
-    if not first:
-        return _Begun()
-    path = _state_path(bank, name, first)
-    state = load_state(path) if path.exists() else None
-    if state is None:
-        warn(damaged(path, f"the source {name}"))
-        bank.drop(name)
-        return _Begun()
-    return _Begun(first, first, state)
-
-
-def _pause(bank: Bank, name: str, begun: _Begun) -> None:
-    """Save a source between two shards."""
-    mels = torch.cat([torch.empty(0), *(b.mels_B1MT.cpu() for b in begun.waiting)])
-    labels = torch.cat(
-        [torch.empty(0, dtype=torch.int64), *(b.labels_B.cpu() for b in begun.waiting)]
-    )
-    where = {"first": begun.first, "done": begun.done, "state": begun.state}
-    save_state(_pause_path(bank, name), {**where, "mels": mels, "labels": labels})
-
-
-def _forget(bank: Bank, name: str) -> None:
-    """Delete the states of a source that is done."""
-    for path in bank.folder.glob(f"state-{name}-*.pt"):
-        path.unlink(missing_ok=True)
-    _pause_path(bank, name).unlink(missing_ok=True)
+    def saved(self) -> None:
+        """A shard is written: a killed run will not repeat these steps."""
+        self.read()
+        now = time.monotonic(), time.process_time()
+        for key, end, start in zip(("wall", "cpu"), now, self.since, strict=True):
+            self.seconds[key] = round(self.seconds[key] + end - start, 3)
+        self.since = now
+        if self.run:
+            self.run.record(source_seconds={self.name: self.seconds})
 
 
 @torch.no_grad()
-def _answers(context: Context, mels: Tensor) -> Tensor:
-    logits = []
-    rows = Rows(len(mels)) if len(mels) >= world().size else None
-    for x in (rows.take(mels) if rows else mels).split(128):
-        with autocast(context.compute):
-            logits.append(context.teacher.hidden(x.to(context.compute.device)).logits_BK)
-    own = torch.cat(logits).float()
-    return (rows.gather(own) if rows else own).cpu()
-
-
-# --- One inversion inside a run folder: bank, metrics, pictures, health, warnings
-
-CLIPS_A_CLASS = 6
-"""Columns of the mel grid."""
-TERMS = (
-    *("loss", "class", "batch_norm", "contrastive", "adversarial", "change"),
-    *("activation", "balance", "variation", "requested"),
-)
-"""Of all learned sources, in the order of their pictures."""
-
-
-def ready(teacher: Teacher, compute: Compute) -> Teacher:
-    """Move a loaded network to where the run computes."""
-    teacher.model.to(compute.device)
-    if compute.channels_last:
-        teacher.model.to(memory_format=torch.channels_last)
-    return teacher
-
-
-def context_of(teacher: Teacher, config: BankConfig, compute: Compute, seed: int) -> Context:
-    """What the sources are made from; refuses a teacher that the configured terms cannot use.
+def _clips(batches: list[Batch], context: Context, source: str, done: int) -> Clips:
+    """The clips of a shard with the teacher's logits.
 
     Raises:
-        TeacherError: A BatchNorm term is asked for and the teacher has no live BatchNorm.
+        BankError: A clip is not finite.
     """
-    asked = [switch for name in config.shares for switch in batch_norm_keys(config, name)]
-    if asked and not live_batch_norms(teacher.model):
-        switches = " ".join(f"--set {key}=0" for key in asked)
+    mels = torch.cat([b.mels_B1MT.cpu() for b in batches])
+    if not torch.isfinite(mels).all():
+        raise diverged(source, done, "its clips are not finite")
+    labels = torch.cat([b.labels_B.cpu() for b in batches])
+    logits = []
+    for x in mels.split(128):
+        with autocast(context.compute):
+            logits.append(context.teacher.hidden(x.to(context.compute.device)).logits_BK)
+    return Clips(mels, labels, torch.cat(logits).float().cpu())
+
+
+def diverged(source: str, done: int, how: str) -> BankError:
+    """The error of a source whose losses or clips are no longer finite."""
+    return BankError(
+        f"The source {source} diverged by step {done}: {how}.",
+        fix=f"Use a smaller {section(source)}.learning_rate and another --out, "
+        "or --precision fp32.",
+    )
+
+
+def require_batch_norms(teacher: Teacher, config: BankConfig) -> None:
+    """Refuse a teacher that the configured terms cannot use.
+
+    Raises:
+        TeacherError: A BatchNorm term is on and the teacher has no live BatchNorm.
+    """
+    on = [key for name in config.shares for key in batch_norm_keys(config, name)]
+    if on and not live_batch_norms(teacher.model):
+        switches = " ".join(f"--set {key}=0" for key in on)
         raise TeacherError(
             "The teacher has no BatchNorm with running statistics: they were folded into the "
             "weights, or it uses another norm.",
-            fix=f"Give the checkpoint from before folding, or run without that term: {switches} "
+            fix=f"Use the checkpoint from before folding, or run without that term: {switches} "
             "(expect a poorer bank).",
         )
-    labels = teacher.card.labels
-    return Context(teacher.model, teacher.spec, len(labels), config, compute, seed)
-
-
-def invert(
-    run: RunFolder,
-    folder: Path,
-    context: Context,
-    labels: tuple[str, ...],
-    sha256: str,
-    out: Output,
-) -> Bank:
-    """Make the bank, or finish it, with progress on stderr and rows in metrics.jsonl."""
-    clock = SourceClock(run.manifest.get("source_seconds", {}))
-    with run.timed("invert"), step_bars(out) as show, Stop() as stop:
-
-        def on_step(source: str, done: int, steps: int, metrics: dict[str, float]) -> None:
-            clock.tick(source)
-            show(source, done, steps, metrics)
-            if metrics:
-                run.log(step=done, phase=source, **metrics)
-
-        def on_begin(source: str, done: int) -> None:
-            run.rewind(done, phase=source)
-            if not done:
-                clock.forget(source)
-
-        def on_saved(source: str) -> None:
-            # Not at the end alone, which a killed run never sees; and no later than the clips, or
-            # the steps that a resumed run does again would count twice.
-            clock.tick(source)
-            run.record(source_seconds=clock.seconds)
-
-        hooks = Hooks(on_step, on_begin, on_saved, out.warn, stop)
-        bank = make_bank(folder, context, labels, sha256, hooks)
-    run.record(bank={"clips": bank.sources, "health": bank.index.health})
-    return bank
-
-
-class SourceClock:
-    """Seconds that the steps of each source take, and the saving of their clips.
-
-    Each lasts from the end of the one before, whosever that was. A resumed run goes on from what
-    was known when the clips it keeps were saved.
-
-    Args:
-        before: Those of the runs that this one resumes.
-
-    Attributes:
-        seconds: By source: ``wall``, and ``cpu`` of all threads of this process.
-    """
-
-    def __init__(self, before: Mapping[str, Mapping[str, float]]) -> None:
-        self.seconds = {name: dict(spent) for name, spent in before.items()}
-        self._last = time.monotonic(), time.process_time()
-
-    def tick(self, source: str) -> None:
-        """A step of the source is done, or its clips are saved."""
-        now = time.monotonic(), time.process_time()
-        spent = self.seconds.setdefault(source, {"wall": 0.0, "cpu": 0.0})
-        spent["wall"] = round(spent["wall"] + now[0] - self._last[0], 3)
-        spent["cpu"] = round(spent["cpu"] + now[1] - self._last[1], 3)
-        self._last = now
-
-    def forget(self, source: str) -> None:
-        """The source begins at its first step: whatever it took before gave no clip."""
-        self.seconds.pop(source, None)
-
-
-@contextmanager
-def step_bars(out: Output) -> Iterator[OnStep]:
-    """One progress bar a source, for `make_bank`."""
-    bars: dict[str, Any] = {}
-
-    def close() -> None:
-        for bar in bars.values():
-            bar.__exit__(None, None, None)
-        bars.clear()
-
-    def show(source: str, done: int, steps: int, metrics: dict[str, float]) -> None:
-        if source not in bars:
-            close()
-            bars[source] = out.progress(
-                source, steps, fields=("loss", "requested"), completed=done - 1
-            ).__enter__()
-        bars[source].update(**{k: metrics[k] for k in ("loss", "requested") if k in metrics})
-
-    try:
-        yield show
-    finally:
-        close()
-
-
-def report(run: RunFolder, bank: Bank, out: Output) -> dict[str, str]:
-    """Health table, warnings and pictures; returns the pictures' paths inside the run."""
-    health = bank.index.health
-    rows = [
-        (
-            name,
-            h["clips"],
-            _percent(h["requested"]),
-            h["batch_norm_error"],
-            h["entropy"],
-            h["embedding_variance"],
-            h["cosine"],
-            h["loudness_spread"],
-        )
-        for name, h in health.items()
-    ]
-    columns = (
-        "source",
-        "clips",
-        "as requested",
-        "BN error",
-        "entropy",
-        "variance",
-        "cosine",
-        "loudness",
-    )
-    out.table("Bank health (teacher only, no real clip involved)", columns, rows)
-    for sentence in warnings(health):
-        out.warn(sentence)
-    return draw(run, bank)
-
-
-def _percent(value: float | None) -> str | None:
-    return None if value is None else f"{100 * value:.0f} %"
-
-
-def draw(run: RunFolder, bank: Bank) -> dict[str, str]:
-    """Mel grids, loss curves and the diversity figure."""
-    pictures: dict[str, str] = {}
-    for source in bank.sources:
-        pictures[f"mels-{source}"] = f"plots/mels-{source}.png"
-        plots.mel_grid(
-            run.path(pictures[f"mels-{source}"]),
-            examples(bank, source),
-            bank.spec,
-            f"What the teacher hears in the {source.replace('_', ' ')} clips",
-        )
-    metrics = run.metrics()
-    for source in LEARNED:
-        rows = [r for r in metrics if r.get("phase") == source]
-        if rows:
-            pictures[f"curves-{source}"] = f"plots/curves-{source}.png"
-            groups = [[t] for t in TERMS if any(t in r for r in rows)]
-            plots.curves(
-                run.path(pictures[f"curves-{source}"]), rows, groups, f"{source}: loss terms"
-            )
-    pictures["diversity"] = "plots/diversity.png"
-    plots.diversity(
-        run.path(pictures["diversity"]),
-        {**bank.index.health, "labels": list(bank.index.labels)},
-    )
-    return pictures
-
-
-def examples(bank: Bank, source: str, per_class: int = CLIPS_A_CLASS) -> dict[str, Any]:
-    """Clips of each class, by what the teacher hears: {label: (n, M, T)}, latest first."""
-    clips = bank.read(source, 2048)
-    answer = clips.logits_NK.argmax(1)
-    found = {}
-    for k, label in enumerate(bank.index.labels):
-        index = (answer == k).nonzero()[:, 0].flip(0)[:per_class]
-        if len(index):
-            found[label] = clips.mels_N1MT[index, 0]
-    return found
-
-
-def listen(bank: Bank, source: str, folder: Path, per_class: int = 1) -> Sequence[Path]:
-    """Write a few clips as WAV, so that one can hear what the teacher remembers."""
-    mels, names = [], []
-    for label, clips in examples(bank, source, per_class).items():
-        for i, mel in enumerate(clips):
-            mels.append(mel)
-            names.append(f"{source}-{label}-{i}")
-    return write_wavs(folder, mels, names, bank.spec)

@@ -1,37 +1,32 @@
-"""Losses of the published methods.
+"""Every formula of inversion and distillation, each with its source.
 
-Shape legend: B batch, M mel bands, T frames, K classes, C channels, N rows with a memory.
+Shape legend: B batch, M mel bands, T frames, C channels, D pooled state, K classes, E embedding.
 """
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parallel import DistributedDataParallel
 
 from frami_edge.augment import random_crop, random_gain, random_masks, random_roll
 from frami_edge.config import DistillConfig
 from frami_edge.device import Compute, autocast
-from frami_edge.distributed import Rows, channel_moments, shared_layer_moments, world
 from frami_edge.errors import TeacherError
 from frami_edge.models import Hidden, ReusedHead, StudentNet, TeacherLike
 
-# --- The other terms of the inversion
-# Shape legend: B batch, K classes.
+# --- Class and adversarial terms of the inversion
 
 
 def class_loss(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
-    """Cross entropy towards the requested class: ``-mean log softmax(z)_y``.
+    """Cross entropy towards the target class: ``-mean log softmax(z)_y``.
 
-    Source: H. Chen et al., *DAFL*, ICCV 2019 (one-hot loss), with labels asked for instead of
-    guessed.
+    Source: H. Chen et al., *DAFL*, ICCV 2019 (one-hot loss), with given targets instead of the
+    teacher's own predictions.
     """
     return F.cross_entropy(logits_BK.float(), labels_B)
 
@@ -39,8 +34,8 @@ def class_loss(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
 def adversarial_loss(teacher_BK: Tensor, student_BK: Tensor) -> Tensor:
     """``-mean_i 1[argmax z_s = argmax z_t] KL(softmax z_t ‖ softmax z_s)``.
 
-    Clips on which both agree on the class are pushed to where the student is least sure; the
-    others are left alone, for the student has yet to learn them.
+    Clips whose class the student already predicts like the teacher move to where the student is
+    least certain; the others do not move, because the student has yet to learn them.
     Source: G. Fang et al., *Contrastive Model Inversion*, IJCAI 2021.
     """
     t, s = teacher_BK.float(), student_BK.float()
@@ -49,14 +44,16 @@ def adversarial_loss(teacher_BK: Tensor, student_BK: Tensor) -> Tensor:
     return -(agree_B * kl_B).mean()
 
 
-# --- BatchNorm-statistics loss: synthetic clips should excite the teacher as its training data d
-# Shape legend: B batch, C channels.
-# Source: H. Yin et al., *Dreaming to Distill* (DeepInversion), CVPR 2020, eq. 4; the relative form
-# is ours.
+def change_loss(change_B1MT: Tensor) -> Tensor:
+    """``mean(change²)``: the translator should keep the texture of its input. Source: ours."""
+    return change_B1MT.square().mean()
+
+
+# --- BatchNorm statistics: clips should excite the teacher as its training data did
 
 
 def live_batch_norms(model: nn.Module) -> list[tuple[str, _BatchNorm]]:
-    """BatchNorm layers, 1-D and 2-D, that still hold statistics of their training data."""
+    """Name and module of each BatchNorm that holds statistics of its training data."""
     return [
         (name, m)
         for name, m in model.named_modules()
@@ -64,95 +61,122 @@ def live_batch_norms(model: nn.Module) -> list[tuple[str, _BatchNorm]]:
     ]
 
 
-class BatchNormStatistics:
-    """While entered, watches the input of every BatchNorm of a teacher; `loss` compares it.
+def channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (C,) and population variance (C,) of (B, C) or (B, C, ...), in float32.
 
-    The hooks are removed on leaving, whatever happened inside.
+    On a CPU with the kernel of BatchNorm itself, which takes a tenth of the time of
+    `torch.var_mean` over all axes but one.
+    """
+    x = x.float()
+    if x.device.type == "cpu":
+        mean_C, var_C = _Moments.apply(x)
+        return mean_C, var_C
+    var_C, mean_C = torch.var_mean(x, dim=[d for d in range(x.ndim) if d != 1], correction=0)
+    return mean_C, var_C
+
+
+class _Moments(torch.autograd.Function):
+    """d mean / dx = 1 / n, d var / dx = 2 (x - mean) / n, with n values per channel."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        _, mean_C, invstd_C = torch.native_batch_norm(x, None, None, None, None, True, 0.0, 0.0)
+        ctx.save_for_backward(x, mean_C)
+        # The kernel returns 0 as the inverse of 0.
+        return mean_C, torch.where(invstd_C == 0, 0.0, invstd_C.pow(-2))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        x, mean_C = ctx.saved_tensors
+        of_mean_C, of_var_C = gradients
+        n = x.numel() // x.shape[1]
+        slope_C = 2 / n * of_var_C
+        offset_C = of_mean_C / n - slope_C * mean_C
+        view = (1, -1, *[1] * (x.ndim - 2))
+        return torch.addcmul(offset_C.view(view), slope_C.view(view), x)
+
+
+class BatchNormStatistics:
+    """Batch moments at the input of every BatchNorm of a teacher, and their relative error.
+
+    A context manager: a forward pass inside the block is observed, then `loss` compares its moments
+    with the running statistics. The hooks are removed on exit.
+
+    Source: H. Yin et al., *Dreaming to Distill* (DeepInversion), CVPR 2020, eq. 4; the relative
+    form is ours.
 
     Raises:
         TeacherError: The teacher has no live BatchNorm (folded, frozen or another norm).
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.layers = live_batch_norms(model)
+        self.layers = [layer for _, layer in live_batch_norms(model)]
         if not self.layers:
             raise TeacherError(
                 "The teacher has no BatchNorm with running statistics: they were folded into the "
                 "weights, or it uses another norm.",
-                fix="Give the checkpoint from before folding, or switch the term off with "
-                "--set bank.inversion.batch_norm=0 (expect a poorer bank).",
+                fix="Use the checkpoint from before folding, or set the weight of the BatchNorm "
+                "term to 0, such as --set bank.inversion.batch_norm=0 (expect a poorer bank).",
             )
         self._handles: list[Any] = []
-        self._observed: dict[int, tuple[Tensor, Tensor]] = {}
+        self.observed: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __enter__(self) -> BatchNormStatistics:
-        """Attach the hooks."""
-        self._observed.clear()
-        for i, (_, layer) in enumerate(self.layers):
-            self._handles.append(layer.register_forward_pre_hook(self._hook(i)))
+        self.observed.clear()
+        for i, layer in enumerate(self.layers):
+
+            def hook(_: nn.Module, inputs: tuple[Tensor, ...], i: int = i) -> None:
+                self.observe(i, inputs[0])
+
+            self._handles.append(layer.register_forward_pre_hook(hook))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Remove the hooks."""
+    def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
 
-    def _hook(self, index: int) -> Any:
-        def observe(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            self._observed[index] = channel_moments(inputs[0])
+    def observe(self, layer: int, x: Tensor) -> None:
+        """Keep the moments of one layer's input."""
+        self.observed[layer] = channel_moments(x)
 
-        return observe
-
-    def loss(self, rows: Rows | None = None) -> Tensor:
+    def loss(self) -> Tensor:
         """Mean over layers of ‖Δμ‖² / Σ(μ² + σ²) + ‖Δσ²‖² / ‖σ²‖².
 
         Δ is batch minus running statistics. Each layer's error is relative to that layer's own
         scale, so that wide or loud layers do not swamp the class term (a plain sum of norms does).
 
-        Args:
-            rows: What of a batch this process has seen; the loss is that of the whole batch.
-
         Returns:
             Scalar; below about 0.05 the bank's activations look like the training data's.
         """
         errors = []
-        moments = list(self._observed.values())
-        if rows:
-            moments = shared_layer_moments(moments, rows)
-        for i, (mean_C, var_C) in zip(self._observed, moments, strict=True):
-            layer = self.layers[i][1]
-            assert layer.running_mean is not None
-            assert layer.running_var is not None
-            mu_C, sigma2_C = layer.running_mean.float(), layer.running_var.float()
+        for i, (mean_C, var_C) in self.observed.items():
+            mu_C, sigma2_C = _running(self.layers[i])
+            mu_C, sigma2_C = mu_C.float(), sigma2_C.float()
             shift = (mean_C - mu_C).square().sum() / (mu_C.square() + sigma2_C).sum()
             spread = (var_C - sigma2_C).square().sum() / sigma2_C.square().sum()
             errors.append(shift + spread)
         return torch.stack(errors).mean()
 
 
+def _running(layer: _BatchNorm) -> tuple[Tensor, Tensor]:
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    return layer.running_mean, layer.running_var
+
+
 # --- The feature-invariant contrastive loss: our reading of the FRAMI abstract
-# Shape legend: B batch, C channels, T frames, D = 2C pooled statistics, E embedding size, N memory
-# size. Source: the loss is InfoNCE with a memory bank as in G. Fang et al., *Contrastive Model
-# Inversion*, IJCAI 2021; that its features are the hidden states before and after the statistics
-# pooling is our reading of Z. Kang et al., *FRAMI*, ICASSP 2023, whose abstract names both but not
-# how they are joined.
 
 
 def contrastive_view(
     x_B1MT: Tensor, generator: torch.Generator, *, shortest: float = 0.5, gain: float = 0.3
 ) -> Tensor:
-    """A second look at the same clips: rolled, cropped, louder or softer, masked.
+    """A second view of the same clips: rolled, cropped, louder or softer, masked.
 
-    Different lengths are the point: statistics pooling should make them agree.
+    The views differ in length on purpose: statistics pooling should make them agree.
 
     Returns:
-        (B, 1, M, T'), T' between ``shortest`` * T and T, one length for the batch.
+        (B, 1, M, T'), T' between ``shortest`` * T and T, the same for the whole batch.
     """
     _, _, m, t = x_B1MT.shape
     keep = shortest + (1 - shortest) * float(torch.rand((), generator=generator))
@@ -162,16 +186,20 @@ def contrastive_view(
 
 
 class FeatureInvariantContrast(nn.Module):
-    """Two views of one synthetic clip agree, different clips and a memory bank differ.
+    """Two views of one synthetic clip agree; different clips and a memory of keys differ.
 
     ``L = -mean_i log( exp(q_i·k_i / τ) / Σ_j exp(q_i·k_j / τ) )``, j over the batch and the memory.
     q and k join an embedding of the frame features (projected frame by frame, then averaged) with
     one of the pooled statistics; keys carry no gradient.
 
+    Source: InfoNCE with a memory as in G. Fang et al., *Contrastive Model Inversion*, IJCAI 2021.
+    That its features are the hidden states before and after the statistics pooling is our reading
+    of Z. Kang et al., *FRAMI*, ICASSP 2023, whose abstract names both but not how they are joined.
+
     Args:
         channels: C of the teacher's frame features.
         pooled: D of its pooled state.
-        embedding: Size of each half of the embedding.
+        embedding: E, size of each half of the embedding.
         memory: Keys of earlier clips that serve as negatives.
         temperature: τ.
     """
@@ -207,17 +235,9 @@ class FeatureInvariantContrast(nn.Module):
         joined = torch.cat([F.normalize(before, dim=1), F.normalize(after, dim=1)], dim=1)
         return F.normalize(joined, dim=1)
 
-    def forward(
-        self, query: Hidden, key: Hidden, rows: Rows | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The loss of two views, row by row, and the keys (B, 2E).
-
-        With ``rows``, the views are those of this process, loss and keys those of the whole batch.
-        """
-        q = self.embed(query)
-        k = self.embed(key).detach()
-        if rows:
-            q, k = rows.gather(q), rows.gather(k)
+    def forward(self, query: Hidden, key: Hidden) -> tuple[Tensor, Tensor]:
+        """The loss of two views, row by row, and the keys (B, 2E)."""
+        q, k = self.embed(query), self.embed(key).detach()
         stored = self.memory[: min(self._filled, self.memory.shape[0])]
         similarity = q @ torch.cat([k, stored]).T / self.temperature
         return F.cross_entropy(similarity, torch.arange(q.shape[0], device=q.device)), k
@@ -238,8 +258,7 @@ def _recount(module: nn.Module, _: object) -> None:
     module._filled = int(module.filled)
 
 
-# --- The distillation terms: logits, and the hidden states before and after the statistics pooli
-# Shape legend: B batch, C channels, T frames, D = 2C pooled statistics, K classes.
+# --- Distillation: logits, and the hidden states before and after the statistics pooling
 
 
 def logits_loss(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Tensor:
@@ -272,11 +291,11 @@ def align_frames(h_BCT: Tensor, positions: Tensor) -> Tensor:
 
 @dataclass
 class FeatureScale:
-    """Variances of the teacher's hidden states over the bank: each feature counts alike.
+    """Variances of the teacher's hidden states over the bank, so that each feature counts alike.
 
     Attributes:
-        frames_C: Of each channel of the frame features.
-        pooled_D: Of each pooled statistic.
+        frames_C: One per channel of the frame features.
+        pooled_D: One per pooled statistic.
     """
 
     frames_C: Tensor
@@ -296,9 +315,10 @@ class HiddenMatch(nn.Module):
     """Match the student's hidden states to the teacher's, before and after the pooling.
 
     ``L_before = mean (P_f h_s - h_t)² / var(h_t)``, frame by frame at the same mel frame, and
-    ``L_after = mean (P s_s - s_t)² / var(s_t)``, where P is the projector that leads into the
-    reused head. The frame projector P_f is the identity where the student has the teacher's C; it
-    is thrown away after training in any case.
+    ``L_after = mean (P s_s - s_t)² / var(s_t)``, where P is the projector in front of the reused
+    head. The frame projector P_f is the identity where the student has the teacher's C; it is
+    dropped after training in any case.
+
     Source: our reading of Z. Kang et al., *FRAMI*, ICASSP 2023: "the hidden states before and
     after the statistics pooling layer are reused".
     """
@@ -310,7 +330,7 @@ class HiddenMatch(nn.Module):
         super().__init__()
         c_s, c_t = student.channels, teacher.channels
         self.frame_projector: nn.Module = nn.Identity() if c_s == c_t else nn.Conv1d(c_s, c_t, 1)
-        # Without the teacher's head there is no projector to lend: a plain one stands in.
+        # A student with a head of its own has no projector yet.
         self.pooled_projector: nn.Module | None = None
         if not isinstance(student.head, ReusedHead):
             self.pooled_projector = nn.Linear(2 * c_s, teacher.pooled_size)
@@ -334,87 +354,54 @@ class HiddenMatch(nn.Module):
         return torch.mean(error / self.scale_D)
 
 
-# --- The student and its loss terms as one module, which DistributedDataParallel can wrap
-# Shape legend: B batch, M mel bands, T frames, K classes.
+class DistillationLoss(nn.Module):
+    """``L = w_logits L_logits + w_before L_before + w_after L_after``.
 
-
-class Terms(nn.Module):
-    """The terms of a distillation whose weight is not 0, each a mean over the clips given.
+    A weight of 0 leaves its term out.
+    A module that contains the student, so that DistributedDataParallel can wrap what is trained.
 
     Args:
         student: Trained.
         match: The terms of the hidden states.
         config: Weights and temperature.
         compute: Device and precision.
-        student_autocast: Whether the student runs at low precision too.
     """
 
     def __init__(
-        self,
-        student: StudentNet,
-        match: HiddenMatch,
-        config: DistillConfig,
-        compute: Compute,
-        student_autocast: bool,
+        self, student: StudentNet, match: HiddenMatch, config: DistillConfig, compute: Compute
     ) -> None:
         super().__init__()
-        self.student, self.match, self.config = student, match, config
-        self.compute, self.student_autocast = compute, student_autocast
-        weights = {
-            "logits": config.logits,
-            "before": config.before_pooling,
-            "after": config.after_pooling,
-        }
-        named = tuple(name for name, weight in weights.items() if weight)
-        self.names = named
-        self.uses_all = len(named) == len(weights)
+        self.student, self.match, self.config, self.compute = student, match, config, compute
 
-    def forward(self, x_B1MT: Tensor, t: Hidden) -> tuple[Tensor, Tensor]:
-        """The weighted terms in the order of `names`, and the student's logits (B, K)."""
-        c, student = self.config, self.student
-        kind, dtype = self.compute.device.type, self.compute.dtype
-        with autocast(self.compute), torch.autocast(kind, dtype, self.student_autocast):
+    def forward(self, x_B1MT: Tensor, t: Hidden) -> tuple[dict[str, Tensor], Tensor]:
+        """The weighted terms by name, and the student's logits (B, K)."""
+        w, student = self.config, self.student
+        # oneDNN's backward of depthwise kernels is several times slower in bf16 than in fp32.
+        low = self.compute.device.type != "cpu"
+        with autocast(self.compute, enabled=low):
             s = student.hidden(x_B1MT)
-        terms = []
-        if c.logits:
-            terms.append(c.logits * logits_loss(s.logits_BK, t.logits_BK, c.temperature))
-        if c.before_pooling:
-            terms.append(c.before_pooling * self.match.before(student, s, t))
-        if c.after_pooling:
-            terms.append(c.after_pooling * self.match.after(student, s, t))
-        return torch.stack(terms), s.logits_BK
+        terms = {}
+        if w.logits:
+            terms["logits"] = w.logits * logits_loss(s.logits_BK, t.logits_BK, w.temperature)
+        if w.before_pooling:
+            terms["before"] = w.before_pooling * self.match.before(student, s, t)
+        if w.after_pooling:
+            terms["after"] = w.after_pooling * self.match.after(student, s, t)
+        return terms, s.logits_BK
 
 
-def over_processes(terms: Terms) -> nn.Module:
-    """Average the gradients of all processes; the module itself where there is one."""
-    if world().size == 1:
-        return terms
-    with warnings.catch_warnings():
-        # Torch 2.14 has a new name for `broadcast_buffers`, which 2.11 does not know.
-        warnings.simplefilter("ignore", FutureWarning)
-        return DistributedDataParallel(
-            terms,
-            # The statistics of `SharedBatchNorm2d` are the same everywhere.
-            broadcast_buffers=False,
-            gradient_as_bucket_view=True,
-            find_unused_parameters=not terms.uses_all,
-        )
-
-
-# --- Losses of the published methods
+# --- Terms of the published baselines
 
 
 class PublishedBatchNorm(BatchNormStatistics):
     """``Σ_l ‖μ_l - μ̄_l‖₂ + ‖σ²_l - σ̄²_l‖₂``: a plain sum of norms over the layers.
 
-    Source: H. Yin et al., *Dreaming to Distill* (DeepInversion), CVPR 2020; CMI, DFQ and
-    Fast-Datafree use it too. With ``momentum`` m the batch's moments are first mixed with the
-    running ones of earlier batches, ``(1 - m) μ + m μ_ema``, and so is σ² (G. Fang et al., *Up to
-    100x Faster Data-Free Knowledge Distillation*, AAAI 2022).
+    With ``momentum`` m the batch's moments are first mixed with those of earlier batches,
+    ``(1 - m) μ + m μ_ema``, and σ² likewise.
 
-    Args:
-        model: Teacher.
-        momentum: m.
+    Source: H. Yin et al., *Dreaming to Distill* (DeepInversion), CVPR 2020; also in CMI, DFQ and
+    Fast-Datafree. Momentum: G. Fang et al., *Up to 100x Faster Data-Free Knowledge Distillation*,
+    AAAI 2022.
     """
 
     def __init__(self, model: nn.Module, momentum: float = 0.0) -> None:
@@ -424,47 +411,39 @@ class PublishedBatchNorm(BatchNormStatistics):
         self._means: dict[int, Tensor] = {}
 
     def __enter__(self) -> PublishedBatchNorm:
-        """Attach the hooks."""
         self._means.clear()
         super().__enter__()
         return self
 
-    def _hook(self, index: int) -> Any:
-        observe = super()._hook(index)
-
-        def both(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            observe(module, inputs)
-            x = inputs[0].float()
-            self._means[index] = x.flatten(2).mean(2) if x.ndim > 2 else x
-
-        return both
+    def observe(self, layer: int, x: Tensor) -> None:
+        """Keep the moments of one layer's input, and its means clip by clip."""
+        super().observe(layer, x)
+        x = x.float()
+        self._means[layer] = x.flatten(2).mean(2) if x.ndim > 2 else x
 
     def instance_means(self, clips: int) -> Tensor:
         """(B, ΣC) mean of every BatchNorm's input over time and bands, clip by clip.
 
-        Layers that see something else than ``clips`` rows are left out.
+        Layers whose input does not have ``clips`` rows are left out.
         """
         return torch.cat([m for m in self._means.values() if len(m) == clips], dim=1)
 
-    def loss(self, rows: Rows | None = None) -> Tensor:
-        """The sum of norms; `rows` is not for here, every process has the whole batch."""
+    def loss(self) -> Tensor:
+        """The sum of norms."""
         terms = []
-        for place, (i, (mean_C, var_C)) in enumerate(self._observed.items()):
-            layer = self.layers[i][1]
-            assert layer.running_mean is not None
-            assert layer.running_var is not None
-            mean, var = mean_C, var_C
+        for place, (i, (mean, var)) in enumerate(self.observed.items()):
+            mu_C, sigma2_C = _running(self.layers[i])
             if self.earlier:
                 old_mean, old_var = self.earlier[place]
                 mean = torch.lerp(mean, old_mean, self.momentum)
                 var = torch.lerp(var, old_var, self.momentum)
-            terms.append((mean - layer.running_mean).norm() + (var - layer.running_var).norm())
+            terms.append((mean - mu_C).norm() + (var - sigma2_C).norm())
         return torch.stack(terms).sum()
 
     @torch.no_grad()
     def remember(self) -> None:
         """Mix the latest moments into those of earlier batches."""
-        latest = [torch.stack(pair).detach() for pair in self._observed.values()]
+        latest = [torch.stack(pair).detach() for pair in self.observed.values()]
         m = self.momentum
         if self.earlier:
             latest = [
@@ -474,7 +453,7 @@ class PublishedBatchNorm(BatchNormStatistics):
 
 
 def balance_loss(logits_BK: Tensor) -> Tensor:
-    """``Σ_k p̄_k log p̄_k``, p̄ the batch's mean answer: classes should be equally frequent.
+    """``Σ_k p̄_k log p̄_k``, p̄ the mean prediction of the batch: classes should be equally frequent.
 
     Source: H. Chen et al., *Data-Free Learning of Student Networks* (DAFL), ICCV 2019.
     """
@@ -483,7 +462,7 @@ def balance_loss(logits_BK: Tensor) -> Tensor:
 
 
 def divergence(teacher_BK: Tensor, student_BK: Tensor) -> Tensor:
-    """``KL(teacher ‖ student)``, mean over clips: what ZSKT's generator raises.
+    """``KL(teacher ‖ student)``, mean over clips: what ZSKT's generator maximises.
 
     Source: P. Micaelli and A. Storkey, *Zero-shot Knowledge Transfer*, NeurIPS 2019.
     """
@@ -492,8 +471,9 @@ def divergence(teacher_BK: Tensor, student_BK: Tensor) -> Tensor:
 
 
 def jensen_shannon(a_BK: Tensor, b_BK: Tensor, temperature: float) -> Tensor:
-    """Jensen-Shannon divergence of two softened answers, in nats, mean over clips.
+    """Jensen-Shannon divergence of two softened predictions, in nats, mean over clips.
 
+    ``(KL(a ‖ m) + KL(b ‖ m)) / 2`` with m = (a + b) / 2.
     Source: H. Yin et al., *Dreaming to Distill*, CVPR 2020 (adaptive DeepInversion).
     """
     a, b = ((x.float() / temperature).log_softmax(1) for x in (a_BK, b_BK))
@@ -505,7 +485,7 @@ def jensen_shannon(a_BK: Tensor, b_BK: Tensor, temperature: float) -> Tensor:
 def total_variation(x_B1MT: Tensor) -> Tensor:
     """Sum of the l2 norms of the differences of neighbours in band, time and both diagonals.
 
-    Source: H. Yin et al., *Dreaming to Distill*, CVPR 2020, whose prior on images it is.
+    Source: H. Yin et al., *Dreaming to Distill*, CVPR 2020, where it is a prior on images.
     """
     x = x_B1MT
     differences = (
@@ -520,8 +500,8 @@ def total_variation(x_B1MT: Tensor) -> Tensor:
 def split_contrast(query_NE: Tensor, key_NE: Tensor, current: int, temperature: float) -> Tensor:
     """``Σ_part -mean_{i ∈ part} log( exp(q_i·k_i / τ) / Σ_j exp(q_i·k_j / τ) )``.
 
-    The parts are the first ``current`` rows, those of the running batch, and the rest, those of a
-    memory: one mean over all would thin out what reaches the generator.
+    The parts are the first ``current`` rows, those of the current batch, and the rest, those of a
+    memory: one mean over all would dilute what reaches the generator.
     Source: G. Fang et al., *Contrastive Model Inversion*, IJCAI 2021.
     """
     own = torch.arange(len(query_NE), device=query_NE.device)

@@ -1,4 +1,7 @@
-"""Teachers, students, and the statistics pooling that they share."""
+"""The built-in teacher, the student, and the statistics pooling that they share.
+
+Shape legend: B batch, M mel bands, T frames, C channels, D = 2C pooled statistics, K classes.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +16,14 @@ from torch.nn import functional as F
 from frami_edge.config import StudentArch, TeacherArch
 from frami_edge_runtime.melspec import MelSpec
 
-# --- What a network shows of itself: the hidden states before and after the statistics pooling
-
 
 @dataclass
 class Hidden:
-    """One forward pass, opened up.
+    """The hidden states before and after the pooling, and the logits, of one forward pass.
 
     Attributes:
         frames_BCT: Frame features, before the pooling.
-        pooled_BD: After the pooling; [mean; std] of them in our own networks (D = 2C).
+        pooled_BD: State after the pooling; in our own networks [mean; std] of the frame features.
         logits_BK: Class scores.
     """
 
@@ -32,7 +33,7 @@ class Hidden:
 
 
 class TeacherLike(Protocol):
-    """What inversion and distillation ask of a teacher; foreign ones come wrapped to meet it."""
+    """What inversion and distillation need from a teacher's network; foreign ones are wrapped."""
 
     channels: int
     """C of the frame features."""
@@ -49,13 +50,9 @@ class TeacherLike(Protocol):
 
     @property
     def head(self) -> nn.Linear | None:
-        """The affine map from pooled state to logits; None where that way is not affine."""
+        """The affine map from pooled state to logits; None where that map is not affine."""
         ...
 
-
-# --- Statistics pooling: mean and standard deviation over time, the same everywhere
-# Shape legend: B batch, C channels, T frames, D = 2C pooled statistics.
-# Source: D. Snyder et al., *X-vectors*, ICASSP 2018, the statistics pooling layer.
 
 POOL_EPS = 1e-5
 """Added to the variance before the root; the same in graphs, trainer and runtime."""
@@ -71,6 +68,7 @@ class StatsPool(nn.Module):
 
     Two passes (the mean first, then the mean squared distance from it) in float32, because the
     one-pass formula loses the variance of loud, steady sounds at low precision.
+    Source: D. Snyder et al., *X-vectors*, ICASSP 2018.
 
     Args:
         eps: Added to the variance before the root.
@@ -102,79 +100,11 @@ class StatsPool(nn.Module):
         return torch.cat([mean_BC, (var_BC.clamp_min(0) + self.eps).sqrt()], dim=1)
 
 
-# --- Trunks of students, one file each: `student.trunk: NAME` in a config
-# A file holds `build(arch) -> Trunk`: from the fields of `StudentArch` to a module that maps
-# normalised log-mels (B, 1, M, T) to frame features (B, arch.out_channels, T'). **Nothing in it may
-# pad along time or look at the whole clip**: T' = (T - receptive_field) // stride + 1, and a frame
-# depends on its receptive field alone. The export checks this, and refuses a trunk that breaks it.
-
-
-class Trunk(NamedTuple):
-    """What a student streams.
-
-    Attributes:
-        module: (B, 1, M, T) to (B, C, T').
-        receptive_field: Mel frames that one frame feature sees.
-        stride: Mel frames between frame features.
-    """
-
-    module: nn.Module
-    receptive_field: int
-    stride: int
-
-
-# --- Depthwise-separable 2-D convolutions without padding along time
-# Shape legend: B batch, C channels, M' mel bands that are left, T frames.
-
-
-def _conv_bn_relu(
-    c_in: int,
-    c_out: int,
-    kernel: tuple[int, int],
-    stride: tuple[int, int] = (1, 1),
-    groups: int = 1,
-) -> list[nn.Module]:
-    conv = nn.Conv2d(
-        c_in, c_out, kernel, stride, padding=(kernel[0] // 2, 0), groups=groups, bias=False
-    )
-    return [conv, nn.BatchNorm2d(c_out), nn.ReLU(inplace=True)]
-
-
-class FrequencyMean(nn.Module):
-    """(B, C, M', T) to (B, C, T)."""
-
-    def forward(self, x_BCMT: Tensor) -> Tensor:
-        """Mean over the frequency axis."""
-        return x_BCMT.mean(dim=2)
-
-
-def build_trunk(arch: StudentArch) -> Trunk:
-    """Stem, blocks of a depthwise and a 1x1 convolution, a last 1x1, mean over frequency.
-
-    The first two layers stride by 2 in time, the first four by 2 in frequency.
-    """
-    layers: list[nn.Module] = []
-    c_in, field, jump = 1, 1, 1
-    for i, (c, k) in enumerate(zip(arch.channels, arch.time_kernels, strict=True)):
-        stride = (2 if i < 4 else 1, 2 if i < 2 else 1)
-        if i == 0:
-            layers += _conv_bn_relu(c_in, c, (3, k), stride)
-        else:
-            layers += _conv_bn_relu(c_in, c_in, (3, k), stride, groups=c_in)
-            layers += _conv_bn_relu(c_in, c, (1, 1))
-        field, jump = field + (k - 1) * jump, jump * stride[1]
-        c_in = c
-    layers += _conv_bn_relu(c_in, arch.out_channels, (1, 1))
-    return Trunk(nn.Sequential(*layers, FrequencyMean()), field, jump)
-
-
-# --- The built-in teacher family: a small ResNet over log-mels with statistics pooling
-# Shape legend: B batch, M mel bands, T frames, C channels, D = 2C pooled statistics, K classes.
-# Source: K. He et al., *Deep Residual Learning*, CVPR 2016 (basic block); pooling as in x-vectors.
+# --- The teacher: a small ResNet over log-mels
 
 
 def _masked(x_BCMT: Tensor, lengths_B: Tensor | None) -> Tensor:
-    """Zero the padding, which is then exactly what the convolution pads a lone clip with."""
+    """Zero the padding, which is then exactly what the convolution pads a single clip with."""
     if lengths_B is None:
         return x_BCMT
     return x_BCMT * frame_mask(lengths_B, x_BCMT.shape[3])[:, None, None, :]
@@ -211,6 +141,7 @@ class ResNetTeacher(nn.Module):
 
     Frame features are averaged over frequency, then pooled to [mean; std] over time. With
     ``lengths`` a padded batch gives what each clip alone would give.
+    Source: K. He et al., *Deep Residual Learning*, CVPR 2016 (basic block).
 
     Args:
         arch: Widths and depth.
@@ -265,23 +196,71 @@ class ResNetTeacher(nn.Module):
 
 
 # --- The student: a trunk that streams exactly, statistics pooling and an affine head
-# Shape legend: B batch, M mel bands, T frames, C channels, D = 2C pooled statistics, K classes.
-#
-# No layer of the trunk pads along time and none mixes the whole clip before the pooling, so a frame
-# feature depends on ``receptive_field`` mel frames only: a stream that carries ``receptive_field -
-# stride`` of them gives the offline answer. The clip as a whole gets ``context`` frames of 0 (the
-# training mean) before its start and after its end: a stream starts with them and is flushed with
-# them. So onsets and short clips count in full, and a clip of any length has a frame feature; see
-# docs/LOG.md for what that is worth.
+
+
+class Trunk(NamedTuple):
+    """The part of a student that streams.
+
+    Attributes:
+        module: (B, 1, M, T) to (B, C, T'), T' = (T - receptive_field) // stride + 1.
+        receptive_field: Mel frames that one frame feature depends on.
+        stride: Mel frames between frame features.
+    """
+
+    module: nn.Module
+    receptive_field: int
+    stride: int
+
+
+def _conv_bn_relu(
+    c_in: int,
+    c_out: int,
+    kernel: tuple[int, int],
+    stride: tuple[int, int] = (1, 1),
+    groups: int = 1,
+) -> list[nn.Module]:
+    conv = nn.Conv2d(
+        c_in, c_out, kernel, stride, padding=(kernel[0] // 2, 0), groups=groups, bias=False
+    )
+    return [conv, nn.BatchNorm2d(c_out), nn.ReLU(inplace=True)]
+
+
+class FrequencyMean(nn.Module):
+    """(B, C, M', T) to (B, C, T)."""
+
+    def forward(self, x_BCMT: Tensor) -> Tensor:
+        """Mean over the frequency axis."""
+        return x_BCMT.mean(dim=2)
+
+
+def build_trunk(arch: StudentArch) -> Trunk:
+    """Stem, blocks of a depthwise and a 1x1 convolution, a last 1x1, mean over frequency.
+
+    The first two layers stride by 2 in time, the first four by 2 in frequency. Nothing may pad
+    along time or mix the whole clip: the export checks it.
+    """
+    layers: list[nn.Module] = []
+    c_in, field, jump = 1, 1, 1
+    for i, (c, k) in enumerate(zip(arch.channels, arch.time_kernels, strict=True)):
+        stride = (2 if i < 4 else 1, 2 if i < 2 else 1)
+        if i == 0:
+            layers += _conv_bn_relu(c_in, c, (3, k), stride)
+        else:
+            layers += _conv_bn_relu(c_in, c_in, (3, k), stride, groups=c_in)
+            layers += _conv_bn_relu(c_in, c, (1, 1))
+        field, jump = field + (k - 1) * jump, jump * stride[1]
+        c_in = c
+    layers += _conv_bn_relu(c_in, arch.out_channels, (1, 1))
+    return Trunk(nn.Sequential(*layers, FrequencyMean()), field, jump)
 
 
 class ReusedHead(nn.Module):
     """The teacher's own head behind an affine projector of the pooled statistics.
 
     ``z = W_t (P s + p) + b_t``: both maps are affine, so that at export they are one matrix
-    ``W_t P`` with bias ``W_t p + b_t``: reuse costs nothing on the device.
+    ``W_t P`` with bias ``W_t p + b_t``, and reuse costs nothing on the device.
     Source: D. Chen et al., *Knowledge Distillation with the Reused Teacher Classifier*, CVPR 2022;
-    the projector stands after the pooling, because a standard deviation does not commute with it.
+    the projector comes after the pooling, because a standard deviation does not commute with it.
 
     Args:
         channels: C of the student's frame features.
@@ -312,13 +291,19 @@ class ReusedHead(nn.Module):
 
 
 class StudentNet(nn.Module):
-    """Normalised log-mels (B, 1, M, T) to logits (B, K).
+    """Normalised log-mels (B, 1, M, T) to logits (B, K), as an exact stream.
+
+    No layer of the trunk pads along time and none mixes the whole clip before the pooling, so a
+    frame feature depends on ``receptive_field`` mel frames only: a stream that carries
+    ``receptive_field - stride`` of them gives the offline answer. The clip as a whole gets
+    ``context`` frames of 0 (the training mean) before its start and after its end, so that onsets
+    and short clips count in full and a clip of any length has a frame feature (docs/LOG.md).
 
     Args:
         arch: Widths and kernels.
         n_mels: Mel bands (M).
         n_classes: Classes (K).
-        teacher_head: Reuse this head behind an affine projector; own head where None.
+        teacher_head: Reused behind an affine projector; None for a head of its own.
     """
 
     def __init__(
@@ -347,7 +332,7 @@ class StudentNet(nn.Module):
         return left, self.receptive_field - 1 - left
 
     def frame_lengths(self, lengths_B: Tensor) -> Tensor:
-        """Frame features that clips of so many mel frames give."""
+        """Number of frame features of clips with that many mel frames."""
         return (lengths_B - 1) // self.stride + 1
 
     def frame_centres(self, frames: int, device: torch.device | None = None) -> Tensor:
@@ -357,8 +342,7 @@ class StudentNet(nn.Module):
     def hidden(self, x_B1MT: Tensor, lengths_B: Tensor | None = None) -> Hidden:
         """Frame features (B, C, ceil(T / stride)), pooled statistics (B, D) and logits (B, K).
 
-        A padded batch must be padded with 0, the value of the context: then each clip is as if
-        alone.
+        Pad a batch with 0, the value of the context: each clip then gives what it gives alone.
         """
         frames_BCT = self.trunk(F.pad(x_B1MT, self.context))
         n_B = None if lengths_B is None else self.frame_lengths(lengths_B)
@@ -376,14 +360,11 @@ class StudentNet(nn.Module):
         return head.weight.detach(), head.bias.detach()
 
     def collapse(self) -> StudentNet:
-        """A copy that ships: the reused head and its projector are one matrix."""
+        """A copy with the reused head and its projector as one matrix, ready to save or export."""
         copied = copy.deepcopy(self)
         if isinstance(copied.head, ReusedHead):
             copied.head = copied.head.collapse()
         return copied
-
-
-# --- What a network costs: multiply-accumulates, counted from the layers that run
 
 
 @torch.no_grad()
@@ -409,7 +390,7 @@ def macs(model: nn.Module, spec: MelSpec, frames: int) -> int:
 
 
 def macs_per_second(model: nn.Module, spec: MelSpec) -> int:
-    """Multiply-accumulates for each second of a long stream: the difference of two lengths."""
+    """Multiply-accumulates per second of a long stream: the difference of two lengths."""
     one_s = max(1, round(1 / spec.hop_s))
     ten, twenty = macs(model, spec, 10 * one_s), macs(model, spec, 20 * one_s)
     return (twenty - ten) // 10

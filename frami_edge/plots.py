@@ -261,8 +261,8 @@ def diversity(path: Path, health: Mapping[str, Any]) -> None:
         width = 0.8 / len(sources)
         for i, name in enumerate(sources):
             places = [k + (i - (len(sources) - 1) / 2) * width for k in range(len(labels))]
-            if health[name]["requested"] is not None:
-                rates = [rate or 0.0 for rate in health[name]["requested_per_class"]]
+            if health[name]["hit_rate"] is not None:
+                rates = [rate or 0.0 for rate in health[name]["hit_rate_per_class"]]
                 hits.bar(places, rates, width, color=colours[i])
             share = health[name]["class_share"]
             balance.bar(places, share, width, color=colours[i], label=name)

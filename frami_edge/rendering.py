@@ -1,7 +1,6 @@
-"""Hear a log-mel: undo the front end as far as it can be undone.
+"""Log-mels as audio: the front end undone as far as it can be.
 
 Shape legend: M mel bands, F frequency bins, T frames.
-Source: D. Griffin and J. Lim, *Signal estimation from modified short-time Fourier transform*, 1984.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,14 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from frami_edge.bank import Bank
 from frami_edge.io import atomic_path
 from frami_edge_runtime.errors import AudioError, MelSpecError
 from frami_edge_runtime.melspec import MelSpec
 
 PEAK_DBFS = -1.0
 """Loudest sample of a written clip."""
-
-
 _FILTER_UPDATES = 100
 """Multiplicative updates of the spectrum: the mel error no longer falls beyond a few dozen."""
 
@@ -37,7 +34,7 @@ def mel_energies(mel_MT: Tensor, spec: MelSpec) -> Tensor:
     x = torch.exp((mel_MT.double() * std + mean) / spec.log_scale)
     if spec.log_floor == "add":
         return (x - spec.log_eps).clamp_min(0)
-    # A clamped value is somewhere at or below eps; silence is the one that was meant.
+    # A clamped value is somewhere at or below eps: silence is the likely one.
     return torch.where(x > 1.001 * spec.log_eps, x, torch.zeros_like(x))
 
 
@@ -47,13 +44,14 @@ def mel_to_audio(
     """A waveform whose log-mel is near the given one (about 0.6 dB off on sounds, mean over bins).
 
     The spectrum is the non-negative least-squares solution of the filter bank (multiplicative
-    updates, Lee and Seung 2001), its phase comes from Griffin-Lim.
+    updates, Lee and Seung 2001), its phase comes from Griffin-Lim (D. Griffin and J. Lim, *Signal
+    estimation from modified short-time Fourier transform*, 1984).
 
     Args:
         mel_MT: Normalised log-mel.
         spec: Its front end.
-        iterations: Of Griffin-Lim.
-        seed: Of the phases that it starts from; the global generator is left as it was.
+        iterations: Iterations of Griffin-Lim.
+        seed: Seeds the initial phases; the global generator stays unchanged.
 
     Returns:
         (n_fft + (T - 1) hop,) float32; with ``center`` ((T - 1) hop,) and at least one hop.
@@ -99,25 +97,34 @@ def mel_to_audio(
     return found
 
 
+def write_examples(bank: Bank, source: str, folder: Path, per_class: int = 1) -> list[Path]:
+    """Write the latest clips of each class that the teacher predicts as WAV; see `write_wavs`."""
+    mels, names = [], []
+    for label, clips in bank.examples(source, per_class).items():
+        for i, mel in enumerate(clips):
+            mels.append(mel)
+            names.append(f"{source}-{label}-{i}")
+    return write_wavs(folder, mels, names, bank.spec)
+
+
 def write_wavs(
     folder: Path, mels: Sequence[Tensor], names: Sequence[str], spec: MelSpec
 ) -> list[Path]:
-    """Write clips as 16-bit WAV, each as loud as the format allows less 1 dB.
+    """Write clips as 16-bit WAV, each normalised to a peak of -1 dBFS.
 
     Args:
-        folder: Made where it is not there.
+        folder: Created where it does not exist.
         mels: (M, T) normalised log-mels.
-        names: Of the files, without ending; what a file name cannot hold becomes ``_``, and a name
-            that was already used in this call gets a number.
+        names: File names without ending; other characters than letters, digits, ``.``, ``-`` become
+            ``_``, and a name that this call has used gets a number.
         spec: Front end.
 
     Returns:
         The files, in the order of the mels.
 
     Raises:
-        AudioError: A mel that cannot be heard, see `mel_to_audio`.
-        MelSpecError: Likewise for the front end.
-        OSError: The folder cannot be written.
+        AudioError: See `mel_to_audio`.
+        MelSpecError: See `mel_to_audio`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
@@ -132,29 +139,26 @@ def write_wavs(
             count += 1
             path = folder / f"{stem}-{count}.wav"
         with atomic_path(path) as temporary:
-            _write(temporary, samples, spec.sample_rate)
+            soundfile.write(temporary, samples, spec.sample_rate, subtype="PCM_16", format="WAV")
         written.append(path)
     return written
 
 
 def _check(mel_MT: Tensor, spec: MelSpec) -> None:
-    if mel_MT.ndim != 2 or mel_MT.shape[0] != spec.n_mels or not mel_MT.shape[1]:
+    shape = tuple(mel_MT.shape)
+    if len(shape) != 2 or shape[0] != spec.n_mels or not shape[1]:
         raise AudioError(
-            f"A mel of shape {tuple(mel_MT.shape)} cannot be heard.",
+            f"A mel of shape {shape} cannot be rendered.",
             fix=f"Its front end gives ({spec.n_mels}, frames).",
         )
     if not torch.isfinite(mel_MT).all():
         raise AudioError(
-            "A mel with values that are not finite cannot be heard.",
+            "A mel with values that are not finite cannot be rendered.",
             fix="Make the bank again with `frami-edge invert`.",
         )
     if spec.hop_length >= spec.win_length:
         raise MelSpecError(
             f"MelSpec.hop_length {spec.hop_length} is as long as win_length: "
             "without overlap no waveform can be found.",
-            fix="Leave listening out, or use a teacher whose windows overlap.",
+            fix="Do not render audio, or use a teacher whose windows overlap.",
         )
-
-
-def _write(path: Path, samples: Any, sample_rate: int) -> None:
-    soundfile.write(path, samples, sample_rate, subtype="PCM_16", format="WAV")

@@ -26,8 +26,8 @@ ROWS: list[dict[str, Any]] = [
 ] + [{"phase": "other"}]
 HEALTH: dict[str, Any] = {
     "labels": ["dog", "rain"],
-    "inversion": {"requested_per_class": [0.9, None], "requested": 0.9},
-    "procedural": {"requested_per_class": [None, None], "requested": None},
+    "inversion": {"hit_rate_per_class": [0.9, None], "hit_rate": 0.9},
+    "procedural": {"hit_rate_per_class": [None, None], "hit_rate": None},
 }
 for name in ("inversion", "procedural"):
     HEALTH[name] |= {"class_share": [0.8, 0.2], "cosine": 0.4}

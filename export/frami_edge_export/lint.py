@@ -10,7 +10,7 @@ parser onnx/onnx-tensorrt, 8.5 to 10; microsoft/onnxruntime#14229 and #17738 (in
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -105,9 +105,18 @@ def lint_tensorrt(model: onnx.ModelProto | str | os.PathLike[str]) -> tuple[Find
     Raises:
         GraphError: The file cannot be read, or is not ONNX.
     """
-    view = _View(model if isinstance(model, onnx.ModelProto) else _load(Path(model)))
-    rules = (_file(view), _ports(view), _tensors(view), _operators(view), _quantisation(view))
-    return tuple(finding for rule in rules for finding in rule)
+    graph = _Graph(model if isinstance(model, onnx.ModelProto) else _load(Path(model)))
+    found = [Finding(rule, "", message, fix) for rule, message, fix in graph.file_rules()]
+    for port in graph.inputs:
+        found += [Finding("shape", port.name, *rule) for rule in graph.port_rules(port)]
+    for name, tensor in graph.constants.items():
+        if tensor.data_type in _NO_TYPES:
+            kind = TensorProto.DataType.Name(tensor.data_type).lower()
+            found.append(Finding("type", name, f"TensorRT has no {kind}.", "Store it as float32."))
+    for node in _every_node(graph.nodes):
+        where = str(node.name or (node.output[0] if node.output else node.op_type))
+        found += [Finding(rule, where, message, fix) for rule, message, fix in graph.rules(node)]
+    return tuple(found)
 
 
 def _load(path: Path) -> onnx.ModelProto:
@@ -121,15 +130,29 @@ def _load(path: Path) -> onnx.ModelProto:
     return loaded
 
 
-class _View:
-    """A graph with constants, producers and consumers by tensor name."""
+def _every_node(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """The nodes, and those of the graphs inside If, Loop and Scan."""
+    for node in nodes:
+        yield node
+        for a in node.attribute:
+            if a.type == onnx.AttributeProto.GRAPH:
+                yield from _every_node(a.g.node)
+
+
+Rules = Iterator[tuple[str, str, str]]
+"""Rule, message and fix."""
+
+
+class _Graph:
+    """The rules, with the constants, producers and consumers of a graph by tensor name."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
-        self.model, self.graph, self.opset = model, model.graph, opset_of(model)
+        self.model, self.nodes, self.opset = model, model.graph.node, opset_of(model)
         self.constants = {t.name: t for t in model.graph.initializer}
+        self.inputs = [port for port in model.graph.input if port.name not in self.constants]
         self.producers: dict[str, onnx.NodeProto] = {}
         self.consumers: dict[str, list[onnx.NodeProto]] = {}
-        for node in model.graph.node:
+        for node in self.nodes:
             self.producers.update(dict.fromkeys(node.output, node))
             for name in filter(None, node.input):
                 self.consumers.setdefault(name, []).append(node)
@@ -137,169 +160,118 @@ class _View:
                 if node.op_type == "Constant" and a.HasField("t"):
                     self.constants[node.output[0]] = a.t
 
-    def value(self, name: str) -> npt.NDArray[np.generic] | None:
-        """A tensor's value where it is known before the model runs."""
-        tensor = self.constants.get(name)
-        if tensor is None or tensor.data_location == TensorProto.EXTERNAL:
-            return None
-        value: npt.NDArray[np.generic] = numpy_helper.to_array(tensor)
-        return value
+    def file_rules(self) -> Rules:
+        """Opset, IR, and weights in another file."""
+        if not MIN_OPSET <= self.opset <= MAX_OPSET:
+            message = f"Opset {self.opset} is outside {MIN_OPSET} to {MAX_OPSET}."
+            yield "opset", message, f"Export with opset {MAX_OPSET}."
+        if (ir := self.model.ir_version) > MAX_IR:
+            message = f"IR {ir} is newer than TensorRT 10.3 reads ({MAX_IR})."
+            yield "ir", message, f"Set ir_version to {MAX_IR}."
+        external = [t for t in self.constants.values() if t.data_location == TensorProto.EXTERNAL]
+        if external:
+            message = f"{len(external)} initialisers are in another file, which gets lost."
+            yield "external-data", message, "Save one file without external data."
 
-
-def _where(node: onnx.NodeProto) -> str:
-    return str(node.name or (node.output[0] if node.output else node.op_type))
-
-
-def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:
-    return next((int(a.i) for a in node.attribute if a.name == name), default)
-
-
-def _every_node(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Nodes of the graph and of the graphs inside If, Loop and Scan."""
-    for node in graph.node:
-        yield node
-        for a in node.attribute:
-            if a.type == onnx.AttributeProto.GRAPH:
-                yield from _every_node(a.g)
-
-
-def _file(view: _View) -> Iterator[Finding]:
-    if not MIN_OPSET <= view.opset <= MAX_OPSET:
-        message = f"Opset {view.opset} is outside {MIN_OPSET} to {MAX_OPSET}."
-        yield Finding("opset", "", message, f"Export with opset {MAX_OPSET}.")
-    if (ir := view.model.ir_version) > MAX_IR:
-        message = f"IR {ir} is newer than TensorRT 10.3 reads ({MAX_IR})."
-        yield Finding("ir", "", message, f"Set ir_version to {MAX_IR}.")
-    external = [t.name for t in view.graph.initializer if t.data_location == TensorProto.EXTERNAL]
-    if external:
-        message = f"{len(external)} initialisers are in another file, which gets lost on the way."
-        yield Finding("external-data", external[0], message, "Save one file without external data.")
-
-
-def _ports(view: _View) -> Iterator[Finding]:
-    """An optimisation profile names inputs and gives their dynamic sizes."""
-    for port in view.graph.input:
-        if port.name in view.constants:
-            continue
+    def port_rules(self, port: onnx.ValueInfoProto) -> Iterator[tuple[str, str]]:
+        """An optimisation profile names inputs and gives their dynamic sizes."""
         tensor = port.type.tensor_type
         dims = tensor.shape.dim
         if not tensor.HasField("shape") or any(not d.dim_param and d.dim_value <= 0 for d in dims):
             message = "Its rank is unknown, or an axis has neither a size nor a name."
-            yield Finding("shape", port.name, message, "Fix the rank and name each dynamic axis.")
-        users = {user.op_type for user in view.consumers.get(port.name, [])}
+            yield message, "Fix the rank and name each dynamic axis."
+        users = {user.op_type for user in self.consumers.get(port.name, [])}
         if users & {"Conv", "ConvTranspose"} and len(dims) > 1 and dims[1].dim_value <= 0:
-            message = "Its channels are dynamic and go into a convolution."
-            yield Finding("shape", port.name, message, "Fix axis 1.")
+            yield "Its channels are dynamic and go into a convolution.", "Fix axis 1."
 
-
-def _tensors(view: _View) -> Iterator[Finding]:
-    limits = np.iinfo(np.int32)
-    for name, tensor in view.constants.items():
-        if tensor.data_type in _NO_TYPES:
-            kind = TensorProto.DataType.Name(tensor.data_type).lower()
-            yield Finding("type", name, f"TensorRT has no {kind}.", "Store it as float32.")
-        value = view.value(name) if tensor.data_type == TensorProto.INT64 else None
-        # INT64_MAX is how ONNX writes "to the end" in Slice: the parser clamps it.
-        if value is not None and any(
-            not limits.min <= int(v) <= limits.max and abs(int(v)) < (1 << 62) for v in value.flat
-        ):
-            message = "It holds numbers beyond int32, to which shape tensors are cut."
-            yield Finding("int64", name, message, "Keep them within int32.")
-
-
-def _operators(view: _View) -> Iterator[Finding]:
-    for node in _every_node(view.graph):
+    def rules(self, node: onnx.NodeProto) -> Rules:
+        """Operator, constant inputs and quantisation of one node."""
         standard = node.domain in ("", "ai.onnx")
         if not standard or node.op_type not in SUPPORTED:
             kind = node.op_type if standard else f"{node.domain}.{node.op_type}"
             fix = INSTEAD.get(node.op_type, "Replace it by supported operators or an initialiser.")
-            yield Finding("operator", _where(node), f"{kind} is not supported by the parser.", fix)
-    for node in view.graph.node:
+            yield "operator", f"{kind} is not supported by the parser.", fix
         i = CONSTANT_INPUTS.get(node.op_type, len(node.input))
-        if i < len(node.input) and node.input[i] and node.input[i] not in view.constants:
+        if i < len(node.input) and node.input[i] and node.input[i] not in self.constants:
             message = f"Input {i} of {node.op_type}, {node.input[i]}, is computed at run time."
-            yield Finding("constant-input", _where(node), message, "Make it an initialiser.")
-
-
-def _quantisation(view: _View) -> Iterator[Finding]:
-    for node in view.graph.node:
+            yield "constant-input", message, "Make it an initialiser."
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-            for rule, message, fix in (
-                *_scale(view, node),
-                *_zero_point(view, node),
-                *_partners(view, node),
-            ):
-                yield Finding(rule, _where(node), message, fix)
+            yield from self._scale(node)
+            yield from self._zero_point(node)
+            yield from self._partners(node)
+
+    def _value(self, name: str) -> npt.NDArray[np.float64] | None:
+        tensor = self.constants.get(name)
+        if tensor is None or tensor.data_location == TensorProto.EXTERNAL:
+            return None
+        value: npt.NDArray[np.float64] = numpy_helper.to_array(tensor).astype(np.float64)
+        return value
+
+    def _scale(self, node: onnx.NodeProto) -> Rules:
+        """Constant, positive, and one per channel on weights only, along the output channels."""
+        tensor, scale = self.constants.get(node.input[1]), self._value(node.input[1])
+        if tensor is None:
+            message = f"The scale {node.input[1]} is computed at run time."
+            yield "scale-dynamic", message, "Make it an initialiser: calibrate statically."
+            return
+        if scale is not None and not bool((scale > 0).all()):
+            fix = "Calibrate on samples that reach this tensor, or keep the layer float."
+            yield "scale-positive", f"A scale of {node.input[1]} is not above 0.", fix
+        if tensor.data_type == TensorProto.FLOAT16 and self.opset < _FP16_SCALES_SINCE:
+            message = f"fp16 scales need opset {_FP16_SCALES_SINCE}; the graph is of {self.opset}."
+            yield "scale-fp16", message, "Export with opset 19 or 20, or keep float32 scales."
+        if int(np.prod(tuple(tensor.dims), dtype=np.int64)) <= 1:
+            return
+        data = self.constants.get(node.input[0])
+        if data is None:
+            message = f"{node.input[0]} is an activation and has a scale for each channel."
+            yield "per-channel-activation", message, "Use one scale for each activation."
+            return
+        axis = _attribute(node, "axis", 1) % max(len(data.dims), 1)
+        if len(tensor.dims) != 1 or data.dims[axis] != tensor.dims[0]:
+            message = f"{list(tensor.dims)} scales along axis {axis} of weights {list(data.dims)}."
+            yield "per-channel-size", message, "Give one scale for each output channel."
+        for user in self.consumers.get(node.output[0], []):
+            wanted = {"Conv": 0, "ConvTranspose": 1}.get(user.op_type, axis)
+            if axis != wanted:
+                message = f"The scales are along axis {axis}; {user.op_type} needs axis {wanted}."
+                yield "per-channel-axis", message, f"Quantise the weights along axis {wanted}."
+
+    def _zero_point(self, node: onnx.NodeProto) -> Rules:
+        """Signed, 0 and constant; no int32 data, which is a quantised bias."""
+        data = self.constants.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if data is not None and data.data_type == TensorProto.INT32:
+            message = "A DequantizeLinear of int32, a quantised bias, is refused by the parser."
+            yield "int32-bias", message, "Keep the bias float32 (QuantizeBias=False)."
+            return
+        name = node.input[2] if len(node.input) > 2 else ""
+        typed = data if data is not None else self.constants.get(name)
+        kind = TensorProto.INT8 if typed is None else typed.data_type
+        if not name and node.op_type == "QuantizeLinear":
+            kind = _attribute(node, "output_dtype", TensorProto.UINT8)
+        if kind not in _QUANTISED:
+            dtype = TensorProto.DataType.Name(kind).lower()
+            message = f"It quantises to {dtype}, which the parser refuses or reads as int8."
+            yield "not-int8", message, _SYMMETRIC
+        value = self._value(name)
+        if name and (name not in self.constants or (value is not None and bool(value.any()))):
+            message = f"The zero point {name} is not a constant 0: asymmetric quantisation."
+            yield "zero-point", message, _SYMMETRIC
+
+    def _partners(self, node: onnx.NodeProto) -> Rules:
+        """Explicit quantisation is in pairs: int8 may go into DequantizeLinear only."""
+        if node.op_type == "QuantizeLinear":
+            users = self.consumers.get(node.output[0], [])
+            if not users or any(user.op_type != "DequantizeLinear" for user in users):
+                message = "Its int8 goes elsewhere than into a DequantizeLinear."
+                yield "pair", message, "Follow every QuantizeLinear with its DequantizeLinear."
+            return
+        source = self.producers.get(node.input[0])
+        quantised = source is not None and source.op_type == "QuantizeLinear"
+        if not quantised and node.input[0] not in self.constants:
+            message = f"{node.input[0]} comes from no QuantizeLinear."
+            yield "pair", message, "Feed it by a QuantizeLinear or an int8 initialiser."
 
 
-def _scale(view: _View, node: onnx.NodeProto) -> Iterator[tuple[str, str, str]]:
-    """Constant, positive, and one per channel on weights only, along the output channels."""
-    tensor, scale = view.constants.get(node.input[1]), view.value(node.input[1])
-    if tensor is None:
-        message = f"The scale {node.input[1]} is computed at run time."
-        yield "scale-dynamic", message, "Make it an initialiser: calibrate statically."
-        return
-    if scale is not None and not bool((scale.astype(np.float64) > 0).all()):
-        fix = "Calibrate on samples that reach this tensor, or keep the layer float."
-        yield "scale-positive", f"A scale of {node.input[1]} is not above 0.", fix
-    if tensor.data_type == TensorProto.FLOAT16 and view.opset < _FP16_SCALES_SINCE:
-        message = f"fp16 scales need opset {_FP16_SCALES_SINCE}; the graph is of {view.opset}."
-        yield "scale-fp16", message, "Export with opset 19 or 20, or keep float32 scales."
-    if int(np.prod(tuple(tensor.dims), dtype=np.int64)) <= 1:
-        return
-    data = view.constants.get(node.input[0])
-    if data is None:
-        message = f"{node.input[0]} is an activation and has a scale for each channel."
-        yield "per-channel-activation", message, "Use one scale; those per channel are for weights."
-        return
-    axis = _attribute(node, "axis", 1) % max(len(data.dims), 1)
-    if len(tensor.dims) != 1 or data.dims[axis] != tensor.dims[0]:
-        message = f"{list(tensor.dims)} scales along axis {axis} of weights {list(data.dims)}."
-        yield "per-channel-size", message, "Give one scale for each output channel."
-    for user in view.consumers.get(node.output[0], []):
-        wanted = {"Conv": 0, "ConvTranspose": 1}.get(user.op_type, axis)
-        if axis != wanted:
-            message = f"The scales are along axis {axis}, but {user.op_type} needs axis {wanted}."
-            yield "per-channel-axis", message, f"Quantise the weights along axis {wanted}."
-
-
-def _zero_point(view: _View, node: onnx.NodeProto) -> Iterator[tuple[str, str, str]]:
-    """Signed, 0 and constant; no int32 data, which is a quantised bias."""
-    data = view.constants.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
-    if data is not None and data.data_type == TensorProto.INT32:
-        message = "A DequantizeLinear of int32, a quantised bias, is refused by the parser."
-        yield "int32-bias", message, "Keep the bias float32 (QuantizeBias=False)."
-        return
-    name = node.input[2] if len(node.input) > 2 else ""
-    zero, value = view.constants.get(name), view.value(name)
-    if data is not None:
-        kind = data.data_type
-    elif zero is not None:
-        kind = zero.data_type
-    elif node.op_type == "QuantizeLinear" and not name:
-        kind = _attribute(node, "output_dtype", TensorProto.UINT8)
-    else:
-        kind = TensorProto.INT8
-    if kind not in _QUANTISED:
-        dtype = TensorProto.DataType.Name(kind).lower()
-        message = f"It quantises to {dtype}, which the parser refuses or silently reads as int8."
-        yield "not-int8", message, _SYMMETRIC
-    if name and zero is None:
-        yield "zero-point", f"The zero point {name} is computed at run time.", _SYMMETRIC
-    elif value is not None and bool((value.astype(np.float64) != 0).any()):
-        yield "zero-point", f"The zero point {name} is not 0: asymmetric quantisation.", _SYMMETRIC
-
-
-def _partners(view: _View, node: onnx.NodeProto) -> Iterator[tuple[str, str, str]]:
-    """Explicit quantisation is in pairs: int8 may go into DequantizeLinear only."""
-    if node.op_type == "QuantizeLinear":
-        users = view.consumers.get(node.output[0], [])
-        if not users or any(user.op_type != "DequantizeLinear" for user in users):
-            message = "Its int8 goes elsewhere than into a DequantizeLinear."
-            yield "pair", message, "Follow every QuantizeLinear with its DequantizeLinear."
-        return
-    source = view.producers.get(node.input[0])
-    quantised = source is not None and source.op_type == "QuantizeLinear"
-    if not quantised and node.input[0] not in view.constants:
-        message = f"{node.input[0]} comes from no QuantizeLinear."
-        yield "pair", message, "Feed it by a QuantizeLinear or an int8 initialiser."
+def _attribute(node: onnx.NodeProto, name: str, default: int) -> int:
+    return next((int(a.i) for a in node.attribute if a.name == name), default)

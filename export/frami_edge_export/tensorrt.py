@@ -139,19 +139,18 @@ class EngineOptions:
 
     seconds: Seconds | None = None
     """Audio of one call; None: all calls of the runtime, one frame to its longest run."""
-    batch: tuple[int, int, int] = (1, 1, 8)
-    """Least, usual and largest number of streams in one call."""
+    batch: int = 8
+    """Largest number of streams in one call; the engine is made for one."""
     precisions: tuple[str, ...] = PRECISIONS
     """fp32 is the reference against which the others are timed."""
 
     def __post_init__(self) -> None:
         """Check batch and precisions."""
-        low, usual, high = self.batch
         known = self.precisions and set(self.precisions) <= set(PRECISIONS)
-        if not known or not low == 1 <= usual <= high <= 1024:
+        if not known or not 1 <= self.batch <= 1024:
             raise ExportError(
-                f"batch {low}:{usual}:{high} must rise from 1 to at most 1024, and precisions "
-                f"{self.precisions} must be of {', '.join(PRECISIONS)}.",
+                f"batch {self.batch} must be 1 to 1024, and precisions {self.precisions} of "
+                f"{', '.join(PRECISIONS)}.",
                 fix="Leave both out to use the defaults.",
             )
 
@@ -170,7 +169,9 @@ def profile_for(info: ModelInfo, options: EngineOptions) -> dict[str, Shape]:
         high = max(_mel_frames(info, options.seconds.high), low + info.stride)
         usual = _mel_frames(info, options.seconds.usual)
     frames = (low, min(usual, high), high)
-    shapes = [(b, 1, info.mel.n_mels, t) for b, t in zip(options.batch, frames, strict=True)]
+    shapes = [
+        (b, 1, info.mel.n_mels, t) for b, t in zip((1, 1, options.batch), frames, strict=True)
+    ]
     return dict(zip(("min", "opt", "max"), shapes, strict=True))
 
 
@@ -253,46 +254,27 @@ def _read_source(path: Path, sha256: str, precision: str) -> EngineSource:
         raise ExportError(f"Cannot use {path}: {reason}.", fix=_EXPORT_AGAIN) from None
 
 
-@dataclass(frozen=True)
-class DeviceFacts:
-    """The machine that an engine is tied to; empty where it does not report a fact."""
+def device_facts() -> dict[str, str | None]:
+    """``gpu``, ``driver`` and ``jetpack`` (L4T release), as nvidia-smi or a Jetson reports them."""
 
-    tensorrt: str
-    sm: str
-    """Compute capability, such as ``8.7``."""
-    gpu: str
-    driver: str
-    jetpack: str | None
-    """L4T release of a Jetson, such as ``L4T 36.4.3``; None elsewhere."""
+    def text(path: str) -> str:
+        file = Path(path)
+        return file.read_text(errors="replace") if file.is_file() else ""
 
-
-def device_facts(trt: Any, sm: str) -> DeviceFacts:
-    """Ask nvidia-smi and the files of a Jetson."""
     command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-        answer = done.stdout.partition("\n")[0] if done.returncode == 0 else ""
+        gpu, _, driver = done.stdout.partition("\n")[0].partition(",")
     except (OSError, subprocess.SubprocessError):
-        answer = ""
-    gpu, _, driver = (part.strip() for part in answer.partition(","))
-    release = re.match(
-        r"# R(\d+) \(release\), REVISION: ([\d.]+)", _text(Path("/etc/nv_tegra_release"))
-    )
-    board = _text(Path("/proc/device-tree/model")).strip("\0 \n")
-    return DeviceFacts(
-        tensorrt=str(trt.__version__),
-        sm=sm,
-        gpu=(board if release else "") or gpu,
-        driver="" if "N/A" in driver else driver,
-        jetpack=f"L4T {release[1]}.{release[2]}" if release else None,
-    )
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")[:4096]
-    except OSError:
-        return ""
+        gpu = driver = ""
+    release = re.match(r"# R(\d+) \(release\), REVISION: ([\d.]+)", text("/etc/nv_tegra_release"))
+    if release:
+        gpu = text("/proc/device-tree/model").strip("\0 \n") or gpu
+    return {
+        "gpu": gpu.strip(),
+        "driver": driver.strip(),
+        "jetpack": f"L4T {release[1]}.{release[2]}" if release else None,
+    }
 
 
 def load_tensorrt() -> tuple[Any, str]:
@@ -396,8 +378,8 @@ def count_inspected(text: str) -> dict[str, int] | None:
         layers = json.loads(text)["Layers"]
     except (ValueError, KeyError, TypeError):
         return None
-    keys = "total int8 fp16 fp32 reformat other convolutions int8_convolutions"
-    counts = dict.fromkeys(keys.split(), 0)
+    counts = dict.fromkeys(("total", "int8", "fp16", "fp32", "reformat", "other"), 0)
+    counts |= {"convolutions": 0, "int8_convolutions": 0}
     for layer in layers:
         counts["total"] += 1
         described = layer if isinstance(layer, dict) else {}
@@ -432,7 +414,6 @@ class EngineArtifact:
     """The contents of the sidecar."""
     build_s: float
     timing_cache: str
-    """``new``, ``reused`` or ``rejected``."""
     p50_ms: float = 0.0
     """Median of a call on 1 s of audio, copies to and from the GPU included."""
     p95_ms: float = 0.0
@@ -578,8 +559,8 @@ def rebuild(
     options, out_dir = options or EngineOptions(), out_dir or folder
     name, sources, notes = read_bundle(folder, options.precisions)
     trt, sm = load_tensorrt()
-    facts = device_facts(trt, sm)
-    cache = out_dir / f"timing-{facts.tensorrt}-sm{facts.sm.replace('.', '')}.cache"
+    device = {"tensorrt": str(trt.__version__), "sm": sm, **device_facts()}
+    cache = out_dir / f"timing-{trt.__version__}-sm{sm.replace('.', '')}.cache"
     stage: Path | None = None
     loaded: dict[str, Backend] = {}
     try:
@@ -593,7 +574,7 @@ def rebuild(
                 continue
             log.info("Building %s from %s; minutes on a small device.", precision, source.name)
             try:
-                engine = _build(source, stage, name, options, facts, trt, cache)
+                engine = _build(source, stage, name, options, device, trt, cache)
                 loaded[precision] = open_backend(stage / engine.path, "tensorrt")
             except TensorRTUnavailable:
                 raise
@@ -610,14 +591,14 @@ def rebuild(
             )
         log.info("Comparing with the ONNX files and timing.")
         info = sources[0].info
-        second, chunk = (_latencies(loaded, frames) for frames in _call_frames(info))
+        second = _latencies(loaded, _mel_frames(info, 1.0))
+        chunk = _latencies(loaded, info.receptive_field)  # one trunk frame
         mels = plausible_mels(info.mel) if mels is None else mels
         measured = [
             _measured(engine, source, loaded[precision], second, chunk, mels)
             for precision, (engine, source) in built.items()
         ]
         engines, recommended, reason = judge(measured)
-        device = dataclasses.asdict(facts)
         report = EngineReport(name, engines, recommended, reason, device, failures, tuple(notes))
         text = json.dumps(report.to_dict(), indent=2, allow_nan=False) + "\n"
         (stage / ENGINES_REPORT).write_text(text, encoding="utf-8")
@@ -643,7 +624,7 @@ def _build(
     stage: Path,
     name: str,
     options: EngineOptions,
-    facts: DeviceFacts,
+    device: dict[str, Any],
     trt: Any,
     cache: Path,
 ) -> EngineArtifact:
@@ -658,10 +639,10 @@ def _build(
         onnx_sha256=hashlib.sha256(source.data).hexdigest(),
         tensorrt=".".join(map(str, read_plan_version(plan))),
         precision=source.precision,
-        sm=facts.sm,
-        gpu=facts.gpu,
-        driver=facts.driver,
-        jetpack=facts.jetpack,
+        sm=device["sm"],
+        gpu=device["gpu"],
+        driver=device["driver"],
+        jetpack=device["jetpack"],
         profile=profile,
         layers=count_layers(trt, plan),
         model=source.model,
@@ -672,11 +653,6 @@ def _build(
     (stage / file).write_bytes(plan)
     write_sidecar(stage / file, card)
     return EngineArtifact(file, source.precision, card, seconds, state)
-
-
-def _call_frames(info: ModelInfo) -> tuple[int, int]:
-    """Mel frames of a call on 1 s of audio, and of one that gives a single trunk frame."""
-    return _mel_frames(info, 1.0), info.receptive_field
 
 
 def _latencies(engines: dict[str, Backend], frames: int) -> dict[str, Latency]:
@@ -752,7 +728,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options = EngineOptions(
             seconds=Seconds.parse(args.seconds) if args.seconds else None,
-            batch=(1, 1, args.batch),
+            batch=args.batch,
             precisions=tuple(args.precision or PRECISIONS),
         )
         report = rebuild(args.folder, out_dir=args.out, options=options)
@@ -765,25 +741,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def table(report: EngineReport) -> str:
     """The report as plain text: a device has no rich."""
-    rows = [("engine", "kB", "p50 ms", "1 frame", "x fp32", "agree", "int8 conv", "verdict")]
+    lines = [
+        f"{'engine':32}{'kB':>7}{'1 s, ms':>10}{'1 frame':>10}{'agree':>8}  int8 conv  verdict"
+    ]
     for e in report.engines:
         layers = e.card.layers or {}
-        rows.append(
-            (
-                e.path,
-                f"{e.bytes / 1e3:.0f}",
-                f"{e.p50_ms:.3f}",
-                f"{e.chunk_p50_ms:.3f}",
-                "" if e.speedup is None else f"{e.speedup:.2f}",
-                f"{e.agreement:.1%}",
-                f"{layers.get('int8_convolutions', '?')}/{layers.get('convolutions', '?')}",
-                e.verdict,
-            )
+        int8 = f"{layers.get('int8_convolutions', '?')}/{layers.get('convolutions', '?')}"
+        lines.append(
+            f"{e.path:32}{e.bytes / 1e3:7.0f}{e.p50_ms:10.3f}{e.chunk_p50_ms:10.3f}"
+            f"{e.agreement:8.1%}  {int8:9}  {e.verdict}"
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
     lines += [f"{precision}: {why}" for precision, why in report.failures.items()]
-    return "\n".join([*(line.rstrip() for line in lines), *report.notes, report.reason])
+    return "\n".join([*lines, *report.notes, report.reason])
 
 
 if __name__ == "__main__":

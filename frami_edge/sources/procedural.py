@@ -1,6 +1,7 @@
-"""Procedural audio and the two noises: clips that no teacher had a hand in.
+"""Procedural audio: random sounds written by hand, through the teacher's real front end.
 
-Shape legend: B batch, M mel bands, T frames, K classes.
+No recording and no teacher is involved. It is a prior on what sound is like, and must be named
+wherever results on it are reported. Shape legend: M mel bands, T frames.
 """
 
 from __future__ import annotations
@@ -15,15 +16,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from frami_edge.distributed import Rows, world
+from frami_edge.device import named_seed
 from frami_edge.errors import ConfigError
 from frami_edge.frontend import LogMel
-from frami_edge.sources.base import NO_LABEL, Batch, Context, named_seed
-from frami_edge.sources.noise import smooth_noise_mels, white_noise_mels
+from frami_edge.sources import NO_LABEL, Batch, Context
 from frami_edge_runtime.errors import AudioError
 from frami_edge_runtime.melspec import MelSpec
-
-# --- Small random draws that the rest of procedural audio is made of
 
 Rng: TypeAlias = np.random.Generator
 Samples: TypeAlias = npt.NDArray[np.float32]
@@ -35,7 +33,7 @@ def log_uniform(rng: Rng, low: float, high: float) -> float:
 
 
 def chance(rng: Rng, share: float) -> bool:
-    """True in the given share of draws."""
+    """Whether an event of that probability occurs."""
     return bool(rng.random() < share)
 
 
@@ -68,154 +66,69 @@ def fast_length(n: int) -> int:
     return next(size for size in (power // 8 * 5, power // 4 * 3, power) if size >= n)
 
 
-# --- What procedural audio may sound like: generic physical and audible ranges, each with its re
-# Nothing here was fitted to a data set or to its classes. Pairs are (low, high); "log" in a reason
-# means that values are drawn log-uniformly between them.
+# --- Generic physical and audible ranges, each with its reason
+# Nothing here was fitted to a data set or to its classes. Pairs are (low, high); "log" means that
+# values are drawn log-uniformly between them. DB is decibels, HZ hertz, S seconds.
 
-EVENTS = (1, 4)
-"""Layered events a clip: more than four blur into one texture."""
+EVENTS = (1, 4)  # layered events per clip: more blur into one texture
+SHORTEST_EVENT_S = 0.03  # what the ear needs to hear a colour, not only a click; log
+SUSTAINED_SHARE = 0.3  # of events: no onset and no end inside the clip (engines, wind, hum)
+RHYTHM_SHARE = 0.25  # of the others: repeated (steps, knocks, calls, syllables)
+RHYTHM_PERIOD_S = (0.06, 2.0)  # log: the fastest trill of separate sounds to slow steps
+EVENT_LEVEL_DB = (-24.0, 0.0)  # relative to the loudest event: further down an event is masked
+F0_LOWEST_HZ = 50.0  # below it there are pulses instead of a pitch (click trains cover those)
+F0_HIGHEST_NYQUIST = 0.4  # log: leaves room for at least two harmonics
+GLIDE_OCTAVES = 1.0  # largest standard deviation of a tone's pitch: calls, sirens, intonation
+VIBRATO_HZ = (3.0, 12.0)  # vocal and mechanical vibrato
+VIBRATO_DEPTH_OCTAVES = (0.005, 0.1)  # log: a tenth of a semitone to more than one
+AM_HZ = (0.5, 100.0)  # log: slow beating to roughness, the ends of audible amplitude modulation
+CLICK_RATE_HZ = (1.0, 300.0)  # log: a dripping tap to a buzz
+MODE_HZ = (60.0, 0.45)  # Hz, share of the sample rate; log: objects of a metre to a centimetre
+MODE_DECAY_S = (0.005, 1.0)  # time to fall by 8.7 dB, log: damped wood to ringing metal
+MODES = (2, 16)  # of one struck object
+SLOPE_DB_PER_OCTAVE = (-12.0, 3.0)  # brown noise (-6) and a soft voice (-12) to above white
+ENVELOPE_STD_DB = 12.0  # largest standard deviation of the smooth envelope over log frequency
+BAND_SHARE = 0.4  # of spectra: band-limited
+BAND_OCTAVES = (0.3, 5.0)  # log: a whistle-like band to nearly everything
+BAND_EDGE_DB_PER_OCTAVE = (12.0, 48.0)  # second- to eighth-order filters
+RESONANCES = (0, 5)  # of one spectrum: a vocal tract shows three to five, a box one or two
+RESONANCE_Q = (2.0, 60.0)  # log: formants have about 5 to 20, plates and bottles more
+RESONANCE_GAIN_DB = (6.0, 30.0)  # above the spectrum around it
+RESONANCE_DRIFT_OCTAVES = 0.35  # standard deviation from one anchor to the next (articulation)
+DYNAMIC_RANGE_DB = 80.0  # of one spectrum: about what 16-bit audio leaves after dither and masking
+BACKGROUND_SHARE = 0.6  # of clips
+BACKGROUND_SNR_DB = (-5.0, 40.0)  # events over background: hard to notice to studio
+ROOM_SHARE = 0.25  # of clips
+ROOM_RT60_S = (0.1, 1.5)  # log: a car to a large hall
+ROOM_DIRECT_DB = (-6.0, 12.0)  # direct over reverberant energy
+DIP_SHARE = 0.25  # of clips: with segments of near-silence
+DIP_DB = (20.0, 80.0)  # by which such a segment is lower
+DIGITAL_SILENCE_SHARE = 0.1  # of clips: start or end in digital silence, as cut or padded files
+SENSOR_SHARE = 0.5  # of clips: with the white noise of a microphone and its converter
+SENSOR_DBFS = (-96.0, -50.0)  # RMS: 16-bit quantisation to a cheap microphone
+PEAK_DBFS = (-45.0, 0.0)  # of a clip's largest sample: a distant source to full scale
 
-SHORTEST_EVENT_S = 0.03
-"""Seconds: what the ear needs to hear a colour and not only a click; log, up to the clip."""
+# --- Loudness over time, drawn at a low control rate and interpolated
 
-SUSTAINED_SHARE = 0.3
-"""Share of events without an onset or an end inside the clip (engines, wind, hum)."""
-
-RHYTHM_SHARE = 0.25
-"""Share of the other events that repeat (steps, knocks, calls, syllables)."""
-
-RHYTHM_PERIOD_S = (0.06, 2.0)
-"""Seconds between repetitions, log: the fastest trill heard as separate sounds to slow steps."""
-
-EVENT_LEVEL_DB = (-24.0, 0.0)
-"""dB below the loudest event of a clip: further down an event is masked."""
-
-F0_LOWEST_HZ = 50.0
-"""Hz: below it single pulses are heard instead of a pitch (click trains cover those)."""
-
-F0_HIGHEST_NYQUIST = 0.4
-"""Of the Nyquist frequency, log: leaves room for at least two harmonics."""
-
-GLIDE_OCTAVES = 1.0
-"""Octaves, largest standard deviation of a tone's pitch: calls, sirens, intonation."""
-
-VIBRATO_HZ = (3.0, 12.0)
-"""Hz: vocal and mechanical vibrato."""
-
-VIBRATO_DEPTH_OCTAVES = (0.005, 0.1)
-"""Octaves, log: from a tenth of a semitone to more than one."""
-
-AM_HZ = (0.5, 100.0)
-"""Hz, log: from slow beating to roughness, the two ends of audible amplitude modulation."""
-
-CLICK_RATE_HZ = (1.0, 300.0)
-"""Hz, log: from a dripping tap to a buzz."""
-
-MODE_HZ = (60.0, 0.45)
-"""Hz and share of the sample rate, log: modes of struck objects of a metre to a centimetre."""
-
-MODE_DECAY_S = (0.005, 1.0)
-"""Seconds to fall by 8.7 dB, log: from damped wood to ringing metal."""
-
-MODES = (2, 16)
-"""Modes of one struck object."""
-
-SLOPE_DB_PER_OCTAVE = (-12.0, 3.0)
-"""dB an octave: brown noise (-6) and a soft voice (-12) to a little above white (0)."""
-
-ENVELOPE_STD_DB = 12.0
-"""dB, largest standard deviation of the smooth random spectral envelope over log frequency."""
-
-BAND_SHARE = 0.4
-"""Share of spectra that are band-limited."""
-
-BAND_OCTAVES = (0.3, 5.0)
-"""Octaves, log: from a whistle-like band to nearly everything."""
-
-BAND_EDGE_DB_PER_OCTAVE = (12.0, 48.0)
-"""dB an octave: second- to eighth-order filters."""
-
-RESONANCES = (0, 5)
-"""Resonances of one spectrum: a vocal tract shows three to five, a box one or two."""
-
-RESONANCE_Q = (2.0, 60.0)
-"""Quality, log: formants have about 5 to 20, plates and bottles more."""
-
-RESONANCE_GAIN_DB = (6.0, 30.0)
-"""dB above the spectrum around it."""
-
-RESONANCE_DRIFT_OCTAVES = 0.35
-"""Octaves, standard deviation of a resonance's move from one anchor to the next (articulation)."""
-
-DYNAMIC_RANGE_DB = 80.0
-"""dB kept in one spectrum: about what 16-bit audio leaves after dither and masking."""
-
-BACKGROUND_SHARE = 0.6
-"""Share of clips with a background noise."""
-
-BACKGROUND_SNR_DB = (-5.0, 40.0)
-"""dB, events over background: from hard to hear to studio."""
-
-ROOM_SHARE = 0.25
-"""Share of clips in a room."""
-
-ROOM_RT60_S = (0.1, 1.5)
-"""Seconds, log: a car to a large hall."""
-
-ROOM_DIRECT_DB = (-6.0, 12.0)
-"""dB, direct over reverberant energy: beyond and within the critical distance."""
-
-DIP_SHARE = 0.25
-"""Share of clips with segments of near-silence."""
-
-DIP_DB = (20.0, 80.0)
-"""dB by which such a segment is lower."""
-
-DIGITAL_SILENCE_SHARE = 0.1
-"""Share of clips that begin or end in digital silence, as cut or padded files do."""
-
-SENSOR_SHARE = 0.5
-"""Share of clips with the white noise of a microphone and its converter."""
-
-SENSOR_DBFS = (-96.0, -50.0)
-"""dBFS RMS: 16-bit quantisation to a cheap microphone."""
-
-PEAK_DBFS = (-45.0, 0.0)
-"""dBFS of a clip's largest sample: a distant source to full scale."""
-
-
-# --- Random loudness over time, drawn at a low control rate and interpolated
-
-_CONTROL_HZ = 1000
-"""Hz: a millisecond, the shortest attack that is not a click."""
-
-_ATTACK_S = (0.002, 0.5)
+_CONTROL_HZ = 1000  # a millisecond is the shortest attack that is not a click
+_ATTACK_S = (0.002, 0.5)  # log: plucked and struck to blown and bowed
 _DECAY_S = (0.01, 2.0)
-"""Seconds, log: plucked and struck to blown and bowed."""
-
-_WANDER_HZ = (0.5, 16.0)
-"""Hz, log: from breathing and wind to the rate of syllables."""
-
-_WANDER_STD_DB = 9.0
-"""dB, largest standard deviation of the loudness of one sound."""
+_WANDER_HZ = (0.5, 16.0)  # log: breathing and wind to the rate of syllables
+_WANDER_STD_DB = 9.0  # largest standard deviation of the loudness of one sound
 
 
 def envelope(rng: Rng, n: int, sample_rate: int, *, sustained: bool) -> Samples:
     """(n,) gains in [0, about 3]: attack and decay, swell, gate or plateau, with random modulation.
 
-    Args:
-        rng: Source of chance.
-        n: Samples.
-        sample_rate: Hz.
-        sustained: No onset and no end, only modulation.
+    A sustained sound has no onset and no end, only modulation.
     """
     seconds = n / sample_rate
     m = max(int(seconds * _CONTROL_HZ), 8)
     t = np.linspace(0.0, seconds, m)
     gain = np.ones(m)
     if not sustained:
-        shape = (_attack_decay, _swell, _gates, _plateau)[int(rng.integers(4))]
-        gain = shape(rng, t) * _fades(rng, t)
+        shape = (_attack_decay, _swell, _gates, None)[int(rng.integers(4))]
+        gain = (shape(rng, t) if shape else gain) * _fades(rng, t)
     if chance(rng, 0.5):
         knots = int(seconds * log_uniform(rng, *_WANDER_HZ)) + 2
         db = wander(rng, m, knots) * rng.uniform(0.0, _WANDER_STD_DB)
@@ -261,10 +174,6 @@ def _gates(rng: Rng, t: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.where(is_open, 1.0, closed)
 
 
-def _plateau(rng: Rng, t: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    return np.ones_like(t)
-
-
 def _fades(rng: Rng, t: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     # Of at most a third of the event each, so that something remains between them.
     fade_in, fade_out = (min(log_uniform(rng, 0.002, 0.2), t[-1] / 3) for _ in range(2))
@@ -276,25 +185,21 @@ def _fades(rng: Rng, t: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 # (Oppenheim and Schafer, *Discrete-Time Signal Processing*, sec. 13.4), so that resonances ring
 # after a click and never before it, as in nature.
 
-_FILTER_S = 0.064
-"""Seconds: filters are at least this long, so a bin is at most 16 Hz wide."""
+_FILTER_S = 0.064  # shortest filter: a bin is at most 16 Hz wide
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """One random spectral envelope."""
+    """One random spectral envelope: (F,) dB, and (Hz, Q, power gain) of each resonance."""
 
     base_db: npt.NDArray[np.float64]
-    """(F,) dB: slope, smooth envelope and band."""
     resonances: tuple[tuple[float, float, float], ...]
-    """(frequency in Hz, Q, power gain) of each."""
 
 
 class SpectrumFactory:
     """Draws spectra for one sample rate and filters with them."""
 
     def __init__(self, sample_rate: int) -> None:
-        """Prepare the frequency grid for one sample rate in Hz."""
         self.sample_rate = sample_rate
         self.taps = fast_length(int(_FILTER_S * sample_rate))
         self.taps += self.taps % 2
@@ -328,7 +233,7 @@ class SpectrumFactory:
         return Spectrum(db, peaks)
 
     def moved(self, rng: Rng, spectrum: Spectrum) -> Spectrum:
-        """The same spectrum with its resonances elsewhere, as articulation does it."""
+        """The same spectrum with its resonances elsewhere, as in articulation."""
         top = 0.95 * self._freqs[-1]
         drift = RESONANCE_DRIFT_OCTAVES
         peaks = tuple(
@@ -371,8 +276,8 @@ class SpectrumFactory:
         return y
 
 
-# --- The families of sounds: noise, harmonic tones, chirps, impacts and click trains
-# Each takes the source of chance, a length in samples and the spectrum factory of its sample rate,
+# --- The families of sounds
+# Each takes a random generator, a length in samples and the spectrum factory of its sample rate,
 # and returns (n,) float32 samples of any level.
 
 Family: TypeAlias = Callable[[Rng, int, SpectrumFactory], Samples]
@@ -446,7 +351,7 @@ def impact(rng: Rng, n: int, spectra: SpectrumFactory) -> Samples:
 
 
 def click_train(rng: Rng, n: int, spectra: SpectrumFactory) -> Samples:
-    """Pulses from sparse to buzzing, from clockwork to Poisson, each with one random colour."""
+    """Pulses from sparse to buzzing, from periodic to Poisson, each with one random colour."""
     rate = spectra.sample_rate
     period = rate / log_uniform(rng, *CLICK_RATE_HZ)
     count = int(1.5 * n / period) + 2
@@ -531,54 +436,40 @@ def _phase(rng: Rng, f: Samples, sample_rate: int) -> npt.NDArray[np.float32]:
 # --- Whole clips of procedural audio: layered events, background, room, gaps and level
 
 _SHARES = np.cumsum([share for _, share in FAMILIES])
-_TONAL_RHYTHM_S = 0.4
-"""Seconds, longest sound that is repeated: longer ones overlap at most periods."""
+_TONAL_RHYTHM_S = 0.4  # longest sound that is repeated: longer ones overlap at most periods
 
 
 class ProceduralAudio:
-    """Hand-written random sounds: no recording and no teacher is involved.
+    """Hand-written random sounds.
 
     Each clip layers one to four events (shaped noise, harmonic tones, chirps, impacts, click
     trains; sustained, single or repeated) over an optional background, in an optional room, at a
-    random level. The ranges and their reasons are in `frami_edge.inversion.procedural.ranges`.
+    random level.
 
     Args:
         sample_rate: Hz, at least 1000.
-        seconds: Length of a clip, at least 0.05 s.
+        seconds: Length of a clip, 0.05 to 600 s.
 
     Raises:
-        AudioError: A rate or length too small to hold a sound.
+        AudioError: A rate or length out of range.
     """
 
     def __init__(self, sample_rate: int, seconds: float) -> None:
-        """Check the arguments and prepare the filters' frequency grid."""
-        if sample_rate < 1000:
+        if sample_rate < 1000 or not 0.05 <= seconds <= 600:
             raise AudioError(
-                f"Procedural audio needs a sample rate of at least 1000 Hz, not {sample_rate}.",
-                fix="Check MelSpec.sample_rate: it is in Hz.",
-            )
-        if not 0.05 <= seconds <= 600:
-            raise AudioError(
-                f"Procedural audio makes clips of 0.05 to 600 s, not {seconds:g} s.",
-                fix="Ask for another number of frames.",
+                f"Procedural audio cannot make clips of {seconds:g} s at {sample_rate} Hz.",
+                fix="Use a front end of at least 1000 Hz, and frames for 0.05 to 600 s.",
             )
         self.sample_rate = sample_rate
         self.samples = round(sample_rate * seconds)
         self._spectra = SpectrumFactory(sample_rate)
 
     def clips(self, n: int, seed: int, *, start: int = 0) -> npt.NDArray[np.float32]:
-        """Clips ``start`` to ``start + n - 1`` of the endless series that a seed names.
+        """Clips ``start`` to ``start + n - 1`` of the endless series of a seed (0 or above).
 
         Returns:
             (n, samples) float32 in [-1, 1]. Clip i depends on the seed and on i only.
-
-        Raises:
-            AudioError: ``n``, ``seed`` or ``start`` is negative.
         """
-        if min(n, seed, start) < 0:
-            raise AudioError(
-                f"Procedural audio: n {n}, seed {seed}, start {start}: none may be < 0."
-            )
         out = np.empty((n, self.samples), dtype=np.float32)
         for i in range(n):
             out[i] = self._clip(np.random.default_rng([seed, start + i]))
@@ -625,7 +516,7 @@ class ProceduralAudio:
     def _sound(self, rng: Rng, family: Family, n: int, *, sustained: bool) -> Samples:
         n = max(n, 16)
         x = peak_normalised(family(rng, n, self._spectra))
-        # A struck object has its own decay; another envelope would hide its attack.
+        # A struck object decays by itself; another envelope would hide its attack.
         if family is not impact:
             x = x * envelope(rng, n, self.sample_rate, sustained=sustained)
         return peak_normalised(x)
@@ -650,26 +541,14 @@ class ProceduralAudio:
         return mix + convolve(mix, tail)
 
 
-# --- Procedural audio as normalised log-mels. Shape legend: M mel bands, T frames
+# --- Procedural audio as normalised log-mels
 
-_CLIP_OVER_CROP = 1.25
-"""Clips are longer than crops, so that onsets and ends also fall outside of what is kept."""
-
-_SHORTEST_CLIP_S = 0.5
-"""Seconds: even a short crop comes from a clip with room for several events."""
-
-_CHUNK_SAMPLES = 4_000_000
-"""Samples of audio held at once: 16 MB."""
+_CLIP_OVER_CROP = 1.25  # so that onsets and ends also fall outside of what is kept
+_SHORTEST_CLIP_S = 0.5  # even a short crop comes from a clip with room for several events
+_CHUNK_SAMPLES = 4_000_000  # held at once: 16 MB
 
 
-def procedural_mels(
-    spec: MelSpec,
-    n: int,
-    frames: int,
-    seed: int,
-    progress: Callable[[int, int], None] | None = None,
-    start: int = 0,
-) -> torch.Tensor:
+def procedural_mels(spec: MelSpec, n: int, frames: int, seed: int) -> Tensor:
     """Random crops of procedural audio through the real front end.
 
     Args:
@@ -677,8 +556,6 @@ def procedural_mels(
         n: Number of mels.
         frames: Frames (T) of each.
         seed: Mel i depends on the spec, on ``frames``, on the seed and on i only.
-        progress: Called with (done, n) now and then.
-        start: i of the first mel.
 
     Returns:
         (n, 1, M, T) float32 on the CPU, normalised, between ``spec.floor`` and ``spec.ceiling``.
@@ -689,7 +566,7 @@ def procedural_mels(
     if n < 0 or frames < 1 or seed < 0:
         raise ConfigError(
             f"Procedural mels: n {n}, frames {frames}, seed {seed} is out of range.",
-            fix="n and seed must not be negative, frames must be at least 1.",
+            fix="Use n and seed of at least 0, and frames of at least 1.",
         )
     # A centred front end reflects its edges; those frames are made and dropped.
     edge = math.ceil(spec.n_fft / 2 / spec.hop_length) if spec.center else 0
@@ -703,14 +580,11 @@ def procedural_mels(
     chunk = max(1, _CHUNK_SAMPLES // audio.samples)
     for first in range(0, n, chunk):
         count = min(chunk, n - first)
-        at = start + first
-        clips = audio.clips(count, seed, start=at)
-        crops = np.stack([_crop(clip, needed, seed, at + i) for i, clip in enumerate(clips)])
+        clips = audio.clips(count, seed, start=first)
+        crops = np.stack([_crop(clip, needed, seed, first + i) for i, clip in enumerate(clips)])
         with torch.inference_mode():
             mels = front_end(torch.from_numpy(crops))[..., edge : edge + frames]
         out[first : first + count, 0] = mels.clamp(floor_M1, ceiling_M1)
-        if progress is not None:
-            progress(first + count, n)
     return out
 
 
@@ -730,29 +604,8 @@ def _crop(
     return clip[at : at + length]
 
 
-# --- Procedural audio: random sounds written by hand, through the teacher's real front end
-# It is a prior on what sound is like, and must be named so wherever results on it are reported.
-
-__all__ = ["ProceduralAudio", "procedural_mels"]
-
-
-# --- Procedural audio and the two noises: clips that no teacher had a hand in
-
-
-def shared_procedural(context: Context, n: int, name: str) -> Tensor:
-    """(n, 1, M, T) procedural clips, each made by one process of the run and given to all."""
-    spec, frames, seed = context.spec, context.config.frames, named_seed(context.seed, name)
-    if n < world().size:
-        return procedural_mels(spec, n, frames, seed)
-    rows = Rows(n)
-    own = procedural_mels(spec, rows.size, frames, seed, start=rows.start)
-    # Through the device, which the group of processes speaks on.
-    device = context.compute.device
-    return rows.gather(own.to(device)).cpu() if world().size > 1 else own
-
-
 class Procedural:
-    """Procedural audio through the real front end: no recording and no teacher involved."""
+    """A source of procedural clips: no recording and no teacher involved."""
 
     name = "procedural"
     block = 250
@@ -760,53 +613,25 @@ class Procedural:
     def __init__(self, context: Context) -> None:
         self.context = context
         self.clips = context.config.procedural_clips
-        self.steps = -(-self.clips // self.block)
+
+    @property
+    def steps(self) -> int:
+        """Number of blocks."""
+        return -(-self.clips // self.block)
 
     def step(self, index: int) -> Batch:
         """The next block of clips."""
         n = min(self.block, self.clips - index * self.block)
-        mels = self.make(n, index)
-        return Batch(mels, torch.full((n,), NO_LABEL), True, {})
+        seed = named_seed(self.context.seed, f"{self.name}/{index}")
+        return Batch(self.make(n, seed), torch.full((n,), NO_LABEL), True, {})
 
-    def make(self, n: int, index: int) -> Tensor:
-        """(n, 1, M, T) clips that depend on the seed and on the index only."""
-        c = self.context
-        return shared_procedural(c, n, f"{self.name}/{index}")
+    def make(self, n: int, seed: int) -> Tensor:
+        """(n, 1, M, T) clips that depend on the seed only."""
+        return procedural_mels(self.context.spec, n, self.context.config.frames, seed)
 
     def state(self) -> dict[str, Any]:
         """Nothing: the clips depend on seed and step alone."""
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Nothing to do."""
-
-
-class SmoothNoise(Procedural):
-    """Control: multi-scale smooth noise in the mel plane."""
-
-    name = "smooth_noise"
-
-    def __init__(self, context: Context) -> None:
-        super().__init__(context)
-        self.clips = context.config.control_clips
-        self.steps = -(-self.clips // self.block)
-
-    def make(self, n: int, index: int) -> Tensor:
-        """(n, 1, M, T) clips."""
-        c = self.context
-        return smooth_noise_mels(
-            c.spec, n, c.config.frames, named_seed(c.seed, f"{self.name}/{index}")
-        )
-
-
-class WhiteNoise(SmoothNoise):
-    """Control: white Gaussian noise with the mean and standard deviation of the teacher's input."""
-
-    name = "white_noise"
-
-    def make(self, n: int, index: int) -> Tensor:
-        """(n, 1, M, T) clips."""
-        c = self.context
-        return white_noise_mels(
-            c.spec, n, c.config.frames, named_seed(c.seed, f"{self.name}/{index}")
-        )
+        """Nothing to load."""

@@ -1,6 +1,6 @@
-"""Procedural log-mels, moved by the translator to where the teacher hears each class.
+"""Procedural log-mels, moved to where the teacher predicts each class.
 
-Shape legend: B batch, M mel bands, T frames, K classes.
+Shape legend: B batch, Z latent size, M mel bands, T frames, K classes.
 """
 
 from __future__ import annotations
@@ -12,26 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from frami_edge.config import TranslatorConfig
-from frami_edge.device import autocast, generator, upload
-from frami_edge.distributed import Rows, share_batch_norms, sum_gradients
-from frami_edge.losses import BatchNormStatistics, class_loss
-from frami_edge.sources.base import Batch, Context, as_module, named_seed
-from frami_edge.sources.generator import balanced_labels
-from frami_edge.sources.procedural import shared_procedural
+from frami_edge.device import autocast, generator, named_seed, place, upload
+from frami_edge.losses import BatchNormStatistics, change_loss, class_loss
+from frami_edge.sources import Batch, Context, balanced_labels, descend, metrics_of
+from frami_edge.sources.procedural import procedural_mels
 from frami_edge_runtime.melspec import MelSpec
-
-# --- The translator: a procedural log-mel plus a smooth, class-conditioned change
-# It keeps the natural texture of its input and moves it to where the teacher hears the class.
-# Shape legend: B batch, Z latent size, K classes, M mel bands, T frames.
-# Source: ours.
 
 
 class Translator(nn.Module):
     """``y = soft_clamp(x + smooth(x, class, z) + gain)``, learned against the teacher.
 
-    The change is made at a quarter of the resolution and interpolated, so that it cannot write
-    texture.
+    It keeps the natural texture of its input: the change is made at a quarter of the resolution and
+    interpolated, so that it cannot write texture. Source: ours.
 
     Args:
         spec: Front end of the teacher.
@@ -54,19 +46,17 @@ class Translator(nn.Module):
         self.band_bias = nn.Linear(latent + n_classes, -(-spec.n_mels // 4))
         self.gain = nn.Linear(latent + n_classes, 1)
         nn.init.zeros_(self.out.weight)
-        self.register_buffer(
-            "floor", torch.from_numpy(spec.floor)[None, None, :, None], persistent=False
-        )
-        self.register_buffer(
-            "ceiling", torch.from_numpy(spec.ceiling)[None, None, :, None], persistent=False
-        )
+        for name, value in (("floor", spec.floor), ("ceiling", spec.ceiling)):
+            self.register_buffer(
+                name, torch.from_numpy(value)[None, None, :, None], persistent=False
+            )
 
     def forward(self, x_B1MT: Tensor, z_BZ: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
         """Translate.
 
         Returns:
-            The new log-mels (B, 1, M, T) float32 in the physical range, and the change that was
-            asked for, whose size is penalised.
+            The new log-mels (B, 1, M, T) float32 in the physical range, and the change before
+            clamping, whose size is penalised.
         """
         condition = torch.cat([z_BZ, F.one_hot(labels_B, self.n_classes).to(z_BZ.dtype)], dim=1)
         coarse = F.avg_pool2d(x_B1MT, 4, ceil_mode=True)
@@ -80,76 +70,61 @@ class Translator(nn.Module):
         )
         change = change + self.gain(condition).float()[:, :, None, None]
         y = x_B1MT + change
-        # Leaky beyond the range in the backward pass only: a clip pushed under the floor can
-        # return.
+        # Clamped in the forward pass only: a clip below the floor still gets a gradient.
         inside = y.clamp(self.floor, self.ceiling)
         return y + (inside - y).detach(), change
 
 
-# --- Procedural log-mels, moved by the translator to where the teacher hears each class
-
-
 class Translation:
-    """Procedural log-mels moved to where the teacher hears each class; see `Translator`."""
+    """Procedural clips moved by a `Translator`.
+
+    ``L = w_bn L_bn + w_class L_class + w_change mean(change²)``.
+    """
 
     name = "translator"
 
     def __init__(self, context: Context) -> None:
-        self.context, config = context, context.config.translator
-        self.config: TranslatorConfig = config
-        self.steps = config.steps
+        self.context = context
+        w = self.config = context.config.translator
+        self.steps = w.steps
         torch.manual_seed(named_seed(context.seed, self.name))
-        self.translator = Translator(context.spec, context.n_classes).to(context.compute.device)
-        share_batch_norms(self.translator)
-        if context.compute.channels_last:
-            self.translator.to(memory_format=torch.channels_last)
+        self.translator = Translator(context.spec, context.n_classes)
+        place(self.translator, context.compute)
         self.optimizer = torch.optim.Adam(
-            self.translator.parameters(), lr=config.learning_rate, betas=(0.5, 0.999)
+            self.translator.parameters(), lr=w.learning_rate, betas=(0.5, 0.999)
         )
-        self._watch = BatchNormStatistics(as_module(context.teacher)) if config.batch_norm else None
+        self.batch_norms = BatchNormStatistics(context.module) if w.batch_norm else None
         self._pool: Tensor | None = None
 
     def _inputs(self, n: int, rng: torch.Generator) -> Tensor:
-        """Procedural clips, drawn from a fixed pool that is made once."""
+        """Procedural clips, drawn from a pool that is made once."""
         c = self.context
         if self._pool is None:
             size = min(c.config.procedural_clips, 2000)
-            self._pool = shared_procedural(c, size, f"{self.name}/pool")
-        return self._pool[torch.randint(0, self._pool.shape[0], (n,), generator=rng)]
+            seed = named_seed(c.seed, f"{self.name}/pool")
+            self._pool = procedural_mels(c.spec, size, c.config.frames, seed)
+        return self._pool[torch.randint(0, len(self._pool), (n,), generator=rng)]
 
     def step(self, index: int) -> Batch:
-        """One translator step; the clips are those that the step was taken on."""
-        c, config = self.context, self.config
+        """One translator step; returns the clips that the step was taken on."""
+        c, w = self.context, self.config
         rng = generator(c.seed, f"{self.name}/{index}")
-        z = torch.randn(config.batch_size, self.translator.latent, generator=rng)
-        x = self._inputs(config.batch_size, rng)
-        labels = balanced_labels(config.batch_size, c.n_classes, index * config.batch_size)
-        rows = Rows(config.batch_size)
-        z, x, own = (upload(rows.take(part), c.compute.device) for part in (z, x, labels))
-        labels = upload(labels, c.compute.device)
-        terms: dict[str, Tensor] = {}
+        z = torch.randn(w.batch_size, self.translator.latent, generator=rng)
+        x = self._inputs(w.batch_size, rng)
+        labels = balanced_labels(w.batch_size, c.n_classes, index * w.batch_size)
+        z, x, labels = (upload(part, c.compute.device) for part in (z, x, labels))
         with autocast(c.compute):
-            mels, change = self.translator(x, z, own)
-            with self._watch or contextlib.nullcontext():
-                seen = c.teacher.hidden(mels)
-        if self._watch:
-            terms["batch_norm"] = config.batch_norm * self._watch.loss(rows)
-        logits = rows.gather(seen.logits_BK)
-        terms["class"] = config.class_loss * class_loss(logits, labels)
-        # Of each clip, so that every process can take the mean over all.
-        size = rows.gather(change.square().mean(dim=(1, 2, 3))) if rows.world.size > 1 else None
-        asked = change.square().mean() if size is None else size.mean()
-        terms["change"] = config.change * asked
-        loss = torch.stack(list(terms.values())).sum()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        sum_gradients(self.translator.parameters())
-        self.optimizer.step()
-        hit = (logits.argmax(1) == labels).float().mean()
-        metrics = {"loss": loss.detach(), "requested": hit}
-        metrics |= {name: value.detach() for name, value in terms.items()}
-        mels = rows.gather(mels.detach())
-        return Batch(mels, labels, index >= config.burn_in, metrics)
+            mels, change = self.translator(x, z, labels)
+            with self.batch_norms or contextlib.nullcontext():
+                hidden = c.teacher.hidden(mels)
+        terms: dict[str, Tensor] = {}
+        if self.batch_norms:
+            terms["batch_norm"] = w.batch_norm * self.batch_norms.loss()
+        terms["class"] = w.class_loss * class_loss(hidden.logits_BK, labels)
+        terms["change"] = w.change * change_loss(change)
+        descend(terms, self.optimizer)
+        metrics = metrics_of(terms, hidden.logits_BK, labels)
+        return Batch(mels.detach(), labels, index >= w.burn_in, metrics)
 
     def state(self) -> dict[str, Any]:
         """Translator and optimiser."""
@@ -159,6 +134,6 @@ class Translation:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from `state`."""
+        """Continue from `state`."""
         self.translator.load_state_dict(state["translator"])
         self.optimizer.load_state_dict(state["optimizer"])

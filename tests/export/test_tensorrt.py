@@ -93,11 +93,9 @@ def test_seconds_that_do_not_rise_are_refused(text: str) -> None:
         Seconds.parse(text)
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"precisions": ("bf16",)}, {"precisions": ()}, {"batch": (2, 4, 8)}]
-)
+@pytest.mark.parametrize("wrong", [{"precisions": ("bf16",)}, {"precisions": ()}, {"batch": 0}])
 def test_options_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ExportError, match="must rise from 1"):
+    with pytest.raises(ExportError, match="must be 1 to 1024"):
         EngineOptions(**wrong)
 
 

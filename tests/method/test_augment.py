@@ -52,7 +52,8 @@ def test_a_crop_is_one_stretch_of_each_clip(x: Tensor) -> None:
         assert y.shape == (6, 1, 8, 9)
         start = y[:, 0, 0, 0] - x[:, 0, 0, 0]
         starts |= set(start.tolist())
-        assert torch.equal(y, torch.stack([x[b, :, :, int(s) : int(s) + 9] for b, s in enumerate(start)]))  # fmt: skip
+        wanted = [x[b, :, :, int(s) : int(s) + 9] for b, s in enumerate(start)]
+        assert torch.equal(y, torch.stack(wanted))
     assert starts == set(range(12)), "first and last stretch must be possible"
     assert random_crop(x, 20, seeded()) is x
     assert random_crop(x, 99, seeded()) is x

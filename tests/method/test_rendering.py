@@ -1,3 +1,5 @@
+"""Rendered audio has the log-mel that it was made from, and its files are safe and loud."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -8,7 +10,6 @@ import soundfile
 import torch
 from torch import Tensor
 
-from frami_edge import rendering as listen
 from frami_edge.frontend import LogMel
 from frami_edge.rendering import mel_energies, mel_to_audio, write_wavs
 from frami_edge.sources.procedural import ProceduralAudio
@@ -68,7 +69,7 @@ def test_a_tone_keeps_its_pitch() -> None:
 
 @pytest.mark.parametrize("center", [False, True])
 @pytest.mark.parametrize("frames", [1, 2, 5])
-def test_very_short_mels_can_be_heard(center: bool, frames: int) -> None:
+def test_very_short_mels_can_be_rendered(center: bool, frames: int) -> None:
     spec = WIDE.replace(center=center)
     samples = mel_to_audio(torch.zeros(spec.n_mels, frames), spec)
     length = (frames - 1) * spec.hop_length + (0 if center else spec.n_fft)
@@ -110,29 +111,14 @@ def test_names_cannot_leave_the_folder(tmp_path: Path) -> None:
     assert all(p.parent == tmp_path and not p.name.startswith(".") for p in paths)
 
 
-def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def half(path: Path, *_: object) -> None:
-        path.write_bytes(b"RIFF")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(listen, "_write", half)
-    with pytest.raises(OSError, match="No space left"):
-        write_wavs(tmp_path, [torch.zeros(WIDE.n_mels, 5)], ["a"], WIDE)
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize("shape", [(39, 10), (40, 0), (1, 40, 10)])
 def test_mels_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(AudioError, match="shape"):
         mel_to_audio(torch.zeros(shape), WIDE)
 
 
-def test_mels_that_are_not_finite_are_refused() -> None:
+def test_what_cannot_be_rendered_is_refused() -> None:
     with pytest.raises(AudioError, match="not finite"):
         mel_to_audio(torch.full((40, 10), float("nan")), WIDE)
-
-
-def test_windows_without_overlap_are_refused() -> None:
-    spec = WIDE.replace(hop_length=256)
     with pytest.raises(MelSpecError, match="hop_length"):
-        mel_to_audio(torch.zeros(40, 10), spec)
+        mel_to_audio(torch.zeros(40, 10), WIDE.replace(hop_length=256))

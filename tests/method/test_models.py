@@ -1,29 +1,95 @@
+"""Pooling, the built-in teacher, the student that streams, the reused head, and costs."""
+
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 from torch.nn import functional as F
 
-from frami_edge.config import STUDENT_PRESETS, StudentArch
-from frami_edge.data.store import collate
-from frami_edge.models import ResNetTeacher, ReusedHead, StudentNet, macs, macs_per_second
+from frami_edge.config import STUDENT_PRESETS, StudentArch, TeacherArch
+from frami_edge.models import (
+    POOL_EPS,
+    ResNetTeacher,
+    ReusedHead,
+    StatsPool,
+    StudentNet,
+    macs,
+    macs_per_second,
+)
 from frami_edge_runtime.melspec import MelSpec
+from frami_edge_runtime.modelfile import Pooling
 
 LENGTHS = [1, 2, 3, 4, 5, 7, 13, 40, 41]
 
 
-def test_a_masked_batch_is_each_clip_alone(student: StudentNet) -> None:
-    mels = [torch.randn(student.n_mels, t) for t in LENGTHS]
-    x, n = collate(mels, range(len(mels)), pad_value=0.0)
-    batch = student.hidden(x, n)
-    for i, mel in enumerate(mels):
-        alone = student.hidden(mel[None, None])
-        torch.testing.assert_close(batch.pooled_BD[i], alone.pooled_BD[0], atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(batch.logits_BK[i], alone.logits_BK[0], atol=1e-5, rtol=1e-5)
+def test_pooling_is_mean_and_population_deviation() -> None:
+    h = torch.randn(3, 4, 9)
+    x = h.numpy().astype(np.float64)
+    wanted = np.concatenate([x.mean(2), np.sqrt(x.var(2) + POOL_EPS)], axis=1)
+    np.testing.assert_allclose(StatsPool()(h).numpy(), wanted, atol=1e-6)
+    assert StatsPool()(h.bfloat16()).dtype == torch.float32
+    assert Pooling().eps == POOL_EPS, "the runtime adds the same"
 
 
-@pytest.mark.parametrize("kernels", [(3, 3, 3, 3), (3, 3, 1, 3), (3, 3, 3, 1), (3, 3, 1, 1)])
+def test_a_loud_steady_sound_keeps_its_small_variance() -> None:
+    """The one-pass formula would lose it: 1000² + 0.01² rounds to 1000² in float32."""
+    h = 1000 + 0.05 * torch.sign(torch.randn(1, 1, 1000))
+    wanted = float((h.double().var(correction=0) + POOL_EPS).sqrt())
+    assert abs(float(StatsPool()(h)[0, 1]) - wanted) < 1e-3
+
+
+def test_one_frame_has_a_finite_gradient() -> None:
+    h = torch.randn(2, 3, 1, requires_grad=True)
+    StatsPool()(h).sum().backward()
+    assert h.grad is not None
+    assert torch.isfinite(h.grad).all()
+
+
+@pytest.mark.parametrize("name", ["teacher", "student"])
+def test_a_padded_batch_gives_what_each_clip_gives_alone(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    model: ResNetTeacher | StudentNet = request.getfixturevalue(name)
+    clips = [torch.randn(model.n_mels, t) for t in LENGTHS]
+    x = torch.stack([F.pad(clip, (0, 41 - clip.shape[1])) for clip in clips])[:, None]
+    if name == "teacher":
+        for i, t in enumerate(LENGTHS):
+            x[i, ..., t:] = 9.0  # the teacher masks its padding; the student's must be 0
+    batch = model.hidden(x, torch.tensor(LENGTHS))
+    for i, clip in enumerate(clips):
+        alone = model.hidden(clip[None, None])
+        n = alone.frames_BCT.shape[2]
+        for mine, theirs in (
+            (batch.frames_BCT[i, :, :n], alone.frames_BCT[0]),
+            (batch.pooled_BD[i], alone.pooled_BD[0]),
+            (batch.logits_BK[i], alone.logits_BK[0]),
+        ):
+            torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("frames", LENGTHS)
+def test_the_teacher_has_one_frame_feature_per_stride(teacher: ResNetTeacher, frames: int) -> None:
+    hidden = teacher.hidden(torch.randn(2, 1, 16, frames))
+    assert hidden.frames_BCT.shape == (2, teacher.channels, -(-frames // teacher.frame_stride))
+    assert hidden.pooled_BD.shape == (2, 2 * teacher.channels)
+    torch.testing.assert_close(teacher.head(hidden.pooled_BD), hidden.logits_BK)
+
+
+def test_the_teachers_frame_features_are_centred_where_they_say() -> None:
+    torch.manual_seed(0)
+    model = ResNetTeacher(TeacherArch(channels=(8, 8, 8), blocks=1), 16, 3).eval()
+    x = torch.randn(1, 1, 16, 240, requires_grad=True)
+    index = 30
+    model.hidden(x).frames_BCT[0, :, index].abs().sum().backward()  # type: ignore[no-untyped-call]
+    assert x.grad is not None
+    reached = x.grad.abs().sum(dim=(0, 1, 2)).nonzero()[:, 0]
+    centre = float(reached.min() + reached.max()) / 2
+    assert abs(centre - (index * model.frame_stride + model.frame_offset)) <= model.frame_stride / 2
+
+
+@pytest.mark.parametrize("kernels", [(3, 3, 3, 3), (3, 3, 1, 3), (3, 3, 1, 1)])
 @pytest.mark.parametrize("chunks", [[1] * 60, [7, 1, 30, 2, 20], [60]])
 def test_chunks_with_a_carry_are_the_whole(kernels: tuple[int, ...], chunks: list[int]) -> None:
     torch.manual_seed(0)
@@ -58,7 +124,7 @@ def test_the_context_gives_every_length_its_frames(student: StudentNet, frames: 
     torch.testing.assert_close(hidden.frames_BCT, student.trunk(F.pad(x, (left, right))))
 
 
-def test_a_frame_sees_its_field_around_its_centre_and_no_more(student: StudentNet) -> None:
+def test_a_frame_depends_on_its_field_around_its_centre_and_no_more(student: StudentNet) -> None:
     x = torch.randn(1, 1, 16, 60, requires_grad=True)
     index = 5
     student.hidden(x).frames_BCT[0, :, index].sum().backward()  # type: ignore[no-untyped-call]
@@ -71,7 +137,7 @@ def test_a_frame_sees_its_field_around_its_centre_and_no_more(student: StudentNe
     assert int(reached.max() - reached.min()) + 1 == student.receptive_field
 
 
-def test_the_presets_have_the_fields_that_the_docs_promise() -> None:
+def test_the_presets_have_the_sizes_that_the_docs_state() -> None:
     assert StudentNet(StudentArch(), 64, 10).receptive_field == 31
     short = StudentArch(time_kernels=(3, 3, 3, 1, 1))
     assert StudentNet(short, 64, 10).receptive_field == 15

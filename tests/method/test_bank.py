@@ -1,0 +1,188 @@
+"""Banks on disk: what is written comes back, damage is refused, samplers mix, health warns."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from frami_edge.bank import Bank, BankIndex, BankSampler, Clips, check_bank, health_warnings
+from frami_edge.errors import BankError
+from frami_edge_runtime.melspec import MelSpec
+
+LABELS = ("a", "b", "c", "d", "e")
+SHA = "0" * 64
+
+
+def index_of(spec: MelSpec, **changes: Any) -> BankIndex:
+    fields: dict[str, Any] = {"frames": 7, "labels": LABELS, "teacher_sha256": SHA}
+    return BankIndex(mel=spec.to_dict(), config={}, seed=0, **(fields | changes))
+
+
+def clips(n: int, start: float = 0.0) -> Clips:
+    """Clip i of the bank holds the value start + i everywhere."""
+    mels = (start + torch.arange(n).float())[:, None, None, None].expand(n, 1, 16, 7).clone()
+    return Clips(mels, torch.arange(n) % 5, mels[:, 0, 0, :5] * 0.5)
+
+
+@pytest.fixture
+def bank(tmp_path: Path, spec: MelSpec) -> Bank:
+    """Ten clips of `a` in two shards around six of `b`."""
+    bank = Bank.create(tmp_path / "bank", index_of(spec))
+    bank.append("a", clips(4), 0, 2)
+    bank.append("b", clips(6, 100), 0, 3)
+    bank.append("a", clips(6, 4), 2, 5)
+    return bank
+
+
+def test_what_was_written_comes_back(bank: Bank) -> None:
+    again = Bank.open(bank.folder)
+    assert (len(again), again.sources) == (16, {"a": 10, "b": 6})
+    assert (again.next_step("a"), again.next_step("b"), again.next_step("c")) == (5, 3, 0)
+    found = again.read("a")
+    assert found.mels_N1MT[:, 0, 0, 0].tolist() == list(range(10))
+    assert found.mels_N1MT.dtype == torch.float32
+    assert found.labels_N.tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 4, 0]
+    assert found.logits_NK[:, 0].tolist() == [i / 2 for i in range(10)]
+
+
+def test_a_limit_spreads_over_all_shards(bank: Bank) -> None:
+    found = bank.read("a", 4)
+    assert found.mels_N1MT[:, 0, 0, 0].tolist() == [0, 3, 6, 9]
+    assert found.logits_NK[:, 0].tolist() == [0, 1.5, 3, 4.5]
+
+
+def test_rows_come_in_the_order_of_their_numbers(bank: Bank) -> None:
+    rows = bank.mels("a", torch.tensor([9, 0, 4, 4, 3]))
+    assert rows[:, 0, 0, 0].tolist() == [9, 0, 4, 4, 3]
+
+
+def test_examples_are_the_latest_of_each_predicted_class(bank: Bank) -> None:
+    logits = torch.eye(5)[[0, 1, 0, 0]]
+    bank.append("c", Clips(clips(4).mels_N1MT, torch.full((4,), -1), logits), 0, 1)
+    found = {label: x[:, 0, 0].tolist() for label, x in bank.examples("c", 2).items()}
+    assert found == {"a": [3, 2], "b": [1]}
+
+
+def test_values_beyond_float16_stay_finite(bank: Bank) -> None:
+    wild = clips(1)
+    wild.mels_N1MT[:] = 1e9
+    bank.append("wild", wild, 0, 1)
+    assert torch.isfinite(bank.read("wild").mels_N1MT).all()
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(BankError) as caught:
+        Bank.open(folder)
+    assert caught.value.fix
+    return caught.value.message
+
+
+def test_a_missing_bank_is_named(tmp_path: Path) -> None:
+    assert "bank.json is missing" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000])
+def test_a_damaged_index_is_refused(bank: Bank, text: str) -> None:
+    (bank.folder / "bank.json").write_text(text)
+    assert "damaged" in refusal(bank.folder)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "word"),
+    [
+        ("schema_version", 1, "schema 1"),
+        ("mel", {"n_mels": 0}, "damaged"),
+        ("shards", [{"file": "../../etc/passwd.safetensors"}], "damaged"),
+        ("extra", 1, "damaged"),
+        ("frames", 8, "does not hold what bank.json describes"),
+    ],
+)
+def test_an_index_that_does_not_match_is_refused(
+    bank: Bank, key: str, value: Any, word: str
+) -> None:
+    file = bank.folder / "bank.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    assert word in refusal(bank.folder)
+
+
+@pytest.mark.parametrize("path", ["../shard-00000-a.safetensors", "rank-0/../x.safetensors"])
+def test_a_shard_cannot_lead_out_of_the_folder(bank: Bank, path: str) -> None:
+    file = bank.folder / "bank.json"
+    content = json.loads(file.read_text())
+    content["shards"][0]["file"] = path
+    file.write_text(json.dumps(content))
+    assert "damaged" in refusal(bank.folder)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+def test_a_damaged_shard_is_named(bank: Bank, damage: str) -> None:
+    shard = bank.folder / bank.index.shards[1].file
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data[:-10] if damage == "cut" else data)
+    if damage == "gone":
+        shard.unlink()
+    assert shard.name in refusal(bank.folder)
+
+
+def test_a_bank_belongs_to_its_teacher(bank: Bank, spec: MelSpec) -> None:
+    check_bank(bank, spec, LABELS, SHA)
+    for other in ((spec, LABELS, "1" * 64), (spec.replace(std=5.0), LABELS, SHA),
+                  (spec, LABELS[::-1], SHA)):  # fmt: skip
+        with pytest.raises(BankError, match="another"):
+            check_bank(bank, *other)
+
+
+def test_an_unknown_source_is_refused(bank: Bank) -> None:
+    with pytest.raises(BankError, match="no clips of the source c"):
+        bank.read("c")
+    with pytest.raises(BankError, match="no clips of c"):
+        BankSampler(bank, {"a": 0.5, "c": 0.5})
+
+
+def test_a_sampler_mixes_by_share_and_repeats_by_seed(bank: Bank) -> None:
+    sampler = BankSampler(bank, {"a": 0.75, "b": 0.25})
+
+    def draw(seed: int) -> torch.Tensor:
+        return sampler.batch(400, torch.Generator().manual_seed(seed))[:, 0, 0, 0]
+
+    values = draw(0)
+    assert torch.equal(values, draw(0))
+    assert not torch.equal(values, draw(1))
+    share = float((values >= 100).float().mean())
+    assert 0.17 < share < 0.33
+    assert set(values.tolist()) == {*range(10), *range(100, 106)}
+    late = values[200:] >= 100
+    assert 0.1 < float(late.float().mean()) < 0.4, "the sources must be mixed within a batch"
+
+
+def test_a_limit_leaves_the_sampler_few_clips(bank: Bank) -> None:
+    sampler = BankSampler(bank, {"a": 0.5, "b": 0.5}, limit=4)
+    drawn = sampler.batch(200, torch.Generator().manual_seed(0))[:, 0, 0, 0]
+    assert set(drawn.tolist()) == {0, 9, 100, 105}
+
+
+def health(**changes: Any) -> dict[str, Any]:
+    return {"hit_rate": 0.5, "batch_norm_error": 0.03, "class_share": [0.1] * 10} | changes
+
+
+@pytest.mark.parametrize(
+    ("source", "change", "words"),
+    [
+        ("inversion", {"hit_rate": 0.15}, "for only 15 % of the clips (20 % is the least)"),
+        ("inversion", {"hit_rate": 0.7, "class_share": [0.5, 0.5]}, "(80 % is the least)"),
+        ("inversion", {"batch_norm_error": 0.5}, "0.50 away"),
+        ("inversion", {"class_share": [0.7, *[0.03] * 9]}, "one class for 70 % of the clips"),
+        ("cmi", {"hit_rate": 0.1}, "bank.inversion.steps or bank.baselines.cmi.class_loss"),
+        ("cmi", {"batch_norm_error": 2.0}, "raise bank.baselines.cmi.batch_norm"),
+    ],
+)
+def test_a_known_failure_is_warned_of(source: str, change: dict[str, Any], words: str) -> None:
+    sound = {"inversion": health(), "procedural": health(hit_rate=None)}
+    assert health_warnings(sound) == []
+    (sentence,) = health_warnings({source: health(**change)})
+    assert words in sentence

@@ -1,0 +1,210 @@
+"""The distillation loop: what it trains, and that a killed run gives the same student."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from frami_edge.checkpoint import Teacher
+from frami_edge.config import DistillConfig, JourneyConfig
+from frami_edge.device import Compute
+from frami_edge.distillation import ClipSampler, TensorSampler, distill, held_out_agreement
+from frami_edge.errors import ConfigError, RunError
+from frami_edge.losses import logits_loss
+from frami_edge.models import StudentNet
+from frami_edge.progress import Progress
+from frami_edge.runs import RunFolder
+
+OWN, REUSED = False, True
+VARIANTS: dict[str, tuple[dict[str, float], bool, set[str]]] = {
+    "logits only": ({"before_pooling": 0, "after_pooling": 0}, OWN, {"logits"}),
+    "head reuse only": ({"before_pooling": 0, "after_pooling": 0}, REUSED, {"logits"}),
+    "logits and before pooling": ({"after_pooling": 0}, OWN, {"logits", "before"}),
+    "logits and after pooling": ({"before_pooling": 0}, OWN, {"logits", "after"}),
+    "before pooling only": ({"logits": 0, "after_pooling": 0}, REUSED, {"before"}),
+    "after pooling only": ({"logits": 0, "before_pooling": 0}, REUSED, {"after"}),
+    "hidden states only": ({"logits": 0}, REUSED, {"before", "after"}),
+    "all without the head": ({}, OWN, {"logits", "before", "after"}),
+    "all": ({}, REUSED, {"logits", "before", "after"}),
+}
+Run = Callable[..., StudentNet]
+
+
+class Noise:
+    """Samples smooth noise."""
+
+    def batch(self, n: int, generator: torch.Generator) -> Tensor:
+        return torch.randn(n, 1, 16, 24, generator=generator).cumsum(3) / 3
+
+
+def journey(seed: int = 0, channels: int = 16, **changes: Any) -> JourneyConfig:
+    recipe: dict[str, Any] = {
+        "steps": 6, "batch_size": 8, "crop_min": 12, "crop_max": 20, "mixup": 0.5,
+        "mask_bands": 3, "mask_frames": 3, "checkpoint_steps": 2,
+    }  # fmt: skip
+    arch = {"channels": (8, 8, 8), "time_kernels": (3, 3, 3), "out_channels": channels}
+    fields = {"bank": {"frames": 24}, "student": arch, "distill": recipe | changes, "seed": seed}
+    return JourneyConfig.model_validate(fields)
+
+
+@pytest.fixture
+def run(opened: Teacher, cpu: Compute) -> Run:
+    """`run(steps=3, rows=[])`: a student; the metrics of every step are appended to `rows`."""
+
+    def distilled(
+        seed: int = 0,
+        channels: int = 16,
+        rows: list[dict[str, float]] | None = None,
+        folder: RunFolder | None = None,
+        **changes: Any,
+    ) -> StudentNet:
+        def progress(p: Progress) -> None:
+            assert (p.phase, p.total) == ("distill", changes.get("steps", 6))
+            if rows is not None:
+                rows.append(dict(p.metrics))
+
+        config = journey(seed, channels, **changes)
+        return distill(opened, Noise(), config, cpu, run=folder, progress=progress)
+
+    return distilled
+
+
+def equal(a: StudentNet, b: StudentNet) -> bool:
+    x, y = a.state_dict(), b.state_dict()
+    return x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
+
+
+class Killed(BaseException):
+    """What a signal would do."""
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+@pytest.mark.parametrize("steps_done", [1, 3, 5])
+def test_a_killed_run_continues_to_the_same_student(
+    run: Run, tmp_path: Path, reuse: bool, steps_done: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[dict[str, float]] = []
+    whole = run(reuse_head=reuse, rows=rows)
+    real, calls = Noise.batch, [0]
+
+    def batch(self: Noise, n: int, generator: torch.Generator) -> Tensor:
+        calls[0] += n == 8
+        if calls[0] > steps_done:
+            raise Killed
+        return real(self, n, generator)
+
+    with RunFolder.create(tmp_path / "run", command="distill", config={}) as folder:
+        with monkeypatch.context() as patch:
+            patch.setattr(Noise, "batch", batch)
+            with pytest.raises(Killed):
+                run(reuse_head=reuse, folder=folder)
+        torch.manual_seed(99)  # the global stream must not matter
+        again: list[dict[str, float]] = []
+        resumed = run(reuse_head=reuse, folder=folder, rows=again)
+        assert again == rows[steps_done // 2 * 2 :]
+        logged = folder.metrics()
+    assert equal(resumed, whole)
+    assert [r["step"] for r in logged] == [1, 2, 3, 4, 5, 6]
+    assert [r["loss"] for r in logged] == [r["loss"] for r in rows]
+
+
+def test_a_finished_run_has_nothing_left_to_do(run: Run, tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path / "run", command="distill", config={}) as folder:
+        first = run(folder=folder)
+        rows: list[dict[str, float]] = []
+        assert equal(run(folder=folder, rows=rows), first)
+    assert rows == []
+
+
+def test_another_seed_is_another_run(run: Run) -> None:
+    assert not equal(run(seed=0), run(seed=1))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_has_its_terms_alone_and_moves_towards_the_teacher(
+    name: str, run: Run, opened: Teacher
+) -> None:
+    weights, reuse, terms = VARIANTS[name]
+    x = Noise().batch(128, torch.Generator().manual_seed(7))
+    target = opened(x)
+
+    def distance(student: StudentNet) -> float:
+        student.train()  # statistics of a batch: the averages start far from any
+        with torch.no_grad():
+            return float(logits_loss(student(x), target, 1.0))
+
+    recipe: dict[str, Any] = {"batch_size": 16, "crop_min": 16, "crop_max": 24, "mixup": 0}
+    recipe |= {"mask_bands": 0, "mask_frames": 0, "reuse_head": reuse} | weights
+    rows: list[dict[str, float]] = []
+    trained = run(steps=60, rows=rows, **recipe)
+    assert set(rows[0]) == {"loss", "agreement"} | terms
+    assert rows[0]["loss"] == pytest.approx(sum(rows[0][t] for t in terms), rel=1e-5)
+    assert isinstance(trained.head, torch.nn.Linear), "the head must be one matrix"
+    assert not trained.training
+    assert not any(p.requires_grad for p in trained.parameters())
+    assert distance(trained) < 0.8 * distance(run(steps=1, learning_rate=1e-9, **recipe))
+
+
+def test_the_teacher_stays_unchanged(run: Run, opened: Teacher) -> None:
+    before = copy.deepcopy(opened.model.state_dict())
+    run(learning_rate=0.1)
+    after = opened.model.state_dict()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    assert not opened.model.training
+
+
+def test_a_head_that_nothing_trains_is_refused(
+    run: Run, opened: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValidationError, match="needs reuse_head"):
+        run(logits=0, reuse_head=False)
+    with pytest.raises(ConfigError, match="No term would train the student's head"):
+        run(channels=8, logits=0, after_pooling=0)
+    monkeypatch.setattr(type(opened.model), "head", None)  # as where the map is not affine
+    with pytest.raises(ConfigError, match="No term would train"):
+        run(logits=0)
+
+
+def test_a_run_that_diverges_is_refused(run: Run) -> None:
+    with pytest.raises(RunError, match="diverged by step"):
+        run(steps=20, learning_rate=1e30)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"crop_min": 50, "crop_max": 40},
+        {"logits": 0, "before_pooling": 0, "after_pooling": 0},
+        {"steps": 0},
+        {"temperature": 0},
+    ],
+)
+def test_impossible_recipes_are_refused(fields: dict[str, float]) -> None:
+    with pytest.raises(ValidationError):
+        DistillConfig.model_validate(fields)
+
+
+def test_samplers_of_controls() -> None:
+    rng = torch.Generator().manual_seed(0)
+    drawn = TensorSampler(torch.arange(3.0)[:, None, None, None]).batch(50, rng)
+    assert drawn.shape == (50, 1, 1, 1)
+    assert set(drawn.flatten().tolist()) == {0, 1, 2}
+    clips = [torch.arange(4.0).expand(2, 4), torch.arange(100, 120.0).expand(2, 20)]
+    x = ClipSampler(clips, 8).batch(30, rng)
+    assert x.shape == (30, 1, 2, 8)
+    short = x[x[:, 0, 0, 0] < 100]
+    assert torch.equal(short, torch.tensor([0.0, 1, 2, 3] * 2).expand_as(short))
+    assert (x[x[:, 0, 0, 0] >= 100].diff(dim=3) == 1).all()
+
+
+def test_agreement_is_a_share_of_fresh_clips(opened: Teacher, cpu: Compute, run: Run) -> None:
+    itself: Any = opened.model
+    assert held_out_agreement(opened, itself, journey(), cpu, clips=20) == 1
+    assert 0 <= held_out_agreement(opened, run(), journey(), cpu, clips=20) <= 1

@@ -1,0 +1,189 @@
+"""The loop that fills a bank: what it writes and reports, and that a killed run gives the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from frami_edge.bank import Bank
+from frami_edge.checkpoint import Teacher
+from frami_edge.config import BankConfig
+from frami_edge.device import Compute
+from frami_edge.errors import BankError, TeacherError
+from frami_edge.inversion import invert
+from frami_edge.progress import Progress
+from frami_edge.runs import RunFolder
+
+Make = Callable[..., Bank]
+
+
+class Killed(BaseException):
+    """What a signal would do."""
+
+
+@pytest.fixture
+def config(bank_config: Callable[..., BankConfig]) -> BankConfig:
+    return bank_config(
+        sources={"inversion": 1, "procedural": 1, "translator": 1, "white_noise": 1},
+        inversion={"adversarial": {"weight": 0.1, "warmup_steps": 2}},
+    )
+
+
+@pytest.fixture
+def make(opened: Teacher, cpu: Compute, config: BankConfig) -> Make:
+    """`make(folder)`: a bank, or the rest of it; with `kill`, killed after a step of a source."""
+
+    def run(folder: Path, kill: tuple[str, int] | None = None, seed: int = 0, **more: Any) -> Bank:
+        def progress(p: Progress) -> None:
+            if (p.phase, p.done) == kill:
+                raise Killed
+
+        settings = more.pop("config", config)
+        return invert(opened, settings, folder, cpu, seed, progress=progress, **more)
+
+    return run
+
+
+def same_bank(a: Bank, b: Bank) -> bool:
+    hashes = [[(s.source, s.clips, s.sha256) for s in bank.index.shards] for bank in (a, b)]
+    return hashes[0] == hashes[1] and a.index.health == b.index.health
+
+
+def test_a_bank_is_made(tmp_path: Path, make: Make, opened: Teacher) -> None:
+    bank = make(tmp_path)
+    counts = {"inversion": 32, "procedural": 10, "translator": 32, "white_noise": 10}
+    assert bank.sources == counts
+    assert [s.clips for s in bank.index.shards if s.source == "inversion"] == [16, 16]
+    assert set(bank.index.health) == set(counts)
+    assert 0 <= bank.index.health["inversion"]["hit_rate"] <= 1
+    assert bank.index.health["procedural"]["hit_rate"] is None
+    assert not list(tmp_path.glob("state-*")), "states of finished sources must be gone"
+    clips = bank.read("inversion")
+    with torch.no_grad():
+        logits = opened.hidden(clips.mels_N1MT).logits_BK
+    torch.testing.assert_close(clips.logits_NK, logits, atol=0.05, rtol=0.01)  # stored as float16
+
+
+STEPS = [("inversion", 1), ("inversion", 4), ("inversion", 5), ("translator", 4), ("translator", 6)]
+
+
+@pytest.mark.parametrize("kill", STEPS)
+def test_a_killed_bank_continues_to_the_same_bank(
+    tmp_path: Path, make: Make, kill: tuple[str, int]
+) -> None:
+    with pytest.raises(Killed):
+        make(tmp_path / "killed", kill)
+    assert len(Bank.open(tmp_path / "killed")) < 84
+    assert same_bank(make(tmp_path / "killed"), make(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("name", ["cmi", "fast", "dfq"])
+def test_a_killed_baseline_continues_to_the_same_bank(
+    tmp_path: Path, make: Make, bank_config: Callable[..., BankConfig], name: str
+) -> None:
+    own = {"latent": 8, "student_steps": 1} | ({} if name == "dfq" else {"iterations": 2})
+    config = bank_config(
+        sources={name: 1}, frames=24, shard_clips=8, baselines={name: own}, inversion={"steps": 8}
+    )
+    with pytest.raises(Killed):
+        make(tmp_path / "killed", (name, 7), config=config)
+    assert len(Bank.open(tmp_path / "killed")) > 0
+    resumed, whole = (make(tmp_path / part, config=config) for part in ("killed", "whole"))
+    assert same_bank(resumed, whole)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_kill_around_a_shard_loses_nothing(
+    tmp_path: Path, make: Make, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Bank.append
+
+    def append(self: Bank, *args: Any) -> None:
+        if when == "after":
+            real(self, *args)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bank, "append", append)
+        with pytest.raises(Killed):
+            make(tmp_path / "killed")
+    assert same_bank(make(tmp_path / "killed"), make(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
+def test_a_source_without_its_state_starts_again(
+    tmp_path: Path, make: Make, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(Killed):
+        make(tmp_path / "killed", ("inversion", 5))
+    (state,) = (tmp_path / "killed").glob("state-inversion-*.pt")
+    data = bytearray(state.read_bytes())
+    data[len(data) // 2] ^= 1
+    state.write_bytes(data[:-100] if damage == "cut" else data)
+    if damage == "gone":
+        state.unlink()
+    bank = make(tmp_path / "killed")
+    assert str(state) in caplog.text
+    assert same_bank(bank, make(tmp_path / "whole"))
+    assert not list((tmp_path / "killed").glob("*.pt"))
+
+
+def test_a_finished_bank_is_left_alone(tmp_path: Path, make: Make) -> None:
+    bank = make(tmp_path)
+    assert same_bank(bank, make(tmp_path, ("inversion", 1)))
+
+
+def test_a_bank_of_other_settings_is_refused(
+    tmp_path: Path, make: Make, bank_config: Callable[..., BankConfig]
+) -> None:
+    make(tmp_path, config=bank_config(sources={"procedural": 1}))
+    with pytest.raises(BankError, match="another seed"):
+        make(tmp_path, config=bank_config(sources={"procedural": 1}), seed=1)
+    with pytest.raises(BankError, match="another config"):
+        make(tmp_path, config=bank_config(sources={"white_noise": 1}))
+
+
+def test_useless_settings_are_refused(
+    tmp_path: Path, make: Make, bank_config: Callable[..., BankConfig], opened: Teacher
+) -> None:
+    config = bank_config(sources={"inversion": 1}, inversion={"burn_in": 6})
+    with pytest.raises(BankError, match="burn-in"):
+        make(tmp_path / "burnt", config=config)
+    for module in opened.model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean = None
+    with pytest.raises(TeacherError, match="no BatchNorm") as caught:
+        make(tmp_path / "folded", config=config)
+    assert "--set bank.inversion.batch_norm=0" in caught.value.fix
+
+
+def test_a_source_that_diverges_is_refused(
+    tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from frami_edge.sources.procedural import Procedural
+
+    def endless(self: Procedural, n: int, seed: int) -> torch.Tensor:
+        return torch.full((n, 1, 16, 16), torch.nan)
+
+    monkeypatch.setattr(Procedural, "make", endless)
+    with pytest.raises(BankError, match="procedural diverged by step 1: its clips are not finite"):
+        make(tmp_path)
+
+
+def test_rows_and_seconds_go_to_the_run(tmp_path: Path, make: Make) -> None:
+    with RunFolder.create(tmp_path / "run", command="invert", config={}) as run:
+        with pytest.raises(Killed):
+            make(run.path("bank"), ("inversion", 5), run=run)
+        assert [r["step"] for r in run.metrics()] == [1, 2, 3, 4, 5]
+        bank = make(run.path("bank"), run=run)
+        rows = run.metrics()
+        for name in ("inversion", "translator"):
+            assert [r["step"] for r in rows if r["phase"] == name] == [1, 2, 3, 4, 5, 6]
+        assert {"loss", "hit_rate", "class", "batch_norm"} < set(rows[0])
+        manifest = run.manifest
+        assert manifest["bank"]["clips"] == bank.sources
+        assert all(manifest["source_seconds"][name]["wall"] > 0 for name in bank.sources)

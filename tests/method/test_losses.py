@@ -1,0 +1,399 @@
+"""Every loss is its formula, by hand arithmetic where that is short."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from frami_edge.config import StudentArch
+from frami_edge.device import generator
+from frami_edge.errors import TeacherError
+from frami_edge.losses import (
+    BatchNormStatistics,
+    FeatureInvariantContrast,
+    FeatureScale,
+    HiddenMatch,
+    PublishedBatchNorm,
+    adversarial_loss,
+    align_frames,
+    balance_loss,
+    channel_moments,
+    class_loss,
+    contrastive_view,
+    divergence,
+    jensen_shannon,
+    live_batch_norms,
+    logits_loss,
+    split_contrast,
+    total_variation,
+)
+from frami_edge.models import Hidden, ResNetTeacher, StudentNet
+
+K = 5
+
+
+def test_class_loss_prefers_the_target() -> None:
+    logits = torch.eye(3) * 5
+    assert class_loss(logits, torch.arange(3)) < class_loss(logits, torch.tensor([1, 2, 0]))
+
+
+def test_the_adversarial_term_counts_agreeing_clips_only() -> None:
+    teacher = torch.tensor([[3.0, 0.0], [3.0, 0.0]])
+    student = torch.tensor([[1.0, 0.0], [0.0, 1.0]], requires_grad=True)  # agrees, disagrees
+    loss = adversarial_loss(teacher, student)
+    p, q = teacher.log_softmax(1)[0], student.detach().log_softmax(1)[0]
+    assert float(loss.detach()) == pytest.approx(-float((p.exp() * (p - q)).sum()) / 2, rel=1e-5)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert student.grad is not None
+    assert student.grad[0].abs().sum() > 0
+    assert student.grad[1].abs().sum() == 0
+
+
+# --- BatchNorm statistics
+
+
+def exact_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    var_C, mean_C = torch.var_mean(x.double(), [d for d in range(x.ndim) if d != 1], correction=0)
+    return mean_C, var_C
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (4, 5, 7), (4, 5, 7, 9), (1, 5, 3, 2)])
+@pytest.mark.parametrize("offset", [0.0, 30.0])
+def test_moments_and_their_gradient(shape: tuple[int, ...], offset: float) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(shape) + offset
+    if len(shape) == 4:
+        x = x.contiguous(memory_format=torch.channels_last)
+    mine, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    for (mean_C, var_C), leaf in ((channel_moments(mine), mine), (exact_moments(theirs), theirs)):
+        weights = torch.arange(1, len(mean_C) + 1)
+        ((weights * mean_C).sum() + (weights * var_C.square()).sum()).backward()
+        assert leaf.grad is not None
+    for a, b in zip(channel_moments(x), exact_moments(x), strict=True):
+        torch.testing.assert_close(a, b.float(), rtol=2e-4, atol=1e-5)
+    torch.testing.assert_close(mine.grad, theirs.grad, rtol=2e-3, atol=2e-4)
+
+
+def test_a_constant_channel_has_no_variance() -> None:
+    mean_C, var_C = channel_moments(torch.full((3, 2, 4), 7.0))
+    assert mean_C.tolist() == [7, 7]
+    assert var_C.tolist() == [0, 0]
+
+
+def net_2d() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.BatchNorm2d(4)
+    )
+
+
+def net_1d() -> nn.Module:
+    head = (nn.Flatten(), nn.LazyLinear(4), nn.BatchNorm1d(4))
+    return nn.Sequential(nn.Flatten(1, 2), nn.Conv1d(16, 6, 3), nn.BatchNorm1d(6), nn.ReLU(), *head)
+
+
+def batch_norm_loss(model: nn.Module, x: Tensor) -> float:
+    statistics = BatchNormStatistics(model)
+    with statistics:
+        model(x)
+    return float(statistics.loss().detach())
+
+
+@pytest.mark.parametrize("make", [net_2d, net_1d])
+def test_matching_data_has_no_loss_and_other_data_has(make: type) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(512, 1, 16, 20)
+    model = make()
+    for m in model.modules():
+        if isinstance(m, nn.modules.batchnorm._BatchNorm):
+            m.momentum = None  # running statistics are exactly those of x
+    with torch.no_grad():
+        model.train()(x)
+    model.eval()
+    assert len(live_batch_norms(model)) == 2
+    assert batch_norm_loss(model, x) < 1e-4
+    assert batch_norm_loss(model, x + 3) > 0.05
+    losses = [batch_norm_loss(model, scale * x) for scale in (1.1, 2, 4)]
+    assert losses == sorted(losses)
+    assert losses[-1] > 0.05
+
+
+def test_the_batch_norm_loss_is_the_formula_relative_to_the_layer() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(40, 3)
+    mu, var = torch.tensor([1.0, -2.0, 0.5]), torch.tensor([2.0, 0.5, 1.0])
+    mean_C, var_C = x.mean(0), x.var(0, correction=0)
+    wanted = (mean_C - mu).square().sum() / (mu.square() + var).sum()
+    wanted = wanted + (var_C - var).square().sum() / var.square().sum()
+    for scale in (1.0, 100.0):
+        norm = nn.BatchNorm1d(3).eval()
+        norm.running_mean, norm.running_var = scale * mu, scale**2 * var
+        found = batch_norm_loss(nn.Sequential(norm), scale * x)
+        assert found == pytest.approx(float(wanted), rel=1e-4)
+
+
+def test_the_hooks_are_removed_and_the_gradient_reaches_the_clips(teacher: ResNetTeacher) -> None:
+    def hooks() -> int:
+        return sum(len(m._forward_pre_hooks) for m in teacher.modules())
+
+    statistics, x = BatchNormStatistics(teacher), torch.randn(8, 1, 16, 20, requires_grad=True)
+    with statistics:
+        assert hooks() == len(live_batch_norms(teacher))
+        teacher(x)
+    assert hooks() == 0
+    statistics.loss().backward()  # type: ignore[no-untyped-call]
+    assert x.grad is not None
+    assert x.grad.abs().sum() > 0
+    with pytest.raises(RuntimeError), statistics:
+        teacher(torch.zeros(1, 2, 16, 20))
+    assert hooks() == 0
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.GroupNorm(2, 4), nn.BatchNorm2d(4, track_running_stats=False), nn.Identity()]
+)
+def test_a_teacher_without_live_batch_norm_is_refused(norm: nn.Module) -> None:
+    with pytest.raises(TeacherError, match="no BatchNorm") as caught:
+        BatchNormStatistics(nn.Sequential(nn.Conv2d(1, 4, 3), norm))
+    assert "batch_norm=0" in caught.value.fix
+
+
+def test_the_published_batch_norm_loss_mixes_earlier_moments(teacher: ResNetTeacher) -> None:
+    first, second = torch.randn(6, 1, 16, 24), 2 * torch.randn(6, 1, 16, 24)
+    mixing = PublishedBatchNorm(teacher, momentum=0.9)
+
+    def moments(x: Tensor) -> list[tuple[Tensor, Tensor]]:
+        with PublishedBatchNorm(teacher) as plain:
+            teacher.hidden(x)
+        return list(plain.observed.values())
+
+    def wanted(found: list[tuple[Tensor, Tensor]]) -> float:
+        total = 0.0
+        for layer, (mean, var) in zip(mixing.layers, found, strict=True):
+            assert layer.running_mean is not None
+            assert layer.running_var is not None
+            total += float((mean - layer.running_mean).norm() + (var - layer.running_var).norm())
+        return total
+
+    with mixing:
+        teacher.hidden(first)
+    assert mixing.loss().item() == pytest.approx(wanted(moments(first)), rel=1e-5)
+    mixing.remember()
+    with mixing:
+        teacher.hidden(second)
+    mixed = [
+        (0.1 * m + 0.9 * om, 0.1 * v + 0.9 * ov)
+        for (m, v), (om, ov) in zip(moments(second), moments(first), strict=True)
+    ]
+    assert mixing.loss().item() == pytest.approx(wanted(mixed), rel=1e-4)
+    assert mixing.instance_means(6).shape == (6, sum(m.num_features for m in mixing.layers))
+
+
+# --- The contrastive loss
+
+
+def hidden(seed: int, n: int = 12, channels: int = 6) -> Hidden:
+    rng = torch.Generator().manual_seed(seed)
+    frames = torch.randn(n, channels, 9, generator=rng)
+    return Hidden(frames, torch.randn(n, 2 * channels, generator=rng), torch.zeros(n, 3))
+
+
+def contrast(memory: int = 64) -> FeatureInvariantContrast:
+    torch.manual_seed(0)
+    return FeatureInvariantContrast(6, 12, embedding=8, memory=memory)
+
+
+def test_the_contrastive_loss_is_infonce_over_batch_and_memory() -> None:
+    loss, a, b = contrast(), hidden(0), hidden(1)
+    loss.remember(loss.embed(hidden(2)))
+    value, keys = loss(query=a, key=b)
+    every = torch.cat([loss.embed(b), loss.embed(hidden(2))])
+    wanted = -((loss.embed(a) @ every.T) / 0.1).log_softmax(1).diagonal().mean()
+    torch.testing.assert_close(value, wanted)
+    torch.testing.assert_close(keys, loss.embed(b))
+    torch.testing.assert_close(keys.norm(dim=1), torch.ones(12))
+    assert value.requires_grad
+    assert not keys.requires_grad
+
+
+def test_matching_pairs_cost_less_than_others() -> None:
+    loss, h = contrast(), hidden(0)
+    rolled = Hidden(h.frames_BCT.roll(1, 0), h.pooled_BD.roll(1, 0), h.logits_BK)
+    assert loss(query=h, key=h)[0] < loss(query=h, key=rolled)[0] - 0.5
+
+
+def test_an_empty_memory_is_no_negative() -> None:
+    """Rows that were never written must not count: their similarity would be 0 to everything."""
+    h = hidden(0)
+    small, large = (float(contrast(size)(query=h, key=h)[0].detach()) for size in (8, 4096))
+    assert small == pytest.approx(large)
+
+
+def test_the_memory_wraps_over_the_oldest_and_is_part_of_the_state() -> None:
+    loss, again = contrast(memory=5), contrast(memory=5)
+    keys = torch.arange(1, 10.0)[:, None].expand(9, 16)
+    loss.remember(keys[:3])
+    assert loss.memory[:, 0].tolist() == [1, 2, 3, 0, 0]
+    again.load_state_dict(loss.state_dict())
+    again.remember(keys[3:7])
+    assert again.memory[:, 0].tolist() == [6, 7, 3, 4, 5]
+    again.remember(keys)
+    assert sorted(again.memory[:, 0].tolist()) == [5, 6, 7, 8, 9]
+
+
+def test_views_differ_in_length() -> None:
+    x = torch.randn(8, 1, 16, 40)
+    views = [contrastive_view(x, generator(i, "view")) for i in range(12)]
+    lengths = {v.shape[3] for v in views}
+    assert len(lengths) > 3
+    assert all(20 <= n <= 40 for n in lengths)
+    assert torch.equal(views[0], contrastive_view(x, generator(0, "view")))
+
+
+# --- Distillation
+
+
+def test_the_logits_loss_is_the_formula() -> None:
+    s, t, tau = torch.randn(6, 4), torch.randn(6, 4), 3.0
+    p, q = (t / tau).log_softmax(1), (s / tau).log_softmax(1)
+    wanted = tau**2 * (p.exp() * (p - q)).sum(1).mean()
+    torch.testing.assert_close(logits_loss(s, t, tau), wanted)
+    assert float(logits_loss(t + 5, t, tau)) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_temperature_keeps_the_size_of_the_gradient() -> None:
+    sizes = []
+    for tau in (4.0, 16.0):
+        s = torch.tensor([[0.3, -0.2, 0.1]], requires_grad=True)
+        logits_loss(s, torch.tensor([[1.0, 0.0, -1.0]]), tau).backward()  # type: ignore[no-untyped-call]
+        assert s.grad is not None
+        sizes.append(float(s.grad.norm()))
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.15)
+
+
+def test_frames_are_interpolated_and_held_at_the_ends() -> None:
+    h = torch.tensor([0.0, 10.0, 20.0, 40.0]).expand(2, 3, 4)
+    read = align_frames(h, torch.tensor([-1.0, 0.0, 0.5, 1.0, 2.25, 3.0, 9.0]))
+    assert read.shape == (2, 3, 7)
+    assert read[0, 0].tolist() == [0, 0, 5, 10, 25, 40, 40]
+    one = torch.full((1, 2, 1), 3.0)
+    assert align_frames(one, torch.tensor([0.0, 0.4, 7.0])).tolist() == [[[3.0] * 3] * 2]
+    h = torch.randn(1, 2, 4, requires_grad=True)
+    align_frames(h, torch.tensor([0.5, 1.5])).sum().backward()  # type: ignore[no-untyped-call]
+    assert h.grad is not None
+    assert h.grad[0, 0].tolist() == [0.5, 1.0, 0.5, 0.0]
+
+
+def test_dead_features_do_not_explode() -> None:
+    frames, pooled = torch.randn(8, 4, 6), torch.randn(8, 8)
+    frames[:, 0] = 1.0
+    pooled[:, 0] = 2.0
+    scale = FeatureScale.measure(Hidden(frames, pooled, torch.zeros(8, 2)))
+    assert scale.frames_C[0] >= 0.04 * scale.frames_C.mean()
+    assert scale.pooled_D[0] >= 0.04 * scale.pooled_D.mean()
+    torch.testing.assert_close(scale.frames_C[1:], frames[:, 1:].var(dim=(0, 2)))
+
+
+@dataclass
+class Sizes:
+    """What `HiddenMatch` reads of both sides."""
+
+    channels: int
+    head: nn.Module
+    frame_stride: int = 4
+    frame_offset: float = 0.0
+    stride: int = 4
+
+    @property
+    def pooled_size(self) -> int:
+        return 2 * self.channels
+
+    def frame_centres(self, frames: int, device: Any = None) -> Tensor:
+        return torch.arange(frames) * float(self.stride)
+
+
+def test_frames_of_another_rate_are_compared_in_mel_time() -> None:
+    ramp: Any = torch.arange(12.0)[None, None, :].expand(1, 3, 12)
+    teacher: Any = Sizes(3, nn.Linear(6, 2), frame_stride=2, frame_offset=1.0)
+    student: Any = Sizes(3, nn.Linear(6, 2), stride=4)
+    match = HiddenMatch(student, teacher, FeatureScale(torch.ones(3), torch.ones(6)))
+    at = torch.arange(1, 5) * 4.0  # mel frames of the student's frames 1..4
+    mine = torch.cat([torch.zeros(1), (at - 1) / 2])[None, None, :].expand(1, 3, 5)
+    empty = torch.zeros(1, 6)
+    loss = match.before(student, Hidden(mine, empty, empty), Hidden(ramp, empty, empty))
+    assert float(loss.detach()) == pytest.approx(0, abs=1e-10)
+    late = Hidden(mine.roll(1, 2), empty, empty)
+    assert float(match.before(student, late, Hidden(ramp, empty, empty)).detach()) > 0.1
+
+
+def test_errors_are_relative_to_the_variance() -> None:
+    side: Any = Sizes(2, nn.Linear(4, 2))
+    match = HiddenMatch(side, side, FeatureScale(torch.tensor([1.0, 100.0]), torch.ones(4)))
+    pooled, logits = torch.zeros(1, 4), torch.zeros(1, 2)
+    off = Hidden(torch.tensor([1.0, 10.0])[None, :, None].expand(1, 2, 3), pooled, logits)
+    zero = Hidden(torch.zeros(1, 2, 3), pooled, logits)
+    assert float(match.before(side, off, zero).detach()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+@pytest.mark.parametrize("channels", [8, 16])
+def test_both_terms_reach_the_student(teacher: ResNetTeacher, channels: int, reuse: bool) -> None:
+    arch = StudentArch(channels=(8, 8, 8), time_kernels=(3, 3, 3), out_channels=channels)
+    model = StudentNet(arch, 16, K, teacher.head if reuse else None)
+    x = torch.randn(6, 1, 16, 24)
+    with torch.no_grad():
+        t = teacher.hidden(x)
+    match = HiddenMatch(model, teacher, FeatureScale.measure(t))
+    assert isinstance(match.frame_projector, nn.Identity) == (channels == teacher.channels)
+    for term in (match.before, match.after):
+        model.zero_grad()
+        term(model, model.hidden(x), t).backward()  # type: ignore[no-untyped-call]
+        stem = next(model.trunk.parameters())
+        assert stem.grad is not None
+        assert stem.grad.abs().sum() > 0
+
+
+# --- Published baselines
+
+
+def test_balance_is_the_negative_entropy_of_the_mean_prediction() -> None:
+    assert balance_loss(torch.zeros(4, K)).item() == pytest.approx(-math.log(K))
+    assert balance_loss(torch.eye(K)[[0, 0, 0]] * 50).item() == pytest.approx(0, abs=1e-5)
+    assert balance_loss(torch.eye(K) * 50).item() == pytest.approx(-math.log(K), abs=1e-5)
+
+
+def test_divergence_is_from_the_teacher() -> None:
+    t, s = torch.randn(6, K), torch.randn(6, K)
+    p, q = t.log_softmax(1), s.log_softmax(1)
+    torch.testing.assert_close(divergence(t, s), (p.exp() * (p - q)).sum(1).mean())
+    assert divergence(t, t).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_jensen_shannon_is_symmetric_and_bounded() -> None:
+    a, b = torch.randn(6, K), torch.randn(6, K)
+    torch.testing.assert_close(jensen_shannon(a, b, 3), jensen_shannon(b, a, 3))
+    p, q = (a / 3).softmax(1), (b / 3).softmax(1)
+    m = (p + q) / 2
+    wanted = ((p * (p / m).log()).sum(1) + (q * (q / m).log()).sum(1)).mean() / 2
+    torch.testing.assert_close(jensen_shannon(a, b, 3), wanted)
+    apart = torch.eye(K)[[0]] * 300, torch.eye(K)[[1]] * 300
+    assert jensen_shannon(*apart, 1).item() == pytest.approx(math.log(2), abs=1e-4)
+
+
+def test_total_variation_of_a_ramp_over_bands() -> None:
+    x = torch.arange(3.0)[None, None, :, None].expand(1, 1, 3, 4)
+    # 8 differences of 1 along bands, none along time, 6 of 1 on each diagonal.
+    assert total_variation(x).item() == pytest.approx(8**0.5 + 2 * 6**0.5)
+
+
+def test_the_contrast_is_a_mean_over_the_batch_and_one_over_the_memory() -> None:
+    q, k = F.normalize(torch.randn(7, 4), dim=1), F.normalize(torch.randn(7, 4), dim=1)
+    log_p = (q @ k.T / 0.1).log_softmax(1).diagonal()
+    torch.testing.assert_close(split_contrast(q, k, 3, 0.1), -log_p[:3].mean() - log_p[3:].mean())
+    alone = (q[:3] @ k[:3].T / 0.1).log_softmax(1).diagonal().mean()
+    torch.testing.assert_close(split_contrast(q[:3], k[:3], 3, 0.1), -alone)
