@@ -170,7 +170,7 @@ def record(model: Path, out: Path) -> None:
     trunk, classifier = OrtModel(model), Classifier(model)
     spec = classifier.info.mel
     mels = rng.uniform(-2, 3, (4, 1, spec.n_mels, classifier.info.receptive_field + 96))
-    answers = {"frames": trunk.frames(mels.astype(np.float32))}
+    answers: dict[str, Any] = {"frames": trunk.frames(mels.astype(np.float32))}
     for seconds in SECONDS:
         t = np.arange(int(seconds * spec.sample_rate)) / spec.sample_rate
         x = 0.3 * np.sin(2 * np.pi * (200 + 300 * t) * t) + 0.05 * rng.standard_normal(len(t))
