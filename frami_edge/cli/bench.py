@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from frami_edge.cli import _options as opt
 from frami_edge.cli._app import command, command_app
 from frami_edge.cli._output import Output
 
