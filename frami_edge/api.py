@@ -7,6 +7,7 @@ is deleted together with the result.
 """
 
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -32,8 +33,8 @@ from frami_edge.checkpoint import (
     save_checkpoint,
 )
 from frami_edge.config import BankConfig, DistillConfig, JourneyConfig, TeacherConfig, load_config
-from frami_edge.controls import ControlTable, parse_controls, student_recipe
-from frami_edge.data.sets import load_set
+from frami_edge.controls import parse_controls, plan_controls, student_recipe
+from frami_edge.data.sets import Clip, load_set
 from frami_edge.data.store import Features
 from frami_edge.device import Compute, Precision, choose_compute, place, set_seed, world
 from frami_edge.distillation import Sampler
@@ -68,6 +69,7 @@ from frami_edge_export.tensorrt import (
     TensorRTUnavailable,
     rebuild,
 )
+from frami_edge_runtime.melspec import MelSpec
 
 log = logging.getLogger("frami_edge")
 
@@ -452,7 +454,8 @@ def evaluate(
         raise ConfigError("bank is read by controls only.", fix="Add --controls inversion.")
     if resume and out is None:
         raise ConfigError("There is no run to resume without a folder.", fix="Add --out FOLDER.")
-    root, voice = None if data_root is None else Path(data_root), _voice(progress)
+    root = None if data_root is None else Path(data_root)
+    load = functools.partial(_features, progress)
     judged = _opened(model)
     reference = None if teacher is None else _opened(teacher)
     if reference:
@@ -468,15 +471,15 @@ def evaluate(
             "the teacher's checkpoint, or trained_on in its description.",
             key,
         )
-    table = None
+    plan = None
     if controls is not None:
         wanted, config = parse_controls(controls), student_recipe(judged, reference)
         assert reference is not None
         assert isinstance(reference.network, Teacher)
         compute = choose_compute(device, precision)
         log.info("Device: %s", compute.reason)
-        table = ControlTable.prepare(
-            wanted, config, reference.network, compute, sounds, key, voice,
+        plan = plan_controls(
+            wanted, config, reference.network, compute, sounds, key, load,
             bank=None if bank is None else Path(bank), root=root,
         )  # fmt: skip
     with ExitStack() as stack:
@@ -490,24 +493,22 @@ def evaluate(
                     hashes={"model": judged.sha256}
                     | ({"teacher": reference.sha256} if reference else {}),
                     resume=resume,
-                    device=table.compute.reason if table else "",
+                    device=plan.compute.reason if plan else "",
                 )
             )
         clips = [clip for clip in sounds.clips if clip.fold == key]
-        features = training.load_features(judged.mel, clips, voice, "log-mels")
-        training.warn_rejected(features, "test clips", voice)
+        features = load(judged.mel, clips, "test clips")
         theirs = their_logits = None
         their_features = features
         if reference:
             if reference.mel != judged.mel:
-                their_features = training.load_features(reference.mel, clips, voice, "log-mels")
+                their_features = load(reference.mel, clips, "test clips")
             their_logits = logits_of(reference, their_features)
             theirs = score(their_logits, features.labels)
-        with voice.progress("score", len(features)) as bar:
-            logits = logits_of(judged, features, lambda done: bar.update(done - bar.completed))
+        logits = logits_of(judged, features, progress)
         rows = {}
-        if table and their_logits is not None:
-            rows = table.rows(their_features, their_logits, run, progress)
+        if plan and their_logits is not None:
+            rows = plan.rows(their_features, their_logits, run, progress)
         found = Evaluation(
             model=str(judged.path),
             kind=judged.kind,
@@ -551,9 +552,16 @@ def _real_clips(
     if known is None:
         log.warning("It is not known whether the teacher was trained on fold %s.", key)
     clips = [clip for clip in sounds.clips if clip.fold == key]
-    features = training.load_features(student.mel, clips, _voice(progress), "log-mels")
-    training.warn_rejected(features, "test clips", _voice(progress))
+    features = _features(progress, student.mel, clips, "test clips")
     return features, {"name": sounds.name, "fold": key, "clips": len(features)}
+
+
+def _features(
+    progress: ProgressCallback | None, mel: MelSpec, clips: Sequence[Clip], what: str
+) -> Features:
+    features = training.load_features(mel, clips, _voice(progress), f"log-mels of {what}")
+    training.warn_rejected(features, what, _voice(progress))
+    return features
 
 
 def _draw(run: RunFolder, found: Evaluation) -> dict[str, str]:

@@ -16,7 +16,6 @@ from frami_edge import plots
 from frami_edge.augment import mix_pairs, random_crop, random_gain, random_masks
 from frami_edge.cards import teacher_readme
 from frami_edge.checkpoint import Card, TrainedOn, load_checkpoint, parameters, save_checkpoint
-from frami_edge.cli._output import Output
 from frami_edge.config import TeacherConfig, TrainConfig
 from frami_edge.data.sets import Clip, SoundSet, load_set, resolve_fold
 from frami_edge.data.store import (
@@ -94,7 +93,7 @@ def choose_clips(
     return data, fold, *data.split(fold)
 
 
-def load_material(config: TeacherConfig, root: Path | None, out: Output) -> Material:
+def load_material(config: TeacherConfig, root: Path | None, out: Any) -> Material:
     """Compute, or read from the cache, the log-mels of a fold.
 
     Mean and standard deviation are measured on the training clips alone.
@@ -114,13 +113,13 @@ def load_material(config: TeacherConfig, root: Path | None, out: Output) -> Mate
     return Material(data, fold, train, test)
 
 
-def load_features(spec: MelSpec, clips: Sequence[Clip], out: Output, what: str) -> Features:
+def load_features(spec: MelSpec, clips: Sequence[Clip], out: Any, what: str) -> Features:
     """Features with progress on stderr."""
     with out.progress(what, len(clips), fields=()) as bar:
         return FeatureStore(spec).load(clips, lambda done, _: bar.update(done - bar.completed))
 
 
-def warn_rejected(features: Features, what: str, out: Output) -> None:
+def warn_rejected(features: Features, what: str, out: Any) -> None:
     """Say which files were left out, and why."""
     rejected = features.rejected
     if not rejected:
@@ -352,7 +351,7 @@ class TrainedTeacher:
 
 
 def train_teacher(
-    run: RunFolder, config: TeacherConfig, root: Path | None, compute: Compute, out: Output
+    run: RunFolder, config: TeacherConfig, root: Path | None, compute: Compute, out: Any
 ) -> TrainedTeacher:
     """Train, or go on where a killed run stopped, and test on the held-out fold.
 
@@ -395,7 +394,7 @@ def train_teacher(
 
 
 def fit(
-    run: RunFolder, config: TeacherConfig, material: Material, compute: Compute, out: Output
+    run: RunFolder, config: TeacherConfig, material: Material, compute: Compute, out: Any
 ) -> ResNetTeacher:
     """All epochs that are left, with progress, a row of metrics and a checkpoint after each."""
     torch.manual_seed(generator(config.seed, "teacher").initial_seed())
