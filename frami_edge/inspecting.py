@@ -30,13 +30,10 @@ from frami_edge.teachers.foreign import ForeignTeacher
 from frami_edge.teachers.opening import (
     DESCRIPTIONS,
     TeacherDescription,
-    build_module,
-    labels_of,
-    load_weights,
-    mel_of,
+    build_teacher,
     read_description,
-    read_weights,
-    weights_path,
+    read_labels,
+    read_mel,
 )
 from frami_edge.teachers.tracing import find_layout, trace
 from frami_edge_export.lint import Finding, lint_tensorrt
@@ -392,9 +389,8 @@ def describe_teacher(source: TeacherDescription) -> Description:
         ConfigError: The front end is missing or has mistakes.
         TeacherError: It cannot be built, or takes no log-mels of this front end.
     """
-    mel, labels, weights = mel_of(source), labels_of(source), weights_path(source)
-    module = build_module(source.factory, source.arguments)
-    load_weights(module, read_weights(weights), weights, source.weights_under)
+    mel, labels = read_mel(source.mel), read_labels(source.labels)
+    module, sha256 = build_teacher(source)
     module.float().eval().requires_grad_(False)
     layout = find_layout(module, mel.n_mels, len(labels), source.layout)
     events = [e for e in trace(module, mel.n_mels, layout) if not e.name.endswith("@in")]
@@ -441,7 +437,7 @@ def describe_teacher(source: TeacherDescription) -> Description:
     if source.trained_on is None:
         findings.append(_NO_TRAINED_ON)
     sections = {
-        "file": {"weights": str(weights), "sha256": sha256_file(weights)},
+        "file": {"weights": source.weights, "sha256": sha256},
         "network": network,
         "hidden_states": states,
         "model": {"labels": list(labels), "mel": mel.to_dict(), "mel_sha256": mel.digest},
