@@ -35,7 +35,7 @@ from frami_edge.checkpoint import (
 from frami_edge.config import BankConfig, DistillConfig, JourneyConfig, TeacherConfig, load_config
 from frami_edge.controls import parse_controls, plan_controls, student_recipe
 from frami_edge.data.sets import Clip, load_set
-from frami_edge.data.store import Features
+from frami_edge.data.store import Features, load_features
 from frami_edge.device import Compute, Precision, choose_compute, place, set_seed, world
 from frami_edge.distillation import Sampler
 from frami_edge.errors import BankError, ConfigError
@@ -279,7 +279,7 @@ def train_teacher(
         seeds={"seed": settings.seed}, device=compute.reason,
     ) as run:  # fmt: skip
         record_compute(run, compute, deterministic=deterministic)
-        trained = training.train_teacher(run, settings, root, compute, _voice(progress))
+        trained = training.train_teacher(run, settings, root, compute, progress)
     return _lives_with(load_checkpoint(trained.path, "teacher"), folder, out)
 
 
@@ -559,9 +559,7 @@ def _real_clips(
 def _features(
     progress: ProgressCallback | None, mel: MelSpec, clips: Sequence[Clip], what: str
 ) -> Features:
-    features = training.load_features(mel, clips, _voice(progress), f"log-mels of {what}")
-    training.warn_rejected(features, what, _voice(progress))
-    return features
+    return load_features(mel, clips, progress, f"log-mels of {what}")
 
 
 def _draw(run: RunFolder, found: Evaluation) -> dict[str, str]:
@@ -783,39 +781,3 @@ def _lives_with(result: T, folder: Path, out: PathLike | None) -> T:
     if out is None:
         weakref.finalize(result, shutil.rmtree, folder, ignore_errors=True)
     return result
-
-
-def _voice(callback: ProgressCallback | None) -> Any:
-    return _Voice(callback)
-
-
-class _Voice:
-    """What inner loops still expect of the command line's `Output`."""
-
-    def __init__(self, callback: ProgressCallback | None) -> None:
-        self.callback = callback
-        self.warn, self.note = log.warning, log.info
-
-    def table(self, *_: Any) -> None: ...
-
-    def progress(
-        self, phase: str, total: int | None, fields: Sequence[str] = (), *, completed: int = 0
-    ) -> Any:
-        return _Bar(self.callback, phase, total, completed)
-
-
-class _Bar:
-    def __init__(
-        self, callback: ProgressCallback | None, phase: str, total: int | None, completed: int
-    ) -> None:
-        self.callback, self.phase, self.total, self.completed = callback, phase, total, completed
-
-    def update(self, advance: int = 1, **metrics: float) -> None:
-        self.completed += advance
-        if self.callback:
-            self.callback(Progress(self.phase, self.completed, self.total, metrics))
-
-    def __enter__(self) -> Any:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...

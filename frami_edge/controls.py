@@ -26,8 +26,8 @@ from frami_edge.errors import CheckpointError, ConfigError
 from frami_edge.evaluation import Control, predict, score
 from frami_edge.models import StudentNet
 from frami_edge.opening import OpenedModel
-from frami_edge.progress import Progress, ProgressCallback
-from frami_edge.runs import NEVER, RunFolder, Stop, Trail
+from frami_edge.progress import ProgressCallback
+from frami_edge.runs import RunFolder
 from frami_edge.sources.noise import smooth_noise_mels, white_noise_mels
 from frami_edge.sources.procedural import procedural_mels
 from frami_edge.training import train_epochs
@@ -169,16 +169,11 @@ def scratch_student(
         mixup=d.mixup,
         gain=d.gain,
     )
-
-    def on_step(done: int, steps: int, metrics: dict[str, float]) -> None:
-        if progress:
-            progress(Progress(phase, done, steps, metrics))
-
-    with Stop() if run else nullcontext(NEVER) as stop:
-        trail = Trail(run.path(f"{phase}-state.pt"), stop) if run else None
-        train_epochs(
-            student, real, recipe, compute=compute, seed=config.seed, on_step=on_step, trail=trail
-        )
+    train_epochs(
+        student, real, recipe,
+        compute=compute, seed=config.seed, phase=phase, progress=progress,
+        checkpoint=run.path(f"{phase}-state.pt") if run else None,
+    )  # fmt: skip
     return student.eval().requires_grad_(False)
 
 
