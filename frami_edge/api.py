@@ -19,6 +19,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch.distributed as dist
 from pydantic import BaseModel
 
 from frami_edge import distillation, inversion, plots, training
@@ -53,7 +54,7 @@ from frami_edge.io import atomic_write_text, plain, sha256_file
 from frami_edge.models import StudentNet, macs_per_second
 from frami_edge.opening import OpenedModel, open_model
 from frami_edge.plots import draw_export_report
-from frami_edge.progress import Progress, ProgressCallback
+from frami_edge.progress import ProgressCallback
 from frami_edge.runs import RunFolder, record_compute
 from frami_edge.sources import LEARNED
 from frami_edge.teachers import load_teacher
@@ -673,7 +674,7 @@ def _run(
     Under torchrun rank N > 0 has a folder of its own, named `folder.rank-N`.
     """
     log.info("Device: %s", compute.reason)
-    rank, _ = world()
+    rank, ranks = world()
     if rank:
         folder = folder.with_name(f"{folder.name}.rank-{rank}")
     with RunFolder.create(
@@ -690,6 +691,8 @@ def _run(
         if isinstance(teacher.description, TeacherDescription):
             write_description(run.path("teacher.yaml"), teacher.description)
         yield run
+    if ranks > 1:
+        dist.barrier()  # no process returns before rank 0 has written everything
 
 
 def _invert(
