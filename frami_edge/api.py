@@ -53,7 +53,7 @@ from frami_edge.io import atomic_write_text, plain, sha256_file
 from frami_edge.models import StudentNet, macs_per_second
 from frami_edge.opening import OpenedModel, open_model
 from frami_edge.plots import draw_export_report
-from frami_edge.progress import Progress, ProgressCallback
+from frami_edge.progress import ProgressCallback
 from frami_edge.runs import RunFolder, record_compute
 from frami_edge.sources import LEARNED
 from frami_edge.teachers import load_teacher
@@ -532,7 +532,7 @@ def _opened(model: Student | Teacher | PathLike) -> OpenedModel:
     card = model.card
     return OpenedModel(
         Path(f"the {card.kind}"), card.kind, model, model.mel, card.labels, model.sha256,
-        card.teacher_sha256, card.heard,
+        card.teacher_sha256, card.real_clips,
     )  # fmt: skip
 
 
@@ -546,7 +546,7 @@ def _real_clips(
     """Clips that the student's teacher was not trained on, and their set, fold and number."""
     sounds = load_set(data, None if data_root is None else Path(data_root))
     check_labels(student, sounds)
-    known = student.card.heard
+    known = student.card.real_clips
     key = held_out_fold(fold, known, sounds, who="The student")
     check_held_out(known, sounds, key)
     if known is None:
