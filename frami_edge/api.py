@@ -135,7 +135,7 @@ def invert(
     settings = journey_config(config, seed=seed, sources=sources, steps=steps, overrides=overrides)
     compute = _compute(device, precision, deterministic, settings.seed)
     loaded = _ready(teacher, compute)
-    inversion.require_batch_norms(loaded, settings.bank)
+    inversion.check_teacher(loaded, settings.bank)
     folder = _folder(out)
     with _run(folder, "invert", settings, loaded, compute, deterministic, resume=resume) as run:
         bank = _invert(run, folder, loaded, settings, compute, progress)
@@ -202,7 +202,7 @@ def distill(
     loaded = _ready(teacher, compute)
     sampler = None if given is None else _sampler(given, loaded, settings)
     if sampler is None:
-        inversion.require_batch_norms(loaded, settings.bank)
+        inversion.check_teacher(loaded, settings.bank)
     folder = _folder(out)
     hashes = {"bank": sha256_file(given.folder / "bank.json")} if isinstance(given, Bank) else {}
     with _run(
