@@ -32,7 +32,7 @@ from tables import Row, markdown, write_between
 from frami_edge import api
 from frami_edge.bank import Bank, BankSampler
 from frami_edge.checkpoint import Teacher, parameters
-from frami_edge.controls import control_feed, control_student
+from frami_edge.controls import control_sampler, scratch_student
 from frami_edge.data.sets import check_disjoint, load_set
 from frami_edge.data.store import FeatureStore
 from frami_edge.device import choose_compute
@@ -200,11 +200,12 @@ class Maker:
             row |= bank_facts(bank, manifest, config.bank.shares, method.mels)
         elif method.control != "scratch":
             mels = real.mels if real else ()
-            sampler = control_feed(method.control, teacher.mel, config, real=mels)
+            sampler = control_sampler(method.control, teacher.mel, config, real=mels)
         with peak_memory(self.compute.device) as peak:
             wall, cpu = time.monotonic(), time.process_time()
             if sampler is None:
-                network = control_student("scratch", teacher, config, self.compute, real=real)
+                assert real is not None
+                network = scratch_student(real, teacher, config, self.compute)
             else:
                 network = api.distill(teacher, sampler, config=config, **self.on).model
             row["distill_s"] = round(time.monotonic() - wall, 2)

@@ -7,6 +7,7 @@ is deleted together with the result.
 """
 
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -32,9 +33,9 @@ from frami_edge.checkpoint import (
     save_checkpoint,
 )
 from frami_edge.config import BankConfig, DistillConfig, JourneyConfig, TeacherConfig, load_config
-from frami_edge.controls import ControlTable, parse_controls, student_recipe
-from frami_edge.data.sets import load_set
-from frami_edge.data.store import Features
+from frami_edge.controls import parse_controls, plan_controls, student_recipe
+from frami_edge.data.sets import Clip, load_set
+from frami_edge.data.store import Features, load_features
 from frami_edge.device import Compute, Precision, choose_compute, place, set_seed, world
 from frami_edge.distillation import Sampler
 from frami_edge.errors import BankError, ConfigError
@@ -68,6 +69,7 @@ from frami_edge_export.tensorrt import (
     TensorRTUnavailable,
     rebuild,
 )
+from frami_edge_runtime.melspec import MelSpec
 
 log = logging.getLogger("frami_edge")
 
@@ -133,7 +135,7 @@ def invert(
     settings = journey_config(config, seed=seed, sources=sources, steps=steps, overrides=overrides)
     compute = _compute(device, precision, deterministic, settings.seed)
     loaded = _ready(teacher, compute)
-    inversion.require_batch_norms(loaded, settings.bank)
+    inversion.check_teacher(loaded, settings.bank)
     folder = _folder(out)
     with _run(folder, "invert", settings, loaded, compute, deterministic, resume=resume) as run:
         bank = _invert(run, folder, loaded, settings, compute, progress)
@@ -200,7 +202,7 @@ def distill(
     loaded = _ready(teacher, compute)
     sampler = None if given is None else _sampler(given, loaded, settings)
     if sampler is None:
-        inversion.require_batch_norms(loaded, settings.bank)
+        inversion.check_teacher(loaded, settings.bank)
     folder = _folder(out)
     hashes = {"bank": sha256_file(given.folder / "bank.json")} if isinstance(given, Bank) else {}
     with _run(
@@ -277,7 +279,7 @@ def train_teacher(
         seeds={"seed": settings.seed}, device=compute.reason,
     ) as run:  # fmt: skip
         record_compute(run, compute, deterministic=deterministic)
-        trained = training.train_teacher(run, settings, root, compute, _voice(progress))
+        trained = training.train_teacher(run, settings, root, compute, progress)
     return _lives_with(load_checkpoint(trained.path, "teacher"), folder, out)
 
 
@@ -452,7 +454,8 @@ def evaluate(
         raise ConfigError("bank is read by controls only.", fix="Add --controls inversion.")
     if resume and out is None:
         raise ConfigError("There is no run to resume without a folder.", fix="Add --out FOLDER.")
-    root, voice = None if data_root is None else Path(data_root), _voice(progress)
+    root = None if data_root is None else Path(data_root)
+    load = functools.partial(_features, progress)
     judged = _opened(model)
     reference = None if teacher is None else _opened(teacher)
     if reference:
@@ -468,15 +471,15 @@ def evaluate(
             "the teacher's checkpoint, or trained_on in its description.",
             key,
         )
-    table = None
+    plan = None
     if controls is not None:
         wanted, config = parse_controls(controls), student_recipe(judged, reference)
         assert reference is not None
         assert isinstance(reference.network, Teacher)
         compute = choose_compute(device, precision)
         log.info("Device: %s", compute.reason)
-        table = ControlTable.prepare(
-            wanted, config, reference.network, compute, sounds, key, voice,
+        plan = plan_controls(
+            wanted, config, reference.network, compute, sounds, key, load,
             bank=None if bank is None else Path(bank), root=root,
         )  # fmt: skip
     with ExitStack() as stack:
@@ -490,24 +493,22 @@ def evaluate(
                     hashes={"model": judged.sha256}
                     | ({"teacher": reference.sha256} if reference else {}),
                     resume=resume,
-                    device=table.compute.reason if table else "",
+                    device=plan.compute.reason if plan else "",
                 )
             )
         clips = [clip for clip in sounds.clips if clip.fold == key]
-        features = training.load_features(judged.mel, clips, voice, "log-mels")
-        training.warn_rejected(features, "test clips", voice)
+        features = load(judged.mel, clips, "test clips")
         theirs = their_logits = None
         their_features = features
         if reference:
             if reference.mel != judged.mel:
-                their_features = training.load_features(reference.mel, clips, voice, "log-mels")
+                their_features = load(reference.mel, clips, "test clips")
             their_logits = logits_of(reference, their_features)
             theirs = score(their_logits, features.labels)
-        with voice.progress("score", len(features)) as bar:
-            logits = logits_of(judged, features, lambda done: bar.update(done - bar.completed))
+        logits = logits_of(judged, features, progress)
         rows = {}
-        if table and their_logits is not None:
-            rows = table.rows(their_features, their_logits, run, progress)
+        if plan and their_logits is not None:
+            rows = plan.rows(their_features, their_logits, run, progress)
         found = Evaluation(
             model=str(judged.path),
             kind=judged.kind,
@@ -551,9 +552,14 @@ def _real_clips(
     if known is None:
         log.warning("It is not known whether the teacher was trained on fold %s.", key)
     clips = [clip for clip in sounds.clips if clip.fold == key]
-    features = training.load_features(student.mel, clips, _voice(progress), "log-mels")
-    training.warn_rejected(features, "test clips", _voice(progress))
+    features = _features(progress, student.mel, clips, "test clips")
     return features, {"name": sounds.name, "fold": key, "clips": len(features)}
+
+
+def _features(
+    progress: ProgressCallback | None, mel: MelSpec, clips: Sequence[Clip], what: str
+) -> Features:
+    return load_features(mel, clips, progress, f"log-mels of {what}")
 
 
 def _draw(run: RunFolder, found: Evaluation) -> dict[str, str]:
@@ -775,39 +781,3 @@ def _lives_with(result: T, folder: Path, out: PathLike | None) -> T:
     if out is None:
         weakref.finalize(result, shutil.rmtree, folder, ignore_errors=True)
     return result
-
-
-def _voice(callback: ProgressCallback | None) -> Any:
-    return _Voice(callback)
-
-
-class _Voice:
-    """What inner loops still expect of the command line's `Output`."""
-
-    def __init__(self, callback: ProgressCallback | None) -> None:
-        self.callback = callback
-        self.warn, self.note = log.warning, log.info
-
-    def table(self, *_: Any) -> None: ...
-
-    def progress(
-        self, phase: str, total: int | None, fields: Sequence[str] = (), *, completed: int = 0
-    ) -> Any:
-        return _Bar(self.callback, phase, total, completed)
-
-
-class _Bar:
-    def __init__(
-        self, callback: ProgressCallback | None, phase: str, total: int | None, completed: int
-    ) -> None:
-        self.callback, self.phase, self.total, self.completed = callback, phase, total, completed
-
-    def update(self, advance: int = 1, **metrics: float) -> None:
-        self.completed += advance
-        if self.callback:
-            self.callback(Progress(self.phase, self.completed, self.total, metrics))
-
-    def __enter__(self) -> Any:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...

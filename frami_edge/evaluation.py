@@ -5,7 +5,7 @@ Shape legend: N clips, M mel bands, T frames, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from frami_edge.checkpoint import TrainedOn
-from frami_edge.data.sets import SoundSet, known_sets, read_audio, resolve_fold
+from frami_edge.data.decoding import read_audio
+from frami_edge.data.sets import SoundSet, known_sets, resolve_fold
 from frami_edge.data.store import Features
 from frami_edge.errors import CheckpointError, DataError
 from frami_edge.opening import OpenedModel
 from frami_edge.opening import predict as predict
+from frami_edge.progress import Progress, ProgressCallback
 from frami_edge.tables import Table, percent
 
 
@@ -195,7 +197,7 @@ def class_rows(
 
 
 def logits_of(
-    model: OpenedModel, features: Features, done: Callable[[int], None] = lambda _: None
+    model: OpenedModel, features: Features, progress: ProgressCallback | None = None
 ) -> Tensor:
     """Logits (N, K) float32 of clips, in their order.
 
@@ -205,21 +207,18 @@ def logits_of(
     Args:
         model: The opened model.
         features: Clips, with log-mels of this model's front end.
-        done: Called with the number of clips finished so far.
+        progress: Called after each clip.
     """
     if model.network is not None:
-        logits = model.logits(features.mels)
-        done(len(features))
-        return logits
+        return model.logits(features.mels)
 
     def clips() -> Iterator[tuple[npt.NDArray[np.float32], int]]:
         for i, clip in enumerate(features.clips):
-            done(i)
             yield read_audio(clip.path)
+            if progress:
+                progress(Progress("score", i + 1, len(features)))
 
-    logits = model.logits_of_audio(clips())
-    done(len(features))
-    return logits
+    return model.logits_of_audio(clips())
 
 
 # --- What may be scored on what

@@ -17,8 +17,9 @@ from frami_edge.assets import DIGITS_TEACHER
 from frami_edge.bank import Bank
 from frami_edge.checkpoint import Teacher, parameters
 from frami_edge.config import JourneyConfig
-from frami_edge.controls import control_feed
-from frami_edge.data.sets import ROOT_VARIABLE, find_folder, load_set, read_audio, set_info
+from frami_edge.controls import control_sampler
+from frami_edge.data.decoding import read_audio
+from frami_edge.data.sets import ROOT_VARIABLE, find_folder, load_set, set_info
 from frami_edge.data.store import Features, FeatureStore
 from frami_edge.device import Precision, generator
 from frami_edge.evaluation import check_held_out, predict, score
@@ -99,7 +100,7 @@ def run_quickstart(
     log.info("Scores are on %s.", tests.what)
     settings: dict[str, Any] = {"device": device, "precision": precision, "progress": progress}
     student = api.distill(teacher, config=config, out=out, overwrite=overwrite, **settings)
-    noise = control_feed("white_noise", teacher.mel, config)
+    noise = control_sampler("white_noise", teacher.mel, config)
     control = api.distill(teacher, noise, config=config, out=out / "control-noise", **settings)
     exporting = time.monotonic()
     exported = api.export(

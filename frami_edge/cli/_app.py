@@ -1,11 +1,14 @@
 """What every command shares: how it is declared, how it fails, and its exit code."""
 
 import errno
+import functools
+import inspect
 import os
 import shlex
 import signal
 import sys
 import traceback
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -16,13 +19,7 @@ from rich.markup import escape
 from rich.text import Text
 from typer.core import TyperGroup
 
-from frami_edge.cli._options import Deterministic as Deterministic
-from frami_edge.cli._options import Device as Device
-from frami_edge.cli._options import Json as Json
-from frami_edge.cli._options import Overrides as Overrides
-from frami_edge.cli._options import Precision as Precision
-from frami_edge.cli._options import Quiet as Quiet
-from frami_edge.cli._options import Seed as Seed
+from frami_edge.cli._options import OUTPUT
 from frami_edge.cli._output import Output, print_json
 from frami_edge.config import describe
 from frami_edge.errors import Terminated
@@ -59,6 +56,38 @@ def examples(*commands: str) -> str:
     """An epilog that shows how a command is used, one line each."""
     lines = "\n\n".join(f"  $ {escape(command)}" for command in commands)
     return f"[bold]Examples[/bold]\n\n{lines}"
+
+
+def command(
+    app: typer.Typer, *usage: str, shared: Sequence[inspect.Parameter] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Add a function to the program as a command with `--json` and `--quiet`.
+
+    The function receives its own options, an `Output` as `output`, and the values of the shared
+    options in one dictionary as `given`.
+
+    Args:
+        app: The module's app.
+        usage: Examples for the help, one command line each.
+        shared: Options that other commands have too.
+    """
+
+    def add(function: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(function, eval_str=True).parameters.values()
+
+        @functools.wraps(function)
+        def run(**values: Any) -> None:
+            output = Output(json=values.pop("json"), quiet=values.pop("quiet"))
+            given = {option.name: values.pop(option.name) for option in shared}
+            function(output=output, **({"given": given} if shared else {}), **values)
+
+        options = [p for p in own if p.name not in ("output", "given")]
+        run.__signature__ = inspect.Signature([*options, *shared, *OUTPUT])  # type: ignore[attr-defined]
+        run.__annotations__ = {}
+        app.command(epilog=examples(*usage))(run)
+        return function
+
+    return add
 
 
 class CommandGroup(TyperGroup):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -70,6 +71,12 @@ DataRoot = Annotated[
 Fold = Annotated[
     str | None,
     typer.Option("--fold", help="Test fold.", show_default="the one that the teacher held out"),
+]
+Backend = Annotated[
+    str,
+    typer.Option(
+        "--backend", help="Backend of streaming files: auto, cpu, cuda, tensorrt-ep or tensorrt."
+    ),
 ]
 
 # --- A teacher: a checkpoint, a YAML description, or Python code with its files
@@ -147,21 +154,46 @@ Layout = Annotated[
 ]
 
 
-def open_teacher(
-    teacher: str,
-    weights: Path | None,
-    mel: str | None,
-    labels: Path | None,
-    teacher_args: list[str] | None,
-    frames: str | None,
-    pooled: str | None,
-    layout: str | None,
-) -> Teacher:
-    """The teacher that the options name; raises as `frami_edge.load_teacher`."""
+def options(**named: tuple[Any, Any]) -> list[inspect.Parameter]:
+    """Options for `command(shared=...)`: name=(annotation, default)."""
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return [
+        inspect.Parameter(name, kind, annotation=annotation, default=default)
+        for name, (annotation, default) in named.items()
+    ]
+
+
+OUTPUT = options(json=(Json, False), quiet=(Quiet, False))
+COMPUTE = options(device=(Device, "auto"), precision=(Precision, "auto"))
+RUN = [*options(resume=(Resume, False), deterministic=(Deterministic, False)), *COMPUTE]
+CODE = options(
+    weights=(Weights, None),
+    mel=(Mel, None),
+    labels=(Labels, None),
+    arguments=(TeacherArgs, None),
+    frames=(Frames, None),
+    pooled=(Pooled, None),
+    layout=(Layout, None),
+)
+"""What describes a teacher in Python code: arguments of `frami_edge.load_teacher`."""
+
+
+def open_teacher(teacher: str, given: dict[str, Any]) -> Teacher:
+    """The teacher that the options name, which are removed; raises as `load_teacher`."""
     from frami_edge.api import load_teacher
 
+    return load_teacher(teacher, **code_arguments(given))
+
+
+def code_arguments(given: dict[str, Any]) -> dict[str, Any]:
+    """The options of `CODE`, which are removed, as arguments of `load_teacher`.
+
+    Raises:
+        ConfigError: An argument of the callable is not NAME=VALUE.
+    """
+    code = {option.name: given.pop(option.name) for option in CODE}
     arguments: dict[str, Any] = {}
-    for text in teacher_args or ():
+    for text in code.pop("arguments") or ():
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier():
             raise ConfigError(
@@ -171,16 +203,7 @@ def open_teacher(
             arguments[name] = parse(value)
         except ValueError as error:
             raise ConfigError(f"--teacher-arg {text!r}: {error}.", fix="Quote it.") from None
-    return load_teacher(
-        teacher,
-        weights=weights,
-        mel=mel,
-        labels=labels,
-        arguments=arguments or None,
-        frames=frames,
-        pooled=pooled,
-        layout=layout,  # type: ignore[arg-type]  # checked there
-    )
+    return {"arguments": arguments or None, **code}
 
 
 def parse_sources(text: str | None) -> Mapping[str, float] | None:

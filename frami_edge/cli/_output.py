@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from pydantic import BaseModel
 from rich.console import Console
@@ -23,8 +23,6 @@ from rich.text import Text
 from frami_edge.io import json_text, plain
 from frami_edge.progress import Progress, ProgressCallback
 from frami_edge.tables import WIDTH, Table, show
-
-T = TypeVar("T")
 
 SCHEMA = 1
 """Version of every JSON object on stdout."""
@@ -110,19 +108,6 @@ class Output:
         finally:
             shown.close()
 
-    @contextmanager
-    def progress(
-        self,
-        phase: str,
-        total: int | None,
-        fields: Sequence[str] = (),
-        *,
-        completed: int = 0,
-    ) -> Iterator["Counter"]:
-        """Progress of a loop that counts its own steps."""
-        with self.live() as callback:
-            yield Counter(callback, phase, total, completed)
-
     def _say(self, text: Text | str) -> None:
         # A wrapped path or command cannot be copied.
         self._err.print(Text(text) if isinstance(text, str) else text, soft_wrap=True)
@@ -149,27 +134,6 @@ class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         urgent = record.levelno >= logging.WARNING
         (self.output.warn if urgent else self.output.note)(record.getMessage())
-
-
-class Counter:
-    """Counts the steps of one phase for a progress callback."""
-
-    def __init__(
-        self, callback: ProgressCallback | None, phase: str, total: int | None, completed: int
-    ) -> None:
-        self.callback, self.phase, self.total, self.completed = callback, phase, total, completed
-
-    def update(self, advance: int = 1, **metrics: float) -> None:
-        """Report `advance` more steps, with the latest figures."""
-        self.completed += advance
-        if self.callback:
-            self.callback(Progress(self.phase, self.completed, self.total, metrics))
-
-    def track(self, items: Iterable[T]) -> Iterator[T]:
-        """The items; each one counts when its loop body is over."""
-        for item in items:
-            yield item
-            self.update()
 
 
 class Bars:

@@ -8,21 +8,22 @@ from typing import Annotated
 
 import typer
 
-from frami_edge.cli._app import Json, Quiet, command_app, examples
+from frami_edge.cli import _options as opt
+from frami_edge.cli._app import command, command_app
 from frami_edge.cli._output import Output
 
 app = command_app()
 
 
-@app.command(
-    epilog=examples(
-        "frami-edge bench student.int8.cpu.onnx",
-        "frami-edge bench student.int8.cpu.onnx --vs student.fp32.onnx",
-        "frami-edge bench student.fp32.onnx --seconds 10 --chunk 0.2 --threads 2 --json",
-        "frami-edge bench student.int8.engine --vs student.fp32.onnx",
-    )
+@command(
+    app,
+    "frami-edge bench student.int8.cpu.onnx",
+    "frami-edge bench student.int8.cpu.onnx --vs student.fp32.onnx",
+    "frami-edge bench student.fp32.onnx --seconds 10 --chunk 0.2 --threads 2 --json",
+    "frami-edge bench student.int8.engine --vs student.fp32.onnx",
 )
 def bench(
+    output: Output,
     model: Annotated[
         Path, typer.Argument(help="An .onnx file of `frami-edge export`, or an .engine.")
     ],
@@ -45,18 +46,10 @@ def bench(
     chunk: Annotated[
         float, typer.Option("--chunk", min=0.001, max=60, help="Seconds of a streaming chunk.")
     ] = 0.1,
-    backend: Annotated[
-        str,
-        typer.Option(
-            "--backend",
-            help="Backend of streaming files: auto, cpu, cuda, tensorrt-ep or tensorrt.",
-        ),
-    ] = "auto",
+    backend: opt.Backend = "auto",
     rounds: Annotated[
         int, typer.Option("--rounds", min=15, help="Largest number of rounds for each input.")
     ] = 300,
-    json: Json = False,
-    quiet: Quiet = False,
 ) -> None:
     """Time a model's graph and its whole stream.
 
@@ -67,7 +60,6 @@ def bench(
     from frami_edge.opening import open_model
     from frami_edge_export.bench import cpu_name
 
-    output = Output(json=json, quiet=quiet)
     models = [open_model(path, backend=backend, threads=threads) for path in (model, vs) if path]
     output.note(f"Timing {' and '.join(str(m.path) for m in models)}; this takes some seconds.")
     timings = measure(models, seconds=seconds or (1.0, 5.0), chunk_s=chunk, rounds=rounds)

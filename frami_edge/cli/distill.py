@@ -1,26 +1,28 @@
 """`frami-edge distill`: from a teacher to a compact student, without data."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from frami_edge.cli import _options as opt
-from frami_edge.cli._app import command_app, examples
+from frami_edge.cli._app import command, command_app
 from frami_edge.cli._output import Output
 from frami_edge.tables import percent
 
 app = command_app()
 
 
-@app.command(
-    epilog=examples(
-        "frami-edge distill esc10-student --teacher runs/teacher/teacher.safetensors --out runs/s",
-        "frami-edge distill my.yaml --teacher t.safetensors --bank runs/bank/bank --out runs/s",
-        "frami-edge distill my.yaml --teacher t.safetensors --out runs/s --resume",
-    )
+@command(
+    app,
+    "frami-edge distill esc10-student --teacher runs/teacher/teacher.safetensors --out runs/s",
+    "frami-edge distill my.yaml --teacher t.safetensors --bank runs/bank/bank --out runs/s",
+    "frami-edge distill my.yaml --teacher t.safetensors --out runs/s --resume",
+    shared=[*opt.RUN, *opt.CODE],
 )
 def distill(
+    output: Output,
+    given: dict[str, Any],
     config: opt.Config,
     teacher: opt.TeacherOption,
     out: Annotated[Path, typer.Option("--out", help="Run folder.")],
@@ -31,29 +33,15 @@ def distill(
     sources: opt.Sources = None,
     overrides: opt.Overrides = None,
     seed: opt.NewSeed = None,
-    weights: opt.Weights = None,
-    mel: opt.Mel = None,
-    labels: opt.Labels = None,
-    teacher_args: opt.TeacherArgs = None,
-    frames: opt.Frames = None,
-    pooled: opt.Pooled = None,
-    layout: opt.Layout = None,
-    resume: opt.Resume = False,
-    deterministic: opt.Deterministic = False,
-    device: opt.Device = "auto",
-    precision: opt.Precision = "auto",
-    json: opt.Json = False,
-    quiet: opt.Quiet = False,
 ) -> None:
     """Distil a teacher into a compact student on synthetic log-mels. No audio is needed."""
     from frami_edge import api
     from frami_edge.config import JourneyConfig, load_config
     from frami_edge.runs import read_manifest
 
-    output = Output(json=json, quiet=quiet)
     mix = opt.parse_sources(sources)
     settings = load_config(JourneyConfig, config, overrides or ())
-    opened = opt.open_teacher(teacher, weights, mel, labels, teacher_args, frames, pooled, layout)
+    opened = opt.open_teacher(teacher, given)
     with output.live() as progress:
         api.distill(
             opened,
@@ -62,11 +50,8 @@ def distill(
             seed=seed,
             sources=mix,
             out=out,
-            resume=resume,
-            device=device,
-            precision=precision,
-            deterministic=deterministic,
             progress=progress,
+            **given,
         )
     manifest, file = read_manifest(out), out / "student.safetensors"
     found, seconds = manifest["student"], manifest["seconds"]

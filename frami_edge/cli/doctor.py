@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from frami_edge.cli._app import Json, Quiet, command_app, examples
+from frami_edge.cli import _options as opt
+from frami_edge.cli._app import command, command_app
 from frami_edge.cli._output import Output
 
 app = command_app()
 
 
-@app.command(
-    epilog=examples(
-        "frami-edge doctor",
-        "frami-edge doctor --data-root ~/sounds --json",
-        "frami-edge doctor runs/export",
-    )
+@command(
+    app,
+    "frami-edge doctor",
+    "frami-edge doctor --data-root ~/sounds --json",
+    "frami-edge doctor runs/export",
 )
 def doctor(
+    output: Output,
     places: Annotated[
         list[Path] | None,
         typer.Argument(
@@ -30,12 +30,7 @@ def doctor(
             show_default=False,
         ),
     ] = None,
-    data_root: Annotated[
-        Path | None,
-        typer.Option("--data-root", help="Folder of the data sets; default $FRAMI_EDGE_DATA."),
-    ] = None,
-    json: Json = False,
-    quiet: Quiet = False,
+    data_root: opt.DataRoot = None,
 ) -> None:
     """Check packages, GPU, TensorRT, microphone, memory, disk and data sets; print each fix.
 
@@ -47,11 +42,10 @@ def doctor(
     from frami_edge.errors import GateFailed
     from frami_edge_runtime.doctor import as_json, as_text, verdict
 
-    output = Output(json=json, quiet=quiet)
     checks = examine(places or (), data_root)
     output.result(as_json(checks, __version__))
-    if not json:
-        typer.echo(as_text(checks, sys.stdout.encoding))
+    if not output.json:
+        typer.echo(as_text(checks))
     if blocking := [check for check in checks if check.blocks]:
         fixes = "; ".join(f"{check.name}: {check.fix}" for check in blocking[:3])
         raise GateFailed(verdict(checks, "training"), fix=fixes)

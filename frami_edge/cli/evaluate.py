@@ -1,27 +1,29 @@
 """`frami-edge evaluate`: scores on real clips that the teacher was not trained on."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from frami_edge.cli import _options as opt
-from frami_edge.cli._app import command_app, examples
+from frami_edge.cli._app import command, command_app
 from frami_edge.cli._output import Output
 
 app = command_app()
 
 
-@app.command(
-    epilog=examples(
-        "frami-edge evaluate runs/student/student.safetensors --data esc10",
-        "frami-edge evaluate student.safetensors --data fsdd --teacher teacher.safetensors",
-        "frami-edge evaluate student.int8.cpu.onnx --data fsdd --teacher t.safetensors --json",
-        "frami-edge evaluate student.safetensors --data esc10 --teacher t.safetensors "
-        "--controls all-synthetic,inversion,unrelated=esc40 --bank runs/student/bank --out runs/c",
-    )
+@command(
+    app,
+    "frami-edge evaluate runs/student/student.safetensors --data esc10",
+    "frami-edge evaluate student.safetensors --data fsdd --teacher teacher.safetensors",
+    "frami-edge evaluate student.int8.cpu.onnx --data fsdd --teacher t.safetensors --json",
+    "frami-edge evaluate student.safetensors --data esc10 --teacher t.safetensors "
+    "--controls all-synthetic,inversion,unrelated=esc40 --bank runs/student/bank --out runs/c",
+    shared=[*opt.options(resume=(opt.Resume, False)), *opt.COMPUTE],
 )
 def evaluate(
+    output: Output,
+    given: dict[str, Any],
     model: Annotated[
         Path, typer.Argument(help="Checkpoint (.safetensors) or exported model (.onnx, .engine).")
     ],
@@ -51,11 +53,6 @@ def evaluate(
         Path | None,
         typer.Option("--bank", help="Bank of the student, for controls on one of its sources."),
     ] = None,
-    resume: opt.Resume = False,
-    device: opt.Device = "auto",
-    precision: opt.Precision = "auto",
-    json: opt.Json = False,
-    quiet: opt.Quiet = False,
 ) -> None:
     """Score a model on real clips, by class, and compare it with its teacher.
 
@@ -64,7 +61,6 @@ def evaluate(
     from frami_edge import api
     from frami_edge.runs import read_manifest
 
-    output = Output(json=json, quiet=quiet)
     with output.live() as progress:
         found = api.evaluate(
             model,
@@ -75,10 +71,8 @@ def evaluate(
             controls=None if controls is None else controls.split(","),
             bank=bank,
             out=out,
-            resume=resume,
-            device=device,
-            precision=precision,
             progress=progress,
+            **given,
         )
     plots = {} if out is None else {"plots": read_manifest(out)["plots"]}
     output.result(found.to_dict() | plots)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from frami_edge.cli import _options as opt
-from frami_edge.cli._app import command_app, examples
+from frami_edge.cli._app import command, command_app
 from frami_edge.cli._output import Output
 from frami_edge.errors import ConfigError, GateFailed
 from frami_edge.tables import Table, percent
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 app = command_app()
 
 
-@app.command(
-    epilog=examples(
-        "frami-edge export runs/s/student.safetensors --int8 --bank runs/s/bank --out runs/export",
-        "frami-edge export student.safetensors --int8 --bank bank --data fsdd --out runs/export",
-        "frami-edge export student.safetensors --int8 --tensorrt --seconds 0:1:10 --out runs/e",
-        "frami-edge export --tensorrt runs/export",
-    )
+@command(
+    app,
+    "frami-edge export runs/s/student.safetensors --int8 --bank runs/s/bank --out runs/export",
+    "frami-edge export student.safetensors --int8 --bank bank --data fsdd --out runs/export",
+    "frami-edge export student.safetensors --int8 --tensorrt --seconds 0:1:10 --out runs/e",
+    "frami-edge export --tensorrt runs/export",
 )
 def export(
+    output: Output,
     student: Annotated[
         Path,
         typer.Argument(
@@ -106,8 +106,6 @@ def export(
         ),
     ] = 0.02,
     seed: opt.Seed = 0,
-    json: opt.Json = False,
-    quiet: opt.Quiet = False,
 ) -> None:
     """Write a student as ONNX files, fp32 and int8, and compare each file with the student.
 
@@ -118,7 +116,6 @@ def export(
     from frami_edge import api
     from frami_edge_export.options import ExportOptions
 
-    output = Output(json=json, quiet=quiet)
     if seconds and not tensorrt:
         raise ConfigError("--seconds sizes engines, and --tensorrt is off.", fix="Add --tensorrt.")
     if student.is_dir() and tensorrt:

@@ -9,17 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from frami_edge.cli._app import Json, Quiet, command_app, examples
-from frami_edge.cli._options import (
-    Frames,
-    Labels,
-    Layout,
-    Mel,
-    Pooled,
-    TeacherArgs,
-    Weights,
-    open_teacher,
-)
+from frami_edge.cli import _options as opt
+from frami_edge.cli._app import command, command_app
 from frami_edge.cli._output import Output
 from frami_edge.tables import show
 
@@ -28,18 +19,20 @@ app = command_app()
 _MOST_ITEMS, _MOST_NESTED, _LONG_LINE = 24, 12, 90
 
 
-@app.command(
-    epilog=examples(
-        "frami-edge inspect runs/export/student.int8.cpu.onnx",
-        "frami-edge inspect student.int8.engine",
-        "frami-edge inspect runs/student/bank",
-        "frami-edge inspect runs/export --json",
-        "frami-edge inspect my_teacher.yaml",
-        "frami-edge inspect my_package.nets:KeywordNet --weights kws.pt --mel mel/log-mel-16k-64 "
-        "--labels labels.txt",
-    )
+@command(
+    app,
+    "frami-edge inspect runs/export/student.int8.cpu.onnx",
+    "frami-edge inspect student.int8.engine",
+    "frami-edge inspect runs/student/bank",
+    "frami-edge inspect runs/export --json",
+    "frami-edge inspect my_teacher.yaml",
+    "frami-edge inspect my_package.nets:KeywordNet --weights kws.pt --mel mel/log-mel-16k-64 "
+    "--labels labels.txt",
+    shared=opt.CODE,
 )
 def inspect(
+    output: Output,
+    given: dict[str, Any],
     file: Annotated[
         str,
         typer.Argument(
@@ -48,29 +41,18 @@ def inspect(
             "a run; or a teacher in Python code.",
         ),
     ],
-    weights: Weights = None,
-    mel: Mel = None,
-    labels: Labels = None,
-    teacher_args: TeacherArgs = None,
-    frames: Frames = None,
-    pooled: Pooled = None,
-    layout: Layout = None,
-    json: Json = False,
-    quiet: Quiet = False,
 ) -> None:
     """Describe a file or folder: shapes, weights, front end, classes, origin and problems.
 
     Files are only read, never executed. A teacher in Python code is built and run.
     """
     from frami_edge.inspecting import describe, describe_teacher
-    from frami_edge.teachers import TeacherDescription
+    from frami_edge.teachers.opening import description_of
 
-    output = Output(json=json, quiet=quiet)
-    code = (weights, mel, labels, teacher_args, frames, pooled, layout)
-    if (":" in file and not Path(file).exists()) or any(code):
-        description = open_teacher(file, *code).description
-        assert isinstance(description, TeacherDescription)
-        found = describe_teacher(description)
+    code = {name: value for name, value in opt.code_arguments(given).items() if value is not None}
+    if code or (":" in file and not Path(file).exists()):
+        values = {n: str(value) if isinstance(value, Path) else value for n, value in code.items()}
+        found = describe_teacher(description_of(factory=file, **values))
     else:
         found = describe(Path(file))
     output.result({"file": file, **found.to_dict()})

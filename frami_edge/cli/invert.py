@@ -1,12 +1,12 @@
 """`frami-edge invert`: from a teacher to a bank of synthetic log-mels."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from frami_edge.cli import _options as opt
-from frami_edge.cli._app import command_app, examples
+from frami_edge.cli._app import command, command_app
 from frami_edge.cli._output import Output
 from frami_edge.tables import percent
 
@@ -15,14 +15,16 @@ app = command_app()
 HEALTH = ("batch_norm_error", "entropy", "embedding_variance", "cosine", "loudness_spread")
 
 
-@app.command(
-    epilog=examples(
-        "frami-edge invert esc10-student --teacher t.safetensors --out runs/bank",
-        "frami-edge invert my.yaml --teacher t.safetensors --out runs/bank --sources inversion",
-        "frami-edge invert my.yaml --teacher t.safetensors --out runs/bank --listen runs/wav",
-    )
+@command(
+    app,
+    "frami-edge invert esc10-student --teacher t.safetensors --out runs/bank",
+    "frami-edge invert my.yaml --teacher t.safetensors --out runs/bank --sources inversion",
+    "frami-edge invert my.yaml --teacher t.safetensors --out runs/bank --listen runs/wav",
+    shared=[*opt.RUN, *opt.CODE],
 )
 def invert(
+    output: Output,
+    given: dict[str, Any],
     config: opt.Config,
     teacher: opt.TeacherOption,
     out: Annotated[Path, typer.Option("--out", help="Run folder; the bank is in OUT/bank.")],
@@ -33,19 +35,6 @@ def invert(
     ] = None,
     overrides: opt.Overrides = None,
     seed: opt.NewSeed = None,
-    weights: opt.Weights = None,
-    mel: opt.Mel = None,
-    labels: opt.Labels = None,
-    teacher_args: opt.TeacherArgs = None,
-    frames: opt.Frames = None,
-    pooled: opt.Pooled = None,
-    layout: opt.Layout = None,
-    resume: opt.Resume = False,
-    deterministic: opt.Deterministic = False,
-    device: opt.Device = "auto",
-    precision: opt.Precision = "auto",
-    json: opt.Json = False,
-    quiet: opt.Quiet = False,
 ) -> None:
     """Invert a teacher into a bank of synthetic log-mels. No audio is needed."""
     from frami_edge import api
@@ -54,24 +43,14 @@ def invert(
     from frami_edge.rendering import write_examples
     from frami_edge.runs import read_manifest
 
-    output = Output(json=json, quiet=quiet)
     if listen and listen.exists() and not listen.is_dir():
         raise ConfigError(f"--listen {listen} is a file.", fix="Give a folder.")
     mix = opt.parse_sources(sources)
     settings = load_config(JourneyConfig, config, overrides or ())
-    opened = opt.open_teacher(teacher, weights, mel, labels, teacher_args, frames, pooled, layout)
+    opened = opt.open_teacher(teacher, given)
     with output.live() as progress:
         bank = api.invert(
-            opened,
-            config=settings,
-            seed=seed,
-            sources=mix,
-            out=out,
-            resume=resume,
-            device=device,
-            precision=precision,
-            deterministic=deterministic,
-            progress=progress,
+            opened, config=settings, seed=seed, sources=mix, out=out, progress=progress, **given
         )
     wavs = [
         str(path)

@@ -1,12 +1,12 @@
 """`frami-edge quickstart`: from a teacher to a device in a few minutes, without any data."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from frami_edge.cli import _options as opt
-from frami_edge.cli._app import command_app, examples
+from frami_edge.cli._app import command, command_app
 from frami_edge.cli._output import Output
 
 app = command_app()
@@ -14,14 +14,16 @@ app = command_app()
 PRESET = "fsdd-student"
 
 
-@app.command(
-    epilog=examples(
-        "frami-edge quickstart --out runs/quickstart",
-        "frami-edge quickstart --out runs/quickstart --data-root ~/sounds",
-        "frami-edge quickstart --out runs/quickstart --seed 1 --json",
-    )
+@command(
+    app,
+    "frami-edge quickstart --out runs/quickstart",
+    "frami-edge quickstart --out runs/quickstart --data-root ~/sounds",
+    "frami-edge quickstart --out runs/quickstart --seed 1 --json",
+    shared=opt.COMPUTE,
 )
 def quickstart(
+    output: Output,
+    given: dict[str, Any],
     out: Annotated[Path, typer.Option("--out", help="Run folder.")],
     data_root: Annotated[
         Path | None,
@@ -34,28 +36,17 @@ def quickstart(
     overwrite: opt.Overwrite = False,
     overrides: opt.Overrides = None,
     seed: opt.NewSeed = None,
-    device: opt.Device = "auto",
-    precision: opt.Precision = "auto",
-    json: opt.Json = False,
-    quiet: opt.Quiet = False,
 ) -> None:
     """Invert, distil, score, export and stream the digit teacher that ships with frami-edge."""
     from frami_edge.config import JourneyConfig, load_config
     from frami_edge.quickstart import run_quickstart, summary
 
-    output = Output(json=json, quiet=quiet)
     config = load_config(JourneyConfig, PRESET, overrides or ())
     if seed is not None:
         config = config.model_copy(update={"seed": seed})
     with output.live() as progress:
         figures = run_quickstart(
-            out,
-            config,
-            data_root=data_root,
-            overwrite=overwrite,
-            device=device,
-            precision=precision,
-            progress=progress,
+            out, config, data_root=data_root, overwrite=overwrite, progress=progress, **given
         )
     output.result(figures)
     output.tables([summary(figures)])

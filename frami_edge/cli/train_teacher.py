@@ -2,58 +2,46 @@
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from frami_edge.cli import _options as opt
-from frami_edge.cli._app import command_app, examples
+from frami_edge.cli._app import command, command_app
 from frami_edge.cli._output import Output
 from frami_edge.tables import percent
 
 app = command_app()
 
 
-@app.command(
-    epilog=examples(
-        "frami-edge train-teacher fsdd-teacher",
-        "frami-edge train-teacher esc10-teacher --set data.fold=1 --out runs/esc10-fold1",
-        "frami-edge train-teacher my.yaml --data-root ~/sounds --out runs/my --resume",
-    )
+@command(
+    app,
+    "frami-edge train-teacher fsdd-teacher",
+    "frami-edge train-teacher esc10-teacher --set data.fold=1 --out runs/esc10-fold1",
+    "frami-edge train-teacher my.yaml --data-root ~/sounds --out runs/my --resume",
+    shared=opt.RUN,
 )
 def train_teacher(
+    output: Output,
+    given: dict[str, Any],
     config: opt.Config,
     overrides: opt.Overrides = None,
     data_root: opt.DataRoot = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Run folder.", show_default="runs/CONFIG")
     ] = None,
-    resume: opt.Resume = False,
-    deterministic: opt.Deterministic = False,
-    device: opt.Device = "auto",
-    precision: opt.Precision = "auto",
-    json: opt.Json = False,
-    quiet: opt.Quiet = False,
 ) -> None:
     """Train a teacher on real audio with one fold held out, and score it on that fold once."""
     from frami_edge import api
     from frami_edge.config import TeacherConfig, load_config, presets
     from frami_edge.runs import read_manifest
 
-    output = Output(json=json, quiet=quiet)
     settings = load_config(TeacherConfig, config, overrides or ())
     name = Path(config).stem
     folder = out or Path("runs") / name
     with output.live() as progress:
         teacher = api.train_teacher(
-            settings,
-            data_root=data_root,
-            out=folder,
-            resume=resume,
-            device=device,
-            precision=precision,
-            deterministic=deterministic,
-            progress=progress,
+            settings, data_root=data_root, out=folder, progress=progress, **given
         )
     manifest, known = read_manifest(folder), teacher.card.trained_on
     assert known is not None

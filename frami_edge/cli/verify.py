@@ -8,22 +8,22 @@ from typing import Annotated
 
 import typer
 
-from frami_edge.cli._app import Json, Quiet, Seed, command_app, examples
+from frami_edge.cli import _options as opt
+from frami_edge.cli._app import command, command_app
 from frami_edge.cli._output import Output
 
 app = command_app()
 
 
-@app.command(
-    epilog=examples(
-        "frami-edge verify student.safetensors student.fp32.onnx --max-difference 1e-4",
-        "frami-edge verify student.fp32.onnx student.int8.cpu.onnx --bank runs/student/bank",
-        "frami-edge verify teacher.safetensors student.int8.cpu.onnx --data esc10 "
-        "--min-agreement 0.9",
-        "frami-edge verify student.fp32.onnx student.int8.engine --json",
-    )
+@command(
+    app,
+    "frami-edge verify student.safetensors student.fp32.onnx --max-difference 1e-4",
+    "frami-edge verify student.fp32.onnx student.int8.cpu.onnx --bank runs/student/bank",
+    "frami-edge verify teacher.safetensors student.int8.cpu.onnx --data esc10 --min-agreement 0.9",
+    "frami-edge verify student.fp32.onnx student.int8.engine --json",
 )
 def verify(
+    output: Output,
     a: Annotated[Path, typer.Argument(help="Reference model: a checkpoint, ONNX file or engine.")],
     b: Annotated[Path, typer.Argument(help="Model to compare with the reference.")],
     bank: Annotated[
@@ -33,18 +33,8 @@ def verify(
         str | None,
         typer.Option("--data", help="Compare on real clips of this data set, or folder:PATH."),
     ] = None,
-    fold: Annotated[
-        str | None,
-        typer.Option("--fold", help="Fold of --data.", show_default="the one the teacher held out"),
-    ] = None,
-    data_root: Annotated[
-        Path | None,
-        typer.Option(
-            "--data-root",
-            help="Folder that holds the data sets.",
-            show_default="$FRAMI_EDGE_DATA",
-        ),
-    ] = None,
+    fold: opt.Fold = None,
+    data_root: opt.DataRoot = None,
     clips: Annotated[
         int, typer.Option("--clips", min=1, help="Largest number of clips of each kind.")
     ] = 256,
@@ -61,16 +51,8 @@ def verify(
         float | None,
         typer.Option("--max-difference", min=0, help="Gate: largest difference of a logit."),
     ] = None,
-    backend: Annotated[
-        str,
-        typer.Option(
-            "--backend",
-            help="Backend of streaming files: auto, cpu, cuda, tensorrt-ep or tensorrt.",
-        ),
-    ] = "auto",
-    seed: Seed = 0,
-    json: Json = False,
-    quiet: Quiet = False,
+    backend: opt.Backend = "auto",
+    seed: opt.Seed = 0,
 ) -> None:
     """Compare two model files: first their facts, then their answers to the same clips.
 
@@ -82,7 +64,6 @@ def verify(
     from frami_edge.errors import ConfigError, GateFailed
     from frami_edge.opening import open_model
 
-    output = Output(json=json, quiet=quiet)
     if data is None and (fold or data_root):
         raise ConfigError("--fold and --data-root need --data.", fix="Add --data NAME.")
     first, second = open_model(a, backend=backend), open_model(b, backend=backend)

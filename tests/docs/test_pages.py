@@ -55,6 +55,18 @@ TINY = (
     "{steps: 3, burn_in: 1, batch_size: 16}, student: {channels: [8, 16, 16], time_kernels: "
     "[3, 3, 3], out_channels: 32}, distill.steps: 4, distill.batch_size: 16}'"
 )
+PYTHON = """
+SMALL = {
+    "bank.procedural_clips": 48,
+    "bank.inversion": {"steps": 3, "burn_in": 1, "batch_size": 16, "width": 16},
+    "bank.translator": {"steps": 3, "burn_in": 1, "batch_size": 16},
+}
+STUDENT = {
+    "student": {"channels": [8, 16, 16], "time_kernels": [3, 3, 3], "out_channels": 64},
+    "distill.batch_size": 16,
+    "distill.steps": 40,
+}
+"""
 CHANGES: dict[str, dict[str, str]] = {
     "README.md": {
         "quickstart --out runs/quickstart": f"quickstart --out runs/quickstart {INT8}",
@@ -74,7 +86,12 @@ CHANGES: dict[str, dict[str, str]] = {
     "docs/MY_DATA.md": {"steps: 40, batch_size: 16": "steps: 8, batch_size: 16"},
     "docs/MY_MICROPHONE.md": {},
     "docs/CPP.md": {},
-    "docs/PYTHON.md": {},
+    "docs/PYTHON.md": {
+        "steps=150, seed=0": "steps=3, seed=0, overrides=SMALL",
+        "steps=400": "steps=40, overrides=STUDENT",
+        'config="fsdd-student"': 'config="fsdd-student", overrides=SMALL | STUDENT',
+        "import frami_edge as fe\n": f"import frami_edge as fe\n{PYTHON}",
+    },
     "docs/PROTOCOL.md": {"compare.py mine.yaml": f"compare.py mine.yaml {TINY}"},
 }
 
