@@ -29,6 +29,7 @@ check: setup  ## what CI checks before the tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	MYPYPATH=benchmarks:experiments $(BIN)/mypy benchmarks experiments
 
 # One thread per process: the networks of the tests are tiny, and threads that wait cost minutes.
 test: setup  ## needs no data set, GPU or network; what is absent is skipped and named

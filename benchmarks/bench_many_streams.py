@@ -34,7 +34,7 @@ from frami_edge_runtime.classifier import Classifier
 from frami_edge_runtime.logmel import LogMelStream, MelBlock
 from frami_edge_runtime.stream import Stream, StreamGroup
 
-OPTIONS = {"window_s": 2.0, "hop_s": 0.4}
+OPTIONS: dict[str, Any] = {"window_s": 2.0, "hop_s": 0.4}
 
 
 class Timed:
@@ -66,7 +66,7 @@ class Timed:
 
 
 def measure(
-    path: str, streams: int, chunk_s: float, rounds: int, warm: int = 8
+    path: Path, streams: int, chunk_s: float, rounds: int, warm: int = 8
 ) -> dict[str, float]:
     """Means over rounds, in processor seconds for a second of every stream's audio."""
     model: Any = Timed(Classifier(path)._model)

@@ -1,9 +1,8 @@
 """The whole stream on one core: mel, trunk, 1 s sliding window and head, 100 ms at a time.
 
 Beside it, in turns, the same model file on the last 1 s at every hop, as classifiers without a
-stream are run: by `Classifier.classify`, by the leanest code for mel and model (the ratio that has
-a bar), and by the model only, on mel frames that a stream kept. p50 and p99 are wall time per hop,
-the rest is CPU time of this process, which a busy machine disturbs less.
+stream are run: by `Classifier.classify`, and by the leanest code for mel and model (the ratio that
+has a bar). p50 and p99 are wall time per hop, the rest is CPU time of this process.
 
 Without --model a student of 135 k parameters with random weights is exported for the occasion
 (needs torch): its speed does not depend on its training.
@@ -139,14 +138,6 @@ def recomputed(classifier: Classifier) -> Hop:
     return hop
 
 
-def mel_kept(classifier: Classifier) -> Hop:
-    """The mel is streamed like ours, the trunk runs on all mel frames of the last 1 s."""
-    info = classifier.info
-    mel, answer = LogMelStream(info.mel), model_of(classifier)
-    kept = np.zeros((1, 1, info.mel.n_mels, round(WINDOW_S / info.mel.hop_s)), np.float32)
-    return lambda chunk: answer(slide(kept, mel.push(chunk).T[None, None]))
-
-
 def slide(held: Audio, new: Audio) -> Audio:
     """The held stretch, moved on by what is new."""
     n = new.shape[-1]
@@ -176,7 +167,6 @@ def measure(path: Path, seconds: float, live: bool) -> dict[str, Any]:
         "stream": Timed(stream.push),
         "classify(last 1 s)": Timed(classified(classifier)),
         AGAIN: Timed(recomputed(classifier)),
-        "last 1 s, mel kept": Timed(mel_kept(classifier)),
     }
     rng = np.random.default_rng(0)
     step = round(HOP_S * rate)

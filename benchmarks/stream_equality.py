@@ -96,7 +96,7 @@ class Offline:
 
     def weights(self, n: int, hop: int, options: dict[str, float]) -> Array:
         """(n,) of the first n frames for a result after them."""
-        weights_n = np.ones(n)
+        weights_n: Array = np.ones(n)
         frame_s = self.info.frame_s
         if "window_s" in options:
             length = hop * max(1, math.floor(options["window_s"] / (hop * frame_s) + 0.5))

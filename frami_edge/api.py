@@ -7,7 +7,6 @@ is deleted together with the result.
 """
 
 import dataclasses
-import functools
 import json
 import logging
 import os
@@ -34,8 +33,8 @@ from frami_edge.checkpoint import (
 )
 from frami_edge.config import BankConfig, DistillConfig, JourneyConfig, TeacherConfig, load_config
 from frami_edge.controls import parse_controls, plan_controls, student_recipe
-from frami_edge.data.sets import Clip, load_set
-from frami_edge.data.store import Features
+from frami_edge.data.sets import load_set
+from frami_edge.data.store import Features, load_features
 from frami_edge.device import Compute, Precision, choose_compute, place, set_seed, world
 from frami_edge.distillation import Sampler
 from frami_edge.errors import BankError, ConfigError
@@ -53,7 +52,7 @@ from frami_edge.io import atomic_write_text, plain, sha256_file
 from frami_edge.models import StudentNet, macs_per_second
 from frami_edge.opening import OpenedModel, open_model
 from frami_edge.plots import draw_export_report
-from frami_edge.progress import Progress, ProgressCallback
+from frami_edge.progress import ProgressCallback
 from frami_edge.runs import RunFolder, record_compute
 from frami_edge.sources import LEARNED
 from frami_edge.teachers import load_teacher
@@ -69,7 +68,6 @@ from frami_edge_export.tensorrt import (
     TensorRTUnavailable,
     rebuild,
 )
-from frami_edge_runtime.melspec import MelSpec
 
 log = logging.getLogger("frami_edge")
 
@@ -135,7 +133,7 @@ def invert(
     settings = journey_config(config, seed=seed, sources=sources, steps=steps, overrides=overrides)
     compute = _compute(device, precision, deterministic, settings.seed)
     loaded = _ready(teacher, compute)
-    inversion.require_batch_norms(loaded, settings.bank)
+    inversion.check_teacher(loaded, settings.bank)
     folder = _folder(out)
     with _run(folder, "invert", settings, loaded, compute, deterministic, resume=resume) as run:
         bank = _invert(run, folder, loaded, settings, compute, progress)
@@ -202,7 +200,7 @@ def distill(
     loaded = _ready(teacher, compute)
     sampler = None if given is None else _sampler(given, loaded, settings)
     if sampler is None:
-        inversion.require_batch_norms(loaded, settings.bank)
+        inversion.check_teacher(loaded, settings.bank)
     folder = _folder(out)
     hashes = {"bank": sha256_file(given.folder / "bank.json")} if isinstance(given, Bank) else {}
     with _run(
@@ -279,7 +277,7 @@ def train_teacher(
         seeds={"seed": settings.seed}, device=compute.reason,
     ) as run:  # fmt: skip
         record_compute(run, compute, deterministic=deterministic)
-        trained = training.train_teacher(run, settings, root, compute, _voice(progress))
+        trained = training.train_teacher(run, settings, root, compute, progress)
     return _lives_with(load_checkpoint(trained.path, "teacher"), folder, out)
 
 
@@ -455,7 +453,6 @@ def evaluate(
     if resume and out is None:
         raise ConfigError("There is no run to resume without a folder.", fix="Add --out FOLDER.")
     root = None if data_root is None else Path(data_root)
-    load = functools.partial(_features, progress)
     judged = _opened(model)
     reference = None if teacher is None else _opened(teacher)
     if reference:
@@ -479,8 +476,8 @@ def evaluate(
         compute = choose_compute(device, precision)
         log.info("Device: %s", compute.reason)
         plan = plan_controls(
-            wanted, config, reference.network, compute, sounds, key, load,
-            bank=None if bank is None else Path(bank), root=root,
+            wanted, config, reference.network, compute, sounds, key,
+            bank=None if bank is None else Path(bank), root=root, progress=progress,
         )  # fmt: skip
     with ExitStack() as stack:
         run = None
@@ -497,12 +494,12 @@ def evaluate(
                 )
             )
         clips = [clip for clip in sounds.clips if clip.fold == key]
-        features = load(judged.mel, clips, "test clips")
+        features = load_features(judged.mel, clips, progress)
         theirs = their_logits = None
         their_features = features
         if reference:
             if reference.mel != judged.mel:
-                their_features = load(reference.mel, clips, "test clips")
+                their_features = load_features(reference.mel, clips, progress)
             their_logits = logits_of(reference, their_features)
             theirs = score(their_logits, features.labels)
         logits = logits_of(judged, features, progress)
@@ -552,16 +549,8 @@ def _real_clips(
     if known is None:
         log.warning("It is not known whether the teacher was trained on fold %s.", key)
     clips = [clip for clip in sounds.clips if clip.fold == key]
-    features = _features(progress, student.mel, clips, "test clips")
+    features = load_features(student.mel, clips, progress)
     return features, {"name": sounds.name, "fold": key, "clips": len(features)}
-
-
-def _features(
-    progress: ProgressCallback | None, mel: MelSpec, clips: Sequence[Clip], what: str
-) -> Features:
-    features = training.load_features(mel, clips, _voice(progress), f"log-mels of {what}")
-    training.warn_rejected(features, what, _voice(progress))
-    return features
 
 
 def _draw(run: RunFolder, found: Evaluation) -> dict[str, str]:
@@ -783,39 +772,3 @@ def _lives_with(result: T, folder: Path, out: PathLike | None) -> T:
     if out is None:
         weakref.finalize(result, shutil.rmtree, folder, ignore_errors=True)
     return result
-
-
-def _voice(callback: ProgressCallback | None) -> Any:
-    return _Voice(callback)
-
-
-class _Voice:
-    """What inner loops still expect of the command line's `Output`."""
-
-    def __init__(self, callback: ProgressCallback | None) -> None:
-        self.callback = callback
-        self.warn, self.note = log.warning, log.info
-
-    def table(self, *_: Any) -> None: ...
-
-    def progress(
-        self, phase: str, total: int | None, fields: Sequence[str] = (), *, completed: int = 0
-    ) -> Any:
-        return _Bar(self.callback, phase, total, completed)
-
-
-class _Bar:
-    def __init__(
-        self, callback: ProgressCallback | None, phase: str, total: int | None, completed: int
-    ) -> None:
-        self.callback, self.phase, self.total, self.completed = callback, phase, total, completed
-
-    def update(self, advance: int = 1, **metrics: float) -> None:
-        self.completed += advance
-        if self.callback:
-            self.callback(Progress(self.phase, self.completed, self.total, metrics))
-
-    def __enter__(self) -> Any:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...

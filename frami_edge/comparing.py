@@ -17,7 +17,8 @@ from torch.nn import functional as F
 
 from frami_edge.bank import Bank
 from frami_edge.checkpoint import TrainedOn
-from frami_edge.data.sets import load_set, read_audio, resolve_fold
+from frami_edge.data.decoding import read_audio
+from frami_edge.data.sets import load_set, resolve_fold
 from frami_edge.errors import BankError, CheckpointError
 from frami_edge.models import StudentNet
 from frami_edge.opening import OpenedModel

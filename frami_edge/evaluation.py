@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from frami_edge.checkpoint import TrainedOn
-from frami_edge.data.sets import SoundSet, known_sets, read_audio, resolve_fold
+from frami_edge.data.decoding import read_audio
+from frami_edge.data.sets import SoundSet, known_sets, resolve_fold
 from frami_edge.data.store import Features
 from frami_edge.errors import CheckpointError, DataError
 from frami_edge.opening import OpenedModel

@@ -30,13 +30,10 @@ from frami_edge.teachers.foreign import ForeignTeacher
 from frami_edge.teachers.opening import (
     DESCRIPTIONS,
     TeacherDescription,
-    build_module,
-    labels_of,
-    load_weights,
-    mel_of,
+    build_teacher,
     read_description,
-    read_weights,
-    weights_path,
+    read_labels,
+    read_mel,
 )
 from frami_edge.teachers.tracing import find_layout, trace
 from frami_edge_export.lint import Finding, lint_tensorrt
@@ -127,16 +124,16 @@ def _file(path: Path) -> Facts:
 
 
 def _geometry(mel: MelSpec, receptive_field: int, stride: int, right: int) -> Facts:
-    """Receptive field, stride and algorithmic delay of trunk frames.
+    """Receptive field and stride of trunk frames in mel frames, and their delay.
 
     The delay is that of a frame behind the sound at its centre: the mel frames after it, and half
     the FFT of the last of them. Computing and buffering add to it.
     """
     hop_ms = 1000 * mel.hop_s
     return {
-        "receptive_field_frames": receptive_field,
+        "receptive_field": receptive_field,
         "receptive_field_ms": receptive_field * hop_ms,
-        "stride_frames": stride,
+        "stride": stride,
         "stride_ms": stride * hop_ms,
         "delay_ms": right * hop_ms + 500 * mel.n_fft / mel.sample_rate,
     }
@@ -175,7 +172,7 @@ def _describe_onnx(path: Path) -> Description:
     else:  # TensorRT's static rules make sense for a sound graph only
         lint += lint_tensorrt(model)
     findings += [f"{f.message} {f.fix}" for f in lint if f.rule in ("opset", "ir", "external-data")]
-    graph = {**_graph_facts(model), "tensorrt_lint": [f"{f.rule}: {f.node}" for f in lint]}
+    graph = {**_graph_facts(model), "tensorrt_lint": Counter(f.rule for f in lint)}
     sections = {"file": _file(path), "graph": graph, **sections}
     return Description(kind, title, sections, findings)
 
@@ -352,8 +349,8 @@ def _describe_export(folder: Path) -> Description:
             "gates": len(report["gates"]),
             "calibration": report["calibration"],
             "measured_on": report["bench"].get("cpu"),
+            "notes": report["notes"],
         }
-        findings += [str(note) for note in report["notes"]]
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         raise ModelFileError(
             f"{path} is damaged or of another version.",
@@ -392,9 +389,8 @@ def describe_teacher(source: TeacherDescription) -> Description:
         ConfigError: The front end is missing or has mistakes.
         TeacherError: It cannot be built, or takes no log-mels of this front end.
     """
-    mel, labels, weights = mel_of(source), labels_of(source), weights_path(source)
-    module = build_module(source.factory, source.arguments)
-    load_weights(module, read_weights(weights), weights, source.weights_under)
+    mel, labels = read_mel(source.mel), read_labels(source.labels)
+    module, sha256 = build_teacher(source)
     module.float().eval().requires_grad_(False)
     layout = find_layout(module, mel.n_mels, len(labels), source.layout)
     events = [e for e in trace(module, mel.n_mels, layout) if not e.name.endswith("@in")]
@@ -441,7 +437,7 @@ def describe_teacher(source: TeacherDescription) -> Description:
     if source.trained_on is None:
         findings.append(_NO_TRAINED_ON)
     sections = {
-        "file": {"weights": str(weights), "sha256": sha256_file(weights)},
+        "file": {"weights": source.weights, "sha256": sha256},
         "network": network,
         "hidden_states": states,
         "model": {"labels": list(labels), "mel": mel.to_dict(), "mel_sha256": mel.digest},

@@ -50,9 +50,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.fsync(file.fileno())  # some network file systems refuse
         os.replace(temporary, real)
     except OSError as error:
-        if error.filename in (None, str(temporary)):
-            error.filename, error.filename2 = str(target), None
-        raise
+        if error.errno is None or error.filename not in (None, str(temporary)):
+            raise
+        raise OSError(error.errno, error.strerror, str(target)) from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

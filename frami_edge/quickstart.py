@@ -18,7 +18,8 @@ from frami_edge.bank import Bank
 from frami_edge.checkpoint import Teacher, parameters
 from frami_edge.config import JourneyConfig
 from frami_edge.controls import control_sampler
-from frami_edge.data.sets import ROOT_VARIABLE, find_folder, load_set, read_audio, set_info
+from frami_edge.data.decoding import read_audio
+from frami_edge.data.sets import ROOT_VARIABLE, find_folder, load_set, set_info
 from frami_edge.data.store import Features, FeatureStore
 from frami_edge.device import Precision, generator
 from frami_edge.evaluation import check_held_out, predict, score

@@ -1,4 +1,4 @@
-"""The folder of a run: its config, manifest, metrics and checkpoints, and how a run is stopped."""
+"""The folder of a run: its config, manifest, metrics and checkpoints."""
 
 from __future__ import annotations
 
@@ -11,24 +11,21 @@ import os
 import platform
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
 from frami_edge.config import dump, parse
-from frami_edge.errors import RunError, Terminated
+from frami_edge.errors import RunError
 from frami_edge.io import (
     atomic_write_bytes,
     atomic_write_json,
@@ -474,70 +471,6 @@ def _cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     return platform.processor() or platform.machine()
 
 
-# --- Stopping between two steps
-
-
-class Stop:
-    """Lets a loop finish its step after Ctrl-C or SIGTERM; a context manager around the loop.
-
-    Inside, the first signal is only remembered, and the former handlers return, so that the second
-    one acts at once. Outside the main thread, where Python allows no handlers, nothing changes.
-    """
-
-    def __init__(self) -> None:
-        self._signal: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._restore()
-        if error is None:  # a signal after the last step ends the run as well
-            self.leave()
-
-    def asked(self) -> bool:
-        """Whether the loop shall end now."""
-        return self._signal is not None
-
-    def leave(self) -> None:
-        """End the run if that was asked for.
-
-        Raises:
-            KeyboardInterrupt: After SIGINT.
-            Terminated: After SIGTERM.
-        """
-        if self._signal == signal.SIGINT:
-            raise KeyboardInterrupt
-        if self._signal is not None:
-            raise Terminated
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self._signal = number
-        self._restore()
-        name = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
-        text = f"\n{name}: stopping after this step; a second one stops at once.\n"
-        with contextlib.suppress(OSError):  # `sys.stderr` may be in the middle of a write
-            os.write(2, text.encode())
-
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
-
-
-NEVER = Stop()
-"""The default of loops that cannot be stopped between steps."""
-
-
 # --- Checkpoints to resume from: tensors and plain values, checked by a hash when read
 
 
@@ -584,23 +517,3 @@ def damaged(path: Path, what: str) -> str:
         f"The checkpoint {path} is damaged: {what} is done again from its first step, to the same "
         "result."
     )
-
-
-@dataclass
-class Trail:
-    """Where one part of a job keeps its state, and what may stop it."""
-
-    path: Path
-    stop: Stop = NEVER
-    warn: Callable[[str], None] = log.warning
-
-    def load(self) -> dict[str, Any] | None:
-        """The state to resume from, if any."""
-        state = load_state(self.path)
-        if state is None and self.path.exists():
-            self.warn(damaged(self.path, "this part"))
-        return state
-
-    def save(self, state: dict[str, Any]) -> None:
-        """Replace the state."""
-        save_state(self.path, state)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from frami_edge.checkpoint import load_checkpoint
 from frami_edge.config import TeacherConfig, load_config
-from frami_edge.data.sets import read_audio
+from frami_edge.data.decoding import read_audio
 from frami_edge.errors import (
     CheckpointError,
     ConfigError,

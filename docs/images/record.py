@@ -3,8 +3,8 @@
     make quickstart 2>&1 | tee docs/images/quickstart.txt
     python docs/images/record.py
 
-The transcript is kept beside the picture. Of each progress line only the last is drawn, and lines
-that install packages or name pictures are left out; nothing else is changed.
+The transcript is kept beside the picture. Only the last update of each progress line is drawn, and
+lines that install packages or name pictures are left out; nothing else is changed.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from frami_edge.cli import _options as opt
 from frami_edge.cli._app import command_app, examples
 from frami_edge.cli._output import Output
 from frami_edge.data.download import get_set
-from frami_edge.data.sets import MEGABYTE, ROOT_VARIABLE, SetStatus, data_root, survey
+from frami_edge.data.sets import ROOT_VARIABLE, SetStatus, data_root, survey
 from frami_edge.errors import DataError
 from frami_edge.progress import Progress
 
@@ -53,9 +53,9 @@ def show(
     for state in states:
         if state.folder is not None and not state.complete:
             output.warn(state.problem)
-    missing = next((s for s in states if s.folder is None and s.info.archive), None)
+    missing = next((s for s in states if s.folder is None and s.info.url), None)
     if missing is not None:
-        output.hint(missing.how)
+        output.hint(missing.info.get)
 
 
 @app.command(
@@ -76,8 +76,7 @@ def get(
 ) -> None:
     """Download a data set, check that it is complete, and put it under the data root.
 
-    An interrupted download continues where it stopped, if the server supports that. A set that is
-    present and complete is left alone.
+    A set that is present and complete is left alone.
     """
     outer_root, outer_json, outer_quiet = context.obj or (None, False, False)
     output = Output(json=json or outer_json, quiet=quiet or outer_quiet)
@@ -89,12 +88,12 @@ def get(
         )
     with output.live() as progress:
 
-        def report(stage: str, done: int, total: int | None) -> None:
+        def report(update: Progress) -> None:
             if progress:
-                size = None if total is None else max(1, round(total / MEGABYTE))
-                progress(Progress(f"{stage} {name}, MB", round(done / MEGABYTE), size))
+                done, total = (round((n or 0) / 1e6) for n in (update.done, update.total))
+                progress(Progress(f"{update.phase} {name}, MB", done, total or None))
 
-        arrival = get_set(name, Path(place).expanduser(), url=url, report=report)
+        arrival = get_set(name, Path(place).expanduser(), url=url, progress=report)
     found = arrival.sound_set
     output.result(
         {
@@ -130,7 +129,7 @@ def _row(state: SetStatus) -> tuple[object, ...]:
     return (
         state.info.name,
         present if state.folder is not None else "not found",
-        f"{state.clips}/{state.info.clips}",
+        state.info.clips,
         state.info.licence,
         state.info.source.removeprefix("https://"),
     )

@@ -1,11 +1,11 @@
-"""Where time disappears in a teacher, and what follows from it.
+"""Watch one forward pass of a network, and find in it where time disappears.
 
 Frame features are the last hidden state that still has time; the pooled state is the first one
-without it. A squeeze-excite block also loses time, but time comes back after it, so only what lies
-behind the last tensor with time counts. Whether two states belong together is checked on values:
+without it. A squeeze-excite block also loses time, but time comes back after it, so only states
+after the last tensor with time count. Whether two states belong together is checked on values:
 mean, maximum and attention pooling all stay between a feature's least and largest value over time.
 
-Shape legend: B batch, C channels, F frequency, T' frames, D pooled size, K classes.
+Shape legend: B batch, M mel bands, T mel frames, C channels, T' frames, D pooled size, K classes.
 """
 
 from __future__ import annotations
@@ -19,29 +19,33 @@ from torch import Tensor, nn
 
 from frami_edge.errors import TeacherError
 
-# --- One forward pass, watched: what every module took and gave, and whether time is still in it
-# Shape legend: B batch, M mel bands, T mel frames, K classes.
-
 LAYOUTS = ("B1MT", "BMT", "B1TM", "BTM", "B3MT", "B3TM")
-"""Tried in this order where the description says ``auto``."""
-_USUAL_LENGTHS = (32, 48, 49, 50, 61, 63, 64, 80, 96, 98, 99, 100, 101, 125, 126, 128, 200, 201,
-                  250, 251, 300, 301, 400, 401, 500, 501, 512, 998, 1000, 1001, 1024)  # fmt: skip
-"""Mel frames of the clips that networks of one length are commonly built for."""
+"""Orders of the input's axes, tried in this order where none is given."""
 BATCH = 4
 LENGTHS = (256, 512)
 """Mel frames of the two passes that are compared: an axis that grows between them is time."""
+_USUAL_LENGTHS = (32, 48, 49, 50, 61, 63, 64, 80, 96, 98, 99, 100, 101, 125, 126, 128, 200, 201,
+                  250, 251, 300, 301, 400, 401, 500, 501, 512, 998, 1000, 1001, 1024)  # fmt: skip
+"""Mel frames of the clips that networks of one length are commonly built for."""
+_TOLERANCE = 1e-4
+_LISTED = 6
+_VAGUE = "weighted or mixed"
+_MOST_STATISTICS = 4
+"""Statistics per feature: mean, deviation, least, greatest. Fewer channels than that are attention
+scores, between whose extremes the few values compared may be by chance."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Event:
     """A tensor that went into, or came out of, a module.
 
     Attributes:
-        name: Of the module, as in `named_modules`; `NAME@in` for what went in.
+        name: Name of the module, as in `named_modules`; `NAME@in` for its input.
         kind: Class of the module.
-        tensor: Of the shorter pass.
+        tensor: The tensor of the shorter pass.
         longer: Shape in the longer pass.
         leaf: The module has no children.
+        call: How often the module had run before in this pass.
     """
 
     name: str
@@ -49,6 +53,7 @@ class Event:
     tensor: Tensor
     longer: tuple[int, ...]
     leaf: bool
+    call: int
 
     @property
     def time_axis(self) -> int | None:
@@ -57,10 +62,34 @@ class Event:
         return next((i for i, (a, b) in enumerate(pairs) if a != b), None)
 
 
+@dataclass(frozen=True)
+class HiddenStates:
+    """The two states around the pooling.
+
+    Attributes:
+        frames: Name of the state with time.
+        pooled: Name of the state without.
+        channels: C of the frame features.
+        pooled_size: D.
+        pooling: What kind of pooling it looks like.
+        calls: Which runs of the two modules, where one runs several times in a pass.
+    """
+
+    frames: str
+    pooled: str
+    channels: int
+    pooled_size: int
+    pooling: str
+    calls: tuple[int, int]
+
+
+# --- Calling a network of unknown habits
+
+
 def arrange(x_B1MT: Tensor, layout: str) -> Tensor:
     """Our (B, 1, M, T) in the teacher's order of axes."""
     x = x_B1MT.transpose(2, 3) if layout.endswith("TM") else x_B1MT
-    if "3" in layout:  # networks for pictures see the same mel in each colour
+    if "3" in layout:  # networks for pictures take the same mel in each colour
         return x.expand(-1, 3, -1, -1)
     return x if "1" in layout else x.squeeze(1)
 
@@ -75,24 +104,76 @@ def probe_mels(n_mels: int, frames: int, *, batch: int = BATCH) -> Tensor:
     return smooth + 0.5 * fine
 
 
+@torch.no_grad()
+def call(model: nn.Module, x: Tensor, classes: int) -> Tensor:
+    """The logits, out of the tuple or mapping that some teachers return."""
+    return answer(model(x), classes)
+
+
+def answer(out: Any, classes: int) -> Tensor:
+    """The logits in a teacher's output: the first tensor of K columns, else the first of all.
+
+    Some return (embedding, logits), others (logits, embedding), a mapping or a data class.
+
+    Raises:
+        TeacherError: There is no tensor in it.
+    """
+    tensors = list(_tensors(out))
+    if not tensors:
+        raise TeacherError(
+            f"The teacher returns {type(out).__name__} without a tensor in it.",
+            fix="Wrap it in a module whose forward returns the logits.",
+        )
+    return next((t for t in tensors if t.ndim == 2 and t.shape[1] == classes), tensors[0])
+
+
+def _tensors(out: Any) -> Iterator[Tensor]:
+    if is_dataclass(out) and not isinstance(out, type):
+        out = {field.name: getattr(out, field.name) for field in fields(out)}
+    if isinstance(out, Tensor):
+        yield out
+    elif isinstance(out, Mapping):
+        known = [k for k in ("logits", "clipwise_output", "output") if k in out]
+        for key in [*known, *(k for k in out if k not in known)]:
+            yield from _tensors(out[key])
+    elif isinstance(out, tuple | list):
+        for part in out:
+            yield from _tensors(part)
+
+
+def first_tensor(out: Any) -> Tensor | None:
+    """The first tensor in a tensor, tuple, list, mapping or data class."""
+    return next(_tensors(out), None)
+
+
+def in_words(error: BaseException) -> str:
+    """Type and first line of an error from code that is not ours."""
+    first = (str(error).strip().splitlines() or [""])[0][:200]
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
 def find_layout(model: nn.Module, n_mels: int, classes: int, asked: str = "auto") -> str:
     """The order of axes in which the teacher gives (B, K) for clips of two lengths.
 
     Raises:
-        TeacherError: None of them does, with what each attempt met.
+        TeacherError: None of them does, with the outcome of each attempt; or two do, which differ.
     """
+    layouts = LAYOUTS if asked == "auto" else (asked,)
     tried = []
-    for layout in LAYOUTS if asked == "auto" else (asked,):
+    for layout in layouts:
         shapes = _shapes(model, n_mels, classes, layout, LENGTHS)
         if shapes == [(BATCH, classes)] * 2:
-            if layout == "BMT" and asked == "auto":
-                _check_only_one(model, n_mels, classes)
+            # Both orders of three axes are common, so neither may be assumed.
+            if asked == "auto" and layout == "BMT" and _takes(model, n_mels, classes, "BTM"):
+                raise TeacherError(
+                    "The teacher takes (batch, bands, frames) and (batch, frames, bands) alike, "
+                    "and only one of them is what it was trained on.",
+                    fix="Name it: --layout BMT or --layout BTM, or `layout:` in its description.",
+                )
             return layout
-        said = " and ".join(map(str, shapes))
-        tried.append(
-            f"{layout}: {said}" if isinstance(shapes[-1], str) else f"{layout}: gives {said}"
-        )
-    for layout in LAYOUTS if asked == "auto" else (asked,):
+        gives = "" if isinstance(shapes[-1], str) else "gives "
+        tried.append(f"{layout}: {gives}{' and '.join(map(str, shapes))}")
+    for layout in layouts:
         for frames in _USUAL_LENGTHS:
             if _shapes(model, n_mels, classes, layout, (frames,)) == [(BATCH, classes)]:
                 raise TeacherError(
@@ -109,44 +190,37 @@ def find_layout(model: nn.Module, n_mels: int, classes: int, asked: str = "auto"
     )
 
 
-def _check_only_one(model: nn.Module, n_mels: int, classes: int) -> None:
-    """Both orders of three axes are common, so none may be assumed."""
-    if _shapes(model, n_mels, classes, "BTM", LENGTHS) == [(BATCH, classes)] * 2:
-        raise TeacherError(
-            "The teacher takes (batch, bands, frames) and (batch, frames, bands) alike, and only "
-            "one of them is what it was trained on.",
-            fix="Say which: --layout BMT or --layout BTM, or `layout:` in its description.",
-        )
-
-
 def other_layouts(model: nn.Module, n_mels: int, classes: int, layout: str) -> tuple[str, ...]:
     """Orders of axes that it takes as well, so that only its owner knows which is right."""
-    expected = [(BATCH, classes)] * 2
-    return tuple(
-        other
-        for other in LAYOUTS
-        if other != layout and _shapes(model, n_mels, classes, other, LENGTHS) == expected
-    )
+    return tuple(o for o in LAYOUTS if o != layout and _takes(model, n_mels, classes, o))
 
 
 def shortest_clip(model: nn.Module, n_mels: int, layout: str) -> int:
-    """Fewest mel frames that it takes, by halving the range in which that lies."""
-    too_few, enough = 0, LENGTHS[0]
-    while enough - too_few > 1:
-        middle = 1 if too_few == 0 and enough == LENGTHS[0] else (too_few + enough) // 2
+    """Fewest mel frames that it takes, by bisection."""
+
+    def fails(frames: int) -> bool:
         try:
             with torch.no_grad():
-                model(arrange(probe_mels(n_mels, middle), layout))
-            enough = middle
+                model(arrange(probe_mels(n_mels, frames), layout))
         except Exception:  # the teacher is somebody else's code
-            too_few = middle
+            return True
+        return False
+
+    too_few, enough = 0, LENGTHS[0] if fails(1) else 1
+    while enough - too_few > 1:
+        middle = (too_few + enough) // 2
+        too_few, enough = (middle, enough) if fails(middle) else (too_few, middle)
     return enough
+
+
+def _takes(model: nn.Module, n_mels: int, classes: int, layout: str) -> bool:
+    return _shapes(model, n_mels, classes, layout, LENGTHS) == [(BATCH, classes)] * 2
 
 
 def _shapes(
     model: nn.Module, n_mels: int, classes: int, layout: str, lengths: tuple[int, ...]
 ) -> list[tuple[int, ...] | str]:
-    """Of the answers to clips of these lengths; an error in words, where it came to one."""
+    """Shapes of the outputs for clips of these lengths; an error in words, where there was one."""
     shapes: list[tuple[int, ...] | str] = []
     for frames in lengths:
         try:
@@ -157,103 +231,54 @@ def _shapes(
     return shapes
 
 
-def in_words(error: BaseException) -> str:
-    """Type and first line of what somebody else's code raised."""
-    first = (str(error).strip().splitlines() or [""])[0][:200]
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__
-
-
-@torch.no_grad()
-def call(model: nn.Module, x: Tensor, classes: int) -> Tensor:
-    """The logits, out of the tuple or mapping that some teachers return."""
-    return answer(model(x), classes)
-
-
-def answer(out: Any, classes: int) -> Tensor:
-    """The logits in what a teacher gave: the first tensor of K columns, else the first of all.
-
-    Some return (embedding, logits), others (logits, embedding), a mapping or a data class.
-
-    Raises:
-        TeacherError: There is no tensor in it.
-    """
-    tensors = list(_tensors(out))
-    fitting = [t for t in tensors if t.ndim == 2 and t.shape[1] == classes]
-    if not tensors:
-        raise TeacherError(
-            f"The teacher returns {type(out).__name__} without a tensor in it.",
-            fix="Wrap it in a module whose forward returns the logits.",
-        )
-    return (fitting or tensors)[0]
-
-
-def _tensors(out: Any) -> Iterator[Tensor]:
-    if is_dataclass(out) and not isinstance(out, type):
-        out = {field.name: getattr(out, field.name) for field in fields(out)}
-    if isinstance(out, Tensor):
-        yield out
-    elif isinstance(out, Mapping):
-        known = [k for k in ("logits", "clipwise_output", "output") if k in out]
-        for key in [*known, *(k for k in out if k not in known)]:
-            yield from _tensors(out[key])
-    elif isinstance(out, (tuple, list)):
-        for part in out:
-            yield from _tensors(part)
-
-
-def maybe_tensor(out: Any) -> Tensor | None:
-    """The first tensor in a tensor, tuple, list, mapping or data class."""
-    return next(_tensors(out), None)
+# --- One forward pass, watched
 
 
 @torch.no_grad()
 def trace(model: nn.Module, n_mels: int, layout: str) -> list[Event]:
-    """Every tensor around every module, in the order of the pass; each module counts once.
+    """Every float tensor that went into or came out of a module, in the order of the pass.
 
     Raises:
-        TeacherError: The two passes ran through different modules.
+        TeacherError: Passes of two lengths ran through different modules.
     """
     short, long = (_record(model, n_mels, frames, layout) for frames in LENGTHS)
-    if [row[0] for row in short] != [row[0] for row in long]:
+    if [row[:2] for row in short] != [row[:2] for row in long]:
         raise TeacherError(
             "The teacher runs through other modules for clips of another length.",
             fix="Name the hidden states: --frames MODULE --pooled MODULE.",
         )
-    return [
-        Event(name, kind, tensor, tuple(other[3].shape), leaf)
-        for (name, kind, leaf, tensor), other in zip(short, long, strict=True)
-        if tensor.ndim == other[3].ndim
-    ]
+    modules = dict(model.named_modules())
+    events = []
+    for (name, number, tensor), (_, _, other) in zip(short, long, strict=True):
+        if tensor.ndim == other.ndim:
+            module = modules[name.removesuffix("@in")]
+            leaf = next(module.children(), None) is None
+            kind = type(module).__name__
+            events.append(Event(name, kind, tensor, tuple(other.shape), leaf, number))
+    return events
 
 
 def _record(
     model: nn.Module, n_mels: int, frames: int, layout: str
-) -> list[tuple[str, str, bool, Tensor]]:
-    rows: list[tuple[str, str, bool, Tensor]] = []
+) -> list[tuple[str, int, Tensor]]:
+    """(name, call, tensor) of every event."""
+    rows: list[tuple[str, int, Tensor]] = []
+    calls: dict[str, int] = {}
+
+    def keep(name: str, value: Any) -> None:
+        number = calls[name] = calls.get(name, -1) + 1
+        tensor = first_tensor(value)
+        if tensor is not None and tensor.is_floating_point():
+            # A copy, because an in-place activation may follow.
+            rows.append((name, number, tensor.clone()))
+
     handles = []
-
-    def watch(name: str, module: nn.Module) -> None:
-        leaf = next(module.children(), None) is None
-        kind = type(module).__name__
-
-        def before(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            tensor = maybe_tensor(inputs)
-            if tensor is not None and tensor.is_floating_point():
-                # Copies, for an in-place activation would change what was seen before it.
-                rows.append((f"{name}@in", kind, leaf, tensor.clone()))
-
-        def after(_: nn.Module, __: tuple[Any, ...], out: Any) -> None:
-            tensor = maybe_tensor(out)
-            if tensor is not None and tensor.is_floating_point():
-                rows.append((name, kind, leaf, tensor.clone()))
-
-        handles.extend(
-            [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
-        )
-
     for name, module in model.named_modules():
         if name:
-            watch(name, module)
+            handles += [
+                module.register_forward_pre_hook(lambda _, x, n=name: keep(f"{n}@in", x)),
+                module.register_forward_hook(lambda _, __, out, n=name: keep(n, out)),
+            ]
     try:
         model(arrange(probe_mels(n_mels, frames), layout))
     finally:
@@ -262,33 +287,7 @@ def _record(
     return rows
 
 
-# --- Where time disappears in a teacher, and what follows from it
-
-_TOLERANCE = 1e-4
-_LISTED = 6
-_VAGUE = "weighted or mixed"
-_MOST_STATISTICS = 4
-"""Of one feature: mean, deviation, least, greatest. Fewer channels than that are attention scores,
-between whose extremes the few values compared may lie by chance."""
-
-
-@dataclass(frozen=True)
-class HiddenStates:
-    """The two states around the pooling.
-
-    Attributes:
-        frames: Name of the state with time.
-        pooled: Name of the state without.
-        channels: C of the frame features.
-        pooled_size: D.
-        pooling: What kind it looks like, for people.
-    """
-
-    frames: str
-    pooled: str
-    channels: int
-    pooled_size: int
-    pooling: str
+# --- The hidden states around the pooling
 
 
 def find_states(
@@ -300,14 +299,12 @@ def find_states(
         TeacherError: A name is unknown or of the wrong kind, or nothing is unambiguous; the message
             lists the candidates.
     """
-    before = _named(events, frames, with_time=True) if frames else None
     after = _named(events, pooled, with_time=False) if pooled else _first_without_time(events)
-    if before is None:
-        before = _last_that_fits(events, after)
-    frames_BCT, pooled_BD = frames_of(before.tensor, before.time_axis), flat(after.tensor)
+    before = _named(events, frames, with_time=True) if frames else _last_that_fits(events, after)
+    frames_BCT, pooled_BD = frames_of(before.tensor, before.time_axis), after.tensor.flatten(1)
     return HiddenStates(
         before.name, after.name, frames_BCT.shape[1], pooled_BD.shape[1],
-        _kind_of_pooling(frames_BCT, pooled_BD),
+        _kind_of_pooling(frames_BCT, pooled_BD), (before.call, after.call),
     )  # fmt: skip
 
 
@@ -316,7 +313,7 @@ def frames_of(x: Tensor, time_axis: int | None) -> Tensor:
 
     Args:
         x: (B, C, T'), (B, T', C), or with a frequency axis before or after time.
-        time_axis: Of x.
+        time_axis: Axis of x.
     """
     assert time_axis is not None
     if x.ndim == 3:
@@ -325,89 +322,24 @@ def frames_of(x: Tensor, time_axis: int | None) -> Tensor:
     return x.movedim((rest[0], time_axis), (1, x.ndim - 1)).flatten(2, -2).mean(2)
 
 
-def flat(x: Tensor) -> Tensor:
-    """(B, D) of a state without time."""
-    return x.flatten(1)
-
-
-def find_head(model: nn.Module, events: Sequence[Event], pooled: str, logits_BK: Tensor) -> str:
-    """Name of the affine layer that maps the pooled state to the logits; "" where there is none.
-
-    It is recognised by its values, so anything that is the identity in evaluation (dropout) may lie
-    between, and a (log-)softmax may follow.
-    """
-    by_name = {event.name: event for event in events}
-    pooled_BD = flat(by_name[pooled].tensor)
-    log_p = log_probabilities(logits_BK).log_softmax(1)
-    name: str
-    for name, module in model.named_modules():
-        head = as_linear(module)
-        seen, out = by_name.get(f"{name}@in"), by_name.get(name)
-        if head is None or seen is None or out is None or out.time_axis is not None:
-            continue
-        if seen.tensor.numel() != pooled_BD.numel() or flat(out.tensor).shape != logits_BK.shape:
-            continue
-        same_in = torch.allclose(flat(seen.tensor), pooled_BD, atol=1e-5)
-        same_out = torch.allclose(flat(out.tensor).log_softmax(1), log_p, atol=1e-4)
-        if same_in and same_out:
-            return name
-    return ""
-
-
-def as_linear(module: nn.Module) -> nn.Linear | None:
-    """An affine layer as `nn.Linear`: itself, or a convolution of kernel 1; None for others."""
-    weight: Tensor
-    bias: Tensor | None
-    if isinstance(module, nn.Linear):
-        weight, bias = module.weight, module.bias
-    elif isinstance(module, (nn.Conv1d, nn.Conv2d)) and set(module.kernel_size) == {1}:
-        if module.groups != 1:
-            return None
-        weight, bias = module.weight.flatten(1), module.bias
-    else:
-        return None
-    linear = nn.Linear(weight.shape[1], weight.shape[0])
-    with torch.no_grad():
-        linear.weight.copy_(weight)
-        linear.bias.copy_(torch.zeros(len(weight)) if bias is None else bias)
-    return linear
-
-
-def log_probabilities(out_BK: Tensor) -> Tensor:
-    """Logits as they are; probabilities of a softmax as their logarithm.
-
-    Raises:
-        TeacherError: They look like independent probabilities of several labels at once.
-    """
-    if bool((out_BK < 0).any()) or bool((out_BK > 1).any()):
-        return out_BK
-    total_B = out_BK.sum(1)
-    if bool(((total_B - 1).abs() < 1e-3).all()):
-        return out_BK.clamp_min(1e-12).log()
-    if bool((out_BK != out_BK[:1]).any()):
-        raise TeacherError(
-            "The teacher's answers lie in 0..1 and do not sum to 1: it seems to end in a sigmoid, "
-            "for several labels at once.",
-            fix="Give a teacher that chooses one of K classes, or wrap it to return logits.",
-        )
-    return out_BK
-
-
 def _named(events: Sequence[Event], name: str, *, with_time: bool) -> Event:
-    found = next((event for event in events if event.name == name), None)
     option, kind = ("--frames", "with") if with_time else ("--pooled", "without")
-    if found is None:
+    fix = f"{option} takes one of: {_candidates(events, with_time)}."
+    found = [event for event in events if event.name == name]
+    if not found:
         raise TeacherError(
-            f"The teacher has no module {name} that runs on its way to the logits.",
-            fix=f"{option} takes one of: {_candidates(events, with_time)}.",
+            f"The teacher has no module {name} that runs on its way to the logits.", fix=fix
         )
-    if (found.time_axis is not None) != with_time or found.tensor.shape[0] != BATCH:
+    fitting = [
+        e for e in found if (e.time_axis is not None) == with_time and e.tensor.shape[0] == BATCH
+    ]
+    if not fitting:
         raise TeacherError(
-            f"{name} gives {tuple(found.tensor.shape)} for {BATCH} clips of one length and "
-            f"{found.longer} for longer ones: that is no state {kind} time.",
-            fix=f"{option} takes one of: {_candidates(events, with_time)}.",
+            f"{name} gives {tuple(found[0].tensor.shape)} for {BATCH} clips of one length and "
+            f"{found[0].longer} for longer ones: that is no state {kind} time.",
+            fix=fix,
         )
-    return found
+    return fitting[-1] if with_time else fitting[0]
 
 
 def _first_without_time(events: Sequence[Event]) -> Event:
@@ -416,26 +348,34 @@ def _first_without_time(events: Sequence[Event]) -> Event:
         if event.tensor.shape[0] == BATCH and event.tensor.ndim >= 2:
             return event
     raise TeacherError(
-        "No module of the teacher sees a hidden state without time: it pools over time and returns "
-        "the result at once.",
+        "No module of the teacher receives a hidden state without time: it pools over time and "
+        "returns the result at once.",
         fix="Wrap the pooling into a module of its own, such as nn.Identity behind it.",
     )
 
 
 def _last_that_fits(events: Sequence[Event], after: Event) -> Event:
-    pooled_BD = flat(after.tensor)
+    pooled_BD = after.tensor.flatten(1)
+    earlier = [
+        event
+        for event in events[: events.index(after)]
+        if event.time_axis is not None and event.tensor.shape[0] == BATCH and event.tensor.ndim >= 3
+    ]
     # An activation inside `forward` has no name: the state before it is what can be watched.
     for activated in (False, True):
-        for event in reversed(list(events[: events.index(after)])):
-            if event.time_axis is None or event.tensor.shape[0] != BATCH or event.tensor.ndim < 3:
-                continue
+        for event in reversed(earlier):
             frames_BCT = frames_of(event.tensor, event.time_axis)
             statistics, rest = divmod(pooled_BD.shape[1], frames_BCT.shape[1])
             if rest or statistics > _MOST_STATISTICS:
                 continue
-            exact = not _kind_of_pooling(frames_BCT, pooled_BD).startswith(_VAGUE)
-            if exact or _lies_within(event.tensor, event.time_axis, pooled_BD, activated=activated):
-                return _first_of_its_kind(events, event)
+            vague = _kind_of_pooling(frames_BCT, pooled_BD).startswith(_VAGUE)
+            if not vague or _is_within(event, pooled_BD, activated=activated):
+                # The same tensor passes several modules: the first has the name that people know.
+                return next(
+                    e
+                    for e in events
+                    if e.tensor.shape == event.tensor.shape and torch.equal(e.tensor, event.tensor)
+                )
     raise TeacherError(
         f"The state before the pooling is not unambiguous: none fits {after.name} "
         f"{tuple(after.tensor.shape)}.",
@@ -443,17 +383,10 @@ def _last_that_fits(events: Sequence[Event], after: Event) -> Event:
     )
 
 
-def _first_of_its_kind(events: Sequence[Event], event: Event) -> Event:
-    """The same tensor passes many modules' doors: the first is the name that people know."""
-    return next(
-        e
-        for e in events
-        if e.tensor.shape == event.tensor.shape and torch.equal(e.tensor, event.tensor)
-    )
-
-
-def _lies_within(x: Tensor, time_axis: int, pooled_BD: Tensor, *, activated: bool) -> bool:
-    channel = next(axis for axis in range(1, x.ndim) if axis != time_axis)
+def _is_within(event: Event, pooled_BD: Tensor, *, activated: bool) -> bool:
+    """Whether every pooled value is between the least and the largest value of its feature."""
+    x = event.tensor
+    channel = next(axis for axis in range(1, x.ndim) if axis != event.time_axis)
     x_BCn = x.movedim(channel, 1).flatten(2)
     some_BC = pooled_BD[:, : x_BCn.shape[1]]
     low, high = x_BCn.amin(2) - _TOLERANCE, x_BCn.amax(2) + _TOLERANCE
@@ -466,7 +399,7 @@ def _kind_of_pooling(frames_BCT: Tensor, pooled_BD: Tensor) -> str:
     c, d = frames_BCT.shape[1], pooled_BD.shape[1]
     first = pooled_BD[:, :c]
     if d % c:
-        return "further layers lie between"
+        return "further layers between"
     further = "" if d == c else " and further statistics"
     for h_BCT, how in ((frames_BCT, ""), (frames_BCT.relu(), " after a ReLU")):
         for kind, value in (("mean", h_BCT.mean(2)), ("maximum", h_BCT.amax(2))):
@@ -478,4 +411,68 @@ def _kind_of_pooling(frames_BCT: Tensor, pooled_BD: Tensor) -> str:
 def _candidates(events: Sequence[Event], with_time: bool) -> str:
     names = [e.name for e in events if (e.time_axis is not None) == with_time and e.leaf]
     shown = names[-_LISTED:] if with_time else names[:_LISTED]
-    return ", ".join(shown) or "none"
+    return ", ".join(dict.fromkeys(shown)) or "none"
+
+
+# --- The head
+
+
+def find_head(
+    model: nn.Module, events: Sequence[Event], states: HiddenStates, logits_BK: Tensor
+) -> str:
+    """Name of the affine layer that maps the pooled state to the logits; "" where there is none.
+
+    It is recognised by its values, so anything that is the identity in evaluation (dropout) may be
+    between, and a (log-)softmax may follow.
+    """
+    at = {(event.name, event.call): event.tensor for event in events}
+    pooled_BD = at[states.pooled, states.calls[1]].flatten(1)
+    log_p = log_probabilities(logits_BK).log_softmax(1)
+    for (name, number), out in at.items():
+        x = at.get((f"{name}@in", number))
+        if x is None or x.numel() != pooled_BD.numel() or out.flatten(1).shape != logits_BK.shape:
+            continue
+        same_in = torch.allclose(x.flatten(1), pooled_BD, atol=1e-5)
+        same_out = torch.allclose(out.flatten(1).log_softmax(1), log_p, atol=1e-4)
+        if same_in and same_out and as_linear(model.get_submodule(name)) is not None:
+            return name
+    return ""
+
+
+def as_linear(module: nn.Module) -> nn.Linear | None:
+    """An affine layer as `nn.Linear`: itself, or a convolution of kernel 1; None for others."""
+    weight: Tensor
+    if isinstance(module, nn.Linear):
+        weight = module.weight
+    elif (
+        isinstance(module, nn.Conv1d | nn.Conv2d)
+        and set(module.kernel_size) == {1}
+        and module.groups == 1
+    ):
+        weight = module.weight.flatten(1)
+    else:
+        return None
+    linear = nn.Linear(weight.shape[1], weight.shape[0])
+    with torch.no_grad():
+        linear.weight.copy_(weight)
+        linear.bias.copy_(torch.zeros(len(weight)) if module.bias is None else module.bias)
+    return linear
+
+
+def log_probabilities(out_BK: Tensor) -> Tensor:
+    """Logits as they are; probabilities of a softmax as their logarithm.
+
+    Raises:
+        TeacherError: They look like independent probabilities of several labels at once.
+    """
+    if bool((out_BK < 0).any()) or bool((out_BK > 1).any()):
+        return out_BK
+    if bool(((out_BK.sum(1) - 1).abs() < 1e-3).all()):
+        return out_BK.clamp_min(1e-12).log()
+    if bool((out_BK != out_BK[:1]).any()):
+        raise TeacherError(
+            "The teacher's outputs are in 0..1 and do not sum to 1: it seems to end in a sigmoid, "
+            "for several labels at once.",
+            fix="Give a teacher that chooses one of K classes, or wrap it to return logits.",
+        )
+    return out_BK

@@ -27,15 +27,12 @@ import numpy.typing as npt
 
 from frami_edge_runtime.audio import Channel, check_channel, check_rate, to_mono
 from frami_edge_runtime.errors import AudioError
+from frami_edge_runtime.state import reason
 
 LONGEST_QUEUE_S: Final = 600.0
 STALLED_S: Final = 5.0
-WARN_SHARE: Final = 0.1
-WARN_OVER_S: Final = 300.0
-"""More than a tenth lost over five minutes is worth a warning: BirdNET-Go's rule."""
 PCM_FORMATS: Final = {"s16le": "<i2", "s32le": "<i4", "f32le": "<f4"}
 _PIPE_FRAMES: Final = 8192
-_READ_BYTES: Final = 8192
 _OVERRUN: Final = re.compile(r"overrun.*?([\d.]+) ms")
 _OTHER_RATE: Final = re.compile(r"rate is not accurate.*?got = (\d+)", re.IGNORECASE)
 
@@ -44,23 +41,23 @@ _OTHER_RATE: Final = re.compile(r"rate is not accurate.*?got = (\d+)", re.IGNORE
 class CaptureStats:
     """Counters since the capture was opened, in samples at its rate."""
 
-    samples_in: int = 0
+    samples_in: int
     """Captured samples, including those that were dropped later."""
-    dropped: int = 0
+    dropped: int
     """Lost samples: dropped before they were read, or reported lost by the device."""
-    overruns: int = 0
+    overruns: int
     """How many times samples were lost."""
-    lag_s: float = 0.0
+    lag_s: float
     """Seconds of audio that wait to be read."""
-    max_lag_s: float = 0.0
+    max_lag_s: float
     """The most that ever waited."""
 
 
 class SampleQueue:
     """Passes blocks of samples from a capture thread to a slower reader, in order.
 
-    When it is full, the oldest samples are dropped. Every lost sample is counted, and a read never
-    joins samples across a loss.
+    When it is full, the oldest blocks are dropped, but never the newest. Every lost sample is
+    counted, and a read never joins samples across a loss.
 
     Args:
         sample_rate: Hz.
@@ -77,15 +74,12 @@ class SampleQueue:
                 f"Audio of {seconds:g} s cannot wait for the model.",
                 fix=f"Use more than 0 s and at most {LONGEST_QUEUE_S:g} s.",
             )
-        self._capacity = max(1, int(seconds * sample_rate))
+        self._capacity = seconds * sample_rate
         self._changed = threading.Condition()
-        self._blocks: deque[tuple[int, npt.NDArray[np.int16]]] = (
-            deque()
-        )  # (lost before it, samples)
-        self._lost = 0  # lost since the newest block
+        self._blocks: deque[tuple[int, npt.NDArray[np.int16]]] = deque()  # (lost before, samples)
+        self._lost = 0  # since the newest block
         self._waiting = self._most_waiting = 0
         self._samples_in = self._dropped = self._overruns = 0
-        self._recent = self._recent_lost = 0  # in the current five minutes
         self._closed = False
         self._error: AudioError | None = None
 
@@ -97,31 +91,23 @@ class SampleQueue:
             self._blocks.append((self._lost, samples.copy()))
             self._lost = 0
             self._samples_in += len(samples)
-            self._recent += len(samples)
             self._waiting += len(samples)
-            over = self._waiting - self._capacity
-            if over > 0:
-                self._waiting = self._capacity
-                self._count_loss(over)
-            while over > 0:
+            while self._waiting > self._capacity and len(self._blocks) > 1:
                 lost, oldest = self._blocks.popleft()
-                cut = min(over, len(oldest))
-                over -= cut
-                lost, rest = lost + cut, oldest[cut:]
-                if len(rest) == 0:
-                    lost_too, rest = self._blocks.popleft()
-                    lost += lost_too
-                self._blocks.appendleft((lost, rest))
+                lost_next, rest = self._blocks.popleft()
+                self._blocks.appendleft((lost + len(oldest) + lost_next, rest))
+                self._waiting -= len(oldest)
+                self._dropped += len(oldest)
+                self._overruns += 1
             self._most_waiting = max(self._most_waiting, self._waiting)
             self._changed.notify()
 
     def lose(self, samples: int) -> None:
         """Count samples that the device itself lost after those put so far."""
-        if samples > 0:
-            with self._changed:
-                self._lost += samples
-                self._recent += samples
-                self._count_loss(samples)
+        with self._changed:
+            self._lost += samples
+            self._dropped += samples
+            self._overruns += 1
 
     def get(
         self, most: int | None = None, timeout: float | None = None
@@ -174,25 +160,6 @@ class SampleQueue:
                 max_lag_s=self._most_waiting / self.sample_rate,
             )
 
-    def warning(self) -> str | None:
-        """One sentence, once, after five minutes in which more than 10 % was lost."""
-        with self._changed:
-            if self._recent < WARN_OVER_S * self.sample_rate:
-                return None
-            share = self._recent_lost / self._recent
-            self._recent = self._recent_lost = 0
-        if share <= WARN_SHARE:
-            return None
-        return (
-            f"{100 * share:.0f} % of the audio of the last {WARN_OVER_S / 60:g} minutes was lost: "
-            "this machine does not keep up."
-        )
-
-    def _count_loss(self, samples: int) -> None:
-        self._dropped += samples
-        self._overruns += 1
-        self._recent_lost += samples
-
 
 class Microphone:
     """Captures mono int16 with PortAudio (sounddevice) or, without it, with ALSA's arecord.
@@ -215,20 +182,19 @@ class Microphone:
     def __init__(
         self, sample_rate: int, device: str | int | None = None, *, seconds: float = 10.0
     ) -> None:
-        wanted = check_rate(sample_rate)
-        sounddevice, why = _find_sounddevice()
         self._driver: _PortAudio | _Arecord
-        if sounddevice is not None:
-            self._driver = _PortAudio(sounddevice, wanted, device, seconds)
+        if (sounddevice := _find_sounddevice()) is not None:
+            self._driver = _PortAudio(sounddevice, check_rate(sample_rate), device, seconds)
         elif shutil.which("arecord"):
-            self._driver = _Arecord(wanted, device, seconds)
+            self._driver = _Arecord(check_rate(sample_rate), device, seconds)
         else:
             raise AudioError(
-                f"There is no way to record here: {why}, and there is no arecord on the PATH.",
+                "There is no way to record here: neither PortAudio nor arecord is installed.",
                 fix="pip install 'frami-edge-runtime[mic]' and apt-get install libportaudio2, or "
                 "apt-get install alsa-utils.",
             )
-        self.sample_rate = self._driver.queue.sample_rate
+        self._queue = self._driver.queue
+        self.sample_rate = self._queue.sample_rate
         """Rate of the captured samples in Hz."""
         self.name = self._driver.name
         self.device_note = self._driver.note
@@ -246,7 +212,7 @@ class Microphone:
         Raises:
             AudioError: No samples came within ``timeout`` seconds, or the device failed.
         """
-        block = self._driver.queue.get(most, timeout)
+        block = self._queue.get(most, timeout)
         if block is not None and len(block[0]) == 0:
             raise AudioError(
                 f"No audio came from {self.name} for {timeout:g} s.",
@@ -257,11 +223,7 @@ class Microphone:
     @property
     def stats(self) -> CaptureStats:
         """Counters of captured and lost samples."""
-        return self._driver.queue.stats
-
-    def warning(self) -> str | None:
-        """See `SampleQueue.warning`."""
-        return self._driver.queue.warning()
+        return self._queue.stats
 
     def close(self) -> None:
         """Stop capturing; samples that wait can still be read."""
@@ -274,14 +236,11 @@ class Microphone:
         self.close()
 
 
-def _find_sounddevice() -> tuple[Any, str]:
-    """The module, or None and the reason."""
+def _find_sounddevice() -> Any:
     try:
-        return importlib.import_module("sounddevice"), ""
-    except ImportError:
-        return None, "sounddevice is not installed"
-    except OSError:  # its import loads the library
-        return None, "sounddevice does not find the PortAudio library"
+        return importlib.import_module("sounddevice")
+    except (ImportError, OSError):  # OSError: its import does not find the PortAudio library
+        return None
 
 
 class _PortAudio:
@@ -307,11 +266,8 @@ class _PortAudio:
             )
             self._stream.start()
         except (sounddevice.PortAudioError, ValueError) as error:
-            reason = (str(error).splitlines() or ["no reason given"])[0]
-            if "querying device -1" in reason:  # PortAudio's number for "there is none"
-                reason = "there is no default input device"
             raise AudioError(
-                f"The microphone cannot be opened: {reason.rstrip('.')}.",
+                f"The microphone cannot be opened: {reason(error).rstrip('.')}.",
                 fix="`python -m sounddevice` lists the devices; choose one by name or number.",
             ) from None
 
@@ -354,54 +310,39 @@ class _Arecord:
         pcm = "default" if device is None else str(device)
         self.name = f"ALSA device {pcm}"
         self.queue = SampleQueue(wanted, seconds)
-        self._messages: deque[str] = deque(maxlen=5)
+        self._last_message = ""
         command = ["arecord", "-q", "-D", pcm, "-t", "raw", "-f", "S16_LE", "-c", "1"]
-        try:
-            self._process = subprocess.Popen(
-                [*command, "-r", str(wanted)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                env={**os.environ, "LC_ALL": "C"},  # its messages are parsed
-                start_new_session=True,  # Ctrl-C reaches us only, and close() ends it
-            )
-        except OSError as error:
-            raise AudioError(
-                f"arecord cannot be started: {error.strerror}.",
-                fix="apt-get install alsa-utils, or pip install 'frami-edge-runtime[mic]'.",
-            ) from None
+        self._process = subprocess.Popen(
+            [*command, "-r", str(wanted)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "LC_ALL": "C"},  # its messages are parsed
+            start_new_session=True,  # Ctrl-C reaches only this program, and close() ends arecord
+        )
         self._threads = [
-            threading.Thread(target=work, daemon=True)
-            for work in (self._read_messages, self._read_samples)
+            threading.Thread(target=work, args=[pipe], daemon=True)
+            for work, pipe in (
+                (self._read_messages, self._process.stderr),
+                (self._read_samples, self._process.stdout),
+            )
         ]
         for thread in self._threads:
             thread.start()
 
     def close(self) -> None:
         self.queue.close()
-        self._process.terminate()
-        try:
-            self._process.wait(2)
-        except subprocess.TimeoutExpired:
+        with self._process:  # waits for its end and closes the pipes
             self._process.kill()
-            self._process.wait()
-        for thread in self._threads:
-            thread.join(2)
-        for pipe in (self._process.stdout, self._process.stderr):
-            if pipe is not None:
-                pipe.close()
+            for thread in self._threads:
+                thread.join()
 
-    def _read_samples(self) -> None:
-        assert self._process.stdout is not None
-        odd = b""
-        while data := os.read(self._process.stdout.fileno(), _READ_BYTES):
-            data = odd + data
-            whole = len(data) - len(data) % 2
-            odd = data[whole:]
-            self.queue.put(np.frombuffer(data[:whole], "<i2"))
-        self._process.wait()
-        self._threads[0].join(2)  # its last messages
-        why = self._messages[-1] if self._messages else f"exit code {self._process.returncode}"
+    def _read_samples(self, pipe: BinaryIO) -> None:
+        pcm = PcmPipe(pipe, self.queue.sample_rate)
+        while (block := pcm.read()) is not None:
+            self.queue.put(block[0])
+        self._threads[0].join()  # its last message
+        why = self._last_message or f"exit code {self._process.wait()}"
         self.queue.close(
             AudioError(
                 f"arecord stopped recording: {why.rstrip('.')}.",
@@ -409,10 +350,9 @@ class _Arecord:
             )
         )
 
-    def _read_messages(self) -> None:
-        assert self._process.stderr is not None
+    def _read_messages(self, pipe: BinaryIO) -> None:
         rate = self.queue.sample_rate
-        for line in self._process.stderr:
+        for line in pipe:
             text = line.decode("utf-8", "replace").strip()
             if overrun := _OVERRUN.search(text):
                 self.queue.lose(max(1, round(float(overrun[1]) / 1000 * rate)))
@@ -424,7 +364,7 @@ class _Arecord:
                     )
                 )
             elif text:
-                self._messages.append(text.rpartition("arecord: ")[2])
+                self._last_message = text.rpartition("arecord: ")[2]
 
 
 class PcmPipe:
@@ -434,7 +374,7 @@ class PcmPipe:
     frame are ignored.
 
     Args:
-        stream: Binary stream, for example ``sys.stdin.buffer``; the caller closes it.
+        stream: Buffered binary stream, for example ``sys.stdin.buffer``; the caller closes it.
         sample_rate: Hz.
         encoding: ``s16le``, ``s32le`` or ``f32le``.
         channels: Number of interleaved channels.
@@ -467,7 +407,7 @@ class PcmPipe:
         self._dtype = np.dtype(PCM_FORMATS[encoding])
         self._channels, self._channel = channels, channel
         self._rest = b""
-        self._first = True
+        self._at_start = True
 
     def read(self) -> tuple[npt.NDArray[Any], int] | None:
         """(samples that have arrived, at least one, and 0 lost samples); None at the end.
@@ -476,22 +416,22 @@ class PcmPipe:
             AudioError: The stream is a WAV file.
         """
         size = self._dtype.itemsize * self._channels
-        take = getattr(self._stream, "read1", self._stream.read)
-        data = b""
+        data = self._rest
         while len(data) < size:
-            chunk = take(_PIPE_FRAMES * size)
+            chunk = self._stream.read1(_PIPE_FRAMES * size)
             if not chunk:
                 return None
-            data = self._rest = self._rest + chunk
-        if self._first and data[:4] == b"RIFF":
+            data += chunk
+        if self._at_start and data[:4] == b"RIFF":
             raise AudioError(
                 "A WAV file came through the pipe, where raw samples were expected.",
                 fix="Give the file by its name, or let ffmpeg write raw: -f s16le -",
             )
-        self._first = False
-        whole = len(data) - len(data) % size
-        self._rest = data[whole:]
-        x_NC = np.frombuffer(data[:whole], self._dtype).reshape(-1, self._channels)
+        self._at_start = False
+        frames = len(data) // size
+        self._rest = data[frames * size :]
+        x_NC = np.frombuffer(data, self._dtype, frames * self._channels)
+        x_NC = x_NC.reshape(frames, self._channels)
         if self._dtype.str == "<i4":
             x_NC = (x_NC * 2.0**-31).astype(np.float32)
         return to_mono(x_NC, self._channel), 0

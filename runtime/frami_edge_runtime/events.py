@@ -24,7 +24,8 @@ from frami_edge_runtime.stream import Result
 LONGEST_S: Final = 86_400.0
 ROUNDING_S: Final = 1e-9
 """Durations are differences of float64 times: this much shorter counts as equal."""
-_PER_LABEL: Final = ("on", "off", "min_on_s", "min_off_s", "merge_gap_s", "cooldown_s", "update_s")
+_DURATIONS: Final = ("min_on_s", "min_off_s", "merge_gap_s", "cooldown_s", "update_s")
+_PER_LABEL: Final = ("on", "off", *_DURATIONS)
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class EventSpec:
     """Settings of an `EventDetector`; durations in seconds of the sample clock.
 
     Raises:
-        StreamError: A setting is out of range or can never have an effect; the reason is named.
+        StreamError: A setting is out of range.
     """
 
     on: float = 0.5
@@ -65,89 +66,58 @@ class EventSpec:
     """Settings for single labels, as ``{"siren": {"on": 0.8, "min_on_s": 2.0}}``."""
 
     def __post_init__(self) -> None:
-        _check_number("on", self.on, 1.0)
-        _check_number("off", self.threshold_off, 1.0)
-        for name in ("min_on_s", "min_off_s", "merge_gap_s", "cooldown_s", "smooth_s"):
-            _check_number(name, getattr(self, name), LONGEST_S)
-        if self.update_s is not None:
-            _check_number("update_s", self.update_s, LONGEST_S)
-        if self.min_level_db is not None:
-            _check_number("min_level_db", self.min_level_db, 0.0, -200.0)
-        pause = max(self.merge_gap_s, self.min_off_s)
-        for wrong, why in (
-            (self.threshold_off <= 0, "off is 0: no event would ever end"),
-            (self.threshold_off > self.on, "off is above on: events would end as they start"),
-            (self.on == 1 and self.smooth_s > 0, "on is 1, which an average never reaches"),
-            (
-                0 < self.merge_gap_s <= self.min_off_s,
-                "merge_gap_s can never act: it must be above min_off_s",
-            ),
-            (
-                0 < self.cooldown_s <= pause,
-                "cooldown_s can never act: it must be above merge_gap_s and min_off_s",
-            ),
-        ):
-            if wrong:
-                raise StreamError(f"{why}.", fix="Change one of them, or leave it out.")
-        for name, labels in (("watch", self.watch or ()), ("ignore", self.ignore)):
-            if not isinstance(labels, Sequence) or isinstance(labels, (str, bytes)):
-                raise StreamError(f"{name} is no sequence of labels.", fix=f'{name}=("siren",)')
-        if self.watch is not None and not set(self.watch) - set(self.ignore):
-            raise StreamError("No label is left to watch.", fix="Ignore fewer labels.")
-        for label in self.overrides:
-            self.rule(label)
+        ranges = {
+            "on": (0.0, 1.0),
+            "off": (0.0, 1.0),
+            "min_level_db": (-200.0, 0.0),
+            **dict.fromkeys((*_DURATIONS, "smooth_s"), (0.0, LONGEST_S)),
+        }
+        for name, (least, most) in ranges.items():
+            value = getattr(self, name)
+            if value is not None and not least <= value <= most:
+                raise StreamError(
+                    f"{name} must be a number in {least:g}..{most:g}, not {value}.",
+                    fix="Leave it out for the default.",
+                )
+        if not 0 < self.threshold_off <= self.on:
+            raise StreamError(
+                "off must be above 0, or no event would end, and not above on.",
+                fix="Change on or off, or leave off out.",
+            )
 
     @property
     def threshold_off(self) -> float:
         """``off``, or its default."""
         return min(self.on, max(self.on - 0.15, 0.01)) if self.off is None else self.off
 
-    def rule(self, label: str) -> EventSpec | None:
-        """The settings of one label; None where it is not watched.
+    def rules(self, labels: Sequence[str]) -> dict[str, EventSpec]:
+        """Settings of each watched label, in the order of ``labels``.
 
         Raises:
-            StreamError: Its override changes what cannot be changed per label, or to nonsense.
-        """
-        watched = label not in self.ignore and (self.watch is None or label in self.watch)
-        if label not in self.overrides:
-            return replace(self, overrides={}) if watched else None
-        changes: Any = self.overrides[label]
-        if not watched or not isinstance(changes, Mapping) or set(changes) - set(_PER_LABEL):
-            raise StreamError(
-                f"The override for {label!r} cannot be used.",
-                fix=f"Watch the label, and set only {', '.join(_PER_LABEL)}.",
-            )
-        if "on" in changes:
-            changes = {"off": None, **changes}  # an `off` for another `on` would mean nothing
-        try:
-            return replace(self, overrides={}, **changes)
-        except StreamError as error:
-            raise StreamError(f"For {label!r}: {error.message}", fix=error.fix) from None
-
-    def rules(self, labels: Sequence[str]) -> list[EventSpec | None]:
-        """`rule` for each of the (K,) labels.
-
-        Raises:
-            StreamError: A label is named that is not among ``labels``, or none is left.
+            StreamError: A label is not among ``labels``, none is left to watch, or an override
+                cannot be used.
         """
         for label in (*(self.watch or ()), *self.ignore, *self.overrides):
             if label not in labels:
-                near = difflib.get_close_matches(label, labels, 3, 0.5) or list(labels)[:5]
-                known = ", ".join(map(repr, near)) + (", ..." if len(near) < len(labels) else "")
-                raise StreamError(f"The model has no label {label!r}.", fix=f"It has {known}.")
-        rules = [self.rule(label) for label in labels]
-        if not any(rules):
+                near = difflib.get_close_matches(label, labels, 3, 0.5) or labels[:5]
+                fix = f"It has labels such as {', '.join(map(repr, near))}."
+                raise StreamError(f"The model has no label {label!r}.", fix=fix)
+        rules = {}
+        for label in labels:
+            if label in self.ignore or (self.watch is not None and label not in self.watch):
+                continue
+            changes: Mapping[str, Any] = self.overrides.get(label, {})
+            if unknown := set(changes) - set(_PER_LABEL):
+                raise StreamError(
+                    f"The override for {label!r} has {', '.join(sorted(unknown))}.",
+                    fix=f"Set only {', '.join(_PER_LABEL)} per label.",
+                )
+            if "on" in changes:
+                changes = {"off": None, **changes}  # an `off` for another `on` would mean nothing
+            rules[label] = replace(self, **changes)
+        if not rules:
             raise StreamError("No label is left to watch.", fix="Ignore fewer labels.")
         return rules
-
-
-def _check_number(name: str, value: Any, most: float, least: float = 0.0) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and least <= value <= most):
-        raise StreamError(
-            f"{name} must be a number in {least:g}..{most:g}, not {str(value)[:40]!r}.",
-            fix="Leave it out for the default.",
-        )
 
 
 @dataclass(frozen=True)
@@ -169,30 +139,146 @@ class Event:
     gap: bool
     """Samples were lost within the event or next to it."""
 
-    @property
-    def duration_s(self) -> float:
-        """Seconds from ``t0`` to ``t1``."""
-        return self.t1 - self.t0
+
+class EventDetector:
+    """Turns the results of one stream into events, the same ones for any chunking.
+
+    It holds a few plain Python values per active label: pickle it to save it.
+
+    Args:
+        spec: Thresholds and durations.
+        labels: (K,) labels of the model.
+        forget_s: Half-life of the stream, where it was opened with ``forget_s`` instead of
+            ``window_s``: the middle of its window depends on it.
+
+    Raises:
+        StreamError: See `EventSpec.rules`.
+    """
+
+    def __init__(
+        self, spec: EventSpec, labels: Sequence[str], *, forget_s: float | None = None
+    ) -> None:
+        self.spec = spec
+        self.labels = tuple(labels)
+        self._forget_s = forget_s
+        self._rules = spec.rules(self.labels)
+        # An ignored label has a threshold that no score reaches.
+        thresholds = [self._rules[x].on if x in self._rules else math.inf for x in self.labels]
+        self._on_K = np.array(thresholds, np.float64)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything without ending open events; the next result starts a new clip."""
+        self._tracks: dict[int, _Track] = {}  # active labels by their index
+        self._middle = 0.0  # end of the stretches so far
+        self._t1 = 0.0  # end of the last result
+        self._raw_K = np.zeros(len(self.labels))  # scores of the last result
+        self._smooth_K: npt.NDArray[np.float64] | None = None  # None: at the start, in a gap
+        self._after_gap = False
+
+    def push(self, result: Result, *, level_db: float | None = None) -> list[Event]:
+        """Take the next result of the stream, including the one of `Stream.flush`.
+
+        Args:
+            result: A result with the labels of the detector, not older than the last one.
+            level_db: Level of the result's window, for a spec with ``min_level_db``.
+
+        Returns:
+            The events that this result decides.
+
+        Raises:
+            StreamError: The result has other labels, or is older than the last one.
+        """
+        if result.labels != self.labels or result.t1 < self._t1:
+            raise StreamError(
+                f"This result, up to {result.t1:.3f} s, does not continue a stream that is at "
+                f"{self._t1:.3f} s, or has other labels.",
+                fix="Use one detector per stream, and call finish() or reset() between clips.",
+            )
+        events = self._lose(result.t0) if result.gap else []
+        middle = max(self._middle, self._middle_of(result))
+        self._raw_K = result.scores.astype(np.float64)
+        least_db = self.spec.min_level_db
+        quiet = level_db is not None and least_db is not None and level_db < least_db
+        y_K = np.zeros_like(self._raw_K) if quiet else self._raw_K
+        if self.spec.smooth_s > 0 and self._smooth_K is not None:
+            keep = 2 ** (-(middle - self._middle) / self.spec.smooth_s)
+            y_K = keep * self._smooth_K + (1 - keep) * y_K
+        self._smooth_K = y_K
+        events += self._decide(middle, result.t1)
+        self._t1 = result.t1
+        return events
+
+    def finish(self) -> list[Event]:
+        """End the clip: the last result decides up to its end, and all events end."""
+        events = self._decide(self._t1, self._t1)
+        for index in sorted(self._tracks):
+            events += self._tracks[index].close(self._t1)
+        self.reset()
+        return events
+
+    def _middle_of(self, result: Result) -> float:
+        length = result.t1 - result.t0
+        if self._forget_s is None:
+            return result.t0 + length / 2
+        half = (1 - 2 ** (-length / self._forget_s)) / 2
+        return result.t1 + self._forget_s * math.log2(1 - half)
+
+    def _lose(self, until: float) -> list[Event]:
+        """Samples were lost, and the window of the next result starts at ``until``."""
+        apart = until > self._t1  # else that window reaches across the gap
+        events = self._decide(self._t1, self._t1) if apart else []
+        for track in self._tracks.values():
+            track.gap = track.run_gap = True
+        if apart:
+            self._smooth_K = None
+            events += self._decide(until, until)
+        self._after_gap = True
+        return events
+
+    def _decide(self, end: float, at: float) -> list[Event]:
+        """Let the current scores decide up to ``end``, for labels that are or become active."""
+        begin = self._middle
+        if end <= begin:
+            return []
+        y_K = np.full(len(self.labels), -1.0) if self._smooth_K is None else self._smooth_K
+        events: list[Event] = []
+        on = np.flatnonzero(y_K >= self._on_K).tolist()
+        for index in sorted({*on, *self._tracks}):
+            if index not in self._tracks:
+                label = self.labels[index]
+                self._tracks[index] = _Track(label, self._rules[label])
+            track = self._tracks[index]
+            y, raw = float(y_K[index]), float(self._raw_K[index])
+            events += track.step(begin, end, y, raw, at, self._after_gap)
+            if track.idle(end):
+                del self._tracks[index]
+        self._middle, self._after_gap = end, False
+        return sorted(events, key=lambda event: event.kind != "end")
 
 
+@dataclass
 class _Track:
-    """State of one label.
+    """State of one active label.
 
     A *run* is an unbroken sequence of stretches at or above ``on``. An open event is *resting* once
     it was below ``off`` for ``min_off_s``: only a new run within ``merge_gap_s`` revives it.
     """
 
-    def __init__(self, label: str, rule: EventSpec) -> None:
-        self.label, self.rule = label, rule
-        self.t0: float | None = None  # start of the open event
-        self.end = 0.0  # where it was on last
-        self.best = self.last = 0.0
-        self.best_since = 0.0  # since `end`; counts only if the event continues
-        self.resting = self.gap = self.run_gap = False
-        self.run: float | None = None  # start of the run
-        self.run_best = 0.0
-        self.not_before = 0.0  # end of the cooldown
-        self.next_update = 0.0
+    label: str
+    rule: EventSpec
+    t0: float | None = None  # start of the open event
+    end: float = 0.0  # where it was on last
+    best: float = 0.0
+    best_since: float = 0.0  # since `end`; counts only if the event continues
+    last: float = 0.0
+    gap: bool = False
+    resting: bool = False
+    run: float | None = None  # start of the run
+    run_best: float = 0.0
+    run_gap: bool = False
+    not_before: float = 0.0  # end of the cooldown
+    next_update: float = 0.0
 
     def idle(self, now: float) -> bool:
         return self.t0 is None and self.run is None and now >= self.not_before
@@ -256,147 +342,3 @@ class _Track:
         self.next_update = math.inf if every is None else at + every - ROUNDING_S
         assert self.t0 is not None
         return Event(kind, self.label, self.t0, self.end, at, self.best, self.last, self.gap)
-
-
-class EventDetector:
-    """Turns the results of one stream into events, the same ones for any chunking.
-
-    It holds a few plain Python values per active label: pickle it to save it.
-
-    Args:
-        spec: Thresholds and durations.
-        labels: (K,) labels of the model.
-        forget_s: Half-life of the stream, where it was opened with ``forget_s`` instead of
-            ``window_s``: the middle of its window depends on it.
-
-    Raises:
-        StreamError: The spec names labels that the model does not have, or leaves none; or
-            ``forget_s`` is no duration.
-    """
-
-    def __init__(
-        self, spec: EventSpec, labels: Sequence[str], *, forget_s: float | None = None
-    ) -> None:
-        if forget_s is not None:
-            _check_number("forget_s", forget_s, LONGEST_S, ROUNDING_S)
-        self.spec = spec
-        self.labels = tuple(labels)
-        self._forget_s = forget_s
-        self._rules = spec.rules(self.labels)
-        # An ignored label has a threshold that no score reaches.
-        self._on_K = np.array([math.inf if r is None else r.on for r in self._rules], np.float64)
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget everything without ending open events; the next result starts a new clip."""
-        self._tracks: dict[int, _Track] = {}
-        self._middle = 0.0  # end of the stretches so far
-        self._t0 = self._t1 = 0.0  # of the last result
-        self._smooth_K: npt.NDArray[np.float64] | None = None
-        self._raw_K: npt.NDArray[np.float64] | None = None
-        self._gap_end: float | None = None
-
-    def push(self, result: Result, *, level_db: float | None = None) -> list[Event]:
-        """Take the next result of the stream, including the one of `Stream.flush`.
-
-        Args:
-            result: A result with the labels of the detector, not older than the last one.
-            level_db: Level of the result's window, for a spec with ``min_level_db``.
-
-        Returns:
-            The events that this result decides.
-
-        Raises:
-            StreamError: The result has other labels, or is older than the last one.
-        """
-        if result.labels != self.labels:
-            raise StreamError(
-                "This result is of a model with other labels.",
-                fix="Use one detector per stream.",
-            )
-        if result.t1 < self._t1 or result.t0 < self._t0:
-            raise StreamError(
-                f"A result about {result.t0:.3f}-{result.t1:.3f} s came after one about "
-                f"{self._t0:.3f}-{self._t1:.3f} s.",
-                fix="Push results in order, and call finish() or reset() between clips.",
-            )
-        events = self._lose(result) if result.gap else []
-        middle = max(self._middle, self._middle_of(result))
-        raw_K = result.scores.astype(np.float64)
-        least_db = self.spec.min_level_db
-        quiet = level_db is not None and least_db is not None and level_db < least_db
-        y_K = np.zeros_like(raw_K) if quiet else raw_K
-        if self.spec.smooth_s > 0 and self._smooth_K is not None:
-            keep = 2 ** (-(middle - self._middle) / self.spec.smooth_s)
-            y_K = keep * self._smooth_K + (1 - keep) * y_K
-        self._smooth_K, self._raw_K = y_K, raw_K
-        events += self._step(middle, y_K, raw_K, result.t1)
-        self._t0, self._t1 = result.t0, result.t1
-        return events
-
-    def finish(self, t: float | None = None) -> list[Event]:
-        """End the clip: the last result decides up to its end, and all events end.
-
-        Args:
-            t: End of the clip in seconds of the sample clock; at least the end of the last result,
-                which is the default.
-        """
-        end = self._t1 if t is None else max(t, self._t1)
-        events = self._hold(end)
-        for index in sorted(self._tracks):
-            events += self._tracks[index].close(end)
-        self.reset()
-        return events
-
-    def _middle_of(self, result: Result) -> float:
-        length = result.t1 - result.t0
-        if self._forget_s is None:
-            return result.t0 + length / 2
-        half = (1 - 2 ** (-length / self._forget_s)) / 2
-        return result.t1 + self._forget_s * math.log2(1 - half)
-
-    def _lose(self, result: Result) -> list[Event]:
-        """Samples were lost before this result: decide what came before, then count as silent."""
-        apart = result.t0 > self._t1  # else the result's window reaches across the gap
-        events = self._hold(self._t1) if apart else []
-        for track in self._tracks.values():
-            track.gap = track.run_gap = True
-        if apart:
-            self._smooth_K = None
-            below_K = np.full(len(self.labels), -1.0)
-            raw_K = below_K if self._raw_K is None else self._raw_K
-            events += self._step(result.t0, below_K, raw_K, result.t0)
-        self._gap_end = self._middle
-        return events
-
-    def _hold(self, t: float) -> list[Event]:
-        """Let the last result decide up to ``t``."""
-        if self._raw_K is None or self._smooth_K is None:
-            return []
-        return self._step(t, self._smooth_K, self._raw_K, t)
-
-    def _step(
-        self,
-        end: float,
-        y_K: npt.NDArray[np.float64],
-        raw_K: npt.NDArray[np.float64],
-        at: float,
-    ) -> list[Event]:
-        """The stretch up to ``end``, for every label that is active or may become so."""
-        begin = self._middle
-        if end <= begin:
-            return []
-        self._middle = end
-        events: list[Event] = []
-        on = np.flatnonzero(y_K >= self._on_K).tolist()
-        for index in sorted({*on, *self._tracks}):
-            if index not in self._tracks:
-                rule = self._rules[index]
-                assert rule is not None  # an ignored label never reaches its threshold
-                self._tracks[index] = _Track(self.labels[index], rule)
-            track = self._tracks[index]
-            y, raw = float(y_K[index]), float(raw_K[index])
-            events += track.step(begin, end, y, raw, at, after_gap=begin == self._gap_end)
-            if track.idle(end):
-                del self._tracks[index]
-        return sorted(events, key=lambda event: event.kind != "end")

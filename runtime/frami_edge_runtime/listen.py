@@ -1,4 +1,8 @@
-"""`frami-edge-listen`: run a model on a microphone, a file or a pipe; print results and events."""
+"""`frami-edge-listen`: run a model on a microphone, a file or a pipe; print results and events.
+
+A session yields *records*, the dictionaries that ``--json`` prints; the runtime's README lists the
+fields of each ``type``. Displays only format them.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,8 @@ import os
 import signal
 import sys
 import time
-import traceback
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -33,18 +36,20 @@ from frami_edge_runtime.stream import Result
 
 Source: TypeAlias = "AudioFile | PcmPipe | Microphone"
 Record: TypeAlias = "dict[str, Any]"
-"""One line of ``--json``; the runtime's README lists the fields of each ``type``."""
 
 DEFAULT_WINDOW_S: Final = 1.0
 MICROPHONE: Final = "mic"
 STDIN: Final = "-"
 METER_FLOOR_DB: Final = -60.0
+WARN_SHARE: Final = 0.1
+WARN_OVER_S: Final = 300.0
+"""More than a tenth lost over five minutes is worth a warning: BirdNET-Go's rule."""
+_LOSSES_EVERY_S: Final = 10.0
 _LEVEL_BLOCK_S: Final = 0.01
 _LEVEL_SPAN_S: Final = 20.0
 """Levels kept beyond a window; the longest block of a source is shorter."""
 _MOST_LEVEL_BLOCKS: Final = 4096
 _QUIETEST_DB: Final = -120.0
-_LOSSES_EVERY_S: Final = 10.0
 _EXAMPLES: Final = """examples:
   {prog} student.onnx
   {prog} student.onnx street.wav --on 0.7 --min-on 0.5
@@ -78,11 +83,10 @@ class LevelMeter:
             x = samples[begin : begin + most].astype(np.float64)
             if samples.dtype.kind == "i":
                 x *= float(INT16_SCALE)
-            at = (self._clock % self._block + np.arange(len(x))) // self._block
             first = self._clock // self._block
+            at = (self._clock + np.arange(len(x))) // self._block - first
             self.lose(len(x))
-            last = self._clock // self._block
-            size = last - first + 1
+            size = self._clock // self._block - first + 1
             self._sums[0, -size:] += np.bincount(at, x * x, minlength=size)
             self._sums[1, -size:] += np.bincount(at, minlength=size)
 
@@ -103,199 +107,6 @@ class LevelMeter:
         last = max(first, math.ceil(t1 * self._rate / self._block) - oldest)
         energy, count = self._sums[:, first:last].sum(axis=1).tolist()
         return max(_QUIETEST_DB, 10 * math.log10(energy / count)) if energy else _QUIETEST_DB
-
-
-def _printable(text: str) -> str:
-    """The text without control characters: a label must not control the terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text)
-
-
-def _event_line(event: Record) -> str | None:
-    """A start or an end for people; None for an update."""
-    label, lost = _printable(event["label"]), "  (audio was lost)" if event["gap"] else ""
-    t0, t1, score = event["t0"], event["t1"], event["score"]
-    if event["kind"] == "start":
-        return f"{event['at']:9.2f} s  >> {label} began at {t0:.2f} s, {score:.2f}{lost}"
-    if event["kind"] == "end":
-        span = f"{t0:.2f}-{t1:.2f} s, {t1 - t0:.2f} s"
-        return f"{event['at']:9.2f} s  << {label} {span}, best {score:.2f}{lost}"
-    return None
-
-
-def _summary_line(summary: Record) -> str:
-    """The summary as one sentence."""
-    audio_s, events = summary["audio_s"], summary["events"]
-    text = f"{audio_s:.1f} s of audio in {summary['wall_s']:.1f} s"
-    if summary["busy_s"] > 0:
-        text += f" ({audio_s / summary['busy_s']:.0f} times real time in the model)"
-    text += f": {summary['results']} results, {sum(events.values())} events"
-    if events:
-        text += f" ({', '.join(f'{_printable(name)} {n}' for name, n in sorted(events.items()))})"
-    if summary["lost"]:
-        share = 100 * summary["lost_s"] / audio_s
-        text += f"; lost {summary['lost_s']:.2f} s ({share:.1f} %) in {summary['gaps']} gaps"
-    return text + ("; interrupted" if summary["reason"] == "interrupted" else "")
-
-
-def _filled(level_db: float, width: int) -> int:
-    """Filled characters of a level meter from -60 to 0 dB of full scale."""
-    return round(width * min(1.0, max(0.0, 1 - level_db / METER_FLOOR_DB)))
-
-
-class _Plain:
-    """Results and events as lines on stdout, everything else on stderr."""
-
-    def __init__(self, *, quiet: bool = False, flush: bool = True) -> None:
-        self._quiet, self._flush = quiet, flush
-        self._lost_s, self._gaps, self._next_loss = 0.0, 0, 0.0
-
-    def show(self, record: Record) -> None:
-        kind = record["type"]
-        if kind == "event":
-            if line := _event_line(record):
-                self.output(line)
-        elif kind == "gap":
-            self._show_gap(record)
-        elif kind == "warning":
-            self.note(f"warning: {record['message']}")
-        elif not self._quiet:
-            getattr(self, f"show_{kind}")(record)
-
-    def show_start(self, start: Record) -> None:
-        self.note(
-            f"{start['model']}: {len(start['labels'])} classes, {start['model_rate']} Hz, on "
-            f"{start['backend']} ({start['backend_reason']})"
-        )
-        self.note(f"listening to {start['source']} at {start['sample_rate']} Hz, {_mode(start)}")
-        for note in start["notes"]:
-            self.note(f"note: {note}")
-
-    def show_result(self, result: Record) -> None:
-        level_db, filled = result["level_db"], _filled(result["level_db"], 12)
-        top = "  ".join(
-            f"{_printable(label)} {score:.2f}" for label, score in result["top"].items()
-        )
-        bar = f"[{'#' * filled:.<12}]"
-        self.output(f"{result['t1']:9.2f} s  {level_db:6.1f} dB {bar}  {top}")
-
-    def show_summary(self, summary: Record) -> None:
-        self.note(_summary_line(summary))
-
-    def output(self, line: str) -> None:
-        print(line, flush=self._flush)
-
-    def note(self, line: str) -> None:
-        if self._flush:  # keeps the order where both streams are one terminal
-            sys.stdout.flush()
-        print(line, file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        pass
-
-    def _show_gap(self, gap: Record) -> None:
-        """One line for all gaps of ten seconds: an overloaded machine must not fill a log."""
-        self._lost_s += gap["lost_s"]
-        self._gaps += 1
-        if gap["t"] < self._next_loss:
-            return
-        gaps = f"in {self._gaps} gaps up to" if self._gaps > 1 else "at"
-        self.note(f"warning: {self._lost_s:.3f} s of audio were lost {gaps} {gap['t']:.2f} s")
-        self._lost_s, self._gaps, self._next_loss = 0.0, 0, gap["t"] + _LOSSES_EVERY_S
-
-
-class _JsonLines(_Plain):
-    """One JSON object per line on stdout."""
-
-    def show(self, record: Record) -> None:
-        if not (self._quiet and record["type"] == "result"):
-            rounded = {k: round(v, 6) if isinstance(v, float) else v for k, v in record.items()}
-            self.output(json.dumps(rounded, allow_nan=False))
-
-
-class _Live(_Plain):
-    """A rich display of level, top classes and open events, drawn at most ten times per second.
-
-    Events and warnings scroll above it and stay.
-
-    Raises:
-        ImportError: rich is not installed.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        # Imported here: rich is an extra, and takes longer than everything else at the start.
-        from rich.console import Console, Group
-        from rich.live import Live as RichLive
-        from rich.table import Table
-        from rich.text import Text
-
-        self._group, self._table, self._text = Group, Table, Text
-        self._heading = ""
-        self._result: Record | None = None
-        self._open: dict[str, float] = {}  # label to start in seconds
-        self._live = RichLive(
-            console=Console(highlight=False),
-            refresh_per_second=10,
-            get_renderable=self._draw,
-            transient=True,
-        )
-
-    def show_start(self, start: Record) -> None:
-        self._heading = (
-            f"{_printable(start['model'])} on {start['backend']}, {_mode(start)}, from "
-            f"{_printable(start['source'])} at {start['sample_rate']} Hz"
-        )
-        self._live.start()
-        for note in start["notes"]:
-            self.note(f"note: {note}")
-
-    def show(self, record: Record) -> None:
-        if record["type"] == "event":
-            self._open[record["label"]] = record["t0"]
-            if record["kind"] == "end":
-                del self._open[record["label"]]
-        super().show(record)
-
-    def show_result(self, result: Record) -> None:
-        self._result = result
-
-    def show_summary(self, summary: Record) -> None:
-        self.close()
-        print(_summary_line(summary), file=sys.stderr)
-
-    def output(self, line: str) -> None:
-        self._live.console.print(self._text(line))
-
-    def note(self, line: str) -> None:
-        self.output(line)
-
-    def close(self) -> None:
-        """Restore the terminal."""
-        self._live.stop()
-
-    def _draw(self) -> Any:
-        heading = self._text(self._heading, style="dim", no_wrap=True, overflow="ellipsis")
-        result = self._result
-        if result is None:
-            return self._group(heading, self._text("waiting for the first result"))
-        level = self._text(f"{result['t1']:9.2f} s  {result['level_db']:6.1f} dB  ")
-        style = "red" if result["level_db"] > -6 else "green"
-        level.append("█" * _filled(result["level_db"], 40), style=style)
-        grid = self._table.grid(padding=(0, 2))
-        for label, score in result["top"].items():
-            name = self._text(_printable(label), style="bold" if label in self._open else "")
-            grid.add_row(name, f"{score:.2f}", self._text("━" * round(40 * score), style="cyan"))
-        now = "  ".join(f"{_printable(label)} since {t0:.1f} s" for label, t0 in self._open.items())
-        return self._group(heading, level, grid, self._text(now, style="bold yellow"))
-
-
-def _mode(start: Record) -> str:
-    """How results are made, for people."""
-    if start["window_s"] is None:
-        return (
-            f"half of the weight on the last {start['forget_s']:g} s, every {start['hop_s']:.2f} s"
-        )
-    return f"windows of {start['window_s']:.2f} s every {start['hop_s']:.2f} s"
 
 
 class _Stop:
@@ -333,116 +144,50 @@ class _Session:
         forget_s = options.forget_s
         window_s = options.window_s or (None if forget_s else DEFAULT_WINDOW_S)
         self._stream = classifier.stream(self._rate, window_s, forget_s, options.hop_s)
-        # Where one sound gives way to another, a few windows contain both and may name neither:
-        # half a window as the shortest event leaves those out.
-        half_s = min((window_s or forget_s) / 2, options.duration_s or math.inf)
         given = {f.name: getattr(options, f.name, None) for f in dataclasses.fields(EventSpec)}
         settings = {name: value for name, value in given.items() if value is not None}
-        self._spec = EventSpec(**{"min_on_s": half_s, **settings})
+        # Where one sound gives way to another, a few windows contain both and may name neither:
+        # half a window as the shortest event leaves those out.
+        self._spec = EventSpec(**{"min_on_s": (window_s or forget_s) / 2, **settings})
         self._detector = EventDetector(self._spec, classifier.labels, forget_s=forget_s)
         self._look_back_s = self._stream.window_s or 2 * forget_s
         self._meter = LevelMeter(self._rate, self._look_back_s + _LEVEL_SPAN_S)
-        self._limit = None
+        self._limit = sys.maxsize  # samples
         if options.duration_s is not None:
             self._limit = round(options.duration_s * self._rate)
         self._clock = self._lost = self._gaps = self._results = 0
+        self._reviewed = (0, 0)  # clock and lost samples at the last review of the losses
         self._shown_to = 0.0  # seconds
         self._started: Counter[str] = Counter()
 
-    def run(self, display: _Plain, stop: _Stop) -> None:
-        """Read, push and show until the source, the limit or a signal ends it."""
+    def records(self, stop: _Stop) -> Iterator[Record]:
+        """Everything from the start to the summary: at the end, the limit or a signal."""
         started = time.perf_counter()
-        display.show(self._start_record())
-        reason = self._listen(display, stop)
+        yield self._start_record()
+        reason = yield from self._listen(stop)
         if reason != "once":
             last = self._stream.flush()
             if last is not None:
-                self._take(last, display)
+                yield from self._take(last)
             elif reason == "end" and self._clock == 0:
                 raise AudioError(
                     f"{self._source.name} holds no samples.", fix="Give a source with audio."
                 )
-            self._show_events(self._detector.finish(), display)
-        max_lag_s = 0.0
-        if isinstance(self._source, Microphone):
-            max_lag_s = self._source.stats.max_lag_s
-        display.show(
-            {
-                "type": "summary",
-                "reason": reason,
-                "audio_s": self._clock / self._rate,
-                "results": self._results,
-                "events": dict(self._started),
-                "lost": self._lost,
-                "lost_s": self._lost / self._rate,
-                "gaps": self._gaps,
-                "wall_s": time.perf_counter() - started,
-                "busy_s": self._stream.stats.busy_s,
-                "max_lag_s": max_lag_s,
-            }
-        )
-
-    def _listen(self, display: _Plain, stop: _Stop) -> str:
-        while self._limit is None or self._clock < self._limit:
-            try:
-                block = stop.read(self._source)
-            except KeyboardInterrupt:
-                return "interrupted"
-            if block is None:
-                return "end"
-            samples, lost = block
-            if lost:
-                self._lose(lost, display)
-            if self._limit is not None:
-                samples = samples[: max(0, self._limit - self._clock)]
-            self._clock += len(samples)
-            self._meter.push(samples)
-            for result in self._stream.push(samples):
-                self._take(result, display)
-                if self._options.once and self._started:
-                    return "once"
-            if isinstance(self._source, Microphone) and (warning := self._source.warning()):
-                display.show({"type": "warning", "message": warning})
-        return "duration"
-
-    def _lose(self, lost: int, display: _Plain) -> None:
-        for result in self._stream.gap(lost):
-            self._take(result, display)
-        t = self._clock / self._rate
-        display.show({"type": "gap", "t": t, "lost": lost, "lost_s": lost / self._rate})
-        self._meter.lose(lost)
-        self._clock += lost
-        self._lost += lost
-        self._gaps += 1
-
-    def _take(self, result: Result, display: _Plain) -> None:
-        self._results += 1
-        best_K = np.argsort(-result.scores, kind="stable")[: self._options.top]
-        top = {result.labels[i]: round(float(result.scores[i]), 6) for i in best_K}
-        label = result.labels[best_K[0]]
-        display.show(
-            {
-                "type": "result",
-                "t0": result.t0,
-                "t1": result.t1,
-                "label": label,
-                "score": top[label],
-                "top": top,
-                "level_db": round(self._meter.level_db(self._shown_to, result.t1), 1),
-                "gap": result.gap,
-            }
-        )
-        self._shown_to = result.t1
-        level_db = None
-        if self._spec.min_level_db is not None:
-            begin = max(result.t0, result.t1 - self._look_back_s)
-            level_db = self._meter.level_db(begin, result.t1)
-        self._show_events(self._detector.push(result, level_db=level_db), display)
-
-    def _show_events(self, events: list[Event], display: _Plain) -> None:
-        for event in events:
-            self._started[event.label] += event.kind == "start"
-            display.show({"type": "event", **dataclasses.asdict(event)})
+            yield from self._events(self._detector.finish())
+        mic = self._source if isinstance(self._source, Microphone) else None
+        yield {
+            "type": "summary",
+            "reason": reason,
+            "audio_s": self._clock / self._rate,
+            "results": self._results,
+            "events": dict(self._started),
+            "lost": self._lost,
+            "lost_s": self._lost / self._rate,
+            "gaps": self._gaps,
+            "wall_s": time.perf_counter() - started,
+            "busy_s": self._stream.stats.busy_s,
+            "max_lag_s": mic.stats.max_lag_s if mic else 0.0,
+        }
 
     def _start_record(self) -> Record:
         info, notes = self._classifier.info, []
@@ -467,6 +212,231 @@ class _Session:
             "version": __version__,
         }
 
+    def _listen(self, stop: _Stop) -> Generator[Record, None, str]:
+        """Read and push; return why it ended."""
+        while self._clock < self._limit:
+            try:
+                block = stop.read(self._source)
+            except KeyboardInterrupt:
+                return "interrupted"
+            if block is None:
+                return "end"
+            samples, lost = block
+            if lost:
+                yield from self._lose(lost)
+            samples = samples[: max(0, self._limit - self._clock)]
+            self._clock += len(samples)
+            self._meter.push(samples)
+            for result in self._stream.push(samples):
+                yield from self._take(result)
+                if self._options.once and self._started:
+                    return "once"
+            yield from self._review_losses()
+        return "duration"
+
+    def _lose(self, lost: int) -> Iterator[Record]:
+        for result in self._stream.gap(lost):
+            yield from self._take(result)
+        t = self._clock / self._rate
+        yield {"type": "gap", "t": t, "lost": lost, "lost_s": lost / self._rate}
+        self._meter.lose(lost)
+        self._clock += lost
+        self._lost += lost
+        self._gaps += 1
+
+    def _review_losses(self) -> Iterator[Record]:
+        span, lost = self._clock - self._reviewed[0], self._lost - self._reviewed[1]
+        if span < WARN_OVER_S * self._rate:
+            return
+        self._reviewed = (self._clock, self._lost)
+        if lost > WARN_SHARE * span:
+            message = (
+                f"{100 * lost / span:.0f} % of the audio of the last {WARN_OVER_S / 60:g} minutes "
+                "was lost: this machine does not keep up."
+            )
+            yield {"type": "warning", "message": message}
+
+    def _take(self, result: Result) -> Iterator[Record]:
+        self._results += 1
+        best_K = np.argsort(-result.scores, kind="stable")[: self._options.top]
+        top = {result.labels[i]: round(float(result.scores[i]), 6) for i in best_K}
+        label = next(iter(top))
+        yield {
+            "type": "result",
+            "t0": result.t0,
+            "t1": result.t1,
+            "label": label,
+            "score": top[label],
+            "top": top,
+            "level_db": round(self._meter.level_db(self._shown_to, result.t1), 1),
+            "gap": result.gap,
+        }
+        self._shown_to = result.t1
+        level_db = self._meter.level_db(max(result.t0, result.t1 - self._look_back_s), result.t1)
+        yield from self._events(self._detector.push(result, level_db=level_db))
+
+    def _events(self, events: list[Event]) -> Iterator[Record]:
+        for event in events:
+            self._started[event.label] += event.kind == "start"
+            yield {"type": "event", **dataclasses.asdict(event)}
+
+
+def _printable(text: str) -> str:
+    """The text without control characters: a label must not control the terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def _bar(share: float, width: int, mark: str) -> str:
+    return mark * round(width * min(1.0, max(0.0, share)))
+
+
+class _Plain:
+    """Results and events as lines on stdout, everything else on stderr."""
+
+    def __init__(self, *, quiet: bool = False, flush: bool = True) -> None:
+        self._quiet, self._flush = quiet, flush
+        self._lost_s, self._next_loss = 0.0, 0.0
+
+    def show(self, record: Record) -> None:
+        kind = record["type"]
+        if kind in ("event", "gap", "warning") or not self._quiet:
+            getattr(self, f"show_{kind}")(record)
+
+    def show_start(self, start: Record) -> None:
+        self.note(
+            f"{_printable(start['model'])}: {len(start['labels'])} classes, {start['model_rate']} "
+            f"Hz, on {start['backend']} ({start['backend_reason']})"
+        )
+        every = f"every {start['hop_s']:.2f} s"
+        mode = f"half of the weight on the last {start['forget_s']} s, {every}"
+        if start["window_s"] is not None:
+            mode = f"windows of {start['window_s']:.2f} s {every}"
+        self.note(
+            f"listening to {_printable(start['source'])} at {start['sample_rate']} Hz, {mode}"
+        )
+        for note in start["notes"]:
+            self.note(f"note: {note}")
+
+    def show_result(self, result: Record) -> None:
+        meter = _bar(1 - result["level_db"] / METER_FLOOR_DB, 12, "#")
+        top = "  ".join(f"{_printable(name)} {p:.2f}" for name, p in result["top"].items())
+        self.output(f"{result['t1']:9.2f} s  {result['level_db']:6.1f} dB [{meter:.<12}]  {top}")
+
+    def show_event(self, event: Record) -> None:
+        t0, t1, score = event["t0"], event["t1"], event["score"]
+        label, lost = _printable(event["label"]), "  (audio was lost)" if event["gap"] else ""
+        begin = f"{event['at']:9.2f} s "
+        if event["kind"] == "start":
+            self.output(f"{begin} >> {label} began at {t0:.2f} s, {score:.2f}{lost}")
+        elif event["kind"] == "end":
+            span = f"{t0:.2f}-{t1:.2f} s, {t1 - t0:.2f} s"
+            self.output(f"{begin} << {label} {span}, best {score:.2f}{lost}")
+
+    def show_gap(self, gap: Record) -> None:
+        """At most one line per ten seconds: an overloaded machine must not fill a log."""
+        self._lost_s += gap["lost_s"]
+        if gap["t"] >= self._next_loss:
+            self._next_loss = gap["t"] + _LOSSES_EVERY_S
+            self.note(f"warning: {self._lost_s:.3f} s of audio lost up to {gap['t']:.2f} s")
+
+    def show_warning(self, warning: Record) -> None:
+        self.note(f"warning: {warning['message']}")
+
+    def show_summary(self, summary: Record) -> None:
+        audio_s, events = summary["audio_s"], summary["events"]
+        text = f"{audio_s:.1f} s of audio in {summary['wall_s']:.1f} s"
+        if summary["busy_s"] > 0:
+            text += f" ({audio_s / summary['busy_s']:.0f} times real time in the model)"
+        text += f": {summary['results']} results, {sum(events.values())} events"
+        if events:
+            counts = (f"{_printable(name)} {n}" for name, n in sorted(events.items()))
+            text += f" ({', '.join(counts)})"
+        if summary["lost"]:
+            share = 100 * summary["lost_s"] / audio_s
+            text += f"; lost {summary['lost_s']:.2f} s ({share:.1f} %) in {summary['gaps']} gaps"
+        self.note(text + ("; interrupted" if summary["reason"] == "interrupted" else ""))
+
+    def output(self, line: str) -> None:
+        print(line, flush=self._flush)
+
+    def note(self, line: str) -> None:
+        if self._flush:  # keeps the order where both streams are one terminal
+            sys.stdout.flush()
+        print(line, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        pass
+
+
+class _JsonLines(_Plain):
+    """One JSON object per line on stdout."""
+
+    def show(self, record: Record) -> None:
+        if not (self._quiet and record["type"] == "result"):
+            rounded = {k: round(v, 6) if isinstance(v, float) else v for k, v in record.items()}
+            self.output(json.dumps(rounded, allow_nan=False))
+
+
+class _Live(_Plain):
+    """A rich display of level, top classes and open events, drawn at most ten times per second.
+
+    Everything else scrolls above it and stays.
+
+    Raises:
+        ImportError: rich is not installed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Imported here: rich is an extra, and takes longer than everything else at the start.
+        from rich.console import Console
+        from rich.live import Live
+        from rich.text import Text
+
+        self._text = Text
+        self._lines = ["waiting for the first result"]
+        self._open: dict[str, float] = {}  # label to start in seconds
+        self._live = Live(
+            console=Console(highlight=False),
+            refresh_per_second=10,
+            get_renderable=lambda: Text("\n".join(self._lines), no_wrap=True, overflow="ellipsis"),
+            transient=True,
+        )
+
+    def show_start(self, start: Record) -> None:
+        self._live.start()
+        super().show_start(start)
+
+    def show_event(self, event: Record) -> None:
+        self._open[event["label"]] = event["t0"]
+        if event["kind"] == "end":
+            del self._open[event["label"]]
+        super().show_event(event)
+
+    def show_result(self, result: Record) -> None:
+        level_db, top = result["level_db"], result["top"]
+        meter = _bar(1 - level_db / METER_FLOOR_DB, 40, "█")
+        width = max(map(len, top))
+        self._lines = [
+            f"{result['t1']:9.2f} s  {level_db:6.1f} dB  {meter}",
+            *(f"{_printable(x):{width}}  {p:.2f}  {_bar(p, 40, '━')}" for x, p in top.items()),
+            *(f"{_printable(label)} since {t0:.1f} s" for label, t0 in self._open.items()),
+        ]
+
+    def show_summary(self, summary: Record) -> None:
+        self.close()
+        super().show_summary(summary)
+
+    def output(self, line: str) -> None:
+        self._live.console.print(self._text(line))
+
+    def note(self, line: str) -> None:
+        self.output(line)
+
+    def close(self) -> None:
+        """Restore the terminal."""
+        self._live.stop()
+
 
 def run(options: argparse.Namespace) -> None:
     """Listen until the source ends or a signal comes; print as the options ask.
@@ -477,12 +447,13 @@ def run(options: argparse.Namespace) -> None:
     stop = _Stop()
     before = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with Classifier(options.model, options.backend) as classifier:
-            source = open_source(options, classifier.info.mel.sample_rate)
-            with closing(source):
-                session = _Session(classifier, source, options)
-                with closing(_choose_display(options)) as display:
-                    session.run(display, stop)
+        with (
+            Classifier(options.model, options.backend) as classifier,
+            closing(open_source(options, classifier.info.mel.sample_rate)) as source,
+            closing(_choose_display(options)) as display,
+        ):
+            for record in _Session(classifier, source, options).records(stop):
+                display.show(record)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -520,32 +491,25 @@ def _choose_display(options: argparse.Namespace) -> _Plain:
     return kind(quiet=options.quiet, flush=flush)
 
 
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
+def seconds(text: str) -> float:
+    """A duration above 0; argparse names the function where it is none."""
+    value = float(text)
     if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+        raise ValueError
     return value
 
 
-def _channel(text: str) -> int | str:
-    if text != "mix" and not (text.isdecimal() and int(text) >= 1):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither mix nor a number from 1")
+def channel(text: str) -> int | str:
+    """A number of a channel, or ``mix``."""
     return text if text == "mix" else int(text)
-
-
-def _label(text: str) -> str:
-    return text
 
 
 # Group, then (option, attribute, type, metavar, help). The defaults of events are `EventSpec`'s.
 _OPTIONS: Final[dict[str, tuple[tuple[str, str, Any, str, str], ...]]] = {
     "results": (
-        ("--window", "window_s", _positive, "S", "length of the sliding window (default 1)"),
-        ("--forget", "forget_s", _positive, "S", "half-life, instead of a window"),
-        ("--hop", "hop_s", _positive, "S", "time between results (default: window / 4, max. 0.5)"),
+        ("--window", "window_s", seconds, "S", "length of the sliding window (default 1)"),
+        ("--forget", "forget_s", seconds, "S", "half-life, instead of a window"),
+        ("--hop", "hop_s", seconds, "S", "time between results (default: window / 4, max. 0.5)"),
         ("--top", "top", int, "K", "number of classes shown per result (default 3)"),
         ("--backend", "backend", str, "NAME", "auto, cpu, cuda, tensorrt-ep or tensorrt"),
     ),
@@ -559,24 +523,25 @@ _OPTIONS: Final[dict[str, tuple[tuple[str, str, Any, str, str], ...]]] = {
         ("--smooth", "smooth_s", float, "S", "half-life of an average over the scores"),
         ("--update", "update_s", float, "S", "time between updates of an event (default 1)"),
         ("--min-level", "min_level_db", float, "DB", "ignore windows quieter than this, as -55"),
-        ("--watch", "watch", _label, "LABEL", "only this label; repeatable"),
-        ("--ignore", "ignore", _label, "LABEL", "not this label; repeatable"),
+        ("--watch", "watch", str, "LABEL", "only this label; repeatable"),
+        ("--ignore", "ignore", str, "LABEL", "not this label; repeatable"),
     ),
     "source": (
         ("--device", "device", str, "NAME", "sounddevice name or number, or ALSA PCM"),
         ("--rate", "rate", int, "HZ", "rate of raw PCM, or wanted rate of the microphone"),
         ("--format", "encoding", str, "F", "raw PCM: s16le (default), s32le or f32le"),
         ("--channels", "channels", int, "N", "raw PCM: number of interleaved channels (default 1)"),
-        ("--channel", "channel", _channel, "N", "use one channel, from 1, instead of the average"),
-        ("--ring", "ring_s", _positive, "S", "audio that may wait for the model (default 10)"),
+        ("--channel", "channel", channel, "N", "use one channel, from 1, instead of the average"),
+        ("--ring", "ring_s", seconds, "S", "audio that may wait for the model (default 10)"),
     ),
-    "output": (("--duration", "duration_s", _positive, "S", "stop after this much audio"),),
+    "output": (("--duration", "duration_s", seconds, "S", "stop after this much audio"),),
 }
+_REPEATABLE: Final = ("--watch", "--ignore")
 _FLAGS: Final = {
-    "--json": "JSON Lines: start, result, event, gap, warning, summary",
-    "--plain": "plain lines, also on a terminal",
-    "--quiet": "events only, no results or notes",
-    "--once": "stop when the first event starts",
+    ("--json",): "JSON Lines: start, result, event, gap, warning, summary",
+    ("--plain",): "plain lines, also on a terminal",
+    ("--quiet", "-q"): "events only, no results or notes",
+    ("--once",): "stop when the first event starts",
 }
 
 
@@ -598,11 +563,10 @@ def make_parser(prog: str = "frami-edge-listen") -> argparse.ArgumentParser:
     for title, options in _OPTIONS.items():
         group = parser.add_argument_group(title)
         for option, dest, kind, metavar, text in options:
-            action = "append" if kind is _label else "store"
+            action = "append" if option in _REPEATABLE else "store"
             settings: dict[str, Any] = {"dest": dest, "type": kind, "metavar": metavar}
             group.add_argument(option, action=action, help=text, **settings)
-    for flag, text in _FLAGS.items():
-        names = (flag, "-q") if flag == "--quiet" else (flag,)
+    for names, text in _FLAGS.items():
         group.add_argument(*names, action="store_true", help=text)
     group.add_argument("--version", action="version", version=f"{prog} {__version__}")
     return parser
@@ -624,12 +588,10 @@ def parse(arguments: Sequence[str] | None, prog: str) -> argparse.Namespace:
             parser.error(f"{option} is for {' and '.join(kinds)}, and the source is {kind}")
     if kind == STDIN and options.rate is None:
         parser.error("raw samples do not state their rate: add --rate, the -ar of ffmpeg")
-    if not 1 <= options.top <= 100:
-        parser.error("--top must be in 1..100")
+    if options.top < 1:
+        parser.error("--top must be at least 1")
     if options.window_s and options.forget_s:
         parser.error("--window and --forget exclude each other")
-    if options.duration_s and (options.min_on_s or 0) > options.duration_s:
-        parser.error("--min-on is longer than --duration: no event could start")
     return options
 
 
@@ -644,46 +606,29 @@ def main(arguments: Sequence[str] | None = None, prog: str = "frami-edge-listen"
         The exit code; argparse itself exits with 2.
     """
     options = parse(arguments, prog)
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:  # closed by the shell (`>&-`) or a service manager
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-        elif isinstance(stream, io.TextIOWrapper):
-            # A label that the terminal's encoding lacks must not end a run.
-            stream.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A label that the terminal's encoding lacks must not end a run.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         run(options)
         sys.stdout.flush()
         return 0
     except KeyboardInterrupt:
         return 130
-    except Exception as error:
-        return _report(error)
-
-
-def _report(error: Exception) -> int:
-    if isinstance(error, BrokenPipeError):  # the reader of the pipe (`| head`) has gone
-        _discard_stdout()
+    except FramiEdgeError as error:
+        if os.environ.get("FRAMI_DEBUG", "0") not in ("", "0"):
+            raise
+        print(f"error: {error.message}\nfix: {error.fix}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:  # of the output; a source or a model that fails is a FramiEdgeError
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # keeps the flush at exit from failing again
+        if not isinstance(error, BrokenPipeError):  # else the reader (`| head`) has gone
+            print(
+                f"error: The output could not be written: {error.strerror}.\n"
+                "fix: Free some space, or send it elsewhere.",
+                file=sys.stderr,
+            )
         return 1
-    if os.environ.get("FRAMI_DEBUG", "0") not in ("", "0"):
-        traceback.print_exception(error)
-    message = f"Internal error: {type(error).__name__}: {error}"
-    fix = "Run it again with FRAMI_DEBUG=1, and report it."
-    if isinstance(error, FramiEdgeError):
-        message, fix = error.message, error.fix
-    elif isinstance(error, OSError):  # sources and models name their own: a full disk is left
-        _discard_stdout()
-        message = f"The output could not be written: {error.strerror}."
-        fix = "Free some space, or send it elsewhere."
-    print(f"error: {message}", file=sys.stderr)
-    if fix:
-        print(f"fix: {fix}", file=sys.stderr)
-    return error.exit_code if isinstance(error, FramiEdgeError) else 1
-
-
-def _discard_stdout() -> None:
-    """Keep the flush at exit from failing again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 if __name__ == "__main__":

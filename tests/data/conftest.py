@@ -13,74 +13,67 @@ import soundfile
 
 from frami_edge.data.sets import set_info
 
-FILES = 3000 + 2000 + 1 + 8732 + 2
+Tone = Callable[..., np.ndarray]
+Wav = Callable[..., Path]
+FILES = 3000 + 2000 + 1 + 8732 + 1
 
 
-def tone(seconds: float, rate: int, hz: float = 440.0, level: float = 0.3) -> np.ndarray:
-    return (level * np.sin(2 * np.pi * hz * np.arange(int(seconds * rate)) / rate)).astype(
-        np.float32
-    )
+def _tone(seconds: float, rate: int, hz: float = 440.0, level: float = 0.3) -> np.ndarray:
+    times = np.arange(int(seconds * rate)) / rate
+    return (level * np.sin(2 * np.pi * hz * times)).astype(np.float32)
 
 
-def write_wav(path: Path, samples: np.ndarray, rate: int = 16_000, **options: str) -> Path:
+def _wav(path: Path, samples: np.ndarray, rate: int = 16_000, **options: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, samples, rate, **options)
     return path
 
 
-def make_fsdd(root: Path, content: bytes = b"x") -> Path:
-    folder = root / "free-spoken-digit-dataset"
-    (folder / "recordings").mkdir(parents=True)
+def _csv(path: Path, columns: str, rows: list[list[object]]) -> None:
+    path.parent.mkdir(parents=True)
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([columns.split(), *rows])
+
+
+def _fsdd(root: Path) -> None:
+    folder = root / "free-spoken-digit-dataset" / "recordings"
+    folder.mkdir(parents=True)
     for speaker in set_info("fsdd-speaker").folds:
         for digit in range(10):
             for take in range(50):
-                (folder / "recordings" / f"{digit}_{speaker}_{take}.wav").write_bytes(content)
-    return folder
+                (folder / f"{digit}_{speaker}_{take}.wav").write_bytes(b"x")
 
 
-def make_esc(root: Path) -> Path:
-    folder = root / "ESC-50-master"
-    (folder / "audio").mkdir(parents=True)
-    (folder / "meta").mkdir()
-    rows = []
+def _esc(root: Path) -> None:
+    (root / "ESC-50-master" / "audio").mkdir(parents=True)
+    rows: list[list[object]] = []
     for fold in range(1, 6):
         for target in range(50):
             for take in range(8):
                 name = f"{fold}-{target}{take}-A-{target}.wav"
-                rows.append([name, fold, target, f"class{target:02d}", target % 5 == 0, 1, "A"])
-                (folder / "audio" / name).write_bytes(b"x")
-    with (folder / "meta" / "esc50.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["filename", "fold", "target", "category", "esc10", "src_file", "take"])
-        writer.writerows(rows)
-    return folder
+                rows.append([name, fold, target, f"class{target:02d}", target % 5 == 0])
+                (root / "ESC-50-master" / "audio" / name).write_bytes(b"x")
+    columns = "filename fold target category esc10"
+    _csv(root / "ESC-50-master" / "meta" / "esc50.csv", columns, rows)
 
 
-def make_urbansound(root: Path) -> Path:
-    folder = root / "UrbanSound8K"
-    (folder / "metadata").mkdir(parents=True)
-    rows = []
+def _urbansound(root: Path) -> None:
+    rows: list[list[object]] = []
     for i in range(8732):
         fold, label = 1 + i % 10, (i // 10) % 10
-        rows.append([f"{i}-{label}-0-0.wav", 1, 0.0, 4.0, 1, fold, label, f"kind{label}"])
-        path = folder / "audio" / f"fold{fold}" / rows[-1][0]
-        if i < 10:
-            path.parent.mkdir(parents=True)
+        rows.append([f"{i}-{label}-0-0.wav", fold, label, f"kind{label}"])
+        path = root / "UrbanSound8K" / "audio" / f"fold{fold}" / f"{i}-{label}-0-0.wav"
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
-    (folder / "audio" / "fold1" / ".DS_Store").write_bytes(b"x")
-    with (folder / "metadata" / "UrbanSound8K.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        columns = "slice_file_name fsID start end salience fold classID class"
-        writer.writerow(columns.split())
-        writer.writerows(rows)
-    return folder
+    columns = "slice_file_name fold classID class"
+    _csv(root / "UrbanSound8K" / "metadata" / "UrbanSound8K.csv", columns, rows)
 
 
 @pytest.fixture(scope="session")
 def _whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """FSDD, ESC-50 and UrbanSound8K, once a session: 14 000 files are slow to make and delete."""
+    """FSDD, ESC-50 and UrbanSound8K, once per session: 14 000 files are slow to make."""
     root = tmp_path_factory.mktemp("sets")
-    for make in (make_fsdd, make_esc, make_urbansound):
+    for make in (_fsdd, _esc, _urbansound):
         make(root)
     yield root
     shutil.rmtree(root)
@@ -88,11 +81,9 @@ def _whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def root(_whole: Path) -> Iterator[Path]:
-    """A data root with three whole sets, checked afterwards to be as it was."""
+    """A data root with three whole sets, checked afterwards to be unchanged."""
     yield _whole
-    assert sum(len(files) for _, _, files in os.walk(_whole)) == FILES, (
-        "a test left the sets changed"
-    )
+    assert sum(len(files) for _, _, files in os.walk(_whole)) == FILES
 
 
 @pytest.fixture
@@ -102,21 +93,20 @@ def without(root: Path) -> Callable[[str], AbstractContextManager[Path]]:
     @contextmanager
     def hide(name: str) -> Iterator[Path]:
         path = root / name
-        aside = root / "aside"
-        path.rename(aside)
+        path.rename(root / "aside")
         try:
             yield path
         finally:
-            aside.rename(path)
+            (root / "aside").rename(path)
 
     return hide
 
 
 @pytest.fixture
-def make_tone() -> Callable[..., np.ndarray]:
-    return tone
+def make_tone() -> Tone:
+    return _tone
 
 
 @pytest.fixture
-def make_wav() -> Callable[..., Path]:
-    return write_wav
+def make_wav() -> Wav:
+    return _wav

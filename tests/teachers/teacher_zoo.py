@@ -155,6 +155,22 @@ class ScoresOverTime(nn.Module):
         return self.net(x.transpose(1, 2)).mean(2)
 
 
+class Shared(nn.Module):
+    """One ReLU and one dropout before and after the pooling, and one head for both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv1d(M, 12, 5), nn.BatchNorm1d(12)
+        self.relu, self.drop = nn.ReLU(), nn.Dropout(0.2)
+        self.mix, self.fc = nn.Linear(12, 12), nn.Linear(12, K)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[1] == M
+        h = self.drop(self.relu(self.norm(self.conv(x)))).transpose(1, 2)
+        self.fc(self.relu(self.mix(h)))  # an answer per frame, unused here
+        return self.fc(self.drop(self.relu(self.mix(h.mean(1)))))
+
+
 class Sigmoid(KeywordNet):
     """Several labels at once."""
 

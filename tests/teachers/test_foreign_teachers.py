@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
 import pytest
 import teacher_zoo as zoo
 import torch
 from teacher_zoo import K, M
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from frami_edge.errors import TeacherError
 from frami_edge.losses import live_batch_norms
 from frami_edge.teachers.foreign import ForeignTeacher
+from frami_edge.teachers.weights import load_weights
 
 CASES = {
     # name: layout, frames, pooled, C, D, stride, receptive field, head, answers
@@ -20,6 +26,7 @@ CASES = {
     "InlineAttention": ("BTM", "score@in", "fc@in", 12, 12, 1, 5, "fc", "logits"),
     "SqueezeExcite": ("B1MT", "more.2", "pool", 16, 16, 4, None, "fc", "probabilities"),
     "SubSpectral": ("B1TM", "last.2", "fc1@in", 12, 12, 2, 5, "", "logits"),
+    "Shared": ("BMT", "mix@in", "mix@in", 12, 12, 1, 5, "", "logits"),
     "Recurrent": ("BTM", "gru", "fc@in", 12, 12, 1, None, "fc", "logits"),
 }
 
@@ -92,7 +99,7 @@ def test_a_padded_batch_is_answered_clip_by_clip() -> None:
     together = made(x, lengths)
     alone = torch.cat([made(x[i : i + 1, :, :, :n]) for i, n in enumerate(lengths.tolist())])
     assert torch.allclose(together, alone, atol=1e-6)
-    with pytest.raises(TeacherError, match="no masks"):
+    with pytest.raises(TeacherError, match="has no masks"):
         made.hidden(x, lengths)
 
 
@@ -131,13 +138,183 @@ def test_a_teacher_of_other_bands_is_refused() -> None:
         ForeignTeacher(zoo.lively(zoo.KeywordNet(), "BTM"), 24, K)
 
 
-def test_hooks_do_not_pile_up_hidden_states() -> None:
-    made = teacher("Attention")
-    made.hidden(mels())
-    assert not made._seen
-
-
 def test_a_network_of_fixed_length_is_refused() -> None:
     fixed = nn.Sequential(nn.Flatten(), nn.Linear(M * 64, K))
     with pytest.raises(TeacherError, match="its clip length is fixed"):
         ForeignTeacher(fixed, M, K)
+
+
+@dataclass
+class Output:
+    embedding: Tensor
+    logits: Tensor
+
+
+class Returns(zoo.KeywordNet):
+    """The answer, and more than that."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, x: Tensor) -> Any:
+        logits = super().forward(x)
+        hidden = logits.new_zeros(len(x), 7)
+        return {
+            "tuple": (hidden, logits),
+            "list": [logits, hidden],
+            "nested": {"aux": (hidden, {"deep": logits})},
+            "mapping": {"embedding": logits + 1, "logits": logits},
+            "data class": Output(hidden, logits),
+        }[self.how]
+
+
+@pytest.mark.parametrize("how", ["tuple", "list", "nested", "mapping", "data class"])
+def test_the_logits_are_found_in_what_is_returned(how: str) -> None:
+    torch.manual_seed(0)
+    module = zoo.lively(Returns(how), "BTM")
+    x = torch.randn(3, 1, M, 60)
+    expected = zoo.KeywordNet.forward(module, x[:, 0].transpose(1, 2))  # type: ignore[arg-type]
+    assert torch.allclose(ForeignTeacher(module, M, K).hidden(x).logits_BK, expected, atol=1e-5)
+
+
+class Pictures(nn.Module):
+    """A network for pictures, which sees the mel in three colours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.fc = nn.Sequential(zoo.conv(3, 8, 2), zoo.conv(8, 12, 2)), nn.Linear(12, K)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.shape[2] == M
+        return self.fc(self.trunk(x).mean((2, 3)))
+
+
+def test_three_channels_are_the_same_mel_thrice() -> None:
+    torch.manual_seed(0)
+    module = zoo.lively(Pictures(), "B3MT")
+    made = ForeignTeacher(module, M, K)
+    assert made.anatomy.layout == "B3MT"
+    x = torch.randn(2, 1, M, 60)
+    assert torch.allclose(made(x), module(x.expand(-1, 3, -1, -1)), atol=1e-6)
+
+
+class Unsqueezing(nn.Module):
+    """Convolutions over a picture that it makes of three axes: any order of them fits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.fc = nn.Sequential(zoo.conv(1, 8, 2), zoo.conv(8, 12, 2)), nn.Linear(12, K)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.ndim == 3
+        return self.fc(self.trunk(x[:, None]).mean((2, 3)))
+
+
+def test_an_order_of_axes_that_nobody_can_know_is_asked_for() -> None:
+    module = zoo.lively(Unsqueezing(), "BTM")
+    with pytest.raises(TeacherError, match="alike") as caught:
+        ForeignTeacher(module, M, K)
+    assert "--layout BTM" in (caught.value.fix or "")
+    assert ForeignTeacher(module, M, K, layout="BTM").anatomy.layout == "BTM"
+
+
+def test_an_order_of_axes_that_was_assumed_is_told() -> None:
+    assumed = ForeignTeacher(zoo.lively(zoo.Attention()), M, K)
+    assert assumed.anatomy.also == ("B1TM",)
+    assert "--layout B1MT" in assumed.doubts[0]
+    assert ForeignTeacher(zoo.lively(zoo.Attention()), M, K, layout="B1MT").doubts == ()
+
+
+class Random(zoo.KeywordNet):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(super().forward(x), 0.5)
+
+
+class Normalised(zoo.KeywordNet):
+    """Its mean and deviation are buffers of its own, and the mel has none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(-8.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward((x - self.get_buffer("mean")) / 4)
+
+
+class Waveforms(nn.Conv1d):
+    def __init__(self) -> None:
+        super().__init__(1, K, 400, 160)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.ndim == 2, "expected (batch, samples)"
+        return super().forward(x[:, None]).mean(2)
+
+
+class WithLengths(zoo.KeywordNet):
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x)
+
+
+class Broken(zoo.KeywordNet):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * torch.nan
+
+
+@pytest.mark.parametrize(
+    ("module", "said", "fix"),
+    [
+        (Random(), "differ between two equal calls", "self.training"),
+        (Broken(), "not finite", "mean and std"),
+        (Waveforms(), r"expected \(batch, samples\)", "waveforms"),
+        (WithLengths(), "missing 1 required positional argument: 'lengths'", "one argument"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(M * 101, K)), "clips of 101 frames", "any length"),
+    ],
+)
+def test_what_is_refused_says_how_to_go_on(module: nn.Module, said: str, fix: str) -> None:
+    with pytest.raises(TeacherError, match=said) as caught:
+        ForeignTeacher(module.eval(), M, K)
+    assert fix in (caught.value.fix or "")
+
+
+def test_half_precision_and_normalisation_inside_are_fine() -> None:
+    made = ForeignTeacher(zoo.lively(Normalised(), "BTM").half(), M, K)
+    assert made.hidden(torch.randn(2, 1, M, 60)).logits_BK.dtype == torch.float32
+
+
+def test_a_channel_that_an_inline_relu_silences_hides_no_state() -> None:
+    """Its mean of 0 lies above the greatest value before the ReLU."""
+    module = zoo.lively(zoo.KeywordNet(), "BTM")
+    with torch.no_grad():
+        module.get_parameter("bn2.bias")[3] = -50
+    states = ForeignTeacher(module, M, K).anatomy.states
+    assert (states.frames, states.pooled, states.pooling) == (
+        "bn2", "classify@in", "mean after a ReLU",
+    )  # fmt: skip
+
+
+def test_the_wrapper_of_the_page_takes_any_length(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "MY_TEACHER.md").read_text(encoding="utf-8")
+    found: dict[str, Any] = {}
+    exec(page.split("```python file=any_length.py\n")[1].split("```")[0], found)
+    torch.manual_seed(0)
+    fixed = nn.Sequential(zoo.conv(1, 4, 2), nn.Flatten(), nn.Linear(4 * 8 * 16, K))
+    wrapped = found["AnyLength"](nn.Sequential(zoo.conv(1, 4, 2), nn.Flatten(), fixed[2]), 32)
+    load_weights(
+        wrapped, {f"module.{k}": v for k, v in fixed.state_dict().items()}, tmp_path / "c.pt"
+    )
+    made = ForeignTeacher(wrapped, M, K, layout="B1MT")
+    assert (made.anatomy.states.frames, made.anatomy.states.pooled) == ("windows@in", "pooled@in")
+    assert made.frame_stride == 16
+    x = torch.randn(2, 1, M, 32)
+    expected = fixed.eval()(x).log_softmax(1)
+    assert torch.allclose(made(x), expected, atol=1e-5)
+    assert made(x[..., :20]).shape == (2, K)
+
+
+def test_a_clip_that_is_too_short_for_its_convolutions_is_repeated() -> None:
+    made = ForeignTeacher(zoo.lively(zoo.XVector(), "BMT"), M, K)
+    assert made.shortest == 9
+    x = torch.randn(2, 1, M, 4)
+    again = torch.cat([x, x, x[..., :1]], 3)
+    assert torch.allclose(made(x), made(again))

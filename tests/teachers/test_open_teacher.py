@@ -1,41 +1,40 @@
-"""From files and options to a teacher; and the whole journey of one through the command line."""
+"""From files, modules and Python code to a teacher."""
 
 from __future__ import annotations
 
 import json
 import pickle
+import sys
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import teacher_zoo as zoo
 import torch
 from safetensors.torch import save_file
-from typer.testing import CliRunner, Result
+from teacher_zoo import K, M
+from torch import Tensor
 
-from frami_edge.checkpoint import load_checkpoint
-from frami_edge.cli import app
+from frami_edge.assets import DIGITS_TEACHER
 from frami_edge.errors import CheckpointError, ConfigError, TeacherError
+from frami_edge.teachers import load_teacher
+from frami_edge.teachers.foreign import ForeignTeacher
 from frami_edge.teachers.opening import (
     build_module,
-    load_weights,
     open_teacher,
     read_description,
-    read_weights,
+    write_description,
 )
+from frami_edge.teachers.weights import load_weights, read_weights
 from frami_edge_runtime.errors import FramiEdgeError
+from frami_edge_runtime.melspec import MelSpec
 
 MEL = "sample_rate: 8000\nn_fft: 256\nwin_length: 200\nhop_length: 80\nn_mels: 16\nlog: log2\n" \
       "mel_scale: slaney\nnorm: slaney\ncenter: true\nmean: -8.0\nstd: 4.0\n"  # fmt: skip
+SPEC = MelSpec(n_mels=M)
 LABELS = ("go", "stop", "left", "right", "up")
-TINY = """\
-student: {channels: [8, 12], time_kernels: [3, 3], out_channels: 12}
-bank:
-  frames: 24
-  sources: {inversion: 1, procedural: 1}
-  procedural_clips: 40
-  inversion: {steps: 6, burn_in: 2, batch_size: 16, latent: 8, width: 8}
-distill: {steps: 6, batch_size: 8, crop_min: 16, crop_max: 24}
-"""
 
 
 @pytest.fixture
@@ -44,7 +43,6 @@ def folder(tmp_path: Path) -> Path:
     save_file(zoo.lively(zoo.KeywordNet(), "BTM").state_dict(), tmp_path / "kws.safetensors")
     (tmp_path / "mel.yaml").write_text(MEL)
     (tmp_path / "labels.txt").write_text("\n".join(LABELS) + "\n")
-    (tmp_path / "tiny.yaml").write_text(TINY)
     (tmp_path / "kws.yaml").write_text(
         "factory: teacher_zoo:KeywordNet\nweights: kws.safetensors\nmel: mel.yaml\n"
         "labels: labels.txt\n"
@@ -52,60 +50,11 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def options(folder: Path) -> list[str]:
-    return [
-        "--teacher", "teacher_zoo:KeywordNet", "--weights", str(folder / "kws.safetensors"),
-        "--mel", str(folder / "mel.yaml"), "--labels", str(folder / "labels.txt"),
-    ]  # fmt: skip
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [*map(str, arguments)])
-
-
 def test_a_description_is_relative_to_its_folder(folder: Path) -> None:
     loaded = open_teacher(folder / "kws.yaml")
     assert loaded.card.labels == LABELS
     assert (loaded.spec.log, loaded.spec.mel_scale, loaded.spec.center) == ("log2", "slaney", True)
     assert not any(p.requires_grad for p in loaded.model.parameters())
-
-
-def test_from_module_to_student_and_on_to_a_score(folder: Path) -> None:
-    out = folder / "run"
-    result = run("distill", folder / "tiny.yaml", *options(folder), "--out", out, "--json", "-q")
-    assert result.exit_code == 0, result.output
-    student = load_checkpoint(Path(json.loads(result.stdout)["student"]), "student")
-    teacher = open_teacher(out / "teacher.yaml")
-    assert read_description(out / "teacher.yaml").factory == "teacher_zoo:KeywordNet"
-    assert student.card.teacher_sha256 == teacher.sha256
-    assert student.spec == teacher.spec
-    done = run("export", out / "student.safetensors", "--out", folder / "export", "--quiet")
-    assert done.exit_code == 0, done.output
-
-
-def test_a_network_without_affine_head_gives_the_student_its_own(folder: Path) -> None:
-    torch.manual_seed(0)
-    torch.save({"state_dict": zoo.lively(zoo.XVector(), "BMT").state_dict()}, folder / "x.pt")
-    arguments = options(folder)
-    arguments[1], arguments[3] = "teacher_zoo:XVector", str(folder / "x.pt")
-    result = run("distill", folder / "tiny.yaml", *arguments, "--out", folder / "run")
-    assert result.exit_code == 0, result.output
-    assert "is not affine: the student gets a head of its own" in result.stderr
-
-
-def test_invert_alone(folder: Path) -> None:
-    result = run("invert", folder / "tiny.yaml", *options(folder), "--out", folder / "run", "-q")
-    assert result.exit_code == 0, result.output
-    assert (folder / "run" / "bank" / "bank.json").is_file()
-
-
-def test_wrappings_around_the_weights_are_taken_off(folder: Path) -> None:
-    state = zoo.KeywordNet().state_dict()
-    torch.save({"model": {f"module.{k}": v for k, v in state.items()}, "epoch": 3}, folder / "w.pt")
-    tensors = read_weights(folder / "w.pt")
-    model = zoo.KeywordNet()
-    load_weights(model, tensors, folder / "w.pt")
-    assert torch.equal(model.classify.weight, state["classify.weight"])
 
 
 def test_code_in_a_weights_file_is_not_run(folder: Path) -> None:
@@ -137,8 +86,8 @@ def test_weights_that_do_not_fit_are_named(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("factory", "arguments", "said"),
     [
-        ("no_such_module:Net", {}, "Cannot import no_such_module:Net"),
-        ("teacher_zoo:Nothing", {}, "Cannot import teacher_zoo:Nothing"),
+        ("no_such_module:Net", {}, "no_such_module:Net cannot be imported"),
+        ("teacher_zoo:Nothing", {}, "teacher_zoo:Nothing cannot be imported"),
         ("teacher_zoo:KeywordNet", {"depth": 3}, r"KeywordNet\(depth=3\) fails: TypeError"),
         ("teacher_zoo:conv", {"c_in": 1}, "fails: TypeError"),
         ("builtins:dict", {}, "gives dict, not an nn.Module"),
@@ -155,7 +104,7 @@ def test_factories_that_fail_say_how(factory: str, arguments: dict[str, int], sa
         ({"factory": "no colon"}, ConfigError, "factory"),
         ({"labels": ["one"]}, TeacherError, "name 1 classes"),
         ({"labels": ["a", "a", "b", "c", "d"]}, TeacherError, "4 of them different"),
-        ({"labels": "none.txt"}, TeacherError, "Cannot read the labels"),
+        ({"labels": "none.txt"}, TeacherError, "cannot be read"),
         ({"weights": "none.pt"}, CheckpointError, "There are no weights"),
         ({"mel": {"n_mel": 3}}, FramiEdgeError, "has no key n_mel"),
         ({"unknown": 1}, ConfigError, "unknown"),
@@ -171,15 +120,157 @@ def test_mistakes_in_a_description(
         open_teacher(folder / "bad.yaml")
 
 
-def test_options_that_do_not_go_together(folder: Path) -> None:
-    out = folder / "r"
-    alone = run("invert", "fsdd-student", "--teacher", "teacher_zoo:KeywordNet", "--out", out)
-    assert alone.exit_code == 1
-    assert "--weights, --mel, --labels is not given" in alone.stderr
-    described = ["--teacher", folder / "kws.yaml", "--weights", "w"]
-    both = run("invert", "fsdd-student", *described, "--out", out)
-    assert both.exit_code == 1
-    assert "a file that says these things itself" in both.stderr
-    wrong = run("invert", "fsdd-student", *options(folder), "--teacher-arg", "width", "--out", out)
-    assert "is not NAME=VALUE" in wrong.stderr
-    assert not out.exists()
+def test_a_module_in_memory_is_copied_and_opened() -> None:
+    torch.manual_seed(0)
+    module = zoo.lively(zoo.KeywordNet(), "BTM").train()
+    teacher = load_teacher(module, mel=SPEC, labels=LABELS)
+    assert (teacher.mel, teacher.labels) == (SPEC, LABELS)
+    assert module.training
+    assert all(p.requires_grad for p in module.parameters())
+    x = torch.randn(2, 1, M, 60)
+    expected = module.eval()(x[:, 0].transpose(1, 2))
+    assert torch.allclose(teacher(x), expected, atol=1e-6)
+    assert teacher.hidden(x).pooled_BD.shape == (2, 12)
+    again = load_teacher(module, mel=SPEC.to_dict(), labels=list(LABELS))
+    assert again.sha256 == teacher.sha256
+    with torch.no_grad():
+        module.get_parameter("classify.bias").add_(1)
+    assert load_teacher(module, mel=SPEC, labels=LABELS).sha256 != teacher.sha256
+
+
+def test_paths_and_assets() -> None:
+    by_name, by_path = load_teacher("digits-teacher"), load_teacher(str(DIGITS_TEACHER))
+    assert by_name.sha256 == by_path.sha256
+    assert load_teacher(by_path) is by_path
+
+
+def test_python_code_keeps_its_description(tmp_path: Path) -> None:
+    torch.save(zoo.lively(zoo.KeywordNet(8), "BTM").state_dict(), tmp_path / "w.pt")
+    (tmp_path / "labels.txt").write_text("\n".join(LABELS))
+    teacher = load_teacher(
+        "teacher_zoo:KeywordNet",
+        weights=tmp_path / "w.pt",
+        mel=SPEC,
+        labels=tmp_path / "labels.txt",
+        arguments={"width": 8},
+    )
+    assert teacher.labels == LABELS
+    assert teacher.description is not None
+    assert teacher.description.model_dump()["arguments"] == {"width": 8}
+    assert len(teacher.labels) == K
+
+
+@pytest.mark.parametrize(
+    ("source", "arguments", "message"),
+    [
+        (zoo.KeywordNet(), {"mel": SPEC}, "passed without labels"),
+        (
+            zoo.KeywordNet(),
+            {"mel": SPEC, "labels": LABELS, "weights": "w.pt"},
+            "passed with weights",
+        ),
+        ("teacher_zoo:KeywordNet", {"mel": SPEC}, "passed without weights, labels"),
+        (DIGITS_TEACHER, {"mel": SPEC}, "carries these facts itself"),
+    ],
+)
+def test_arguments_that_do_not_go_together(source, arguments, message) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ConfigError, match=message):
+        load_teacher(source, **arguments)
+
+
+@pytest.fixture
+def loud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A module that talks when it is imported, built and left."""
+    (tmp_path / "loud_nets.py").write_text(
+        "import sys\nimport teacher_zoo\nprint('hello')\n"
+        "def build():\n    print('building')\n    return teacher_zoo.KeywordNet()\n"
+    )
+    (tmp_path / "script_nets.py").write_text("import sys\nsys.exit('training done')\n")
+    (tmp_path / "faulty_nets.py").write_text("def broken(:\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "loud_nets:build"
+    for name in ("loud_nets", "script_nets", "faulty_nets"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.usefixtures("loud")
+@pytest.mark.parametrize(
+    ("name", "said"), [("script_nets", "training done"), ("faulty_nets", "SyntaxError")]
+)
+def test_modules_that_cannot_be_imported_say_why(name: str, said: str) -> None:
+    with pytest.raises(TeacherError, match=said):
+        build_module(f"{name}:Net", {})
+
+
+def state(seed: int = 0) -> dict[str, Tensor]:
+    torch.manual_seed(seed)
+    return dict(zoo.KeywordNet().state_dict())
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {prefix + key: value for key, value in tensors.items()}
+
+
+FRONT = {"mel.spectrogram.window": torch.ones(4), "criterion.weight": torch.ones(K)}
+SAVED: dict[str, Any] = {
+    "plain": state(),
+    "DataParallel": under("module.", state()),
+    "compiled DataParallel": {"model": under("_orig_mod.module.", state()), "epoch": 3},
+    "Lightning": {
+        "state_dict": under("net.", state()) | FRONT,
+        "hyper_parameters": {"lr": 0.1},
+        "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(2)}}}],
+    },
+    "timm": {"state_dict": state(), "args": Namespace(lr=0.1, path="x"), "arch": "kws"},
+    "AveragedModel": under("module.", state()) | {"n_averaged": torch.tensor(3)},
+    "an unusual name": under("student.encoder.", state()) | under("teacher.", {"a": torch.ones(1)}),
+    "profiled": state() | {"total_ops": torch.zeros(1), "conv1.total_params": torch.zeros(1)},
+    "EMA beside its equal": {"model": state(), "ema": state()},
+    "float16": {k: v.half() if v.is_floating_point() else v for k, v in state().items()},
+    "bfloat16": {k: v.bfloat16() if v.is_floating_point() else v for k, v in state().items()},
+    "without counters": {k: v for k, v in state().items() if "num_batches" not in k},
+}
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_checkpoints_of_common_trainers(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "c.pt"
+    torch.save(SAVED[name], path)
+    torch.manual_seed(9)
+    model = zoo.KeywordNet()
+    load_weights(model, read_weights(path), path)
+    expected = state()["conv2.weight"]
+    assert torch.allclose(model.conv2.weight, expected, atol=1e-2)
+    assert model.conv2.weight.dtype == torch.float32
+
+
+def test_two_sets_of_weights_are_not_chosen_between(tmp_path: Path) -> None:
+    path = tmp_path / "c.pt"
+    torch.save({"model": state(0), "ema": under("module.", state(1))}, path)
+    with pytest.raises(CheckpointError, match=r"several sets.*under ema\.module, model") as caught:
+        load_weights(zoo.KeywordNet(), read_weights(path), path)
+    assert "weights_under: model" in (caught.value.fix or "")
+    model = zoo.KeywordNet()
+    load_weights(model, read_weights(path), path, "ema.module")
+    assert torch.equal(model.conv1.weight, state(1)["conv1.weight"])
+    with pytest.raises(CheckpointError, match="missing: "):
+        load_weights(zoo.KeywordNet(), read_weights(path), path, "nowhere")
+
+
+def test_which_set_is_said_in_the_description(tmp_path: Path) -> None:
+    torch.save({"model": state(0), "ema": state(1)}, tmp_path / "c.pt")
+    (tmp_path / "t.yaml").write_text(
+        "factory: teacher_zoo:KeywordNet\nweights: c.pt\nweights_under: ema\nmel: {n_mels: 16}\n"
+        "labels: [a, b, c, d, e]\n"
+    )
+    model = open_teacher(tmp_path / "t.yaml").model
+    assert isinstance(model, ForeignTeacher)
+    assert torch.equal(model.module.get_parameter("conv1.weight"), state(1)["conv1.weight"])
+    write_description(tmp_path / "again.yaml", read_description(tmp_path / "t.yaml"))
+    assert read_description(tmp_path / "again.yaml").weights_under == "ema"
+
+
+def test_what_is_left_over_beside_the_weights_is_still_named(tmp_path: Path) -> None:
+    deeper = under("net.", state() | {"conv3.weight": torch.ones(1)})
+    with pytest.raises(CheckpointError, match=r"unknown: conv3\.weight"):
+        load_weights(zoo.KeywordNet(), deeper, tmp_path / "c.pt")
