@@ -7,7 +7,6 @@ is deleted together with the result.
 """
 
 import dataclasses
-import functools
 import json
 import logging
 import os
@@ -35,7 +34,7 @@ from frami_edge.checkpoint import (
 )
 from frami_edge.config import BankConfig, DistillConfig, JourneyConfig, TeacherConfig, load_config
 from frami_edge.controls import parse_controls, plan_controls, student_recipe
-from frami_edge.data.sets import Clip, load_set
+from frami_edge.data.sets import load_set
 from frami_edge.data.store import Features, load_features
 from frami_edge.device import Compute, Precision, choose_compute, place, set_seed, world
 from frami_edge.distillation import Sampler
@@ -70,7 +69,6 @@ from frami_edge_export.tensorrt import (
     TensorRTUnavailable,
     rebuild,
 )
-from frami_edge_runtime.melspec import MelSpec
 
 log = logging.getLogger("frami_edge")
 
@@ -456,7 +454,6 @@ def evaluate(
     if resume and out is None:
         raise ConfigError("There is no run to resume without a folder.", fix="Add --out FOLDER.")
     root = None if data_root is None else Path(data_root)
-    load = functools.partial(_features, progress)
     judged = _opened(model)
     reference = None if teacher is None else _opened(teacher)
     if reference:
@@ -480,8 +477,8 @@ def evaluate(
         compute = choose_compute(device, precision)
         log.info("Device: %s", compute.reason)
         plan = plan_controls(
-            wanted, config, reference.network, compute, sounds, key, load,
-            bank=None if bank is None else Path(bank), root=root,
+            wanted, config, reference.network, compute, sounds, key,
+            bank=None if bank is None else Path(bank), root=root, progress=progress,
         )  # fmt: skip
     with ExitStack() as stack:
         run = None
@@ -498,12 +495,12 @@ def evaluate(
                 )
             )
         clips = [clip for clip in sounds.clips if clip.fold == key]
-        features = load(judged.mel, clips, "test clips")
+        features = load_features(judged.mel, clips, progress)
         theirs = their_logits = None
         their_features = features
         if reference:
             if reference.mel != judged.mel:
-                their_features = load(reference.mel, clips, "test clips")
+                their_features = load_features(reference.mel, clips, progress)
             their_logits = logits_of(reference, their_features)
             theirs = score(their_logits, features.labels)
         logits = logits_of(judged, features, progress)
@@ -533,7 +530,7 @@ def _opened(model: Student | Teacher | PathLike) -> OpenedModel:
     card = model.card
     return OpenedModel(
         Path(f"the {card.kind}"), card.kind, model, model.mel, card.labels, model.sha256,
-        card.teacher_sha256, card.heard,
+        card.teacher_sha256, card.real_clips,
     )  # fmt: skip
 
 
@@ -547,20 +544,14 @@ def _real_clips(
     """Clips that the student's teacher was not trained on, and their set, fold and number."""
     sounds = load_set(data, None if data_root is None else Path(data_root))
     check_labels(student, sounds)
-    known = student.card.heard
+    known = student.card.real_clips
     key = held_out_fold(fold, known, sounds, who="The student")
     check_held_out(known, sounds, key)
     if known is None:
         log.warning("It is not known whether the teacher was trained on fold %s.", key)
     clips = [clip for clip in sounds.clips if clip.fold == key]
-    features = _features(progress, student.mel, clips, "test clips")
+    features = load_features(student.mel, clips, progress)
     return features, {"name": sounds.name, "fold": key, "clips": len(features)}
-
-
-def _features(
-    progress: ProgressCallback | None, mel: MelSpec, clips: Sequence[Clip], what: str
-) -> Features:
-    return load_features(mel, clips, progress, f"log-mels of {what}")
 
 
 def _draw(run: RunFolder, found: Evaluation) -> dict[str, str]:

@@ -6,7 +6,7 @@ lost without data.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,8 @@ from torch import Tensor
 from frami_edge.bank import Bank, BankSampler, check_bank
 from frami_edge.checkpoint import Student, Teacher
 from frami_edge.config import BASELINES, JourneyConfig, TrainConfig
-from frami_edge.data.sets import Clip, SoundSet, check_disjoint, load_set
-from frami_edge.data.store import Features, length_buckets
+from frami_edge.data.sets import SoundSet, check_disjoint, load_set
+from frami_edge.data.store import Features, length_buckets, load_features
 from frami_edge.device import Compute, named_seed
 from frami_edge.distillation import ClipSampler, Sampler, TensorSampler, distill, new_student
 from frami_edge.errors import CheckpointError, ConfigError
@@ -169,11 +169,17 @@ def scratch_student(
         mixup=d.mixup,
         gain=d.gain,
     )
+
     train_epochs(
-        student, real, recipe,
-        compute=compute, seed=config.seed, phase=phase, progress=progress,
+        student,
+        real,
+        recipe,
+        compute=compute,
+        seed=config.seed,
         checkpoint=run.path(f"{phase}-state.pt") if run else None,
-    )  # fmt: skip
+        phase=phase,
+        progress=progress,
+    )
     return student.eval().requires_grad_(False)
 
 
@@ -254,10 +260,10 @@ def plan_controls(
     compute: Compute,
     data: SoundSet,
     fold: str,
-    load: Callable[[MelSpec, Sequence[Clip], str], Features],
     *,
     bank: Path | None = None,
     root: Path | None = None,
+    progress: ProgressCallback | None = None,
 ) -> ControlPlan:
     """Open the bank and the real clips that the rows need.
 
@@ -268,9 +274,9 @@ def plan_controls(
         compute: Device and precision.
         data: The data set that the rows are scored on.
         fold: Its test fold, on which no row is trained.
-        load: Computes log-mels of clips; the text describes them.
         bank: Folder of the student's bank.
         root: Data root.
+        progress: Called while log-mels are computed.
 
     Raises:
         BankError: The bank belongs to another teacher, or lacks a source.
@@ -285,9 +291,9 @@ def plan_controls(
     if wanted.get(UNRELATED):
         others = load_set(wanted[UNRELATED], root)
         check_disjoint(others, data)
-        real[UNRELATED] = load(teacher.mel, others.clips, "unrelated clips")
+        real[UNRELATED] = load_features(teacher.mel, others.clips, progress)
     if {"real", SCRATCH} & set(wanted):
-        features = load(teacher.mel, data.split(fold)[0], "training clips")
+        features = load_features(teacher.mel, data.split(fold)[0], progress)
         real |= {name: features for name in ("real", SCRATCH) if name in wanted}
     for name in wanted:
         if name not in (*SYNTHETIC, *real):

@@ -11,21 +11,13 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from export_kit import MEL, TinyStudent
+from export_kit import MEL
 
 import frami_edge_export
 from frami_edge_export import tensorrt
 from frami_edge_export.errors import ExportError
-from frami_edge_export.graph import (
-    StudentFacts,
-    described,
-    head_graph,
-    model_info,
-    serialised,
-    sha256,
-)
+from frami_edge_export.graph import OnnxStudent, sha256
 from frami_edge_export.tensorrt import (
     BuildError,
     EngineArtifact,
@@ -149,12 +141,11 @@ def test_layers_are_counted_in_both_forms_of_the_inspectors_json() -> None:
 
 
 @pytest.fixture
-def folder(student: TinyStudent, trunk: onnx.ModelProto, tmp_path: Path) -> Path:
+def folder(made: OnnxStudent, tmp_path: Path) -> Path:
     """An export with an fp32 and an int8.trt file, as far as the builder reads it."""
-    info = model_info(student, StudentFacts(MEL, tuple("abcdef")))
     artifacts = []
     for name in ("fp32", "int8.trt", "int8.cpu"):
-        data = described(trunk, info, serialised(head_graph(student)))
+        data = made.described(made.trunk, made.info)
         (tmp_path / f"s.{name}.onnx").write_bytes(data)
         artifacts.append({"name": name, "path": f"s.{name}.onnx", "sha256": sha256(data)})
     report = json.dumps({"name": "s", "artifacts": artifacts})
