@@ -127,7 +127,7 @@ def invert(
     """
     settings = journey_config(config, seed=seed, sources=sources, steps=steps, overrides=overrides)
     journey = Journey.prepare(teacher, settings, out, device, precision, deterministic)
-    inversion.require_batch_norms(journey.teacher, settings.bank)
+    inversion.check_teacher(journey.teacher, settings.bank)
     with journey.run("invert", resume=resume) as run:
         bank = inversion.invert(
             journey.teacher, settings.bank, journey.folder / "bank", journey.compute, settings.seed,
@@ -196,7 +196,7 @@ def distill(
     loaded, compute = journey.teacher, journey.compute
     sampler = None if given is None else journey.sampler(given)
     if sampler is None:
-        inversion.require_batch_norms(loaded, settings.bank)
+        inversion.check_teacher(loaded, settings.bank)
     hashes = {"bank": sha256_file(given.folder / "bank.json")} if isinstance(given, Bank) else {}
     with journey.run("distill", hashes=hashes, resume=resume, overwrite=overwrite) as run:
         pictures = {}
@@ -348,7 +348,7 @@ def export(
     if data is not None:
         root = None if data_root is None else Path(data_root)
         sounds, key, clips = open_fold(
-            loaded, loaded.card.heard, data, fold, root, who="The student"
+            loaded, loaded.card.real_clips, data, fold, root, who="The student"
         )
         features = load_features(loaded.mel, clips, progress)
         measured = {"name": sounds.name, "fold": key, "clips": len(features)}
@@ -515,7 +515,7 @@ def _opened(model: Student | Teacher | PathLike) -> OpenedModel:
     card = model.card
     return OpenedModel(
         Path(f"the {card.kind}"), card.kind, model, model.mel, card.labels, model.sha256,
-        card.teacher_sha256, card.heard,
+        card.teacher_sha256, card.real_clips,
     )  # fmt: skip
 
 

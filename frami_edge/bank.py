@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -38,43 +37,28 @@ MAX_INDEX_BYTES = 32 << 20
 
 
 class Shard(Strict):
-    """One file of a bank."""
+    """One file of a bank: the clips of `first_step` up to `next_step` of one source."""
 
     file: str = Field(pattern=r"^(rank-[0-9]+/)?[a-z0-9_-]+\.safetensors$")
-    """Path inside the bank's folder."""
     source: str
-    """Source that made the clips."""
     clips: int = Field(ge=1, le=1 << 32)
-    """Number of clips."""
     first_step: int = Field(ge=0)
-    """First step of the source whose clips are inside."""
     next_step: int = Field(ge=1)
-    """First step whose clips are not."""
     sha256: str
-    """Hash of the file."""
 
 
 class BankIndex(Strict):
-    """`bank.json`."""
+    """`bank.json`: what the bank was made from, its shards in order, and its health."""
 
     schema_version: int = SCHEMA
-    """Version of this schema."""
-    mel: dict[str, Any]
-    """Front end, as MelSpec writes it."""
-    frames: int = Field(ge=1, le=1 << 20)
-    """Mel frames of every clip."""
+    mel: dict[str, Any]  # as MelSpec writes it
+    frames: int = Field(ge=1, le=1 << 20)  # mel frames of every clip
     labels: tuple[str, ...]
-    """Class names of the teacher."""
     teacher_sha256: str
-    """Hash of the teacher's checkpoint."""
-    config: dict[str, Any]
-    """The bank section of the configuration."""
+    config: dict[str, Any]  # the bank section of the config
     seed: int
-    """Seeds every source."""
     shards: tuple[Shard, ...] = ()
-    """Files, in the order in which they were written."""
-    health: dict[str, Any] = Field(default_factory=dict)
-    """Figures of each source; see `source_health`."""
+    health: dict[str, Any] = Field(default_factory=dict)  # by source, see `source_health`
 
 
 @dataclass
@@ -200,12 +184,12 @@ class Bank:
         self._update(shards=(*self.index.shards, shard))
 
     def drop(self, source: str) -> None:
-        """Take a source out of the index, so that it is made again; its files are overwritten."""
+        """Take a source out of the index, so that it is made again."""
         kept = tuple(s for s in self.index.shards if s.source != source)
         self._update(shards=kept, health={})
 
     def set_health(self, health: dict[str, Any]) -> None:
-        """Store the figures."""
+        """Store the figures of `source_health` by source."""
         self._update(health=health)
 
     def _update(self, **changes: Any) -> None:
@@ -245,8 +229,8 @@ class Bank:
             "logits": ("F32", [n, k]),
         }
         handle = self._handle(shard)
-        slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
-        found = {name: (s.get_dtype(), s.get_shape()) for name, s in slices.items()}
+        parts = [(name, handle.get_slice(name)) for name in handle.keys()]  # noqa: SIM118
+        found = {name: (part.get_dtype(), part.get_shape()) for name, part in parts}
         labels = handle.get_tensor("labels") if found == wanted else torch.tensor([k])
         if bool((labels < -1).any()) or bool((labels >= k).any()):
             raise self._damaged(f"{path} does not hold what bank.json describes")
@@ -309,19 +293,15 @@ def _spread(total: int, n: int) -> Tensor:
     return torch.linspace(0, total - 1, n).round().long()
 
 
-def merge_parts(folder: Path, rank: int, ranks: int) -> Bank:
+def merge_parts(folder: Path, ranks: int) -> Bank:
     """One bank over the shards that every rank has written into ``folder/rank-N``."""
-    dist.barrier()
-    if rank == 0:
-        parts = [Bank.open(folder / f"rank-{r}").index for r in range(ranks)]
-        shards = [
-            shard.model_copy(update={"file": f"rank-{r}/{shard.file}"})
-            for r, part in enumerate(parts)
-            for shard in part.shards
-        ]
-        Bank.create(folder, parts[0].model_copy(update={"shards": tuple(shards)}))
-    dist.barrier()
-    return Bank.open(folder)
+    parts = [Bank.open(folder / f"rank-{r}").index for r in range(ranks)]
+    shards = [
+        shard.model_copy(update={"file": f"rank-{r}/{shard.file}"})
+        for r, part in enumerate(parts)
+        for shard in part.shards
+    ]
+    return Bank.create(folder, parts[0].model_copy(update={"shards": tuple(shards)}))
 
 
 def check_bank(bank: Bank, spec: MelSpec, labels: tuple[str, ...], teacher_sha256: str) -> None:

@@ -31,9 +31,9 @@ from frami_edge.device import (
     world,
 )
 from frami_edge.errors import ConfigError, RunError
-from frami_edge.losses import DistillationLoss, FeatureScale, HiddenMatch
+from frami_edge.losses import DistillationLoss, FeatureScale
 from frami_edge.models import ReusedHead, StudentNet, TeacherLike
-from frami_edge.progress import Progress, ProgressCallback
+from frami_edge.progress import ProgressCallback, StepReport
 from frami_edge.runs import damaged, load_state, save_state
 from frami_edge.sources.procedural import procedural_mels
 
@@ -156,16 +156,12 @@ def distill(
         probe = sampler.batch(256, generator(config.seed, "distill/scale")).to(device)
         scale = FeatureScale.measure(teacher.hidden(probe))
     torch.manual_seed(named_seed(config.seed, "distill/projectors"))
-    match = HiddenMatch(student, teacher.model, scale).to(device)
-    groups = [*weight_groups(student, c.weight_decay), *weight_groups(match, c.weight_decay)]
-    optimizer = torch.optim.AdamW(groups, lr=c.learning_rate)
+    losses: nn.Module = DistillationLoss(student, teacher.model, scale, c, compute).to(device)
+    optimizer = torch.optim.AdamW(weight_groups(losses, c.weight_decay), lr=c.learning_rate)
     path = run.path(f"{phase}-state.pt") if run else None
-    checkpoint = _Checkpoint(path, student, match, optimizer)
-    first = checkpoint.load()
-    losses: nn.Module = DistillationLoss(student, match, c, compute)
-    if ranks > 1:
-        losses = DistributedDataParallel(losses, find_unused_parameters=True)
-    report = _Report(phase, c.steps, first, run, progress)
+    first = _load(path, losses, optimizer)
+    network = DistributedDataParallel(losses, find_unused_parameters=True) if ranks > 1 else losses
+    report = StepReport(phase, first, c.steps, read_every(compute), run, progress)
 
     with run.timed(phase) if run else nullcontext():
         for step in range(first, c.steps):
@@ -176,20 +172,20 @@ def distill(
             student.train()
             with torch.no_grad(), autocast(compute):
                 target = teacher.hidden(x)
-            terms, logits_BK = losses(x, target)
+            terms, logits_BK = network(x, target)
             loss = torch.stack(list(terms.values())).sum()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
+            agreement = (logits_BK.argmax(1) == target.logits_BK.argmax(1)).float().mean()
             done = step + 1
             due = done % c.checkpoint_steps == 0 or done == c.steps
-            agreement = (logits_BK.argmax(1) == target.logits_BK.argmax(1)).float().mean()
-            report.add({"loss": loss, **terms, "agreement": agreement})
-            if due or len(report.unread) >= read_every(compute):
-                report.read(done)
-            if due:
-                checkpoint.save(done)
-
+            rows = report.step({"loss": loss, **terms, "agreement": agreement}, read=due)
+            if not all(math.isfinite(row["loss"]) for row in rows):
+                raise _diverged(done, c.steps)
+            if due and path:
+                parts = {"losses": losses.state_dict(), "optimizer": optimizer.state_dict()}
+                save_state(path, {"done": done, **parts})
     return _finished(student, c.steps)
 
 
@@ -247,84 +243,20 @@ def _check_head(teacher: TeacherLike, student: StudentNet, config: DistillConfig
     )
 
 
-class _Checkpoint:
-    """Everything that a resumed distillation needs, in one file; rank 0 alone has a path."""
-
-    def __init__(
-        self,
-        path: Path | None,
-        student: StudentNet,
-        match: HiddenMatch,
-        optimizer: torch.optim.Optimizer,
-    ) -> None:
-        self.path = path
-        self.parts: dict[str, nn.Module | torch.optim.Optimizer] = {
-            "student": student,
-            "match": match,
-            "optimizer": optimizer,
-        }
-
-    def load(self) -> int:
-        """Restore the state where there is one; returns the number of steps done."""
-        found = [load_state(self.path) if self.path and self.path.exists() else None]
-        if self.path and self.path.exists() and found[0] is None:
-            log.warning(damaged(self.path, "the distillation"))
-        if world()[1] > 1:
-            dist.broadcast_object_list(found, src=0)
-        state = found[0]
-        if state is None:
-            return 0
-        for name, part in self.parts.items():
-            part.load_state_dict(state[name])
-        log.info("Continuing from step %d.", state["done"])
-        return int(state["done"])
-
-    def save(self, done: int) -> None:
-        """Replace the file."""
-        if self.path:
-            state = {name: part.state_dict() for name, part in self.parts.items()}
-            save_state(self.path, {"done": done, **state})
-
-
-class _Report:
-    """Rows of metrics and progress of the steps, read from the device some at a time."""
-
-    def __init__(
-        self,
-        phase: str,
-        steps: int,
-        first: int,
-        run: RunFolder | None,
-        progress: ProgressCallback | None,
-    ) -> None:
-        self.phase, self.steps, self.run, self.progress = phase, steps, run, progress
-        self.names: tuple[str, ...] = ()
-        self.unread: list[Tensor] = []
-        if run:
-            # Also without a checkpoint: a run killed before its first one has written rows.
-            run.rewind(first, phase=phase)
-
-    def add(self, metrics: dict[str, Tensor]) -> None:
-        """Keep the metrics of one step on the device."""
-        self.names = tuple(metrics)
-        self.unread.append(torch.stack([value.detach() for value in metrics.values()]))
-
-    def read(self, done: int) -> None:
-        """Copy the unread metrics in one transfer; ``done`` is the step after the last of them.
-
-        Raises:
-            RunError: A loss is not finite.
-        """
-        first = done - len(self.unread) + 1
-        for i, values in enumerate(torch.stack(self.unread).tolist()):
-            row = dict(zip(self.names, values, strict=True))
-            if not math.isfinite(row["loss"]):
-                raise _diverged(first + i, self.steps)
-            if self.run:
-                self.run.log(step=first + i, phase=self.phase, **row)
-            if self.progress:
-                self.progress(Progress(self.phase, first + i, self.steps, row))
-        self.unread.clear()
+def _load(path: Path | None, losses: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Restore a checkpoint, which rank 0 alone has; returns the number of steps done."""
+    found = [load_state(path) if path and path.exists() else None]
+    if path and path.exists() and found[0] is None:
+        log.warning(damaged(path, "the distillation"))
+    if world()[1] > 1:
+        dist.broadcast_object_list(found, src=0, device=torch.device("cpu"))
+    state = found[0]
+    if state is None:
+        return 0
+    losses.load_state_dict(state["losses"])
+    optimizer.load_state_dict(state["optimizer"])
+    log.info("Continuing from step %d.", state["done"])
+    return int(state["done"])
 
 
 def _diverged(step: int, steps: int) -> RunError:

@@ -1,10 +1,8 @@
-"""What training needs beyond the runtime: package ranges, torch, CUDA, data sets, the terminal."""
+"""What training needs beyond the runtime: package ranges, torch, CUDA and data sets."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -43,8 +41,7 @@ def examine(places: Sequence[Path] = (), root: Path | None = None) -> list[Check
     limits: Any = {"least_python": (3, 11), "memory_gb": 1.0, "disk_gb": 0.3}
     checks = doctor.examine(places, audio_needed=True, **limits)
     checks += doctor.grouped("training", [*check_ranges(), *check_torch(), *check_cuda()])
-    checks += doctor.grouped("data sets", check_sets(root))
-    return checks + doctor.grouped("terminal", check_terminal())
+    return checks + doctor.grouped("data sets", check_sets(root))
 
 
 def requirements() -> list[Requirement]:
@@ -87,7 +84,7 @@ def check_torch() -> list[Check]:
 
 def check_cuda() -> list[Check]:
     """Whether torch computes on the GPU; nothing where the driver reports none."""
-    if not doctor.find_gpus()[0]:
+    if doctor.check_gpu()[1].status != "ok":
         return []
     facts = doctor.probe(_CUDA, IMPORT_LIMIT_S)
     if "sum" in facts:
@@ -112,13 +109,3 @@ def check_sets(option: Path | None = None) -> list[Check]:
             status: Status = "warn" if find_folder(info, root) else "absent"
             checks.append(Check(info.name, status, error.message, error.fix))
     return checks
-
-
-def check_terminal() -> list[Check]:
-    """Encoding and width of the terminal; nothing where the output goes elsewhere."""
-    if not sys.stdout.isatty():
-        return []
-    found = f"{sys.stdout.encoding}, {shutil.get_terminal_size().columns} columns"
-    if sys.stdout.encoding.lower().replace("-", "") != "utf8":
-        return [Check("terminal", "warn", found, "export LC_ALL=C.UTF-8 PYTHONUTF8=1")]
-    return [Check("terminal", "ok", found)]

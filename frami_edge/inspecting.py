@@ -124,16 +124,16 @@ def _file(path: Path) -> Facts:
 
 
 def _geometry(mel: MelSpec, receptive_field: int, stride: int, right: int) -> Facts:
-    """Receptive field, stride and algorithmic delay of trunk frames.
+    """Receptive field and stride of trunk frames in mel frames, and their delay.
 
     The delay is that of a frame behind the sound at its centre: the mel frames after it, and half
     the FFT of the last of them. Computing and buffering add to it.
     """
     hop_ms = 1000 * mel.hop_s
     return {
-        "receptive_field_frames": receptive_field,
+        "receptive_field": receptive_field,
         "receptive_field_ms": receptive_field * hop_ms,
-        "stride_frames": stride,
+        "stride": stride,
         "stride_ms": stride * hop_ms,
         "delay_ms": right * hop_ms + 500 * mel.n_fft / mel.sample_rate,
     }
@@ -172,7 +172,7 @@ def _describe_onnx(path: Path) -> Description:
     else:  # TensorRT's static rules make sense for a sound graph only
         lint += lint_tensorrt(model)
     findings += [f"{f.message} {f.fix}" for f in lint if f.rule in ("opset", "ir", "external-data")]
-    graph = {**_graph_facts(model), "tensorrt_lint": [f"{f.rule}: {f.node}" for f in lint]}
+    graph = {**_graph_facts(model), "tensorrt_lint": Counter(f.rule for f in lint)}
     sections = {"file": _file(path), "graph": graph, **sections}
     return Description(kind, title, sections, findings)
 
@@ -260,7 +260,7 @@ def _describe_safetensors(path: Path) -> Description:
         right = network.context[1]
         facts |= _geometry(loaded.mel, network.receptive_field, network.stride, right)
     sections = {"file": file_facts, "network": facts, "card": card.model_dump(mode="json")}
-    findings = [] if card.heard else [_NO_TRAINED_ON]
+    findings = [] if card.real_clips else [_NO_TRAINED_ON]
     return Description(card.kind, f"{card.kind} of frami-edge", sections, findings)
 
 
@@ -349,8 +349,8 @@ def _describe_export(folder: Path) -> Description:
             "gates": len(report["gates"]),
             "calibration": report["calibration"],
             "measured_on": report["bench"].get("cpu"),
+            "notes": report["notes"],
         }
-        findings += [str(note) for note in report["notes"]]
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         raise ModelFileError(
             f"{path} is damaged or of another version.",

@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,18 +30,18 @@ from frami_edge.device import (
     upload,
     world,
 )
-from frami_edge.errors import BankError, TeacherError
+from frami_edge.errors import BankError
 from frami_edge.losses import (
     BatchNormStatistics,
     FeatureInvariantContrast,
     adversarial_loss,
     class_loss,
     contrastive_view,
-    live_batch_norms,
     logits_loss,
+    require_batch_norms,
 )
 from frami_edge.models import StudentNet
-from frami_edge.progress import Progress, ProgressCallback
+from frami_edge.progress import ProgressCallback, StepReport
 from frami_edge.runs import damaged, load_state, save_state
 from frami_edge.sources import (
     Batch,
@@ -327,7 +327,7 @@ def invert(
         BankError: The folder holds a bank of other settings, or a source diverged.
         TeacherError: A BatchNorm term is on and the teacher has no live BatchNorm.
     """
-    require_batch_norms(teacher, config)
+    check_teacher(teacher, config)
     place(teacher.model, compute)
     rank, ranks = world()
     seed = rank_seed(seed, rank)
@@ -341,22 +341,40 @@ def invert(
         seed=seed,
     )
     bank = Bank.open_or_create(folder if ranks == 1 else folder / f"rank-{rank}", index)
-    report = _Report(compute, run, progress)
     with run.timed("invert") if run else contextlib.nullcontext():
         for name in config.shares:
-            fill_bank(bank, make_source(name, context), context, report)
+            _fill(bank, make_source(name, context), context, run, progress)
         if ranks > 1:
-            bank = merge_parts(folder, rank, ranks)
+            dist.barrier()
+            bank = merge_parts(folder, ranks) if rank == 0 else bank
         if rank == 0 and set(bank.index.health) != set(config.shares):
-            bank.set_health(
-                {n: source_health(teacher.model, bank, n, compute) for n in bank.sources}
-            )
+            health = {n: source_health(teacher.model, bank, n, compute) for n in bank.sources}
+            bank.set_health(health)
+        if ranks > 1:
+            dist.barrier()
+            bank = Bank.open(folder)
     if run:
         run.record(bank={"clips": bank.sources, "health": bank.index.health})
     return bank
 
 
-def fill_bank(bank: Bank, source: Source, context: Context, report: _Report) -> None:
+def check_teacher(teacher: Teacher, config: BankConfig) -> None:
+    """Refuse a teacher that the configured terms cannot use; `invert` does it first.
+
+    Raises:
+        TeacherError: A BatchNorm term is on and the teacher has no live BatchNorm.
+    """
+    keys = [key for name in config.shares for key in batch_norm_keys(config, name)]
+    require_batch_norms(teacher.model, keys)
+
+
+def _fill(
+    bank: Bank,
+    source: Source,
+    context: Context,
+    run: RunFolder | None,
+    progress: ProgressCallback | None,
+) -> None:
     """All remaining steps of one source; its clips are written whenever a shard is full.
 
     The state of the source is saved next to the shard, under the step that follows, and before the
@@ -364,22 +382,24 @@ def fill_bank(bank: Bank, source: Source, context: Context, report: _Report) -> 
     """
     name, steps = source.name, source.steps
     first = _resume(bank, source)
-    report.start(name, steps, first)
+    report = StepReport(name, first, steps, read_every(context.compute), run, progress)
     waiting: list[Batch] = []
+    start = time.monotonic(), time.process_time()
     for step in range(first, steps):
         batch = source.step(step)
-        done = step + 1
-        report.step(done, batch.metrics)
+        report.step(batch.metrics)
         if batch.keep:
             waiting.append(batch)
+        done = step + 1
         full = sum(len(b.labels_B) for b in waiting) >= context.config.shard_clips
         if waiting and (full or done == steps):
             clips = _clips(waiting, context, name, done)
+            report.read()
             if done < steps:
                 save_state(_state_path(bank, name, done), source.state())
             bank.append(name, clips, first, done)
             _state_path(bank, name, first).unlink(missing_ok=True)
-            report.saved()
+            start = _record_seconds(run, name, start, new=first == 0)
             first, waiting = done, []
     report.read()
     if name not in bank.sources:
@@ -411,51 +431,19 @@ def _state_path(bank: Bank, source: str, next_step: int) -> Path:
     return bank.folder / f"state-{source}-{next_step:06d}.pt"
 
 
-class _Report:
-    """Passes on what the sources do: rows of metrics, seconds per source, progress."""
-
-    def __init__(
-        self, compute: Compute, run: RunFolder | None, progress: ProgressCallback | None
-    ) -> None:
-        self.read_every, self.run, self.progress = read_every(compute), run, progress
-
-    def start(self, name: str, steps: int, first: int) -> None:
-        """A source starts, or continues after its first steps."""
-        self.name, self.steps = name, steps
-        self.unread: list[tuple[int, Mapping[str, Tensor]]] = []
-        self.since = time.monotonic(), time.process_time()
-        self.seconds = {"wall": 0.0, "cpu": 0.0}
-        if self.run:
-            self.run.rewind(first, phase=name)
-            if first:
-                self.seconds |= self.run.manifest.get("source_seconds", {}).get(name, {})
-
-    def step(self, done: int, metrics: Mapping[str, Tensor]) -> None:
-        """One step more; its metrics stay on the device for now."""
-        self.unread.append((done, metrics))
-        if len(self.unread) >= self.read_every:
-            self.read()
-
-    def read(self) -> None:
-        """Copy the metrics of the latest steps from the device."""
-        for done, metrics in self.unread:
-            values = torch.stack(list(metrics.values())).tolist() if metrics else []
-            row = dict(zip(metrics, values, strict=True))
-            if self.run and row:
-                self.run.log(step=done, phase=self.name, **row)
-            if self.progress:
-                self.progress(Progress(self.name, done, self.steps, row))
-        self.unread.clear()
-
-    def saved(self) -> None:
-        """A shard is written: a killed run will not repeat these steps."""
-        self.read()
-        now = time.monotonic(), time.process_time()
-        for key, end, start in zip(("wall", "cpu"), now, self.since, strict=True):
-            self.seconds[key] = round(self.seconds[key] + end - start, 3)
-        self.since = now
-        if self.run:
-            self.run.record(source_seconds={self.name: self.seconds})
+def _record_seconds(
+    run: RunFolder | None, source: str, start: tuple[float, float], *, new: bool
+) -> tuple[float, float]:
+    """Add the seconds since `start` to those of the source's earlier shards; returns now."""
+    now = time.monotonic(), time.process_time()
+    if run:
+        before = {} if new else run.manifest.get("source_seconds", {}).get(source, {})
+        spent = {
+            key: round(before.get(key, 0.0) + end - begin, 3)
+            for key, end, begin in zip(("wall", "cpu"), now, start, strict=True)
+        }
+        run.record(source_seconds={source: spent})
+    return now
 
 
 @torch.no_grad()
@@ -483,20 +471,3 @@ def diverged(source: str, done: int, how: str) -> BankError:
         fix=f"Use a smaller {section(source)}.learning_rate and another --out, "
         "or --precision fp32.",
     )
-
-
-def require_batch_norms(teacher: Teacher, config: BankConfig) -> None:
-    """Refuse a teacher that the configured terms cannot use.
-
-    Raises:
-        TeacherError: A BatchNorm term is on and the teacher has no live BatchNorm.
-    """
-    on = [key for name in config.shares for key in batch_norm_keys(config, name)]
-    if on and not live_batch_norms(teacher.model):
-        switches = " ".join(f"--set {key}=0" for key in on)
-        raise TeacherError(
-            "The teacher has no BatchNorm with running statistics: they were folded into the "
-            "weights, or it uses another norm.",
-            fix=f"Use the checkpoint from before folding, or run without that term: {switches} "
-            "(expect a poorer bank).",
-        )

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch.distributed as dist
 from pydantic import BaseModel
 
 from frami_edge import plots
@@ -147,7 +148,7 @@ class Journey:
         Under torchrun rank N > 0 has a folder of its own, named `folder.rank-N`.
         """
         log.info("Device: %s", self.compute.reason)
-        rank, _ = world()
+        rank, ranks = world()
         folder = self.folder.with_name(f"{self.folder.name}.rank-{rank}") if rank else self.folder
         with RunFolder.create(
             folder,
@@ -163,6 +164,8 @@ class Journey:
             if isinstance(self.teacher.description, TeacherDescription):
                 write_description(run.path("teacher.yaml"), self.teacher.description)
             yield run
+        if ranks > 1:
+            dist.barrier()  # no process returns before rank 0 has written everything
 
     def sampler(self, bank: Bank | Sampler) -> Sampler:
         """Clips of a given bank, which must fit teacher and config; any other sampler as it is.

@@ -5,6 +5,7 @@ Shape legend: B batch, M mel bands, T frames, C channels, D pooled state, K clas
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +62,26 @@ def live_batch_norms(model: nn.Module) -> list[tuple[str, _BatchNorm]]:
     ]
 
 
+def require_batch_norms(model: nn.Module, weights: Sequence[str]) -> None:
+    """Refuse a teacher without live BatchNorm where a term needs it.
+
+    Args:
+        model: Teacher.
+        weights: Config keys of the terms' weights; with none of them everything is fine.
+
+    Raises:
+        TeacherError: A weight is named and the teacher has no live BatchNorm.
+    """
+    if weights and not live_batch_norms(model):
+        switches = " ".join(f"--set {key}=0" for key in weights)
+        raise TeacherError(
+            "The teacher has no BatchNorm with running statistics: they were folded into the "
+            "weights, or it uses another norm.",
+            fix=f"Use the checkpoint from before folding, or run without that term: {switches} "
+            "(expect a poorer bank).",
+        )
+
+
 def channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (C,) and population variance (C,) of (B, C) or (B, C, ...), in float32.
 
@@ -110,14 +131,8 @@ class BatchNormStatistics:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        require_batch_norms(model, ["bank.inversion.batch_norm"])
         self.layers = [layer for _, layer in live_batch_norms(model)]
-        if not self.layers:
-            raise TeacherError(
-                "The teacher has no BatchNorm with running statistics: they were folded into the "
-                "weights, or it uses another norm.",
-                fix="Use the checkpoint from before folding, or set the weight of the BatchNorm "
-                "term to 0, such as --set bank.inversion.batch_norm=0 (expect a poorer bank).",
-            )
         self._handles: list[Any] = []
         self.observed: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -311,23 +326,39 @@ class FeatureScale:
         )
 
 
-class HiddenMatch(nn.Module):
-    """Match the student's hidden states to the teacher's, before and after the pooling.
+class DistillationLoss(nn.Module):
+    """``L = w_logits L_logits + w_before L_before + w_after L_after``; weight 0 omits a term.
 
     ``L_before = mean (P_f h_s - h_t)² / var(h_t)``, frame by frame at the same mel frame, and
     ``L_after = mean (P s_s - s_t)² / var(s_t)``, where P is the projector in front of the reused
     head. The frame projector P_f is the identity where the student has the teacher's C; it is
-    dropped after training in any case.
+    dropped after training in any case. It is a module that contains the student, so that
+    DistributedDataParallel can wrap all that is trained.
 
     Source: our reading of Z. Kang et al., *FRAMI*, ICASSP 2023: "the hidden states before and
     after the statistics pooling layer are reused".
+
+    Args:
+        student: Trained.
+        teacher: Gives sizes, and the positions of its frames.
+        scale: Variances of the teacher's hidden states.
+        config: Weights and temperature.
+        compute: Device and precision.
     """
 
     scale_C: Tensor
     scale_D: Tensor
 
-    def __init__(self, student: StudentNet, teacher: TeacherLike, scale: FeatureScale) -> None:
+    def __init__(
+        self,
+        student: StudentNet,
+        teacher: TeacherLike,
+        scale: FeatureScale,
+        config: DistillConfig,
+        compute: Compute,
+    ) -> None:
         super().__init__()
+        self.student, self.config, self.compute = student, config, compute
         c_s, c_t = student.channels, teacher.channels
         self.frame_projector: nn.Module = nn.Identity() if c_s == c_t else nn.Conv1d(c_s, c_t, 1)
         # A student with a head of its own has no projector yet.
@@ -338,56 +369,35 @@ class HiddenMatch(nn.Module):
         self.register_buffer("scale_C", scale.frames_C)
         self.register_buffer("scale_D", scale.pooled_D)
 
-    def before(self, student: StudentNet, s: Hidden, t: Hidden) -> Tensor:
-        """The frame-feature term; the student's frames are compared where they are centred."""
-        centres = student.frame_centres(s.frames_BCT.shape[2], s.frames_BCT.device)
-        target = align_frames(t.frames_BCT.float(), (centres - self.offset) / self.stride)
-        error = (self.frame_projector(s.frames_BCT.float()) - target).square()
-        return torch.mean(error / self.scale_C[None, :, None])
-
-    def after(self, student: StudentNet, s: Hidden, t: Hidden) -> Tensor:
-        """The pooled-statistics term."""
-        head = student.head
-        projector = head.projector if isinstance(head, ReusedHead) else self.pooled_projector
-        assert projector is not None
-        error = (projector(s.pooled_BD) - t.pooled_BD.float()).square()
-        return torch.mean(error / self.scale_D)
-
-
-class DistillationLoss(nn.Module):
-    """``L = w_logits L_logits + w_before L_before + w_after L_after``.
-
-    A weight of 0 leaves its term out.
-    A module that contains the student, so that DistributedDataParallel can wrap what is trained.
-
-    Args:
-        student: Trained.
-        match: The terms of the hidden states.
-        config: Weights and temperature.
-        compute: Device and precision.
-    """
-
-    def __init__(
-        self, student: StudentNet, match: HiddenMatch, config: DistillConfig, compute: Compute
-    ) -> None:
-        super().__init__()
-        self.student, self.match, self.config, self.compute = student, match, config, compute
-
     def forward(self, x_B1MT: Tensor, t: Hidden) -> tuple[dict[str, Tensor], Tensor]:
         """The weighted terms by name, and the student's logits (B, K)."""
-        w, student = self.config, self.student
+        w = self.config
         # oneDNN's backward of depthwise kernels is several times slower in bf16 than in fp32.
-        low = self.compute.device.type != "cpu"
-        with autocast(self.compute, enabled=low):
-            s = student.hidden(x_B1MT)
+        with autocast(self.compute, enabled=self.compute.device.type != "cpu"):
+            s = self.student.hidden(x_B1MT)
         terms = {}
         if w.logits:
             terms["logits"] = w.logits * logits_loss(s.logits_BK, t.logits_BK, w.temperature)
         if w.before_pooling:
-            terms["before"] = w.before_pooling * self.match.before(student, s, t)
+            terms["before"] = w.before_pooling * self.before(s, t)
         if w.after_pooling:
-            terms["after"] = w.after_pooling * self.match.after(student, s, t)
+            terms["after"] = w.after_pooling * self.after(s, t)
         return terms, s.logits_BK
+
+    def before(self, s: Hidden, t: Hidden) -> Tensor:
+        """The frame-feature term; the student's frames are compared where they are centred."""
+        centres = self.student.frame_centres(s.frames_BCT.shape[2], s.frames_BCT.device)
+        target = align_frames(t.frames_BCT.float(), (centres - self.offset) / self.stride)
+        error = (self.frame_projector(s.frames_BCT.float()) - target).square()
+        return torch.mean(error / self.scale_C[None, :, None])
+
+    def after(self, s: Hidden, t: Hidden) -> Tensor:
+        """The pooled-statistics term."""
+        head = self.student.head
+        projector = head.projector if isinstance(head, ReusedHead) else self.pooled_projector
+        assert projector is not None
+        error = (projector(s.pooled_BD) - t.pooled_BD.float()).square()
+        return torch.mean(error / self.scale_D)
 
 
 # --- Terms of the published baselines

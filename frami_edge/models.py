@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -127,10 +127,7 @@ class _Block(nn.Module):
             )
 
     def forward(self, x_BCMT: Tensor, lengths_B: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        if lengths_B is not None:
-            out_B: Tensor | None = (lengths_B + self.time_stride - 1) // self.time_stride
-        else:
-            out_B = None
+        out_B = None if lengths_B is None else -(-lengths_B // self.time_stride)
         y = _masked(F.relu(self.bn1(self.conv1(x_BCMT))), out_B)
         y = F.relu(self.bn2(self.conv2(y)) + self.shortcut(x_BCMT))
         return _masked(y, out_B), out_B
@@ -163,8 +160,7 @@ class ResNetTeacher(nn.Module):
         c_in = first
         for stage, c_out in enumerate(arch.channels):
             for i in range(arch.blocks):
-                # Time is halved by the stem and by stage 1 only; frequency by every stage but the
-                # first.
+                # The stem and stage 1 halve time; every stage but the first halves frequency.
                 stride = (1, 1) if stage == 0 or i > 0 else (2, 2 if stage == 1 else 1)
                 blocks.append(_Block(c_in, c_out, stride))
                 c_in = c_out
@@ -198,20 +194,6 @@ class ResNetTeacher(nn.Module):
 # --- The student: a trunk that streams exactly, statistics pooling and an affine head
 
 
-class Trunk(NamedTuple):
-    """The part of a student that streams.
-
-    Attributes:
-        module: (B, 1, M, T) to (B, C, T'), T' = (T - receptive_field) // stride + 1.
-        receptive_field: Mel frames that one frame feature depends on.
-        stride: Mel frames between frame features.
-    """
-
-    module: nn.Module
-    receptive_field: int
-    stride: int
-
-
 def _conv_bn_relu(
     c_in: int,
     c_out: int,
@@ -233,11 +215,15 @@ class FrequencyMean(nn.Module):
         return x_BCMT.mean(dim=2)
 
 
-def build_trunk(arch: StudentArch) -> Trunk:
+def build_trunk(arch: StudentArch) -> tuple[nn.Module, int, int]:
     """Stem, blocks of a depthwise and a 1x1 convolution, a last 1x1, mean over frequency.
 
     The first two layers stride by 2 in time, the first four by 2 in frequency. Nothing may pad
     along time or mix the whole clip: the export checks it.
+
+    Returns:
+        The module, (B, 1, M, T) to (B, C, T'), T' = (T - field) // stride + 1; the receptive field
+        and the stride of its frame features, in mel frames.
     """
     layers: list[nn.Module] = []
     c_in, field, jump = 1, 1, 1
@@ -251,7 +237,7 @@ def build_trunk(arch: StudentArch) -> Trunk:
         field, jump = field + (k - 1) * jump, jump * stride[1]
         c_in = c
     layers += _conv_bn_relu(c_in, arch.out_channels, (1, 1))
-    return Trunk(nn.Sequential(*layers, FrequencyMean()), field, jump)
+    return nn.Sequential(*layers, FrequencyMean()), field, jump
 
 
 class ReusedHead(nn.Module):

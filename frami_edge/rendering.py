@@ -54,7 +54,7 @@ def mel_to_audio(
         seed: Seeds the initial phases; the global generator stays unchanged.
 
     Returns:
-        (n_fft + (T - 1) hop,) float32; with ``center`` ((T - 1) hop,) and at least one hop.
+        (n_fft + (T - 1) hop,) float32; with ``center`` ((T - 1) hop,), at least one hop.
 
     Raises:
         AudioError: The mel has another number of bands, no frame, or values that are not finite.
@@ -146,15 +146,11 @@ def write_wavs(
 
 def _check(mel_MT: Tensor, spec: MelSpec) -> None:
     shape = tuple(mel_MT.shape)
-    if len(shape) != 2 or shape[0] != spec.n_mels or not shape[1]:
+    fits = len(shape) == 2 and shape[0] == spec.n_mels and shape[1] > 0
+    if not fits or not torch.isfinite(mel_MT).all():
         raise AudioError(
-            f"A mel of shape {shape} cannot be rendered.",
-            fix=f"Its front end gives ({spec.n_mels}, frames).",
-        )
-    if not torch.isfinite(mel_MT).all():
-        raise AudioError(
-            "A mel with values that are not finite cannot be rendered.",
-            fix="Make the bank again with `frami-edge invert`.",
+            f"A mel of shape {shape} cannot be rendered, or holds values that are not finite.",
+            fix=f"Its front end gives ({spec.n_mels}, frames) of finite values.",
         )
     if spec.hop_length >= spec.win_length:
         raise MelSpecError(

@@ -72,6 +72,12 @@ Fold = Annotated[
     str | None,
     typer.Option("--fold", help="Test fold.", show_default="the one that the teacher held out"),
 ]
+Backend = Annotated[
+    str,
+    typer.Option(
+        "--backend", help="Backend of streaming files: auto, cpu, cuda, tensorrt-ep or tensorrt."
+    ),
+]
 
 # --- A teacher: a checkpoint, a YAML description, or Python code with its files
 
@@ -176,6 +182,15 @@ def open_teacher(teacher: str, given: dict[str, Any]) -> Teacher:
     """The teacher that the options name, which are removed; raises as `load_teacher`."""
     from frami_edge.api import load_teacher
 
+    return load_teacher(teacher, **code_arguments(given))
+
+
+def code_arguments(given: dict[str, Any]) -> dict[str, Any]:
+    """The options of `CODE`, which are removed, as arguments of `load_teacher`.
+
+    Raises:
+        ConfigError: An argument of the callable is not NAME=VALUE.
+    """
     code = {option.name: given.pop(option.name) for option in CODE}
     arguments: dict[str, Any] = {}
     for text in code.pop("arguments") or ():
@@ -188,7 +203,7 @@ def open_teacher(teacher: str, given: dict[str, Any]) -> Teacher:
             arguments[name] = parse(value)
         except ValueError as error:
             raise ConfigError(f"--teacher-arg {text!r}: {error}.", fix="Quote it.") from None
-    return load_teacher(teacher, arguments=arguments or None, **code)
+    return {"arguments": arguments or None, **code}
 
 
 def parse_sources(text: str | None) -> Mapping[str, float] | None:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from frami_edge.cli import _options as opt
 from frami_edge.cli._app import command, command_app
 from frami_edge.cli._output import Output
 
@@ -45,13 +46,7 @@ def bench(
     chunk: Annotated[
         float, typer.Option("--chunk", min=0.001, max=60, help="Seconds of a streaming chunk.")
     ] = 0.1,
-    backend: Annotated[
-        str,
-        typer.Option(
-            "--backend",
-            help="Backend of streaming files: auto, cpu, cuda, tensorrt-ep or tensorrt.",
-        ),
-    ] = "auto",
+    backend: opt.Backend = "auto",
     rounds: Annotated[
         int, typer.Option("--rounds", min=15, help="Largest number of rounds for each input.")
     ] = 300,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -46,7 +45,7 @@ def doctor(
     checks = examine(places or (), data_root)
     output.result(as_json(checks, __version__))
     if not output.json:
-        typer.echo(as_text(checks, sys.stdout.encoding))
+        typer.echo(as_text(checks))
     if blocking := [check for check in checks if check.blocks]:
         fixes = "; ".join(f"{check.name}: {check.fix}" for check in blocking[:3])
         raise GateFailed(verdict(checks, "training"), fix=fixes)

@@ -51,13 +51,7 @@ def verify(
         float | None,
         typer.Option("--max-difference", min=0, help="Gate: largest difference of a logit."),
     ] = None,
-    backend: Annotated[
-        str,
-        typer.Option(
-            "--backend",
-            help="Backend of streaming files: auto, cpu, cuda, tensorrt-ep or tensorrt.",
-        ),
-    ] = "auto",
+    backend: opt.Backend = "auto",
     seed: opt.Seed = 0,
 ) -> None:
     """Compare two model files: first their facts, then their answers to the same clips.

@@ -255,11 +255,7 @@ class SpectrumFactory:
         return response.astype(np.float32)
 
     def colour(self, rng: Rng, x: Samples, *, resonances: tuple[int, int], anchors: int) -> Samples:
-        """Filter (n,) samples with a spectrum whose resonances move through ``anchors`` places.
-
-        With more than one anchor the filtered versions are cross-faded, each at full weight at its
-        own place in time.
-        """
+        """Filter (n,) samples; the resonances move through ``anchors`` places, cross-faded."""
         n = len(x)
         size = fast_length(n + self.taps)
         source = np.fft.rfft(x, size)

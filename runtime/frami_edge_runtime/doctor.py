@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -17,8 +18,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias
 
@@ -36,42 +38,27 @@ Status: TypeAlias = Literal["ok", "warn", "fail", "absent"]
 ROOT: Path = Path("/")
 """Above ``etc``, ``proc`` and ``dev``; tests replace it."""
 NOT_READY: Final = 3
-_GB: Final = 1e9
 _RELEASE: Final = "etc/nv_tegra_release"
-_MARK: Final = "frami-doctor: "
-# Runs the code in its argument. A file in the current folder must not pass for a module, and what
-# libraries print must not pass for a fact.
-_CHILD: Final = f"""
-import sys
-sys.path[:] = [place for place in sys.path if place]
+_JETSON_ENVIRONMENT: Final = (
+    "sudo apt install nvidia-jetpack, and make the environment with python3 -m venv "
+    "--system-site-packages ENV"
+)
+_REPORT: Final = """
 import json
 def report(**facts):
-    print({_MARK!r} + json.dumps(facts), flush=True)
-try:
-    exec(sys.argv[1], {{"report": report}})
-except BaseException as error:
-    lines = str(error).strip().splitlines() or ["no message"]
-    report(error=f"{{type(error).__name__}}: {{lines[0]}}")
-    if isinstance(error, ModuleNotFoundError):
-        report(error=f"{{error.name}} is not installed", missing=True)
+    print(json.dumps(facts), flush=True)
 """
 # An Identity of one float: a provider that cannot load its libraries falls back without an error.
 _ONNX_RUNTIME: Final = """
 import base64
-import numpy
 import onnxruntime as o
-report(version=o.__version__, providers=o.get_available_providers())
+available = o.get_available_providers()
+report(version=o.__version__, available=available)
 model = base64.b64decode(
     "CAcSADo3ChAKAXgSAXkiCElkZW50aXR5EgFnWg8KAXgSCgoICAESBAoCCAFiDwoBeRIKCggIARIECgIIAUIECgAQDQ=="
 )
-options = o.SessionOptions()
-options.log_severity_level = 4
-for name in ("CPU", "CUDA"):
-    provider = name + "ExecutionProvider"
-    if provider in o.get_available_providers():
-        session = o.InferenceSession(model, options, providers=[provider, "CPUExecutionProvider"])
-        session.run(None, {"x": numpy.ones(1, numpy.float32)})
-        report(**{name: provider in session.get_providers()})
+tried = [p for p in available if p in ("CUDAExecutionProvider", "CPUExecutionProvider")]
+report(loaded=o.InferenceSession(model, providers=tried).get_providers())
 """
 _TENSORRT: Final = """
 import tensorrt
@@ -79,7 +66,6 @@ report(version=str(tensorrt.__version__), system="dist-packages" in str(tensorrt
 """
 _MICROPHONE: Final = """
 import sounddevice
-report(found=True)
 device = sounddevice.query_devices(kind="input")
 report(device=str(device["name"]), rate=float(device["default_samplerate"]))
 """
@@ -87,9 +73,6 @@ _SOUNDFILE: Final = """
 import soundfile
 report(version=soundfile.__version__, libsndfile=soundfile.__libsndfile_version__)
 """
-_BROKEN_ON_JETSONS: Final = {"1.22.0": "aborts on import", "1.24.2": "crashes at exit"}
-"""On an Orin NX: microsoft/onnxruntime#25103 and #28301."""
-_SYSTEM_PACKAGES: Final = "python3 -m venv --system-site-packages ENV"
 
 # JetPack version, CUDA and TensorRT by L4T release; the longest prefix decides. docs/JETPACK.md
 _JETPACKS: Final = {
@@ -129,16 +112,6 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Gpu:
-    """An NVIDIA GPU; fields are empty where the driver does not report them."""
-
-    name: str
-    driver: str
-    sm: str
-    """Compute capability, such as ``8.7``."""
-
-
-@dataclass(frozen=True)
 class JetPack:
     """A release of NVIDIA's software for Jetsons; empty fields are not known."""
 
@@ -150,12 +123,12 @@ class JetPack:
     tensorrt: str = ""
 
 
-def run(*command: str, limit_s: float = 5.0) -> tuple[int | None, str, str]:
+def run(*command: str, limit_s: float = 5.0) -> tuple[str, str]:
     """Run a command for at most so many seconds.
 
     Returns:
-        (exit code, standard output and error, problem in words). The code is None where the command
-        does not exist or did not end; the problem is empty where the code is 0.
+        (standard output and error, problem in words); the problem is empty where the command exists
+        and ended with exit code 0.
     """
     name = os.path.basename(command[0])
     try:
@@ -165,24 +138,22 @@ def run(*command: str, limit_s: float = 5.0) -> tuple[int | None, str, str]:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env={**os.environ, "LC_ALL": "C"},
+            cwd="/",  # a file in the current folder must not pass for a module
             start_new_session=True,
         )
     except OSError:
-        return None, "", f"{name}: not found"
+        return "", f"{name}: not found"
     try:
-        out = process.communicate(timeout=limit_s)[0]
+        out = process.communicate(timeout=limit_s)[0].decode("utf-8", "replace")
     except subprocess.TimeoutExpired as late:
         # Not waited for: a driver may hold the process in the kernel.
-        with contextlib.suppress(OSError):
-            os.killpg(process.pid, signal.SIGKILL)
+        os.killpg(process.pid, signal.SIGKILL)
         so_far = (late.stdout or b"").decode("utf-8", "replace")
-        return None, so_far, f"{name} did not end within {limit_s:g} s"
-    code, problem = process.returncode, ""
+        return so_far, f"{name} did not end within {limit_s:g} s"
+    code = process.returncode
     if code < 0:
-        problem = f"{name} crashed with signal {-code}"
-    elif code:
-        problem = f"{name} ended with exit code {code}"
-    return code, out.decode("utf-8", "replace"), problem
+        return out, f"{name} crashed with signal {-code}"
+    return out, f"{name} ended with exit code {code}" if code else ""
 
 
 def probe(code: str, limit_s: float = 15.0) -> dict[str, Any]:
@@ -193,18 +164,22 @@ def probe(code: str, limit_s: float = 15.0) -> dict[str, Any]:
         limit_s: Seconds until the child is killed.
 
     Returns:
-        The facts; ``error`` where the code raised, crashed or hung, and ``missing`` where a module
-        is not installed.
+        The facts; ``error`` where the code raised, crashed or hung.
     """
-    _, out, problem = run(sys.executable, "-c", _CHILD, code, limit_s=limit_s)
+    out, problem = run(sys.executable, "-c", _REPORT + code, limit_s=limit_s)
     facts: dict[str, Any] = {}
     for line in out.splitlines():
-        fact = line.partition(_MARK)[2]
-        with contextlib.suppress(ValueError):  # no fact, or cut off by a crash
-            facts.update(json.loads(fact))
+        with contextlib.suppress(ValueError, TypeError):  # what libraries print is no fact
+            facts.update(json.loads(line))
     if problem:
-        facts.setdefault("error", problem)
+        raised = re.search(r"^[\w.]+(?:Error|Exception)\b.*", out, re.MULTILINE)
+        facts["error"] = raised[0] if raised else problem
     return facts
+
+
+def is_missing(facts: Mapping[str, Any]) -> bool:
+    """Whether the module of a `probe` is not installed."""
+    return str(facts.get("error")).startswith("ModuleNotFoundError")
 
 
 def version_of(package: str) -> str | None:
@@ -241,173 +216,147 @@ def check_python(least: tuple[int, int] = (3, 10)) -> Check:
     return Check("Python", "ok", text, needed=True)
 
 
-def check_memory(least_gb: float = 0.15) -> list[Check]:
-    """Free memory, within a container's limit; nothing where the system does not report it."""
-    found = dict(re.findall(r"^(\w+):\s+(\d+) kB", _text("proc/meminfo"), re.MULTILINE))
-    if "MemAvailable" not in found:
-        return []
-    free = 1024 * int(found["MemAvailable"])
+def check_memory(least_gb: float = 0.15) -> Check:
+    """Free memory, within a container's limit."""
+    found = re.search(r"^MemAvailable:\s+(\d+) kB", _text("proc/meminfo"), re.MULTILINE)
+    if found is None:
+        return Check("memory", "absent", "not reported by this system")
+    free = 1024 * int(found[1])
     limit, used = _text("sys/fs/cgroup/memory.max"), _text("sys/fs/cgroup/memory.current")
     if limit.isdecimal() and used.isdecimal():
         free = min(free, int(limit) - int(used))
-    text = f"{free / _GB:.1f} GB free"
-    if free >= least_gb * _GB:
-        return [Check("memory", "ok", text, needed=True)]
-    text += f"; {least_gb:g} GB are needed"
-    return [Check("memory", "fail", text, "End other programs.", needed=True)]
+    return _at_least("memory", free, least_gb, "", "End other programs.")
 
 
 def check_disk(least_gb: float = 0.05) -> Check:
     """Free space and write access in the current folder, where results go."""
     here = Path.cwd()
-    free = shutil.disk_usage(here).free
     if not os.access(here, os.W_OK):
         fix = "Use a folder that you may write to."
         return Check("disk", "fail", f"{here} cannot be written to", fix, needed=True)
-    text = f"{free / _GB:.1f} GB free at {here}"
-    if free >= least_gb * _GB:
-        return Check("disk", "ok", text, needed=True)
-    fix = f"Free {least_gb:g} GB, or use another disk."
-    return Check("disk", "fail", text, fix, needed=True)
+    free = shutil.disk_usage(here).free
+    return _at_least("disk", free, least_gb, f" at {here}", "Free some, or use another disk.")
+
+
+def _at_least(name: str, free: int, least_gb: float, where: str, fix: str) -> Check:
+    text = f"{free / 1e9:.1f} GB free{where}"
+    if free >= least_gb * 1e9:
+        return Check(name, "ok", text, needed=True)
+    return Check(name, "fail", f"{text}; {least_gb:g} GB are needed", fix, needed=True)
 
 
 def check_packages(*, audio_needed: bool = False) -> list[Check]:
     """NumPy, ONNX Runtime with its providers, and the extras."""
-    numpy = version_of("numpy")
-    checks = [Check("numpy", "ok", numpy or "", needed=True)]
-    if numpy is None:
-        checks = [Check("numpy", "fail", "not installed", "pip install numpy", needed=True)]
-    checks += _onnx_runtime()
+    checks = []
+    for name, needed in (("numpy", True), ("soxr", False)):
+        version = version_of(name)
+        failed: Status = "fail" if needed else "absent"
+        fix = "" if version else f"pip install {name}"
+        found = version or "not installed"
+        checks.append(Check(name, "ok" if version else failed, found, fix, needed=needed))
     facts = probe(_SOUNDFILE)
     if "libsndfile" in facts:
         text = f"{facts['version']}, libsndfile {facts['libsndfile']}: FLAC, OGG, MP3"
-        checks.append(Check("soundfile", "ok", text, needed=audio_needed))
-    elif audio_needed or "missing" not in facts:
-        fix = "pip install soundfile; on old systems also: apt-get install libsndfile1"
-        checks.append(Check("soundfile", "fail", facts.get("error", ""), fix, needed=audio_needed))
+        soundfile = Check("soundfile", "ok", text, needed=audio_needed)
     else:
-        text, fix = "not installed: PCM WAV files only", "pip install soundfile"
-        checks.append(Check("soundfile", "absent", text, fix))
-    if soxr := version_of("soxr"):
-        return [*checks, Check("soxr", "ok", soxr)]
-    text = "not installed: audio must have the model's sample rate"
-    return [*checks, Check("soxr", "absent", text, "pip install soxr")]
+        status: Status = "absent" if is_missing(facts) and not audio_needed else "fail"
+        text = f"PCM WAV files only: {facts['error']}"
+        fix = "pip install soundfile; on old systems also: apt-get install libsndfile1"
+        soundfile = Check("soundfile", status, text, fix, needed=audio_needed)
+    return [*checks, soundfile, check_onnx_runtime()]
 
 
-def _onnx_runtime() -> list[Check]:
+def check_onnx_runtime() -> Check:
+    """Version and providers of ONNX Runtime, and whether it runs a model."""
     every = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-rocm")
     installed = [name for name in every if version_of(name)] or ["onnxruntime"]
-    name, facts = installed[-1], probe(_ONNX_RUNTIME)
-    version, error = facts.get("version", ""), facts.get("error", "")
+    check = partial(Check, "onnxruntime", needed=True)
+    facts = probe(_ONNX_RUNTIME)
+    text = " ".join(facts[key] for key in ("version", "error") if key in facts)
     if len(installed) > 1:
-        text = f"{' and '.join(installed)} overwrite each other's files. {error}".strip()
-        fix = f"pip uninstall -y {' '.join(installed)}; then pip install {name}"
-        return [Check("onnxruntime", "fail" if error else "warn", text, fix, needed=True)]
-    if "CPU" not in facts:
-        fix = f"pip install --force-reinstall --no-deps {name}"
-        if "missing" in facts:
-            fix = f"pip install {name}"
-        elif "numpy" in error.lower():
+        text = f"{' and '.join(installed)} overwrite each other's files. {text}"
+        fix = f"pip uninstall -y {' '.join(installed)}; then pip install {installed[-1]}"
+        return check("fail" if "error" in facts else "warn", text, fix)
+    if "error" in facts:
+        fix = f"pip install --force-reinstall {installed[0]}"
+        if "numpy" in text.lower():
             fix = "pip install 'numpy<2'"  # NVIDIA's wheels that were built for NumPy 1
-        return [Check(name, "fail", f"{version} {error}".strip(), fix, needed=True)]
-    if version in _BROKEN_ON_JETSONS and _is_jetson():
-        text = f"{version} {_BROKEN_ON_JETSONS[version]} on some Jetsons"
-        return [Check(name, "warn", text, f"pip install '{name}!={version}'", needed=True)]
-    providers = [p.removesuffix("ExecutionProvider") for p in facts["providers"]]
-    checks = [Check(name, "ok", f"{version}, providers: {', '.join(providers)}", needed=True)]
-    if facts.get("CUDA") is True:
-        checks.append(Check("CUDA provider", "ok", "runs a model"))
-    elif "CUDA" in providers:
-        text = f"falls back to the CPU. {error}".strip()
+        return check("fail", text, fix)
+    names = [provider.removesuffix("ExecutionProvider") for provider in facts["available"]]
+    text += f", providers: {', '.join(names)}"
+    if "CUDA" in names and "CUDAExecutionProvider" not in facts["loaded"]:
         fix = "Install the CUDA and cuDNN that this onnxruntime was built for, or use backend='cpu'"
-        checks.append(Check("CUDA provider", "warn", text, fix))
-    return checks
+        return check("warn", f"{text}; CUDA does not load", fix)
+    return check("ok", text)
 
 
-def find_gpus() -> tuple[list[Gpu], Check]:
-    """NVIDIA's GPUs as the driver or a Jetson's name reports them; CUDA is not loaded."""
+def check_gpu() -> tuple[str, Check]:
+    """NVIDIA's GPUs as the driver or a Jetson's name reports them; CUDA is not loaded.
+
+    Returns:
+        (compute capability of the first GPU such as ``8.7``, or an empty string; check)
+    """
     query = "--query-gpu=name,driver_version,compute_cap"
-    code, out, problem = run("nvidia-smi", query, "--format=csv,noheader")
-    gpus = []
-    for line in out.splitlines() if code == 0 else []:
-        name, driver, sm = (["" if "N/A" in p else p.strip() for p in line.split(",")] + [""] * 3)[
-            :3
-        ]
-        if name:
-            gpus.append(Gpu(name, driver, sm if re.fullmatch(r"\d+\.\d+", sm) else ""))
-    if _is_jetson():
+    out, problem = run("nvidia-smi", query, "--format=csv,noheader")
+    gpus = [] if problem else out.splitlines()
+    sm = gpus[0].rpartition(", ")[2] if gpus else ""
+    if _is_jetson():  # whose nvidia-smi, if there is one, reports [N/A]
         board = _text("proc/device-tree/model")
         known = (("Thor", "11.0"), ("Orin", "8.7"), ("Xavier", "7.2"))
         sm = next((sm for word, sm in known if word in board), "")
-        gpus = [Gpu(board, gpus[0].driver if gpus else "", sm)]
+        gpus = [f"{board}, {sm}"]
     if gpus:
-        shown = [f"{g.name}, compute capability {g.sm}, driver {g.driver}" for g in gpus]
-        return gpus, Check("GPU", "ok", "; ".join(shown))
+        return sm, Check("GPU", "ok", f"{'; '.join(gpus)} (name, driver, compute capability)")
     if "not found" in problem and not (ROOT / "proc/driver/nvidia").exists():
-        return [], Check("GPU", "absent", "none of NVIDIA's: everything runs on the CPU")
+        return "", Check("GPU", "absent", "none of NVIDIA's: everything runs on the CPU")
     fix = "Start a container with --gpus all; else install NVIDIA's driver and restart."
-    return [], Check("GPU", "warn", problem or "nvidia-smi lists no GPU", fix)
+    return "", Check("GPU", "warn", problem or "nvidia-smi lists no GPU", fix)
 
 
-def check_tensorrt(gpus: Sequence[Gpu]) -> tuple[str, list[Check]]:
-    """JetPack and TensorRT, and whether they fit each other and the GPU.
+def check_jetpack() -> list[Check]:
+    """Whether the JetPack of a Jetson is new enough; nothing elsewhere."""
+    jetpack = read_release(_text(_RELEASE))
+    if jetpack is None:
+        if not _is_jetson():
+            return []
+        fix = "In a container mount it: -v /etc/nv_tegra_release:/etc/nv_tegra_release:ro"
+        return [Check("JetPack", "warn", f"/{_RELEASE} cannot be read", fix)]
+    text = f"{jetpack.version or 'unknown'} (L4T {jetpack.l4t}"
+    text += f": CUDA {jetpack.cuda}, TensorRT {jetpack.tensorrt})" if jetpack.cuda else ")"
+    if not jetpack.version or _numbers(jetpack.tensorrt) >= (10, 3):
+        return [Check("JetPack", "ok", text)]
+    fix = "Flash JetPack 6.1 or newer, or run the .onnx files with backend='cpu'."
+    return [Check("JetPack", "warn", f"{text}: its TensorRT is too old for our engines", fix)]
+
+
+def check_tensorrt() -> tuple[str, Check]:
+    """TensorRT, and whether it fits our engines and a Jetson.
 
     Returns:
-        (version of the TensorRT that Python imports, or an empty string; checks)
+        (version of the TensorRT that Python imports, or an empty string; check)
     """
-    checks, jetpack = [], read_release(_text(_RELEASE))
-    if jetpack is not None:
-        text = f"{jetpack.version or 'unknown'} (L4T {jetpack.l4t}"
-        text += f": CUDA {jetpack.cuda}, TensorRT {jetpack.tensorrt})" if jetpack.cuda else ")"
-        if not jetpack.version or _numbers(jetpack.tensorrt) >= (10, 3):
-            checks.append(Check("JetPack", "ok", text))
-        else:
-            text += ": its TensorRT is too old for our engines"
-            fix = "Flash JetPack 6.1 or newer, or run the .onnx files with backend='cpu'."
-            checks.append(Check("JetPack", "warn", text, fix))
-    elif _is_jetson():
-        fix = "In a container mount it: -v /etc/nv_tegra_release:/etc/nv_tegra_release:ro"
-        checks.append(Check("JetPack", "warn", f"/{_RELEASE} cannot be read", fix))
-    pip = [name for name in ("tensorrt", "tensorrt-cu13", "tensorrt-cu12") if version_of(name)]
-    install = "pip install 'tensorrt>=10.3'" if gpus else ""
-    if _is_jetson():
-        install = (
-            f"sudo apt install nvidia-jetpack, and make the environment with {_SYSTEM_PACKAGES}"
-        )
+    install = _JETSON_ENVIRONMENT if _is_jetson() else "pip install 'tensorrt>=10.3'"
     facts = probe(_TENSORRT)
-    version = facts.get("version", "")
-    if not version and "missing" in facts and not pip:
-        packaged = run("dpkg-query", "-W", "-f", "${Version}\n", "libnvinfer[0-9]*")[1]
-        system = re.search(r"^\d+(\.\d+)+", packaged, re.MULTILINE)
-        if system is None:
-            text = "not installed; only engines need it"
-            return "", [*checks, Check("TensorRT", "absent", text, install)]
-        text = f"the system has {system[0]}, and this Python does not see it"
-        fix = f"{_SYSTEM_PACKAGES} makes an environment that does (apt install python3-libnvinfer)."
-        return "", [*checks, Check("TensorRT", "warn", text, fix)]
-    if not version:
-        text = f"installed, but: {facts.get('error')}"
-        return "", [*checks, Check("TensorRT", "warn", text, install or "pip uninstall tensorrt")]
+    if "version" not in facts:
+        status: Status = "absent" if is_missing(facts) else "warn"
+        text = f"only engines need it: {facts['error']}"
+        return "", Check("TensorRT", status, text, install)
+    version = str(facts["version"])
     text = f"{version}, {'of the system' if facts['system'] else 'from pip'}"
     if _is_jetson() and not facts["system"] and _numbers(version) < (11, 4):
         text += ": pip's packages for arm64 do not support a Jetson's GPU"
-        fix = f"pip uninstall -y {' '.join(pip)}; then {install}"
-        return version, [*checks, Check("TensorRT", "fail", text, fix)]
+        return version, Check("TensorRT", "fail", text, f"pip uninstall tensorrt; {install}")
     if _numbers(version) < (10, 3):
-        text += ": our engines need 10.3 or newer"
-        fix = "JetPack 6.1 or newer; on a PC: pip install 'tensorrt>=10.3'"
-        return version, [*checks, Check("TensorRT", "warn", text, fix)]
-    checks.append(Check("TensorRT", "ok", text))
-    return version, checks
+        return version, Check("TensorRT", "warn", f"{text}: our engines need 10.3", install)
+    return version, Check("TensorRT", "ok", text)
 
 
-def check_engines(places: Sequence[Path], tensorrt: str, gpus: Sequence[Gpu]) -> list[Check]:
+def check_engines(places: Sequence[Path], tensorrt: str, sm: str) -> list[Check]:
     """Whether engines, or all engines in a folder, were built for this TensorRT and this GPU.
 
     They were asked for by name, so one that does not fit blocks.
     """
     checks = []
-    sm = next((gpu.sm for gpu in gpus if gpu.sm), "")
     for place in places:
         files = [place]
         if place.is_dir():
@@ -436,24 +385,21 @@ def check_microphone() -> Check:
     facts = probe(_MICROPHONE, limit_s=5.0)
     if "device" in facts:
         return Check("microphone", "ok", f"{facts['device']}, {facts['rate']:g} Hz (PortAudio)")
-    listed, problem = run("arecord", "-l")[1:]
-    cards = re.findall(r"^card \d+:.*?\[(.*?)\]", listed, re.MULTILINE)
-    capturing = "capture" in _text("proc/asound/pcm")
-    control = ROOT / "dev/snd/controlC0"
-    if capturing and not os.access(control, os.R_OK | os.W_OK):
-        fix = "sudo usermod -aG audio $USER, then log in again"
-        return Check("microphone", "warn", "this user may not use the sound card", fix)
-    if "found" in facts and capturing:
+    listed, problem = run("arecord", "-l")
+    cards = ", ".join(re.findall(r"^card \d+:.*?\[(.*?)\]", listed, re.MULTILINE))
+    if "PortAudioError" in facts["error"] and cards:
         fix = "`arecord -L` names the devices; pass one: frami-edge-listen MODEL --device NAME"
-        return Check("microphone", "warn", "PortAudio has no default input device, ALSA has", fix)
-    if cards and "found" not in facts:
-        return Check("microphone", "ok", f"{', '.join(cards)} (arecord)")
-    if "found" not in facts and "not found" in problem:
-        text = f"no way to record: {facts['error']}, and no arecord"
+        return Check("microphone", "warn", f"{cards}; PortAudio has no default device", fix)
+    if cards:
+        return Check("microphone", "ok", f"{cards} (arecord)")
+    if is_missing(facts) and "not found" in problem:
         fix = "pip install sounddevice and apt-get install libportaudio2, or install alsa-utils"
-        return Check("microphone", "absent" if "missing" in facts else "warn", text, fix)
-    fix = "Plug one in; in a container add --device /dev/snd."
-    return Check("microphone", "absent", "no input device", fix)
+        return Check("microphone", "absent", "neither sounddevice nor arecord to record with", fix)
+    fix = (
+        "Plug one in; in a container add --device /dev/snd; if there is one, sudo usermod -aG "
+        "audio $USER and log in again."
+    )
+    return Check("microphone", "absent", f"no input device: {facts['error']}", fix)
 
 
 def examine(
@@ -473,14 +419,14 @@ def examine(
         disk_gb: Free disk space below which the check fails.
         audio_needed: Whether soundfile is needed; a device reads PCM WAV without it.
     """
-    gpus, gpu_check = find_gpus()
-    tensorrt, tensorrt_checks = check_tensorrt(gpus)
-    machine = [check_python(least_python), *check_memory(memory_gb), check_disk(disk_gb)]
+    sm, gpu = check_gpu()
+    version, tensorrt = check_tensorrt()
+    machine = [check_python(least_python), check_memory(memory_gb), check_disk(disk_gb)]
     return [
         *grouped("machine", machine),
         *grouped("packages", check_packages(audio_needed=audio_needed)),
-        *grouped("GPU", [gpu_check, *tensorrt_checks]),
-        *grouped("engines", check_engines(places, tensorrt, gpus)),
+        *grouped("GPU", [gpu, *check_jetpack(), tensorrt]),
+        *grouped("engines", check_engines(places, version, sm)),
         *grouped("sound", [check_microphone()]),
     ]
 
@@ -490,19 +436,14 @@ def grouped(group: str, checks: Sequence[Check]) -> list[Check]:
     return [replace(check, group=group) for check in checks]
 
 
-def as_text(checks: Sequence[Check], encoding: str | None) -> str:
+def as_text(checks: Sequence[Check]) -> str:
     """All checks by group; each fix on a line of its own, to be copied."""
-    marks = {"ok": "✔", "warn": "!", "fail": "✘", "absent": "·"}
-    try:
-        "".join(marks.values()).encode(encoding or "ascii")
-    except (UnicodeEncodeError, LookupError):
-        marks = {"ok": "ok", "warn": "!!", "fail": "XX", "absent": "--"}
     width = max(len(check.name) for check in checks)
     lines = []
-    for group in dict.fromkeys(check.group for check in checks):
+    for group, members in itertools.groupby(checks, key=lambda check: check.group):
         lines.append(group)
-        for check in (c for c in checks if c.group == group):
-            lines.append(f"  {marks[check.status]} {check.name:<{width}}  {check.found}")
+        for check in members:
+            lines.append(f"  {check.status:6}  {check.name:<{width}}  {check.found}")
             if check.fix:
                 lines.append(f"    fix: {check.fix}")
     return "\n".join(lines)
@@ -541,7 +482,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         print(json.dumps(as_json(checks, __version__), indent=2))
     else:
-        print(as_text(checks, sys.stdout.encoding))
+        print(as_text(checks))
         print(verdict(checks, "listening"), file=sys.stderr)
     return NOT_READY if any(check.blocks for check in checks) else 0
 

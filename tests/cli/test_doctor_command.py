@@ -15,7 +15,7 @@ import frami_edge.doctor
 from frami_edge.cli import app
 from frami_edge.doctor import check_cuda, check_ranges, check_sets, check_torch, requirements
 from frami_edge_runtime import doctor
-from frami_edge_runtime.doctor import Check, Gpu
+from frami_edge_runtime.doctor import Check
 
 GOOD = Check("torch", "ok", "2.14.1", group="training", needed=True)
 BAD = Check("torchaudio", "fail", "another CUDA", "pip install x", group="training", needed=True)
@@ -86,8 +86,7 @@ def test_the_pair_of_torch_and_torchaudio(
 
 
 def test_a_gpu_that_torch_cannot_use_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    gpus = [Gpu("RTX 4090", "535.54", "8.9")]
-    monkeypatch.setattr(doctor, "find_gpus", lambda: (gpus, Check("GPU", "ok", "")))
+    monkeypatch.setattr(doctor, "check_gpu", lambda: ("8.9", Check("GPU", "ok", "")))
     facts: dict[str, Any] = {"available": False, "warning": "The NVIDIA driver is too old"}
     monkeypatch.setattr(doctor, "probe", lambda code, limit_s: facts)
     (check,) = check_cuda()

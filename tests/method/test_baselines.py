@@ -94,25 +94,6 @@ def test_a_batch_without_a_finite_loss_is_refused(
         made.step(made.steps - 1)
 
 
-@pytest.mark.parametrize("name", BASELINES)
-def test_a_seed_repeats_and_clips_stay_in_the_range(name: str, source: Make, spec: MelSpec) -> None:
-    one, again, other = (source(name, seed=s) for s in (0, 0, 1))
-    kept = []
-    for i in range(8):
-        a, b, c = one.step(i), again.step(i), other.step(i)
-        assert torch.equal(a.mels_B1MT, b.mels_B1MT)
-        assert a.keep == b.keep == c.keep
-        if a.keep:
-            assert not torch.equal(a.mels_B1MT, c.mels_B1MT)
-            kept.append(a)
-    floor, ceiling = torch.from_numpy(spec.floor), torch.from_numpy(spec.ceiling)
-    for batch in kept:
-        assert batch.mels_B1MT.shape == (8, 1, 16, 24)
-        assert not batch.mels_B1MT.requires_grad
-        assert (batch.mels_B1MT[:, 0] >= floor[:, None] - 1e-4).all()
-        assert (batch.mels_B1MT[:, 0] <= ceiling[:, None] + 1e-4).all()
-
-
 @pytest.mark.parametrize("name", ["dafl", "zskt", "dfq"])
 def test_a_generator_gives_a_batch_per_step_without_labels(name: str, source: Make) -> None:
     made = source(name)

@@ -1,16 +1,13 @@
 from __future__ import annotations
 
-import random
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from frami_edge import device
-from frami_edge.device import autocast, choose_compute, generator, set_seed
+from frami_edge.device import autocast, choose_compute, generator
 from frami_edge.errors import ConfigError
 
 
@@ -30,18 +27,6 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-
-
-@pytest.fixture
-def seeds_restored() -> Iterator[None]:
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    benchmark = torch.backends.cudnn.benchmark
-    yield
-    random.setstate(states[0])
-    np.random.set_state(states[1])
-    torch.set_rng_state(states[2])
-    torch.use_deterministic_algorithms(False)
-    torch.backends.cudnn.benchmark = benchmark
 
 
 @pytest.mark.usefixtures("no_gpu")
@@ -93,7 +78,7 @@ def test_an_old_gpu_gets_fp32_and_refuses_bf16(gpu: list[tuple[int, int]]) -> No
     assert choose_compute().dtype == torch.float32
     with pytest.raises(ConfigError, match=r"capability 7\.5 has none"):
         choose_compute(precision="bf16")
-    with pytest.raises(ConfigError, match="cuda:2' is not available: there are 2 CUDA devices"):
+    with pytest.raises(ConfigError, match="cuda:2' is not available: there are 2"):
         choose_compute("cuda:2")
 
 
@@ -125,10 +110,6 @@ def test_bf16_on_a_cpu_is_read_from_its_flags(
     assert (flag or "without bf16") in compute.reason
 
 
-def test_a_machine_without_cpuinfo_has_no_flag(tmp_path: Path) -> None:
-    assert device.cpu_bf16_flag(tmp_path / "absent") == ""
-
-
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_autocast_computes_in_the_chosen_precision(precision: device.Precision) -> None:
     compute = choose_compute("cpu", precision)
@@ -150,30 +131,3 @@ def test_streams_depend_on_seed_and_name_only() -> None:
 
 def test_streams_are_the_same_on_every_machine() -> None:
     assert generator(0, "train").initial_seed() == 1382848523564605726
-
-
-@pytest.mark.usefixtures("seeds_restored")
-def test_set_seed_repeats_every_source_of_chance() -> None:
-    def draw() -> tuple[float, float, float]:
-        return random.random(), float(np.random.rand()), float(torch.rand(()))
-
-    for seed in (7, -3, 2**40):
-        set_seed(seed)
-        first = draw()
-        set_seed(seed)
-        assert draw() == first
-    set_seed(7, deterministic=True)
-    assert torch.are_deterministic_algorithms_enabled()
-    assert not torch.backends.cudnn.benchmark
-    set_seed(7)
-    assert not torch.are_deterministic_algorithms_enabled()
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_real_gpu_computes_as_chosen() -> None:
-    compute = choose_compute("cuda")
-    with autocast(compute):
-        y = torch.ones(2, 2, device=compute.device) @ torch.ones(2, 2, device=compute.device)
-    assert y.dtype == compute.dtype
-    assert y.sum().item() == 8

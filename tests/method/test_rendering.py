@@ -67,16 +67,6 @@ def test_a_tone_keeps_its_pitch() -> None:
     assert np.argmax(spectrum) * 8000 / len(samples) == pytest.approx(1000, abs=40)
 
 
-@pytest.mark.parametrize("center", [False, True])
-@pytest.mark.parametrize("frames", [1, 2, 5])
-def test_very_short_mels_can_be_rendered(center: bool, frames: int) -> None:
-    spec = WIDE.replace(center=center)
-    samples = mel_to_audio(torch.zeros(spec.n_mels, frames), spec)
-    length = (frames - 1) * spec.hop_length + (0 if center else spec.n_fft)
-    assert len(samples) == max(length, spec.hop_length)
-    assert np.isfinite(samples).all()
-
-
 def test_silence_is_silent() -> None:
     for spec in SPECS.values():
         floor = torch.from_numpy(spec.floor)[:, None].expand(-1, 20)
@@ -103,12 +93,6 @@ def test_files_are_16_bit_and_1_db_below_full_scale(tmp_path: Path) -> None:
         assert (info.samplerate, info.channels, info.subtype) == (8000, 1, "PCM_16")
         peak = np.abs(soundfile.read(path)[0]).max()
         assert 20 * np.log10(peak) == pytest.approx(-1.0, abs=0.01)
-
-
-def test_names_cannot_leave_the_folder(tmp_path: Path) -> None:
-    mels = [torch.zeros(WIDE.n_mels, 5)] * 2
-    paths = write_wavs(tmp_path, mels, ["../../etc/x", "..."], WIDE)
-    assert all(p.parent == tmp_path and not p.name.startswith(".") for p in paths)
 
 
 @pytest.mark.parametrize("shape", [(39, 10), (40, 0), (1, 40, 10)])

@@ -14,25 +14,18 @@ from typing import Any
 import pytest
 
 from frami_edge_runtime import doctor
-from frami_edge_runtime.doctor import Check, Gpu
+from frami_edge_runtime.doctor import Check
 
 Fake = Callable[..., None]
 ORIN = {
     "etc/nv_tegra_release": "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic",
     "proc/device-tree/model": "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit\0",
 }
-GPU = Gpu("RTX 4090", "580.82.07", "8.9")
-PCM = "00-00: Headphones : : playback 8\n01-00: USB Audio : USB Audio : capture 1\n"
-MISSING = {"missing": True, "error": "it is not installed"}
-CONTROL = {"dev/snd/controlC0": ""}
+MISSING = {"error": "ModuleNotFoundError: No module named 'it'"}
 
 
-def smi(code: int | None, out: str, problem: str = "") -> dict[str, Any]:
-    return {"commands": {"nvidia-smi": (code, out, problem)}}
-
-
-def arecord(out: str) -> dict[str, Any]:
-    return {"commands": {"arecord": (0, out, "")}}
+def answers(command: str, out: str, problem: str = "") -> dict[str, Any]:
+    return {"commands": {command: (out, problem)}}
 
 
 @pytest.fixture
@@ -41,7 +34,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
 
     def make(
         files: dict[str, str] | None = None,
-        commands: dict[str, tuple[int | None, str, str]] | None = None,
+        commands: dict[str, tuple[str, str]] | None = None,
         facts: dict[str, Any] | None = None,
         versions: dict[str, str] | None = None,
     ) -> None:
@@ -50,8 +43,8 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
 
-        def run(*command: str, limit_s: float = 0) -> tuple[int | None, str, str]:
-            return (commands or {}).get(command[0], (None, "", f"{command[0]}: not found"))
+        def run(*command: str, limit_s: float = 0) -> tuple[str, str]:
+            return (commands or {}).get(command[0], ("", f"{command[0]}: not found"))
 
         monkeypatch.setattr(doctor, "ROOT", tmp_path)
         monkeypatch.setattr(doctor, "run", run)
@@ -102,17 +95,10 @@ def test_children_that_hang_crash_or_raise_are_named(
     facts = doctor.probe("report(a=2)\nimport os\nos.kill(os.getpid(), 11)")
     assert facts["a"] == 2
     assert facts["error"].endswith("crashed with signal 11")
-    assert doctor.probe("raise OSError('no libnvinfer\\nmore')") == {
-        "error": "OSError: no libnvinfer"
-    }
-    assert doctor.probe("import frami_no_such_module") == {
-        "error": "frami_no_such_module is not installed",
-        "missing": True,
-    }
-    grandchild = "import subprocess; subprocess.Popen(['sleep', '30']); report(said=1)"
-    assert doctor.probe(grandchild, 1.5)["said"] == 1
+    assert doctor.probe("raise OSError('no libnvinfer')") == {"error": "OSError: no libnvinfer"}
+    assert doctor.is_missing(doctor.probe("import frami_no_such_module"))
     assert time.monotonic() - begun < 15
-    assert doctor.run("frami-edge-no-such-command")[0] is None
+    assert doctor.run("frami-edge-no-such-command")[1].endswith("not found")
 
 
 @pytest.mark.parametrize(
@@ -132,63 +118,50 @@ def test_l4t_names_the_jetpack(fake: Fake, revision: str, version: str, status: 
     assert jetpack is not None
     assert jetpack.version == version
     fake({"etc/nv_tegra_release": f"# {revision}, GCID: 1"})
-    assert doctor.check_tensorrt([])[1][0].status == status
+    assert doctor.check_jetpack()[0].status == status
     assert doctor.read_release("# R36 REVISION: 4") is None
 
 
-LOOK: dict[str, Callable[[], Check]] = {
-    "tensorrt": lambda: doctor.check_tensorrt([])[1][-1],
-    "gpu": lambda: doctor.find_gpus()[1],
-    "microphone": doctor.check_microphone,
-    "onnxruntime": lambda: doctor.check_packages()[1],
-    "cuda": lambda: doctor.check_packages()[2],
-}
-DPKG = {"dpkg-query": (0, "10.3.0.30-1+cuda12.5\n", "")}
+CUDA = {"version": "1.32.0", "available": ["CUDAExecutionProvider"], "loaded": []}
 BOTH = {"onnxruntime": "1.32.0", "onnxruntime-gpu": "1.32.0"}
-CUDA = {"version": "1.32.0", "providers": ["CUDAExecutionProvider"], "CPU": True}
-NO_DEFAULT = {"found": True, "error": "Error querying device -1"}
-ALSA = {"proc/asound/pcm": PCM}
+NO_DEFAULT = {"error": "PortAudioError: Error querying device -1"}
+CARD = answers("arecord", "card 1: Device [USB PnP], device 0\n")
 
 
 @pytest.mark.parametrize(
     ("what", "facts", "machine", "status", "words"),
     [
         ("tensorrt", {"version": "10.3.0", "system": True}, {"files": ORIN}, "ok", "the system"),
-        (
-            "tensorrt",
-            {"version": "10.16.1", "system": False},
-            {"files": ORIN},
-            "fail",
-            "a Jetson's",
-        ),
-        ("tensorrt", {}, {"files": ORIN, "commands": DPKG}, "warn", "does not see it"),
-        ("tensorrt", {"version": "8.6.1", "system": False}, {}, "warn", "need 10.3 or newer"),
+        ("tensorrt", {"version": "10.16.1", "system": False}, {"files": ORIN}, "fail", "a Jetson"),
+        ("tensorrt", {}, {"files": ORIN}, "absent", "--system-site-packages"),
+        ("tensorrt", {"version": "8.6.1", "system": False}, {}, "warn", "need 10.3"),
         ("tensorrt", {"error": "crashed with signal 11"}, {}, "warn", "crashed with signal 11"),
-        ("tensorrt", {}, {}, "absent", "only engines need it"),
-        ("gpu", {}, smi(0, "RTX 4090, 580.82.07, 8.9\n"), "ok", "compute capability 8.9"),
-        ("gpu", {}, smi(0, "Orin, 540.4.0, [N/A]\n") | {"files": ORIN}, "ok", "capability 8.7"),
+        ("gpu", {}, answers("nvidia-smi", "RTX 4090, 580.82.07, 8.9\n"), "ok", "8.9"),
+        ("gpu", {}, {"files": ORIN}, "ok", "8.7"),
         ("gpu", {}, {}, "absent", "none of NVIDIA's"),
-        ("gpu", {}, smi(None, "", "nvidia-smi did not end"), "warn", "did not end"),
-        ("onnxruntime", {}, {}, "fail", "pip install onnxruntime"),
-        ("onnxruntime", {"error": "ImportError: numpy.core"}, {}, "fail", "pip install 'numpy<2'"),
-        ("onnxruntime", {"error": "crashed"}, {"versions": BOTH}, "fail", "pip uninstall -y onnx"),
-        ("onnxruntime", CUDA | {"version": "1.22.0"}, {"files": ORIN}, "warn", "!=1.22.0'"),
-        ("cuda", CUDA | {"CUDA": True}, {}, "ok", "runs a model"),
-        ("cuda", CUDA | {"CUDA": False}, {}, "warn", "falls back to the CPU"),
+        ("gpu", {}, answers("nvidia-smi", "", "nvidia-smi did not end"), "warn", "did not end"),
+        ("onnx", {}, {}, "fail", "pip install --force-reinstall onnxruntime"),
+        ("onnx", {"error": "ImportError: numpy.core"}, {}, "fail", "pip install 'numpy<2'"),
+        ("onnx", {"error": "crashed"}, {"versions": BOTH}, "fail", "pip uninstall -y onnx"),
+        ("onnx", CUDA | {"loaded": CUDA["available"]}, {}, "ok", "providers: CUDA"),
+        ("onnx", CUDA, {}, "warn", "CUDA does not load"),
         ("microphone", {"device": "USB Mic", "rate": 48000.0}, {}, "ok", "USB Mic, 48000 Hz"),
-        ("microphone", {}, arecord("card 1: Device [USB PnP], device 0\n"), "ok", "USB PnP"),
-        ("microphone", {}, arecord("no soundcards found...\n"), "absent", "no input device"),
-        ("microphone", {}, {}, "absent", "no way to record"),
-        ("microphone", {"error": "no PortAudio library"}, {}, "warn", "PortAudio library"),
-        ("microphone", {}, {"files": ALSA}, "warn", "may not use the sound card"),
-        ("microphone", NO_DEFAULT, {"files": ALSA | CONTROL}, "warn", "ALSA has"),
+        ("microphone", {}, CARD, "ok", "USB PnP"),
+        ("microphone", NO_DEFAULT, CARD, "warn", "PortAudio has no default device"),
+        ("microphone", {}, answers("arecord", "no soundcards"), "absent", "no input device"),
+        ("microphone", {}, {}, "absent", "libportaudio2"),
     ],
 )
 def test_what_is_found_and_its_fix(
     fake: Fake, what: str, facts: Any, machine: Any, status: str, words: str
 ) -> None:
     fake(facts=facts, **machine)
-    check = LOOK[what]()
+    check = {
+        "tensorrt": lambda: doctor.check_tensorrt()[1],
+        "gpu": lambda: doctor.check_gpu()[1],
+        "onnx": doctor.check_onnx_runtime,
+        "microphone": doctor.check_microphone,
+    }[what]()
     assert (check.status, words in f"{check.found} {check.fix}") == (status, True), check
     assert check.fix or status in ("ok", "absent")
 
@@ -196,13 +169,13 @@ def test_what_is_found_and_its_fix(
 def test_memory_within_a_container_and_old_python(fake: Fake) -> None:
     info = {"proc/meminfo": "MemTotal: 16000000 kB\nMemAvailable: 9000000 kB\n"}
     fake(info)
-    assert doctor.check_memory(1.0)[0].found == "9.2 GB free"
+    assert doctor.check_memory(1.0).found == "9.2 GB free"
     limits = {
         "sys/fs/cgroup/memory.max": "2000000000",
         "sys/fs/cgroup/memory.current": "1500000000",
     }
     fake(limits)
-    assert doctor.check_memory(1.0)[0].blocks
+    assert doctor.check_memory(1.0).blocks
     assert doctor.check_python((9, 9)).blocks
     assert doctor.check_disk(1e9).blocks
 
@@ -227,7 +200,7 @@ def test_engines_of_an_orin(
     monkeypatch.setattr(doctor, "check_content", lambda card, plan, name: None)
     monkeypatch.setattr(doctor, "read_model", lambda path: ("", b""))
     (tmp_path / "student.engine").touch()
-    (check,) = doctor.check_engines([tmp_path], tensorrt, [Gpu("", "", sm)])
+    (check,) = doctor.check_engines([tmp_path], tensorrt, sm)
     assert (check.name, check.status, check.blocks) == ("student.engine", status, status == "fail")
 
 
@@ -235,16 +208,14 @@ def test_engines_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "x.engine").write_bytes(b"ftrt" + bytes(60))
     (tmp_path / "empty").mkdir()
     places = [tmp_path / "x.engine", tmp_path / "gone.engine", tmp_path / "empty"]
-    checks = doctor.check_engines(places, "10.3.0", [GPU])
+    checks = doctor.check_engines(places, "10.3.0", "8.9")
     assert [check.status for check in checks] == ["fail", "fail", "absent"]
     assert all(check.fix for check in checks)
 
 
 def test_text_and_verdict() -> None:
     good, warn = Check("a", "ok", "x", group="g"), Check("b", "warn", "y", "z", group="g")
-    assert doctor.as_text([good, warn], "utf-8") == "g\n  ✔ a  x\n  ! b  y\n    fix: z"
-    assert "  ok a  x" in doctor.as_text([good], "ascii")
-    assert doctor.verdict([good], "work") == "Ready for work."
+    assert doctor.as_text([good, warn]) == "g\n  ok      a  x\n  warn    b  y\n    fix: z"
     assert doctor.verdict([good, warn], "work") == "Ready for work; see 1 more with a fix."
     bad = Check("c", "fail", "x", "y", needed=True)
     assert doctor.verdict([good, bad], "work") == "Not ready for work: c."
