@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch.distributed as dist
 from pydantic import BaseModel
 
 from frami_edge import distillation, inversion, plots, training
@@ -664,7 +665,7 @@ def _run(
     Under torchrun rank N > 0 has a folder of its own, named `folder.rank-N`.
     """
     log.info("Device: %s", compute.reason)
-    rank, _ = world()
+    rank, ranks = world()
     if rank:
         folder = folder.with_name(f"{folder.name}.rank-{rank}")
     with RunFolder.create(
@@ -681,6 +682,8 @@ def _run(
         if isinstance(teacher.description, TeacherDescription):
             write_description(run.path("teacher.yaml"), teacher.description)
         yield run
+    if ranks > 1:
+        dist.barrier()  # no process returns before rank 0 has written everything
 
 
 def _invert(
