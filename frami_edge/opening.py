@@ -94,7 +94,7 @@ class OpenedModel:
             labels=network.labels,
             sha256=network.sha256,
             teacher_sha256=network.card.teacher_sha256,
-            trained_on=network.card.heard,
+            trained_on=network.card.real_clips,
         )
 
     @property

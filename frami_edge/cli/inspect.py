@@ -75,4 +75,6 @@ def text(value: Any, *, nested: bool = False) -> str:
     if isinstance(value, list | tuple):
         more = f" and {len(value) - _MOST_ITEMS} more" if len(value) > _MOST_ITEMS else ""
         return (", ".join(text(item) for item in value[:_MOST_ITEMS]) or "none") + more
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}".replace(",", " ")
     return show(value)

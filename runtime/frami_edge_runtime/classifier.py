@@ -124,15 +124,15 @@ class Classifier:
         """Open n streams that share every call of the model: for many microphones.
 
         Args:
-            n: Number of streams, 1..65,536.
-            sample_rate: Hz of all samples, as for `stream`.
+            n: Number of streams.
+            sample_rate: As for `stream`, and so are the others.
             window_s: Length of a sliding window in seconds.
             forget_s: Half-life in seconds.
             hop_s: Seconds between results.
 
         Raises:
-            AudioError: The rate is absurd, or needs soxr, which is not installed.
-            StreamError: ``n`` or a duration is absurd, or two contradict each other.
+            AudioError: As for `stream`.
+            StreamError: As for `stream`, or ``n`` is less than 1.
         """
         return StreamGroup(
             self._model,

@@ -39,7 +39,7 @@ from numpy.fft import rfft
 from frami_edge_runtime.audio import INT16_SCALE, check_samples, repeat_to
 from frami_edge_runtime.errors import AudioError
 from frami_edge_runtime.melspec import MelSpec
-from frami_edge_runtime.state import StateReader
+from frami_edge_runtime.state import check_alike, require
 
 ROWS: Final = 4
 """Frames in one FFT call and filter-bank product: few enough for one frame, enough for a clip."""
@@ -67,7 +67,7 @@ class _Views(NamedTuple):
 class MelBlock:
     """Working memory and arithmetic for a block of frames; keeps nothing between calls.
 
-    Three properties of NumPy shape the code. Ufuncs on strided 2-D arrays use slow buffers, so all
+    Three properties of NumPy shape the code. Ufuncs on strided 2-D arrays are slow, so all
     arithmetic runs on flat contiguous views. A slice costs as much as the arithmetic on a short
     frame, so views are made once for every (row, number of frames). And every call costs a third
     of a microsecond, so the taper undoes the scale of the FFT, and the floor is one more bin.
@@ -282,22 +282,16 @@ class LogMelStream:
         Raises:
             StreamError: The state does not fit this front end; the stream is unchanged then.
         """
-        read = StateReader(state, "LogMelStream")
-        samples_in = read.integer("samples_in", 0)
-        frames_out = read.integer("frames_out", 0)
-        unread = read.integer("unread", 0)
-        samples = read.array("samples", np.float32, (None,), most=len(self._samples))
-        read.done()
-        read.require(frames_out == self._due(samples_in), "frames_out")
+        check_alike(state, self.state(), "the log-mel")
+        samples_in, frames_out = state["samples_in"], state["frames_out"]
+        unread, samples = state["unread"], state["samples"]
         position = self._pad + samples_in - frames_out * self._hop
-        read.require(unread <= len(samples) and len(samples) - unread == position, "samples")
-        read.require(len(samples) >= min(self._kept, self._pad + samples_in), "samples")
+        require(len(samples) - unread == position, "samples")
+        require(min(self._kept, self._pad + samples_in) <= len(samples), "samples")
+        require(unread <= len(samples) <= len(self._samples), "samples")
         self._samples[: len(samples)] = samples
         self._next, self._end = unread, len(samples)
         self.samples_in, self.frames_out = samples_in, frames_out
-
-    def _due(self, samples: int) -> int:
-        return (samples - self._lead) // self._hop if samples >= self._least else 0
 
     def _first_kept(self) -> int:
         return max(0, min(self._next, self._end - self._kept))

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from frami_edge_runtime.errors import StreamError
-from frami_edge_runtime.state import StateReader
+from frami_edge_runtime.state import check_alike, require
 
 Frames = npt.NDArray[np.float32]
 Sums = npt.NDArray[np.float64]
@@ -98,7 +98,7 @@ class StreamPool(ABC):
     def state(self) -> dict[str, Any]:
         """All that future statistics depend on, as plain integers and arrays."""
         arrays = {name: array.copy() for name, array in self._arrays.items()}
-        return {"count": self.count, "slots": self.slots, **self._options(), **arrays}
+        return {"count": self.count, "slots": self.slots, **arrays}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue from the `state` of a pool with the same options.
@@ -106,18 +106,12 @@ class StreamPool(ABC):
         Raises:
             StreamError: The state does not fit; the pool is unchanged then.
         """
-        read = StateReader(state, type(self).__name__)
-        count = read.integer("count", 0)
-        slots = read.integer("slots", count)
-        for name, value in self._options().items():
-            read.integer(name, value, value)
-        arrays = {k: read.array(k, a.dtype, a.shape) for k, a in self._arrays.items()}
-        read.done()
-        if misfit := self._misfit(count, arrays):
-            read.require(False, misfit)
-        self.count, self.slots = count, slots
-        for name, array in arrays.items():
-            self._arrays[name][...] = array
+        check_alike(state, self.state(), "the pool")
+        for name, array in self._arrays.items():
+            require(state[name].shape == array.shape, name)
+        self.count, self.slots = state["count"], state["slots"]
+        for name, array in self._arrays.items():
+            array[...] = state[name]
 
     @abstractmethod
     def _add(self, frames_Cn: Frames, at: float) -> None:
@@ -126,13 +120,6 @@ class StreamPool(ABC):
     @abstractmethod
     def _weight_and_sums(self) -> tuple[float, Sums]:
         """Total weight, and weighted sums (2, C) of x and x^2."""
-
-    def _options(self) -> dict[str, int]:
-        return {}
-
-    def _misfit(self, count: int, arrays: dict[str, npt.NDArray[Any]]) -> str | None:
-        """The name of an array that no sequence of pushes could have left, if any."""
-        return None
 
 
 class WholeClip(StreamPool):
@@ -181,26 +168,16 @@ class SlidingWindow(StreamPool):
 
     @property
     def begins(self) -> float:
-        """``at`` of the first frame of the oldest block that has any; 0 without frames."""
-        oldest = ((self.slots - 1) // self.block + 1) % self.blocks
-        if self._filled[oldest] == 0:  # the window is not full yet, or has a gap in front
-            in_order = np.roll(self._filled, -oldest).nonzero()[0]
-            if len(in_order) == 0:
-                return 0.0
-            oldest = (oldest + int(in_order[0])) % self.blocks
-        return float(self._begins[oldest])
-
-    @property
-    def latest(self) -> float:
-        """``at`` of the newest block that has frames; 0 without frames."""
-        return float(self._begins[self._filled > 0].max(initial=0.0))
+        """``at`` of the oldest block that has frames; there must be one."""
+        return float(self._begins[self._filled > 0].min())
 
     def skip(self, slots: int) -> None:
         """Let time pass: blocks that it enters start empty, old ones leave the window."""
         first = -(-self.slots // self.block)
         end = -(-(self.slots + slots) // self.block)
-        for index in range(max(first, end - self.blocks), end):
-            self._clear(index % self.blocks)
+        for block in range(max(first, end - self.blocks), end):
+            index = block % self.blocks
+            self._ring[index] = self._filled[index] = 0
         self.slots += slots
 
     def _add(self, frames_Cn: Frames, at: float) -> None:
@@ -209,7 +186,7 @@ class SlidingWindow(StreamPool):
             index, used = divmod(self.slots + done, self.block)
             index %= self.blocks
             if used == 0:
-                self._clear(index)
+                self._ring[index] = self._filled[index] = 0
             if self._filled[index] == 0:
                 self._begins[index] = at
             step = min(n - done, self.block - used)
@@ -217,21 +194,8 @@ class SlidingWindow(StreamPool):
             self._filled[index] += step
             done += step
 
-    def _clear(self, index: int) -> None:
-        self._ring[index] = 0
-        self._filled[index] = 0
-
     def _weight_and_sums(self) -> tuple[float, Sums]:
         return float(self._filled.sum()), np.add.reduce(self._ring, axis=0)
-
-    def _options(self) -> dict[str, int]:
-        return {"block": self.block}
-
-    def _misfit(self, count: int, arrays: dict[str, npt.NDArray[Any]]) -> str | None:
-        filled = arrays["filled"]
-        if (filled < 0).any() or (filled > self.block).any() or filled.sum() > count:
-            return "filled"
-        return "begins" if (arrays["begins"] < 0).any() else None
 
 
 class Forgetting(StreamPool):
@@ -249,7 +213,7 @@ class Forgetting(StreamPool):
 
     def __init__(self, channels: int, eps: float, *, half_life: float) -> None:
         self.half_life = half_life
-        self._weight = np.array([0.0, half_life])  # a state belongs to its half-life
+        self._weight = np.zeros(1)
         self._sums = np.zeros((2, channels))
         super().__init__(channels, eps, {"weight": self._weight, "sums": self._sums})
 
@@ -259,11 +223,6 @@ class Forgetting(StreamPool):
         self._sums *= kept
         self._weight[0] *= kept
         self.slots += slots
-
-    def reset(self) -> None:
-        """Forget all frames and periods."""
-        super().reset()
-        self._weight[1] = self.half_life
 
     def _add(self, frames_Cn: Frames, at: float) -> None:
         n = frames_Cn.shape[1]
@@ -277,12 +236,6 @@ class Forgetting(StreamPool):
 
     def _weight_and_sums(self) -> tuple[float, Sums]:
         return float(self._weight[0]), self._sums
-
-    def _misfit(self, count: int, arrays: dict[str, npt.NDArray[Any]]) -> str | None:
-        weight, half_life = arrays["weight"]
-        # Time that `skip` lets pass can make a weight as small as 0.
-        fits = weight == 0 or (weight > 0 and count > 0)
-        return None if fits and half_life == self.half_life else "weight"
 
 
 def _add_in_order(sums_2C: Sums, frames_Cn: Frames) -> None:

@@ -19,10 +19,11 @@ import numpy.typing as npt
 
 from frami_edge_runtime.audio import INT16_SCALE
 from frami_edge_runtime.errors import AudioError
-from frami_edge_runtime.state import StateReader
+from frami_edge_runtime.state import check_alike, require
 
 REACH: Final = 128
 """Reach of soxr's HQ filter to each side, in samples at the lower rate: measured 90 for 1e-6."""
+_NOTHING: Final = np.empty(0, np.float32)
 
 
 class Resampler:
@@ -55,7 +56,6 @@ class Resampler:
         self.reach = -(-reach // self._step_in) * self._step_in
         """Input samples on either side of a takeover that both streams process."""
         self._history = np.empty(rate_in + 2 * self.reach, np.float32)
-        self._nothing = np.empty(0, np.float32)
         self.reset()
 
     def push(self, x: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
@@ -70,11 +70,11 @@ class Resampler:
             if len(rest) >= room:
                 self._take_over()
             rest = rest[room:]
-        return given[0] if len(given) == 1 else np.concatenate([self._nothing, *given])
+        return given[0] if len(given) == 1 else np.concatenate([_NOTHING, *given])
 
     def flush(self) -> npt.NDArray[np.float32]:
         """Return the samples still owed, and reset."""
-        self._run(np.empty(0, np.float32), last=True)
+        self._run(_NOTHING, last=True)
         tail = self._ready
         self.reset()
         return tail
@@ -83,21 +83,9 @@ class Resampler:
         """Forget everything: the next sample is the first of a clip."""
         self._open(0, 0)
 
-    @property
-    def samples_in(self) -> int:
-        """Samples taken since the start."""
-        return self._fed
-
-    @property
-    def samples_out(self) -> int:
-        """Samples returned since the start."""
-        return self._given
-
     def state(self) -> dict[str, Any]:
         """The audio since the last takeover and before it, as far as the filter reaches."""
         return {
-            "rate_in": self._rates[0],
-            "rate_out": self._rates[1],
             "fed": self._fed,
             "given": self._given,
             "history": self._history[: self._fed - self._start].copy(),
@@ -109,20 +97,12 @@ class Resampler:
         Raises:
             StreamError: The state does not fit these rates; nothing has changed then.
         """
-        read = StateReader(state, "this resampler")
-        for key, rate in zip(("rate_in", "rate_out"), self._rates, strict=True):
-            read.require(read.integer(key, 0) == rate, key)
-        fed, given = read.integer("fed", 0), read.integer("given", 0)
-        history = read.array("history", np.float32, (None,), most=len(self._history))
-        read.done()
+        check_alike(state, self.state(), "the resampler")
+        fed, given, history = state["fed"], state["given"], state["history"]
         second = max(0, (fed - self.reach) // self._rates[0])
-        read.require(len(history) == fed - self._first(second), "history")
-        # soxr may hold back a little more or less of what it was fed, but never runs ahead.
-        owned = range(second * self._rates[1], -(-fed * self._step_out // self._step_in) + 1)
-        read.require(given in owned, "given")
+        require(len(history) == fed - self._first(second), "history")
         self._open(second, given)
-        if len(history):
-            self._feed(history, last=False)
+        self._feed(history, last=False)
 
     def _open(self, second: int, given: int) -> None:
         self._stream: Any = self._new_stream(*self._rates, 1, dtype="float32")
@@ -130,7 +110,7 @@ class Resampler:
         self._start = self._fed = self._first(second)  # input that it began with, and comes next
         self._made = self._start // self._step_in * self._step_out  # output that it makes next
         self._given = given  # output to give next, where self._ready begins
-        self._ready = self._nothing
+        self._ready = _NOTHING
 
     def _first(self, second: int) -> int:
         return max(0, second * self._rates[0] - self.reach)

@@ -1,7 +1,4 @@
-"""The saved state of a stream: one NumPy archive, written whole or not at all, read without pickle.
-
-Every part of a stream checks its share of a state with `StateReader` before anything changes.
-"""
+"""The saved state of a stream: one NumPy archive, written whole or not at all, without pickle."""
 
 from __future__ import annotations
 
@@ -12,7 +9,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 
 from frami_edge_runtime.errors import StreamError
 
@@ -73,8 +69,7 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, Any]:
                 for folder in folders:
                     inner = inner.setdefault(folder, {})
                 array = archive[key]
-                scalar = array.ndim == 0 and array.dtype.kind in "iuU"
-                inner[name] = array.item() if scalar else array
+                inner[name] = array if array.ndim else array.item()
     except Exception as error:  # a damaged archive makes zipfile and NumPy raise a dozen types
         raise StreamError(
             f"Cannot read a stream's state from {path}: {reason(error)}.",
@@ -89,73 +84,40 @@ def _flatten(state: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, Mapping):
             flat.update(_flatten(value, f"{prefix}{key}."))
         else:
-            flat[f"{prefix}{key}"] = np.asarray(value)
+            flat[f"{prefix}{key}"] = value
     return flat
 
 
-class StateReader:
-    """Typed access to a state dictionary of unknown origin.
-
-    Args:
-        state: What a ``state()`` method returned.
-        owner: The class that reads it, for messages.
+def require(fits: bool, what: str) -> None:
+    """Refuse a state because of ``what`` unless it fits.
 
     Raises:
-        StreamError: From the constructor and every method, where the state does not fit.
+        StreamError: It does not fit.
     """
-
-    def __init__(self, state: Any, owner: str) -> None:
-        self._owner = owner
-        self._seen: set[str] = set()
-        if not isinstance(state, Mapping):
-            raise self._error("it is no dictionary")
-        self._state = state
-
-    def require(self, condition: bool, key: str) -> None:
-        """Refuse the state because of ``key`` unless the condition holds."""
-        if not condition:
-            raise self._error(f"{key} does not fit")
-
-    def value(self, key: str) -> Any:
-        """The value under ``key``, of any type."""
-        self._seen.add(key)
-        if key not in self._state:
-            raise self._error(f"{key} is missing")
-        return self._state[key]
-
-    def integer(self, key: str, least: int, most: int = 1 << 62) -> int:
-        """An integer within bounds."""
-        value = self.value(key)
-        integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-        self.require(integer and bool(least <= value <= most), key)
-        return int(value)
-
-    def array(
-        self, key: str, dtype: Any, shape: tuple[int | None, ...], *, most: int | None = None
-    ) -> npt.NDArray[Any]:
-        """A finite array of this dtype and shape (None: any length, up to ``most``)."""
-        value = self.value(key)
-        self.require(
-            isinstance(value, np.ndarray)
-            and value.dtype == dtype
-            and value.ndim == len(shape)
-            and all(
-                n == wanted or (wanted is None and (most is None or n <= most))
-                for n, wanted in zip(value.shape, shape, strict=True)
-            )
-            and bool(np.isfinite(value).all()),
-            key,
-        )
-        found: npt.NDArray[Any] = value
-        return found
-
-    def done(self) -> None:
-        """Refuse keys that were not read."""
-        if unknown := sorted(str(key)[:40] for key in set(self._state) - self._seen):
-            raise self._error(f"it has unknown keys: {', '.join(unknown)[:200]}")
-
-    def _error(self, why: str) -> StreamError:
-        return StreamError(
-            f"This state cannot be loaded into {self._owner}: {why}.",
+    if not fits:
+        raise StreamError(
+            f"This state cannot be loaded: {what} does not fit.",
             fix="Use the state() of a stream of the same model, rate and options.",
         )
+
+
+def check_alike(state: Any, own: Mapping[str, Any], what: str = "it") -> None:
+    """Check that a state has the keys and types of the ``own`` one of the stream that loads it.
+
+    Raises:
+        StreamError: Keys or types differ, a number is negative, or an array is not finite or has
+            another dtype or number of dimensions.
+    """
+    require(isinstance(state, Mapping) and state.keys() == own.keys(), what)
+    for key, mine in own.items():
+        value = state[key]
+        if isinstance(mine, Mapping):
+            check_alike(value, mine, key)
+        elif isinstance(mine, np.ndarray):
+            alike = isinstance(value, np.ndarray) and (
+                (value.dtype, value.ndim) == (mine.dtype, mine.ndim)
+            )
+            require(alike and bool(np.isfinite(value).all()), key)
+        else:
+            require(type(value) is type(mine), key)
+            require(isinstance(value, str) or 0 <= value < 1 << 62, key)

@@ -31,7 +31,7 @@ from frami_edge_runtime.errors import AudioError, ModelFileError, StreamError
 from frami_edge_runtime.logmel import LogMelStream, MelBlock
 from frami_edge_runtime.pooling import Forgetting, SlidingWindow, StreamPool, WholeClip
 from frami_edge_runtime.resample import Resampler
-from frami_edge_runtime.state import StateReader, read_state, save_state
+from frami_edge_runtime.state import check_alike, read_state, require, save_state
 
 CPU_BATCH: Final = 16
 """Streams in one call on a CPU; measured: 8 to 16 take least for each, 64 overflow its cache."""
@@ -39,11 +39,8 @@ GPU_BATCH: Final = 256
 """Streams in one call elsewhere; bounds the memory."""
 STEPS_KEPT: Final = 1024
 """Latest steps that the percentiles are taken over: some minutes of a live stream."""
-MOST_STREAMS: Final = 65_536
-MOST_LOST: Final = 1 << 48
-"""Samples; over ten years at any rate."""
-LONGEST_S: Final = 7 * 86_400.0
 MOST_BLOCKS: Final = 1 << 16
+"""Hops in a window; bounds the memory."""
 LONGEST_DEFAULT_HOP_S: Final = 0.5
 _NOTHING: Final = np.zeros(0, np.float32)
 
@@ -176,13 +173,16 @@ class Stream:
         block: MelBlock | None = None,
     ) -> None:
         """Allocate all working memory; streams that take turns may share a ``block``."""
-        info = model.info
-        mel = info.mel
+        info, mel = model.info, model.info.mel
         self._model, self._info = model, info
         self._batch = min(CPU_BATCH if model.kind == "cpu" else GPU_BATCH, model.max_batch)
         self.sample_rate = mel.sample_rate if sample_rate is None else check_rate(sample_rate)
         """Hz, of the samples to be pushed."""
         self._hop, self._blocks = _plan_results(info.frame_s, window_s, forget_s, hop_s)
+        self._made_for = (
+            f"model {model.sha256}, {self.sample_rate} Hz, hop {self._hop}, "
+            f"{self._blocks} hops, half-life {forget_s}"
+        )
         self._pool: StreamPool
         eps = info.pooling.eps
         if self._hop is not None and self._blocks is not None:
@@ -234,7 +234,7 @@ class Stream:
         """
         started = time.perf_counter()
         self._accept(check_samples(samples))
-        results = _run_due([self])[0]
+        results = _run([self])[0]
         self._meter.step(started)
         return results
 
@@ -248,12 +248,12 @@ class Stream:
         The pooled statistics continue across the gap, or start anew:
 
         - whole clip: all frames before and after it, with equal weight;
-        - ``window_s``: the frames in the latest ``window_s`` of the clock, so the lost time passes
-          and there are fewer of them; results fall due by the clock, and none without audio;
+        - ``window_s``: the frames in the latest ``window_s`` of the clock, fewer where time was
+          lost; results fall due by the clock, and none without audio;
         - ``forget_s``: lost time halves weights as any time does;
         - ``keep_pooling=False``: the same as `flush`, `reset` and a clip that starts later.
 
-        For this, time after a gap counts in whole trunk frames, rounded to the nearest.
+        For this, lost time is rounded to whole trunk frames.
 
         Args:
             lost_samples: At ``sample_rate``; 0 for a break of unknown or no length.
@@ -268,18 +268,14 @@ class Stream:
             ModelFileError: The model failed, or gave NaN; the stream is reset then.
         """
         started = time.perf_counter()
-        integer = isinstance(lost_samples, (int, np.integer)) and not isinstance(lost_samples, bool)
-        if not integer or not 0 <= lost_samples <= MOST_LOST:
+        if not isinstance(lost_samples, (int, np.integer)) or lost_samples < 0:
             raise StreamError(
-                f"lost_samples must be a whole number in 0..{MOST_LOST}, not "
-                f"{str(lost_samples)[:40]!r}.",
+                f"lost_samples must be a whole number of at least 0, not {lost_samples!r}.",
                 fix="Give how many samples were lost, or 0 if that is not known.",
             )
         self._end_segment()
-        results = _run_due([self], wanted=keep_pooling)[0]
+        results = _run([self], ending=not keep_pooling)[0]
         if not keep_pooling:
-            if self._time.stretch and not self._pool.empty:
-                results = _answer([self], last=True)
             self._pool.reset()
             self._time.stretch = 0
         self._time.clock += int(lost_samples)
@@ -302,11 +298,11 @@ class Stream:
             ModelFileError: The model failed, or gave NaN.
         """
         started = time.perf_counter()
-        given = self._time.segment or self._time.stretch
+        any_audio = self._time.stretch > 0
         result = _flush([self])[0]
-        if given and result is None:
+        if any_audio and result is None:
             raise AudioError(
-                f"{given} samples at {self.sample_rate} Hz are less than one at "
+                f"The audio at {self.sample_rate} Hz is less than one sample at "
                 f"{self._info.mel.sample_rate} Hz.",
                 fix="Pass more audio.",
             )
@@ -329,9 +325,7 @@ class Stream:
         self._due()
         carry = self._input[0, 0, :, : self._held].copy()
         state = {
-            "model": self._model.sha256,
-            "rate": self.sample_rate,
-            "hop": self._hop or 0,
+            "made_for": self._made_for,
             "time": dataclasses.asdict(self._time),
             "trunk": {"mel": carry, "frames_out": self._frames, "phase": self._phase},
             "mel": self._mel.state(),
@@ -345,15 +339,9 @@ class Stream:
         Raises:
             StreamError: The state does not fit; the stream is unchanged then.
         """
-        read = StateReader(state, "this stream")
-        sha256 = read.value("model")
-        read.require(isinstance(sha256, str) and sha256 == self._model.sha256, "model")
-        read.require(read.integer("rate", 0) == self.sample_rate, "rate")
-        read.require(read.integer("hop", 0) == (self._hop or 0), "hop")
         before = self.state()
-        for key in set(before) - {"model", "rate", "hop"}:
-            read.value(key)
-        read.done()
+        check_alike(state, before)
+        require(state["made_for"] == self._made_for, state["made_for"])
         try:
             self._load(state)
         except StreamError:
@@ -392,19 +380,16 @@ class Stream:
         self._offer(self._mel.push_checked(mono, least=self._needed - self._held))
 
     def _begin_segment(self) -> None:
-        now, pool = self._time, self._pool
+        now, pool, mel = self._time, self._pool, self._info.mel
         now.origin = now.clock
-        slot = 0
         if pool.count == 0:
             now.base = now.clock
             pool.reset()
         else:
-            mel = self._info.mel
             passed = (now.origin - now.base) * mel.sample_rate
             period = self.sample_rate * mel.hop_length * self._stride
-            slot = max(pool.slots, (2 * passed + period) // (2 * period))
-            pool.skip(slot - pool.slots)
-        self._start_trunk(slot % self._hop if self._hop else 0)
+            pool.skip(max(0, (2 * passed + period) // (2 * period) - pool.slots))
+        self._start_trunk(pool.slots % self._hop if self._hop else 0)
 
     def _end_segment(self) -> None:
         """End the segment as a clip ends; at least one mel frame gives at least one trunk frame."""
@@ -518,45 +503,20 @@ class Stream:
         return max(0.0, self._time.end / self.sample_rate - covered_s)
 
     def _load(self, state: Mapping[str, Any]) -> None:
-        read = StateReader(state["time"], "the sample clock of this stream")
-        values = {f.name: read.integer(f.name, 0) for f in dataclasses.fields(_Clock)}
-        read.done()
-        now = _Clock(**values)
-        ordered = now.base <= now.origin <= now.end <= now.clock
-        read.require(ordered or not now.stretch, "clock")
-        read.require(now.segment <= now.stretch <= now.end, "segment")
-        read.require(not now.segment or now.end == now.clock == now.origin + now.segment, "end")
-        read = StateReader(state["trunk"], "the trunk of this stream")
-        frames_out = read.integer("frames_out", 0)
-        phase = read.integer("phase", 0, (self._hop or 1) - 1)
-        bands, width = self._input.shape[2:]
-        carry = read.array("mel", np.float32, (bands, None), most=width)
-        read.done()
-        self._time = now
-        self._start_trunk(phase)
-        self._frames, self._held = frames_out, carry.shape[1]
+        trunk = state["trunk"]
+        require(trunk["phase"] < (self._hop or 1), "phase")
+        self._time = _Clock(**state["time"])
+        self._start_trunk(trunk["phase"])
+        self._frames, carry = trunk["frames_out"], trunk["mel"]
         self._plan_run()
-        left = self._info.context.left
-        least = self._field - self._stride if frames_out else left
-        read.require(least <= self._held < self._needed, "mel")
+        bands, self._held = carry.shape
+        least = self._field - self._stride if self._frames else self._info.context.left
+        require(bands == self._info.mel.n_mels and least <= self._held < self._needed, "trunk")
         self._input[0, 0, :, : self._held] = carry
         self._mel.load_state(state["mel"])
         self._pool.load_state(state["pool"])
-        read = StateReader(state, "this stream")
-        samples = now.segment
         if self._resampler is not None:
             self._resampler.load_state(state["resampler"])
-            read.require(self._resampler.samples_in == samples, "resampler")
-            samples = self._resampler.samples_out
-        read.require(self._mel.samples_in == samples, "mel")
-        mel_frames = frames_out * self._stride + self._held - left
-        read.require(self._mel.frames_out == mel_frames, "trunk")
-        read.require(self._pool.count >= frames_out, "pool")
-        if isinstance(self._pool, SlidingWindow):
-            read.require(self._pool.latest <= now.end / self.sample_rate, "begins")
-        slot = self._pool.slots - frames_out
-        in_phase = slot >= 0 and (self._hop is None or slot % self._hop == phase)
-        read.require(in_phase or not now.segment, "slots")
 
 
 class StreamGroup:
@@ -569,10 +529,9 @@ class StreamGroup:
 
     def __init__(self, model: Backend, n: int, **options: Any) -> None:
         """Allocate all working memory of n streams with these options of `Stream`."""
-        integer = isinstance(n, (int, np.integer)) and not isinstance(n, bool)
-        if not integer or not 1 <= n <= MOST_STREAMS:
+        if not isinstance(n, (int, np.integer)) or n < 1:
             raise StreamError(
-                f"A group has 1..{MOST_STREAMS} streams, not {str(n)[:40]!r}.",
+                f"A group has at least one stream, not {n!r}.",
                 fix="Give the number of microphones.",
             )
         block = MelBlock(model.info.mel)
@@ -619,10 +578,9 @@ class StreamGroup:
             ModelFileError: The model failed, or gave NaN; all streams are reset then.
         """
         started = time.perf_counter()
-        given = len(chunks) if isinstance(chunks, (Sequence, np.ndarray)) else "No sequence of"
-        if given != len(self._streams):
+        if len(chunks) != len(self._streams):
             raise StreamError(
-                f"{given} chunks were pushed to {len(self._streams)} streams.",
+                f"{len(chunks)} chunks were pushed to {len(self._streams)} streams.",
                 fix="Push one chunk for each stream, None where there is nothing.",
             )
         checked: list[npt.NDArray[Any]] = []
@@ -633,7 +591,7 @@ class StreamGroup:
                 raise AudioError(f"Stream {i}: {error.message}", fix=error.fix) from None
         for stream, x in zip(self._streams, checked, strict=True):
             stream._accept(x)
-        results = _run_due(self._streams)
+        results = _run(self._streams)
         self._meter.step(started)
         return results
 
@@ -654,11 +612,16 @@ class StreamGroup:
             stream.reset()
 
 
-def _run_due(streams: Sequence[Stream], *, wanted: bool = True) -> list[list[Result]]:
+def _run(streams: Sequence[Stream], *, ending: bool = False) -> list[list[Result]]:
     """Run the trunk wherever enough is offered, runs of equal length of several streams together.
 
+    Args:
+        streams: Streams of one model.
+        ending: Their clips have ended: each gives one last result that covers all audio, in place
+            of those that fall due.
+
     Returns:
-        For each stream the results that became final, if they are ``wanted``.
+        For each stream the results that became final.
 
     Raises:
         ModelFileError: The model failed, or gave NaN; all streams are reset then.
@@ -682,9 +645,10 @@ def _run_due(streams: Sequence[Stream], *, wanted: bool = True) -> list[list[Res
                     for stream, frames_Cn in zip(part, frames_BCn, strict=True):
                         if stream._pool_run(frames_Cn):
                             final.append(stream)
-            if wanted and final:
-                for stream, result in zip(final, _answer(final, last=False), strict=True):
-                    results[stream].append(result)
+            if final and not ending:
+                _answer(final, results)
+        if ending:
+            _answer([stream for stream in streams if not stream._pool.empty], results, last=True)
     except ModelFileError:
         for stream in streams:
             stream.reset()
@@ -692,41 +656,28 @@ def _run_due(streams: Sequence[Stream], *, wanted: bool = True) -> list[list[Res
     return list(results.values())
 
 
-def _answer(streams: Sequence[Stream], *, last: bool) -> list[Result]:
-    """The result of each stream from its pooled statistics; ``last`` if its clip has ended.
-
-    Raises:
-        ModelFileError: The head failed, or gave NaN; the streams are reset then.
-    """
-    results = []
-    try:
-        for part in _batches(streams):
-            model = part[0]._model
-            logits_BK = model.logits(np.stack([stream._pool.pooled() for stream in part]))
-            if not np.isfinite(logits_BK).all():
-                raise ModelFileError(
-                    f"{model.name} gave logits that are not finite.",
-                    fix="The model is damaged: export it again with frami-edge export.",
-                )
-            for stream, logits_K in zip(part, logits_BK, strict=True):
-                results.append(stream._result(logits_K, last=last))
-    except ModelFileError:
-        for stream in streams:
-            stream.reset()
-        raise
-    return results
+def _answer(
+    streams: Sequence[Stream], results: dict[Stream, list[Result]], *, last: bool = False
+) -> None:
+    """Add the result of each stream's pooled statistics; ``last`` if its clip has ended."""
+    for part in _batches(streams):
+        model = part[0]._model
+        logits_BK = model.logits(np.stack([stream._pool.pooled() for stream in part]))
+        if not np.isfinite(logits_BK).all():
+            raise ModelFileError(
+                f"{model.name} gave logits that are not finite.",
+                fix="The model is damaged: export it again with frami-edge export.",
+            )
+        for stream, logits_K in zip(part, logits_BK, strict=True):
+            results[stream].append(stream._result(logits_K, last=last))
 
 
 def _flush(streams: Sequence[Stream]) -> list[Result | None]:
     """The last result of each stream, None where there is none; all are reset."""
     try:
-        open_ones = [stream for stream in streams if stream._time.stretch]
-        for stream in open_ones:
+        for stream in streams:
             stream._end_segment()
-        _run_due(open_ones, wanted=False)
-        pooled = [stream for stream in open_ones if not stream._pool.empty]
-        results = dict(zip(pooled, _answer(pooled, last=True), strict=True))
-        return [results.get(stream) for stream in streams]
+        return [found[0] if found else None for found in _run(streams, ending=True)]
     finally:
         for stream in streams:
             stream.reset()
@@ -742,19 +693,17 @@ def _plan_results(
 ) -> tuple[int | None, int | None]:
     """Trunk frames between results, and how many such hops make a window; None where not wanted.
 
-    The hop is rounded to the nearest whole number of trunk frames, at least one; the window to the
-    nearest whole number of hops, at least one. Without ``hop_s`` it is a quarter of ``window_s`` or
-    ``forget_s``, at most 0.5 s; without all three there are no results before the end.
+    The hop is rounded to whole trunk frames and the window to whole hops, each at least one.
+    Without ``hop_s`` it is a quarter of ``window_s`` or ``forget_s``, at most 0.5 s; without all
+    three there are no results before the end.
 
     Raises:
         StreamError: A duration is not positive and finite, or two contradict each other.
     """
     for name, value in (("window_s", window_s), ("forget_s", forget_s), ("hop_s", hop_s)):
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if value is not None and not (number and 0 < value <= LONGEST_S):
+        if value is not None and not (isinstance(value, (int, float)) and 0 < value < math.inf):
             raise StreamError(
-                f"{name} must be a number of seconds above 0, at most {LONGEST_S:g}, not "
-                f"{str(value)[:40]!r}.",
+                f"{name} must be a number of seconds above 0, not {value!r}.",
                 fix="Use None to leave it out.",
             )
     if window_s is not None and forget_s is not None:

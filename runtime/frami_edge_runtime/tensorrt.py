@@ -33,11 +33,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from frami_edge_runtime.backends import ON_GPU, HeadSession, check_model, check_threads, read_model
+from frami_edge_runtime.backends import ON_GPU, HeadSession, check_model, read_model
 from frami_edge_runtime.errors import BackendError, EngineError, ModelFileError
 from frami_edge_runtime.modelfile import (
     HEAD_KEY,
-    MAX_HEAD_BYTES,
     TRUNK_INPUT,
     TRUNK_OUTPUT,
     ModelInfo,
@@ -51,7 +50,6 @@ SCHEMA: Final = 1
 REBUILD: Final = "Rebuild it on this machine: frami-edge export --tensorrt."
 COPY_BOTH: Final = "Copy both files again, or rebuild: frami-edge export --tensorrt."
 PLAN_HEADER_BYTES: Final = 28
-MAX_SIDECAR_BYTES: Final = MAX_HEAD_BYTES * 4 // 3 + (4 << 20)
 _PATTERNS: Final = {
     "engine_sha256": "[0-9a-f]{64}",
     "onnx_name": r"[^/\\\0]{1,256}",
@@ -159,7 +157,7 @@ class EngineCard:
             EngineError: The text is not such an object, or has another schema; ``where`` names it.
         """
         try:
-            values = parse_object(text, where, most=MAX_SIDECAR_BYTES)
+            values = parse_object(text, where)
             if values.get("schema", SCHEMA) != SCHEMA:
                 raise EngineError(
                     f"Its schema is {values['schema']}; this runtime reads schema {SCHEMA}.",
@@ -482,7 +480,6 @@ class EngineModel:
 
     def __init__(self, path: str | os.PathLike[str], *, threads: int = 1) -> None:
         """Check the files, then the machine; only then load, allocate and probe."""
-        check_threads(threads)
         if isinstance(path, bytes):
             raise EngineError(
                 "An engine cannot be given as bytes: its description is in its sidecar.",

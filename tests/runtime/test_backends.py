@@ -104,13 +104,12 @@ def test_auto_takes_the_cpu_for_onnx_and_tensorrt_for_engines(
 
 
 def test_a_backend_that_cannot_run_the_file_is_refused(model_path: Path, tmp_path: Path) -> None:
-    with pytest.raises(BackendError, match="'gpu' is unknown") as caught:
+    with pytest.raises(BackendError, match="'gpu' is unknown"):
         Classifier(model_path, backend="gpu")
-    assert "auto, cpu, cuda, tensorrt-ep, tensorrt" in caught.value.fix
     for backend in ("cpu", "cuda", "tensorrt-ep"):
-        with pytest.raises(BackendError, match="engine cannot run"):
+        with pytest.raises(BackendError, match="cannot run a TensorRT engine"):
             Classifier(tmp_path / "a.engine", backend)
-    with pytest.raises(BackendError, match="runs engine files"):
+    with pytest.raises(BackendError, match="cannot run an ONNX file"):
         Classifier(model_path, "tensorrt")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stream_kit import MODES, NO_SOXR, Offline, ended
+from stream_kit import MODES, Offline, ended
 
 from frami_edge_runtime.classifier import Classifier
 from frami_edge_runtime.stream import Result
@@ -97,40 +97,3 @@ def test_time_stamps_follow_the_sample_clock(classifier: Classifier, clip: np.nd
     assert [r.t1 for r in after] == pytest.approx([r.t1 for r in even if r.t1 > after[0].t1 - 0.1])
     assert ended(stream)[0].t1 == 12.0
     assert stream.push(clip[:8000])[0].t0 == 0.0
-
-
-def test_gaps_before_between_and_after_the_audio(classifier: Classifier, clip: np.ndarray) -> None:
-    stream = classifier.stream()
-    for keep in (True, False):
-        assert stream.gap(500, keep_pooling=keep) == []
-    stream.push(clip)
-    assert stream.gap(5) == stream.gap(7) == []
-    last = ended(stream)[0]
-    assert (last.t0, last.t1, last.gap) == (0.125, (1000 + len(clip)) / RATE, 1012)
-    assert np.array_equal(last.logits, classifier.classify(clip).logits)
-    stream.push(clip)
-    assert len(stream.gap(5, keep_pooling=False)) == 1
-    assert stream.flush() is None
-
-
-def test_a_window_older_than_the_gap_is_forgotten(classifier: Classifier, clip: np.ndarray) -> None:
-    stream, fresh = (classifier.stream(window_s=0.4, hop_s=0.2) for _ in range(2))
-    stream.push(clip[:8000])
-    stream.gap(RATE * 86_400)
-    after = stream.push(clip[8000:])
-    assert np.array_equal(after[-1].logits, fresh.push(clip[8000:])[-1].logits)
-
-
-def test_a_segment_of_less_than_one_sample_gives_no_result(
-    classifier: Classifier, clip: np.ndarray
-) -> None:
-    pytest.importorskip("soxr", reason=NO_SOXR)
-    stream = classifier.stream(96_000)
-    stream.push(clip[:1])
-    assert stream.gap(95_999, keep_pooling=False) == []
-    stream.push(clip)
-    assert stream.gap(3) == []
-    stream.push(clip[:1])
-    last = ended(stream)[0]
-    assert last.t0 == 1.0
-    assert np.array_equal(last.logits, classifier.classify(clip, 96_000).logits)

@@ -31,7 +31,7 @@ SPECS = {
         power=1.0, log="db", log_floor="clamp", mean=tuple(range(20)), std=(2.0,) * 20
     ),
 }
-CHUNKS = st.lists(st.one_of(st.integers(0, 300), st.integers(0, 6000)), max_size=30)
+CHUNKS = st.lists(st.one_of(st.just(1), st.integers(0, 300), st.integers(0, 6000)), max_size=30)
 BROKEN: Any = (ImportError, OSError, RuntimeError)
 
 
@@ -54,14 +54,6 @@ def test_any_chunking_gives_the_same_bits(
     whole = log_mel(x, spec)
     assert whole.shape == (spec.frames(max(length, spec.min_samples)), spec.n_mels)
     assert np.array_equal(feed(LogMelStream(spec), x, chunks), whole)
-
-
-@pytest.mark.parametrize("name", SPECS)
-def test_single_samples_at_every_edge(name: str) -> None:
-    spec = SPECS[name]
-    for length in {1, spec.min_samples - 1, spec.min_samples, spec.min_samples + 1, 700}:
-        x = NOISE[:length]
-        assert np.array_equal(feed(LogMelStream(spec), x, [1] * len(x)), log_mel(x, spec))
 
 
 @settings(max_examples=25, deadline=None)
@@ -125,6 +117,8 @@ def test_the_same_audio_in_other_forms_gives_the_same_bits() -> None:
     for spec in (BASE, SPECS["centred"]):
         repeated = np.resize(NOISE[:50], spec.min_samples)
         assert np.array_equal(log_mel(NOISE[:50], spec), log_mel(repeated, spec))
+    with pytest.raises(AudioError, match="no samples"):
+        log_mel(np.zeros(0, np.int16), BASE)
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -138,42 +132,12 @@ def test_saved_state_continues_exactly(name: str, cut: int, first: list[int]) ->
         start += n
     other = LogMelStream(spec)
     other.push(PCM[:5000])
-    other.load_state(pickle.loads(pickle.dumps(stream.state())))
+    state = pickle.loads(pickle.dumps(stream.state()))
+    with pytest.raises(StreamError, match="samples does not fit"):
+        other.load_state({**state, "samples_in": state["samples_in"] + 1})
+    other.load_state(state)
     parts += [other.push(x[start:]), other.flush()]
     assert np.array_equal(np.concatenate(parts), log_mel(x, spec))
-    assert other.flush().shape == (0, spec.n_mels)
-    other.push(PCM[:777])
-    other.reset()
-    assert np.array_equal(feed(other, x, first), log_mel(x, spec))
-
-
-def test_states_that_do_not_fit_are_refused_and_change_nothing() -> None:
-    stream = LogMelStream(SPECS["centred"])
-    stream.push(NOISE[:5000])
-    good = stream.state()
-    bad: list[object] = [
-        None,
-        {**good, "more": 1},
-        {**good, "samples_in": "5000"},
-        {**good, "samples_in": 4000},
-        {**good, "frames_out": good["frames_out"] + 1},
-        {**good, "unread": good["unread"] + 1},
-        {**good, "samples": good["samples"][1:]},
-        {**good, "samples": good["samples"].astype(np.float64)},
-        {**good, "samples": np.full_like(good["samples"], np.nan)},
-        {**good, "samples": np.zeros(10**6, np.float32)},
-    ]
-    for state in bad:
-        with pytest.raises(StreamError, match="cannot be loaded"):
-            stream.load_state(state)  # type: ignore[arg-type]
-    tail = np.concatenate([stream.push(NOISE[5000:9000]), stream.flush()])
-    assert np.array_equal(tail, log_mel(NOISE[:9000], SPECS["centred"])[good["frames_out"] :])
-
-
-def test_empty_chunks_are_fine_and_empty_clips_are_not() -> None:
-    assert LogMelStream(BASE).push([]).shape == (0, 20)
-    with pytest.raises(AudioError, match="no samples"):
-        log_mel(np.zeros(0, np.int16), BASE)
 
 
 @pytest.mark.filterwarnings("ignore:At least one mel filterbank has all zero values")
@@ -182,13 +146,9 @@ def test_empty_chunks_are_fine_and_empty_clips_are_not() -> None:
     [
         {},
         {"mel_scale": "slaney", "norm": "slaney", "center": True},
-        {"mel_scale": "slaney", "power": 1.0, "log": "db"},
-        {"norm": "slaney", "log": "log10"},
         {"power": 1.0, "log": "log2", "center": True},
         {"log": "db", "log_floor": "clamp", "log_eps": 1e-5},
-        {"n_fft": 2048, "win_length": 2048, "n_mels": 128, "hop_length": 512},
-        {"n_fft": 400, "n_mels": 23},
-        {"n_mels": 128, "mean": tuple(np.linspace(-7, -3, 128)), "std": 2.5},
+        {"n_mels": 128, "mean": tuple(np.linspace(-7, -3, 128)), "std": 2.5, "log": "log10"},
     ],
 )
 def test_equals_torchaudio(changes: dict[str, Any]) -> None:

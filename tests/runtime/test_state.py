@@ -74,10 +74,8 @@ def test_damaged_files_are_refused_and_change_nothing(
     path = tmp_path / "state"
     stream.save(path)
     good = path.read_bytes()
-    np.savez(tmp_path / "pickled.npz", model=np.array([{}], dtype=object))
     np.savez(tmp_path / "clash.npz", **{"mel": np.zeros(2), "mel.samples": np.zeros(2)})
-    bad = [b"", b"frami-edge", good[: len(good) // 2]]
-    bad += [(tmp_path / name).read_bytes() for name in ("pickled.npz", "clash.npz")]
+    bad = [b"", b"frami-edge", good[: len(good) // 2], (tmp_path / "clash.npz").read_bytes()]
     rng = np.random.default_rng(0)
     for _ in range(60):
         data = bytearray(good)
@@ -106,32 +104,25 @@ def test_damaged_files_are_refused_and_change_nothing(
 def test_states_that_do_not_fit_are_refused_and_change_nothing(
     classifier: Classifier, build_model: Any, clip: np.ndarray
 ) -> None:
-    stream = classifier.stream(window_s=0.5, hop_s=0.1)
+    options = {"window_s": 0.5, "hop_s": 0.1}
+    stream = classifier.stream(**options)
     before = stream.push(clip[:9000])
     good = stream.state()
-    early = classifier.stream(window_s=0.5, hop_s=0.1)
-    early.push(clip[:3000])
-    stranger = Classifier(build_model(seed=1).data).stream(window_s=0.5, hop_s=0.1)
-    mel, begins = good["trunk"]["mel"], good["pool"]["begins"]
+    stranger = Classifier(build_model(seed=1).data).stream(**options)
+    carry = good["trunk"]["mel"]
     bad: list[tuple[Any, str]] = [
-        (None, "no dictionary"),
-        ({}, "missing"),
+        (None, "it"),
+        ({**good, "extra": 1}, "it"),
         (stranger.state(), "model"),
         (classifier.stream(window_s=0.5, hop_s=0.2).state(), "hop"),
-        (classifier.stream(forget_s=0.5, hop_s=0.1).state(), "missing"),
-        ({**good, "rate": 16_000}, "rate"),
-        ({**good, "extra": 1}, "unknown keys: extra"),
-        ({**good, "pool": early.state()["pool"]}, "pool"),
-        ({**good, "pool": {**good["pool"], "begins": np.full_like(begins, 100.0)}}, "begins"),
-        ({**good, "mel": early.state()["mel"]}, "mel"),
-        ({**good, "trunk": early.state()["trunk"]}, "trunk"),
-        ({**good, "trunk": {**good["trunk"], "mel": mel[:, :-1]}}, "trunk"),
-        ({**good, "trunk": {**good["trunk"], "mel": np.zeros((16, 10_000), np.float32)}}, "mel"),
-        ({**good, "trunk": {**good["trunk"], "phase": 1}}, "mel|slots"),
-        ({**good, "time": {**good["time"], "end": 5}}, "clock|segment|end"),
+        (classifier.stream(forget_s=0.5, hop_s=0.1).state(), "pool"),
+        ({**good, "trunk": {**good["trunk"], "mel": np.zeros((16, 10_000), np.float32)}}, "trunk"),
+        ({**good, "trunk": {**good["trunk"], "mel": carry.astype(np.float64)}}, "mel"),
+        ({**good, "mel": {**good["mel"], "samples": np.zeros(10**6, np.float32)}}, "samples"),
+        ({**good, "pool": {**good["pool"], "ring": good["pool"]["ring"][1:]}}, "ring"),
     ]
     for state, words in bad:
-        with pytest.raises(StreamError, match=words):
+        with pytest.raises(StreamError, match=f"loaded: .*{words}.* does not fit"):
             stream.load_state(state)
     rest = listen(stream, clip[9000:], [])
-    assert same(before + rest, listen(classifier.stream(window_s=0.5, hop_s=0.1), clip, []))
+    assert same(before + rest, listen(classifier.stream(**options), clip, []))

