@@ -174,7 +174,7 @@ class Maker:
         """Distil one student and score it: its row."""
         method, teacher = self.plan.protocol.methods[run.method], self.teacher(run)
         config = self.plan.journeys[run.method].model_copy(update={"seed": run.seed})
-        check_held_out(teacher.card.heard, self.data, run.fold)
+        check_held_out(teacher.card.real_clips, self.data, run.fold)
         store, (train, test) = FeatureStore(teacher.mel), self.data.split(run.fold)
         row: Row = {
             "method": run.method,

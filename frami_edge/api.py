@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch.distributed as dist
 from pydantic import BaseModel
 
 from frami_edge import distillation, inversion, plots, training
@@ -529,7 +530,7 @@ def _opened(model: Student | Teacher | PathLike) -> OpenedModel:
     card = model.card
     return OpenedModel(
         Path(f"the {card.kind}"), card.kind, model, model.mel, card.labels, model.sha256,
-        card.teacher_sha256, card.heard,
+        card.teacher_sha256, card.real_clips,
     )  # fmt: skip
 
 
@@ -543,7 +544,7 @@ def _real_clips(
     """Clips that the student's teacher was not trained on, and their set, fold and number."""
     sounds = load_set(data, None if data_root is None else Path(data_root))
     check_labels(student, sounds)
-    known = student.card.heard
+    known = student.card.real_clips
     key = held_out_fold(fold, known, sounds, who="The student")
     check_held_out(known, sounds, key)
     if known is None:
@@ -664,7 +665,7 @@ def _run(
     Under torchrun rank N > 0 has a folder of its own, named `folder.rank-N`.
     """
     log.info("Device: %s", compute.reason)
-    rank, _ = world()
+    rank, ranks = world()
     if rank:
         folder = folder.with_name(f"{folder.name}.rank-{rank}")
     with RunFolder.create(
@@ -681,6 +682,8 @@ def _run(
         if isinstance(teacher.description, TeacherDescription):
             write_description(run.path("teacher.yaml"), teacher.description)
         yield run
+    if ranks > 1:
+        dist.barrier()  # no process returns before rank 0 has written everything
 
 
 def _invert(

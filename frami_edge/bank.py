@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -294,19 +293,15 @@ def _spread(total: int, n: int) -> Tensor:
     return torch.linspace(0, total - 1, n).round().long()
 
 
-def merge_parts(folder: Path, rank: int, ranks: int) -> Bank:
+def merge_parts(folder: Path, ranks: int) -> Bank:
     """One bank over the shards that every rank has written into ``folder/rank-N``."""
-    dist.barrier()
-    if rank == 0:
-        parts = [Bank.open(folder / f"rank-{r}").index for r in range(ranks)]
-        shards = [
-            shard.model_copy(update={"file": f"rank-{r}/{shard.file}"})
-            for r, part in enumerate(parts)
-            for shard in part.shards
-        ]
-        Bank.create(folder, parts[0].model_copy(update={"shards": tuple(shards)}))
-    dist.barrier()
-    return Bank.open(folder)
+    parts = [Bank.open(folder / f"rank-{r}").index for r in range(ranks)]
+    shards = [
+        shard.model_copy(update={"file": f"rank-{r}/{shard.file}"})
+        for r, part in enumerate(parts)
+        for shard in part.shards
+    ]
+    return Bank.create(folder, parts[0].model_copy(update={"shards": tuple(shards)}))
 
 
 def check_bank(bank: Bank, spec: MelSpec, labels: tuple[str, ...], teacher_sha256: str) -> None:

@@ -5,7 +5,6 @@ A checkpoint says everything needed to use it: network, front end, labels, what 
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,57 +26,48 @@ from frami_edge_runtime.melspec import MelSpec
 
 SCHEMA = 1
 _KEY = "frami.card"
-_MAX_BYTES = 2 << 30
 
 
 class TrainedOn(Strict):
-    """Which clips a network has heard."""
+    """The real clips that a network was trained on."""
 
-    data: str
-    """Name of the set."""
-    test_fold: str
-    """The fold that was held out."""
+    data: str  # name of the set
+    test_fold: str  # the fold that was held out
     clips: int = Field(ge=0)
-    """How many clips it heard."""
-    sha256: str
-    """Over names and contents of these clips."""
-    licence: str = ""
-    """Of the clips."""
-    source: str = ""
-    """Where they come from."""
+    sha256: str  # over names and contents of the clips
+    licence: str = ""  # licence of the clips
+    source: str = ""  # where they come from
 
 
 class Card(Strict):
-    """What travels inside a checkpoint."""
+    """What a checkpoint says about its network."""
 
     schema_version: int = SCHEMA
-    """Of this card."""
     kind: Literal["teacher", "student"]
-    """What the network is."""
     arch: dict[str, Any]
-    """Its shape."""
+    """Shape of the network: `TeacherArch`, `StudentArch`, or how a foreign teacher is built."""
     mel: dict[str, Any]
     """Front end with its statistics, as MelSpec writes it."""
     labels: tuple[str, ...] = Field(min_length=2, max_length=100_000)
     """Class names, in the order of the logits."""
     trained_on: TrainedOn | None = None
-    """Real clips that it heard; None for a student, which heard none."""
+    """Real clips of a teacher's training; None for a student, which saw none."""
     teacher_sha256: str | None = None
-    """The teacher that a student learned from."""
+    """The teacher that a student was distilled from."""
     teacher_trained_on: TrainedOn | None = None
-    """What that teacher heard: a student must not be scored on it either."""
+    """Real clips of that teacher's training: a student must not be scored on them either."""
     recipe: dict[str, Any] = Field(default_factory=dict)
-    """Configuration that made it, seed included."""
+    """The config that made it, seed included."""
     metrics: dict[str, Any] = Field(default_factory=dict)
     """Measured after the last step."""
     licence: str = ""
-    """Of the weights."""
+    """Licence of the weights."""
     version: str = __version__
-    """Of frami-edge."""
+    """Version of frami-edge."""
 
     @property
-    def heard(self) -> TrainedOn | None:
-        """Real clips that stand behind the weights, first or second hand."""
+    def real_clips(self) -> TrainedOn | None:
+        """Real clips behind the weights, directly or through the teacher."""
         return self.trained_on or self.teacher_trained_on
 
 
@@ -88,19 +78,14 @@ class _Opened:
     Attributes:
         model: The network, in evaluation mode and without gradients.
         card: What its checkpoint says about it.
-        spec: Its mel front end.
-        sha256: Hash of its weights file.
+        mel: Its front end.
+        sha256: Hash of its weights file; of the weights themselves for a module in memory.
     """
 
     model: Any
     card: Card
-    spec: MelSpec
+    mel: MelSpec
     sha256: str
-
-    @property
-    def mel(self) -> MelSpec:
-        """The mel front end."""
-        return self.spec
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -109,8 +94,8 @@ class _Opened:
 
     @property
     def sample_rate(self) -> int:
-        """Samples per second that the front end expects, in Hz."""
-        return self.spec.sample_rate
+        """Sample rate of the front end, in Hz."""
+        return self.mel.sample_rate
 
     def __call__(self, x_B1MT: Tensor) -> Tensor:
         """(B, 1, M, T) normalised log-mels to (B, K) logits."""
@@ -162,17 +147,11 @@ def read_card(path: Path) -> tuple[Card, dict[str, Tensor]]:
         CheckpointError: Missing, damaged, not ours, or of another schema.
     """
     if not path.is_file():
+        folder = " It is a folder." if path.is_dir() else ""
         raise CheckpointError(
-            f"{path} is a folder, not a checkpoint."
-            if path.is_dir()
-            else f"There is no checkpoint {path}.",
+            f"There is no checkpoint {path}.{folder}",
             fix="Check the path; `frami-edge train-teacher` writes RUN/teacher.safetensors, "
             "`frami-edge distill` RUN/student.safetensors.",
-        )
-    if path.stat().st_size > _MAX_BYTES:
-        raise CheckpointError(
-            f"{path} is larger than 2 GiB: no teacher or student of this family is.",
-            fix="Check that the path names the right file.",
         )
     try:
         with safe_open(os.fspath(path), framework="pt") as file:
@@ -189,17 +168,14 @@ def read_card(path: Path) -> tuple[Card, dict[str, Tensor]]:
             fix="Use a file written by `frami-edge train-teacher` or `frami-edge distill`.",
         )
     try:
-        card = Card.model_validate(json.loads(metadata[_KEY]))
-    except (ValueError, ValidationError, RecursionError) as error:
+        card = Card.model_validate_json(metadata[_KEY])
+        if card.schema_version != SCHEMA:
+            raise ValueError
+    except ValueError as error:
         raise CheckpointError(
-            f"The card in {path} is damaged or of another version of frami-edge.",
+            f"The card in {path} is damaged or from another version of frami-edge.",
             fix="Write the checkpoint again with this version.",
         ) from error
-    if card.schema_version != SCHEMA:
-        raise CheckpointError(
-            f"{path} has schema {card.schema_version}, this version reads {SCHEMA}.",
-            fix="Install the version that wrote it, or train again.",
-        )
     return card, tensors
 
 
@@ -217,9 +193,8 @@ def load_checkpoint(
     """Build the network that a checkpoint describes and load its weights.
 
     Raises:
-        CheckpointError: See `read_card`; also where weights and card do not match, or where
-        ``kind``
-            is asked for and the file holds the other one.
+        CheckpointError: As `read_card`; or weights and card do not match, or the file holds the
+            other ``kind``.
     """
     card, tensors = read_card(path)
     if kind and card.kind != kind:
@@ -228,12 +203,12 @@ def load_checkpoint(
             fix=f"Give the {kind}'s checkpoint.",
         )
     try:
-        spec = MelSpec.from_dict(card.mel)
+        mel = MelSpec.from_dict(card.mel)
         with torch.device("meta"):  # shapes alone: a card may ask for more than the file holds
-            shapes = {name: t.shape for name, t in _network(card, spec).state_dict().items()}
+            shapes = {name: t.shape for name, t in _network(card, mel).state_dict().items()}
         if shapes != {name: t.shape for name, t in tensors.items()}:
             raise RuntimeError("names or shapes differ")
-        model = _network(card, spec)
+        model = _network(card, mel)
         model.load_state_dict(tensors)
     except (MelSpecError, ValidationError, RuntimeError) as error:
         first = str(error).splitlines()[0]
@@ -248,16 +223,15 @@ def load_checkpoint(
         )
     model.eval().requires_grad_(False)
     if isinstance(model, StudentNet):
-        return Student(model, card, spec, sha256_file(path))
-    return Teacher(model, card, spec, sha256_file(path))
+        return Student(model, card, mel, sha256_file(path))
+    return Teacher(model, card, mel, sha256_file(path))
 
 
-def _network(card: Card, spec: MelSpec) -> ResNetTeacher | StudentNet:
-    """The network of a card, with other weights."""
+def _network(card: Card, mel: MelSpec) -> ResNetTeacher | StudentNet:
     k = len(card.labels)
     if card.kind == "teacher":
-        return ResNetTeacher(TeacherArch.model_validate(card.arch), spec.n_mels, k)
-    return StudentNet(StudentArch.model_validate(card.arch), spec.n_mels, k)
+        return ResNetTeacher(TeacherArch.model_validate(card.arch), mel.n_mels, k)
+    return StudentNet(StudentArch.model_validate(card.arch), mel.n_mels, k)
 
 
 def parameters(model: nn.Module) -> int:

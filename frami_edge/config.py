@@ -38,7 +38,7 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class Strict(BaseModel):
-    """Base of every config: unknown keys are errors, values frozen, docs below the fields."""
+    """Base of every config: unknown keys are errors, values are frozen."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -300,10 +300,8 @@ class TeacherArch(Strict):
 
     channels: tuple[Channels, ...] = Field((16, 32, 64), min_length=1, max_length=16)
     """Channels of each stage; the last is C of the frame features."""
-    blocks: int = Field(2, ge=1, le=8)
-    """Residual blocks per stage."""
-    dropout: Share = 0.0
-    """Dropout before the head, in training."""
+    blocks: int = Field(2, ge=1, le=8)  # residual blocks per stage
+    dropout: Share = 0.0  # dropout before the head, in training
 
 
 class StudentArch(Strict):
@@ -352,18 +350,14 @@ class DeepInversionConfig(Strict):
 
     iterations: Count = 75
     """Steps on one batch of log-mels, before the next one starts; published: 2000."""
-    learning_rate: Positive = 0.1
-    """Adam on the log-mels themselves, betas 0.5 and 0.99."""
-    class_loss: Weight = 1.0
-    """Weight of the cross entropy with the target class."""
+    learning_rate: Positive = 0.1  # Adam on the log-mels themselves, betas 0.5 and 0.99
+    class_loss: Weight = 1.0  # weight of the cross entropy with the target class
     batch_norm: Weight = 10.0
     """Weight of the BatchNorm-statistics loss, a sum of norms as published."""
-    variation: Weight = 1e-3
-    """Weight of the total variation."""
+    variation: Weight = 1e-3  # weight of the total variation
     competition: Weight = 1.0
     """Weight of the disagreement with an auxiliary student; 0 for DeepInversion without ADI."""
-    temperature: Positive = 3.0
-    """Softens both predictions in that term."""
+    temperature: Positive = 3.0  # softens both predictions in that term
     student_steps: Weight = 0.4
     """Auxiliary-student steps per step on the log-mels, all after the batch is finished."""
 
@@ -371,20 +365,13 @@ class DeepInversionConfig(Strict):
 class AlternatingConfig(Strict):
     """A generator and a student that take turns; a weight of 0 switches its term off."""
 
-    latent: Size = 256
-    """Size of z."""
-    learning_rate: Positive = 1e-3
-    """Adam on the generator, betas 0.5 and 0.999."""
-    one_hot: Weight = 0.0
-    """Weight of the cross entropy with the teacher's own prediction."""
-    activation: Weight = 0.0
-    """Weight of the mean absolute pooled state, which is raised."""
-    balance: Weight = 0.0
-    """Weight of the negative entropy of the batch's mean prediction."""
-    adversarial: Weight = 0.0
-    """Weight of the divergence of an auxiliary student, which is raised."""
-    batch_norm: Weight = 0.0
-    """Weight of the BatchNorm-statistics loss, a sum of norms as published."""
+    latent: Size = 256  # size of z
+    learning_rate: Positive = 1e-3  # Adam on the generator, betas 0.5 and 0.999
+    one_hot: Weight = 0.0  # weight of the cross entropy with the teacher's own prediction
+    activation: Weight = 0.0  # weight of the mean absolute pooled state, which is raised
+    balance: Weight = 0.0  # weight of the negative entropy of the batch's mean prediction
+    adversarial: Weight = 0.0  # weight of the divergence of an auxiliary student, which is raised
+    batch_norm: Weight = 0.0  # weight of the BatchNorm-statistics loss, a sum of norms as published
     student_steps: Count = 5
     """Auxiliary-student steps per generator step, on fresh clips; none where `adversarial` is 0."""
 
@@ -417,28 +404,19 @@ class DfqConfig(AlternatingConfig):
 class CmiConfig(Strict):
     """CMI."""
 
-    iterations: Count = 50
-    """Steps on one batch, after which the generator is new; published: 200."""
-    latent: Size = 256
-    """Size of z."""
+    iterations: Count = 50  # steps on one batch, after which the generator is new; published: 200
+    latent: Size = 256  # size of z
     learning_rate: Positive = 1e-3
     """Adam on generator, z and the embedding's head, betas 0.5 and 0.999."""
-    class_loss: Weight = 1.0
-    """Weight of the cross entropy with the target class."""
-    batch_norm: Weight = 1.0
-    """Weight of the BatchNorm-statistics loss, a sum of norms as published."""
+    class_loss: Weight = 1.0  # weight of the cross entropy with the target class
+    batch_norm: Weight = 1.0  # weight of the BatchNorm-statistics loss, a sum of norms as published
     adversarial: Weight = 0.5
     """Weight of the disagreement with an auxiliary student, from the second batch on."""
-    contrastive: Weight = 0.8
-    """Weight of the contrastive loss."""
-    temperature: Positive = 0.1
-    """Temperature of the contrastive loss."""
-    embedding: Size = 256
-    """Size of the contrastive embedding."""
-    memory: Count = 40_960
-    """Finished clips whose features are kept; the oldest are dropped."""
-    negatives: Count = 4096
-    """Features drawn from the memory at each step."""
+    contrastive: Weight = 0.8  # weight of the contrastive loss
+    temperature: Positive = 0.1  # temperature of the contrastive loss
+    embedding: Size = 256  # size of the contrastive embedding
+    memory: Count = 40_960  # finished clips whose features are kept; the oldest are dropped
+    negatives: Count = 4096  # features drawn from the memory at each step
     student_steps: Weight = 2.0
     """Auxiliary-student steps per generator step, all after the batch is finished."""
 
@@ -448,20 +426,15 @@ class FastConfig(Strict):
 
     iterations: Count = 5
     """Inner steps from the meta-learned generator to a batch; published: 2, 5 or 10."""
-    latent: Size = 256
-    """Size of z."""
+    latent: Size = 256  # size of z
     learning_rate: Positive = 3e-3
     """Adam on the inner generator; the outer one uses it times `iterations`."""
-    latent_rate: Positive = 1e-2
-    """Adam on z."""
-    class_loss: Weight = 0.5
-    """Weight of the cross entropy with the target class."""
+    latent_rate: Positive = 1e-2  # Adam on z
+    class_loss: Weight = 0.5  # weight of the cross entropy with the target class
     batch_norm: Weight = 10.0
     """Weight of the BatchNorm-statistics loss, a sum of norms as published."""
-    momentum: Share = 0.9
-    """Share of earlier batches in the statistics that this loss compares."""
-    adversarial: Weight = 1.33
-    """Weight of the disagreement with an auxiliary student."""
+    momentum: Share = 0.9  # share of earlier batches in the statistics that this loss compares
+    adversarial: Weight = 1.33  # weight of the disagreement with an auxiliary student
     warmup: float = Field(20 / 220, ge=0, le=1)
     """Share of the steps without that term and without auxiliary-student steps."""
     student_steps: Weight = 1.0
@@ -471,18 +444,12 @@ class FastConfig(Strict):
 class BaselinesConfig(Strict):
     """Synthesis by other methods, each a source of the bank under its name."""
 
-    deep_inversion: DeepInversionConfig = DeepInversionConfig()
-    """DeepInversion (ADI)."""
-    dafl: DaflConfig = DaflConfig()
-    """DAFL."""
-    zskt: ZsktConfig = ZsktConfig()
-    """ZSKT."""
-    dfq: DfqConfig = DfqConfig()
-    """DFQ."""
-    cmi: CmiConfig = CmiConfig()
-    """CMI."""
-    fast: FastConfig = FastConfig()
-    """Fast-Datafree."""
+    deep_inversion: DeepInversionConfig = DeepInversionConfig()  # DeepInversion (ADI)
+    dafl: DaflConfig = DaflConfig()  # DAFL
+    zskt: ZsktConfig = ZsktConfig()  # ZSKT
+    dfq: DfqConfig = DfqConfig()  # DFQ
+    cmi: CmiConfig = CmiConfig()  # CMI
+    fast: FastConfig = FastConfig()  # Fast-Datafree
 
 
 BASELINES = tuple(BaselinesConfig.model_fields)
@@ -498,93 +465,67 @@ BUDGET = ("steps", "burn_in", "batch_size", "width")
 class AdversarialConfig(Strict):
     """Seeks clips on which a student in training still disagrees with the teacher."""
 
-    weight: Weight = 0.0
-    """Weight of the term; 0 trains no auxiliary student."""
+    weight: Weight = 0.0  # weight of the term; 0 trains no auxiliary student
     warmup_steps: int = Field(50, ge=0, le=MANY)
     """Steps before the term counts: an untrained student disagrees everywhere."""
-    student_steps: Count = 2
-    """Distillation steps of the auxiliary student per generator step."""
+    student_steps: Count = 2  # distillation steps of the auxiliary student per generator step
 
 
 class InversionConfig(Strict):
     """A conditional generator trained against the teacher."""
 
-    steps: Count = 150
-    """Generator steps; the clips of each enter the bank after `burn_in` steps."""
-    burn_in: int = Field(20, ge=0, le=MANY)
-    """First steps, whose clips are thrown away."""
-    batch_size: BatchSize = 48
-    """Clips per step."""
+    steps: Count = 150  # generator steps; the clips of each enter the bank after `burn_in` steps
+    burn_in: int = Field(20, ge=0, le=MANY)  # first steps, whose clips are thrown away
+    batch_size: BatchSize = 48  # clips per step
     batch_steps: Count = 10
     """Generator steps on the same noise and classes. More steps fit each clip better and give fewer
     different ones; 1 draws a new batch for each step."""
     latent_rate: Weight = 0.02
     """Adam's learning rate of the noise itself, which is trained where `batch_steps` is above 1;
     0 leaves it as drawn."""
-    latent: Size = 128
-    """Size of z."""
-    width: int = Field(64, ge=8, le=WIDE)
-    """Channels of the generator's coarsest layer."""
-    learning_rate: Positive = 2e-3
-    """Adam, betas 0.5 and 0.999."""
+    latent: Size = 128  # size of z
+    width: int = Field(64, ge=8, le=WIDE)  # channels of the generator's coarsest layer
+    learning_rate: Positive = 2e-3  # Adam, betas 0.5 and 0.999
     shortest_view: float = Field(0.5, gt=0, le=1)
     """Shortest stretch of a clip, relative to its frames, on which the losses of a step are
     computed; 1 for whole clips only. Students are trained on stretches too."""
     class_loss: Weight = 0.1
     """Weight of the cross entropy with balanced target classes. Larger weights give over-confident
     samples that resemble each other."""
-    batch_norm: Weight = 10.0
-    """Weight of the relative BatchNorm-statistics loss."""
-    contrastive: Weight = 0.2
-    """Weight of the feature-invariant contrastive loss."""
-    contrastive_memory: Count = 1024
-    """Earlier clips that serve as negatives."""
-    temperature: Positive = 0.1
-    """Temperature of the contrastive loss."""
-    adversarial: AdversarialConfig = AdversarialConfig()
-    """Adversarial teacher-student term."""
+    batch_norm: Weight = 10.0  # weight of the relative BatchNorm-statistics loss
+    contrastive: Weight = 0.2  # weight of the feature-invariant contrastive loss
+    contrastive_memory: Count = 1024  # earlier clips that serve as negatives
+    temperature: Positive = 0.1  # temperature of the contrastive loss
+    adversarial: AdversarialConfig = AdversarialConfig()  # adversarial teacher-student term
 
 
 class TranslatorConfig(Strict):
     """Class-conditioned change of procedural log-mels, trained against the teacher."""
 
-    steps: Count = 150
-    """Training steps; the clips of each enter the bank after `burn_in` steps."""
-    burn_in: int = Field(20, ge=0, le=MANY)
-    """First steps, whose clips are thrown away."""
-    batch_size: BatchSize = 48
-    """Clips per step."""
-    learning_rate: Positive = 2e-3
-    """Adam's learning rate."""
-    class_loss: Weight = 1.0
-    """Weight of the cross entropy with balanced target classes."""
-    batch_norm: Weight = 10.0
-    """Weight of the relative BatchNorm-statistics loss."""
-    change: Weight = 0.1
-    """Weight of the mean squared change."""
+    steps: Count = 150  # training steps; the clips of each enter the bank after `burn_in` steps
+    burn_in: int = Field(20, ge=0, le=MANY)  # first steps, whose clips are thrown away
+    batch_size: BatchSize = 48  # clips per step
+    learning_rate: Positive = 2e-3  # Adam's learning rate
+    class_loss: Weight = 1.0  # weight of the cross entropy with balanced target classes
+    batch_norm: Weight = 10.0  # weight of the relative BatchNorm-statistics loss
+    change: Weight = 0.1  # weight of the mean squared change
 
 
 class BankConfig(Strict):
     """The synthetic clips that the student is trained on."""
 
-    frames: int = Field(96, ge=8, le=WIDE)
-    """Mel frames (T) of every clip."""
+    frames: int = Field(96, ge=8, le=WIDE)  # Mel frames (T) of every clip
     sources: dict[str, float] = Field(
         default={"inversion": 1.0, "procedural": 1.0, "translator": 1.0}
     )
     """Share of each source in a batch: `inversion`, `procedural`, `translator`, the controls
     `smooth_noise` and `white_noise`, and the baselines `deep_inversion`, `dafl`, `zskt`, `dfq`,
     `cmi` and `fast`. Inversion only: `{inversion: 1}`."""
-    procedural_clips: Count = 5000
-    """Clips of the procedural source."""
-    control_clips: Count = 5000
-    """Clips of each control source."""
-    shard_clips: Count = 2048
-    """Clips per file of the bank."""
-    inversion: InversionConfig = InversionConfig()
-    """The inversion."""
-    translator: TranslatorConfig = TranslatorConfig()
-    """The translator."""
+    procedural_clips: Count = 5000  # clips of the procedural source
+    control_clips: Count = 5000  # clips of each control source
+    shard_clips: Count = 2048  # clips per file of the bank
+    inversion: InversionConfig = InversionConfig()  # the inversion
+    translator: TranslatorConfig = TranslatorConfig()  # the translator
     baselines: BaselinesConfig = BaselinesConfig()
     """Other methods; steps, batch size, burn-in and width are those of `inversion`."""
 
@@ -647,40 +588,27 @@ def batch_norm_keys(config: BankConfig, source: str) -> list[str]:
 class DistillConfig(Strict):
     """The student's training on the bank, with live teacher predictions for augmented batches."""
 
-    steps: Count = 800
-    """Training steps."""
-    batch_size: BatchSize = 64
-    """Clips per step."""
-    learning_rate: Positive = 1.5e-2
-    """Peak of the cosine schedule (AdamW)."""
-    weight_decay: Weight = 1e-2
-    """AdamW, on matrices and kernels only."""
-    warmup: Share = 0.05
-    """Share of the steps over which the learning rate rises."""
-    temperature: Positive = 2.0
-    """Softens teacher and student in the logits term."""
-    logits: Weight = 1.0
-    """Weight of the logits term."""
+    steps: Count = 800  # training steps
+    batch_size: BatchSize = 64  # clips per step
+    learning_rate: Positive = 1.5e-2  # peak of the cosine schedule (AdamW)
+    weight_decay: Weight = 1e-2  # AdamW, on matrices and kernels only
+    warmup: Share = 0.05  # share of the steps over which the learning rate rises
+    temperature: Positive = 2.0  # softens teacher and student in the logits term
+    logits: Weight = 1.0  # weight of the logits term
     before_pooling: Weight = 3.0
     """Weight of the frame-feature term (hidden state before the pooling)."""
     after_pooling: Weight = 3.0
     """Weight of the pooled-statistics term (hidden state after the pooling)."""
     reuse_head: bool = True
     """Keep the teacher's head behind an affine projector; both are one matrix at export."""
-    crop_min: int = Field(48, ge=1)
-    """Shortest random stretch, in mel frames."""
-    crop_max: int = Field(96, ge=1)
-    """Longest random stretch, in mel frames."""
-    gain: Weight = 0.3
-    """Standard deviation of the random loudness, in units of the front end's std."""
+    crop_min: int = Field(48, ge=1)  # shortest random stretch, in mel frames
+    crop_max: int = Field(96, ge=1)  # longest random stretch, in mel frames
+    gain: Weight = 0.3  # standard deviation of the random loudness, in units of the front end's std
     mixup: float = Field(0.25, ge=0, le=1)
     """Probability that a clip is blended with another of its batch, of any source."""
-    mask_bands: Frames = 0
-    """Widest masked stripe of mel bands."""
-    mask_frames: Frames = 0
-    """Widest masked stripe of frames."""
-    checkpoint_steps: Count = 100
-    """Steps between checkpoints."""
+    mask_bands: Frames = 0  # widest masked stripe of mel bands
+    mask_frames: Frames = 0  # widest masked stripe of frames
+    checkpoint_steps: Count = 100  # steps between checkpoints
 
     @model_validator(mode="after")
     def _consistent(self) -> DistillConfig:
@@ -696,14 +624,10 @@ class DistillConfig(Strict):
 class JourneyConfig(Strict):
     """Teacher to student: the bank and the distillation."""
 
-    student: StudentArch = StudentArch()
-    """The student's network."""
-    bank: BankConfig = BankConfig()
-    """Synthetic clips."""
-    distill: DistillConfig = DistillConfig()
-    """Distillation on them."""
-    seed: Seed = 0
-    """Seeds everything random."""
+    student: StudentArch = StudentArch()  # the student's network
+    bank: BankConfig = BankConfig()  # synthetic clips
+    distill: DistillConfig = DistillConfig()  # distillation on them
+    seed: Seed = 0  # seeds everything random
 
     @model_validator(mode="after")
     def _crop_fits(self) -> JourneyConfig:
@@ -720,32 +644,19 @@ class JourneyConfig(Strict):
 class MelConfig(Strict):
     """The mel front end. Mean and standard deviation are measured on the training clips."""
 
-    sample_rate: int = 16_000
-    """Hz; clips of other rates are resampled."""
-    n_fft: int = 512
-    """FFT size in samples."""
-    win_length: int = 400
-    """Window in samples."""
-    hop_length: int = 160
-    """Samples between frames."""
-    n_mels: int = 64
-    """Mel bands."""
-    f_min: float = 0.0
-    """Lower edge of the lowest band, in Hz."""
-    f_max: float = 0.0
-    """Upper edge of the highest band, in Hz; 0 for half the sample rate."""
-    mel_scale: Literal["htk", "slaney"] = "htk"
-    """Mel formula."""
-    norm: Literal["none", "slaney"] = "none"
-    """Area normalisation of the bands."""
-    power: float = 2.0
-    """2 for energy, 1 for magnitude."""
-    log: Literal["ln", "log2", "log10", "db"] = "ln"
-    """Kind of logarithm."""
-    log_eps: float = 1e-6
-    """Keeps the logarithm finite."""
-    log_floor: Literal["add", "clamp"] = "add"
-    """log(x + eps) or log(max(x, eps))."""
+    sample_rate: int = 16_000  # Hz; clips of other rates are resampled
+    n_fft: int = 512  # FFT size in samples
+    win_length: int = 400  # window in samples
+    hop_length: int = 160  # samples between frames
+    n_mels: int = 64  # Mel bands
+    f_min: float = 0.0  # lower edge of the lowest band, in Hz
+    f_max: float = 0.0  # upper edge of the highest band, in Hz; 0 for half the sample rate
+    mel_scale: Literal["htk", "slaney"] = "htk"  # Mel formula
+    norm: Literal["none", "slaney"] = "none"  # area normalisation of the bands
+    power: float = 2.0  # 2 for energy, 1 for magnitude
+    log: Literal["ln", "log2", "log10", "db"] = "ln"  # kind of logarithm
+    log_eps: float = 1e-6  # keeps the logarithm finite
+    log_floor: Literal["add", "clamp"] = "add"  # log(x + eps) or log(max(x, eps))
     center: bool = False
     """Reflect half a window at both ends. Off suits streams: no start or end case."""
 
@@ -764,10 +675,8 @@ class MelConfig(Strict):
 class DataConfig(Strict):
     """The training clips and the fold held out."""
 
-    name: str
-    """`fsdd`, `esc10`, `esc50`, `urbansound8k`, `audiomnist`, or `folder:PATH`."""
-    fold: str
-    """The official fold or split held out for testing: the teacher is never trained on it."""
+    name: str  # `fsdd`, `esc10`, `esc50`, `urbansound8k`, `audiomnist`, or `folder:PATH`
+    fold: str  # the official fold or split held out for testing: the teacher is never trained on it
 
     @field_validator("fold", mode="before")
     @classmethod
@@ -779,42 +688,25 @@ class DataConfig(Strict):
 class TrainConfig(Strict):
     """The training recipe of a teacher."""
 
-    epochs: Count = 30
-    """Passes over the training clips."""
-    batch_size: BatchSize = 32
-    """Clips per step."""
-    learning_rate: Positive = 2e-3
-    """Peak of the one-cycle cosine schedule (AdamW)."""
-    weight_decay: Weight = 1e-2
-    """AdamW, on matrices and kernels only."""
-    warmup: Share = 0.1
-    """Share of the steps over which the learning rate rises."""
-    crop_frames: Frames = 0
-    """Train on random stretches of this many mel frames; 0 for whole clips."""
-    mixup: float = Field(0.0, ge=0, le=1)
-    """Probability that a clip is blended with another."""
-    mask_bands: Frames = 8
-    """SpecAugment: widest stripe of mel bands."""
-    mask_frames: Frames = 0
-    """SpecAugment: widest stripe of frames."""
-    gain: Weight = 0.2
-    """Standard deviation of the random loudness, in units of the front end's std."""
-    label_smoothing: Share = 0.0
-    """Label smoothing of the cross entropy."""
-    checkpoint_epochs: Count = 1
-    """Epochs between checkpoints, from which a killed run is resumed."""
+    epochs: Count = 30  # passes over the training clips
+    batch_size: BatchSize = 32  # clips per step
+    learning_rate: Positive = 2e-3  # peak of the one-cycle cosine schedule (AdamW)
+    weight_decay: Weight = 1e-2  # AdamW, on matrices and kernels only
+    warmup: Share = 0.1  # share of the steps over which the learning rate rises
+    crop_frames: Frames = 0  # train on random stretches of this many mel frames; 0 for whole clips
+    mixup: float = Field(0.0, ge=0, le=1)  # probability that a clip is blended with another
+    mask_bands: Frames = 8  # SpecAugment: widest stripe of mel bands
+    mask_frames: Frames = 0  # SpecAugment: widest stripe of frames
+    gain: Weight = 0.2  # standard deviation of the random loudness, in units of the front end's std
+    label_smoothing: Share = 0.0  # label smoothing of the cross entropy
+    checkpoint_epochs: Count = 1  # epochs between checkpoints, from which a killed run is resumed
 
 
 class TeacherConfig(Strict):
     """Everything that `train-teacher` needs to train one teacher."""
 
-    data: DataConfig
-    """Training clips and the fold held out."""
-    mel: MelConfig = MelConfig()
-    """Front end."""
-    arch: TeacherArch = TeacherArch()
-    """Network."""
-    train: TrainConfig = TrainConfig()
-    """Recipe."""
-    seed: Seed = 0
-    """Seeds weights, order and augmentation."""
+    data: DataConfig  # training clips and the fold held out
+    mel: MelConfig = MelConfig()  # front end
+    arch: TeacherArch = TeacherArch()  # network
+    train: TrainConfig = TrainConfig()  # recipe
+    seed: Seed = 0  # seeds weights, order and augmentation

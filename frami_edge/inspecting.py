@@ -260,7 +260,7 @@ def _describe_safetensors(path: Path) -> Description:
         right = network.context[1]
         facts |= _geometry(loaded.mel, network.receptive_field, network.stride, right)
     sections = {"file": file_facts, "network": facts, "card": card.model_dump(mode="json")}
-    findings = [] if card.heard else [_NO_TRAINED_ON]
+    findings = [] if card.real_clips else [_NO_TRAINED_ON]
     return Description(card.kind, f"{card.kind} of frami-edge", sections, findings)
 
 

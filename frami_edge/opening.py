@@ -229,7 +229,7 @@ def open_model(path: Path, *, backend: str = "auto", threads: int = 1) -> Opened
             labels=card.labels,
             sha256=loaded.sha256,
             teacher_sha256=card.teacher_sha256,
-            trained_on=card.heard,
+            trained_on=card.real_clips,
         )
     kind: Kind = "engine"
     if suffix == ".onnx":

@@ -55,9 +55,9 @@ class Material:
     test: Features
 
     @property
-    def spec(self) -> MelSpec:
+    def mel(self) -> MelSpec:
         """The front end, with the mean and standard deviation of the training clips."""
-        return self.train.spec
+        return self.train.mel
 
     def trained_on(self) -> TrainedOn:
         """For the teacher's card."""
@@ -128,13 +128,13 @@ def train_teacher(
     """
     with run.timed("features"):
         material = load_material(config, root, progress)
-    run.record(data=material.manifest(), mel=material.spec.to_dict())
+    run.record(data=material.manifest(), mel=material.mel.to_dict())
     file = run.path(TEACHER)
     if file.exists():  # killed after the last epoch
         model: nn.Module = load_checkpoint(file, "teacher").model.to(compute.device)
     else:
         torch.manual_seed(generator(config.seed, "teacher").initial_seed())
-        model = ResNetTeacher(config.arch, material.spec.n_mels, len(material.data.labels))
+        model = ResNetTeacher(config.arch, material.mel.n_mels, len(material.data.labels))
         with run.timed("train"):
             train_epochs(
                 model, material.train, config.train,
@@ -147,7 +147,7 @@ def train_teacher(
     card = Card(
         kind="teacher",
         arch=config.arch.model_dump(mode="json"),
-        mel=material.spec.to_dict(),
+        mel=material.mel.to_dict(),
         labels=material.data.labels,
         trained_on=material.trained_on(),
         recipe=config.model_dump(mode="json"),
@@ -240,7 +240,7 @@ def train_epochs(
         model.to(memory_format=torch.channels_last)
     groups = weight_groups(model, config.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
-    material = {"clips": features.sha256, "mel": features.spec.digest}
+    material = {"clips": features.sha256, "mel": features.mel.digest}
     first, step = _resume(checkpoint, model, optimizer, material)
     if run:
         run.rewind(first, phase=phase)

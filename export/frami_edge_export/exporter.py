@@ -22,9 +22,9 @@ from frami_edge_export.frontend import waveform_draft
 from frami_edge_export.graph import (
     CLASSIFIER_KEY,
     ExportableStudent,
+    OnnxStudent,
     StudentFacts,
     WholeClassifier,
-    described,
     frozen_head,
     frozen_trunk,
     head_graph,
@@ -110,9 +110,9 @@ def export_student(
     sample = prepare_calibration(calibration, mel, context, options) if int8 else None
 
     trunk, whole = trunk_graph(student, mel.n_mels), whole_graph(student, mel.n_mels)
-    head_bytes = serialised(head_graph(student))
     weight_KD, bias_K = (t.double().numpy() for t in frozen_head(student))
     head = Head(weight_KD, bias_K, student.pool_eps)
+    made = OnnxStudent(name, trunk, head, serialised(head_graph(student)), info)
     inputs = parity_inputs(parity_lengths(field, stride, mel), mel, options.seed)
     tolerance, classifier = options.parity_tolerance, WholeClassifier(student)
     parity = check_fp32(torch_trunk, classifier, trunk, whole, head, inputs, context, tolerance)
@@ -139,39 +139,26 @@ def export_student(
         agreement=parity["classifier"].agreement,
     )
     drafts = [
-        Draft(fp32, described(trunk, info, head_bytes), trunk),
+        Draft(fp32, made.described(trunk, info), trunk),
         Draft(model, with_entries(whole, {CLASSIFIER_KEY: info.to_json()}), whole),
     ]
 
     bench_inputs = BenchInputs.of(info, options)
-    made, notes, files = None, list[str](), dict[str, bytes]()
+    quantised, notes, files = None, list[str](), dict[str, bytes]()
     if sample is not None:
         gates += calibration_gates(calibration_ranges(torch_trunk, sample.ranges), options)
-        made = int8_files(
-            trunk,
-            head_bytes,
-            head,
-            info,
-            sample,
-            source,
-            trunk_1s=bench_inputs.streaming,
-            name=name,
-            portable=portable,
-            options=options,
-        )
-        drafts += made.drafts
-        notes += made.notes
-        files["calib.json"] = json_bytes(made.table)
+        quantised = int8_files(made, sample, source, bench_inputs.streaming, portable, options)
+        drafts += quantised.drafts
+        notes += quantised.notes
+        files["calib.json"] = json_bytes(quantised.table)
     if half:
         tensorrt = next((d for d in drafts if d.artifact.name == "int8.trt"), None)
         mels = with_context(plausible_mels(mel), context) if sample is None else sample.holdout
-        more, left_out = half_drafts(
-            trunk, head_bytes, head, info, tensorrt, mels, name=name, options=options
-        )
+        more, left_out = half_drafts(made, tensorrt, mels, options)
         drafts += more
         notes += left_out
     if waveform:
-        drafts.append(waveform_draft(trunk, head, info, name, options))
+        drafts.append(waveform_draft(made, options))
 
     gates += [gate for draft in drafts for gate in draft.gates]
     drafts = [_linted(draft) for draft in drafts]
@@ -191,10 +178,10 @@ def export_student(
         artifacts=judged,
         recommended=recommended,
         reason=reason,
-        calibration=None if made is None else made.calibration,
+        calibration=None if quantised is None else quantised.calibration,
         gates=tuple(gates),
-        quantisation=None if made is None else made.quantisation,
-        layers=() if made is None else made.layers,
+        quantisation=None if quantised is None else quantised.quantisation,
+        layers=() if quantised is None else quantised.layers,
         bench=bench,
         options=options.to_dict(),
         versions=dict(info.versions),

@@ -25,7 +25,14 @@ import numpy.typing as npt
 import onnx
 from onnx import compose, numpy_helper
 
-from frami_edge_export.graph import MAX_IR, OPSET, check_loadable, strip, with_entries
+from frami_edge_export.graph import (
+    MAX_IR,
+    OPSET,
+    OnnxStudent,
+    check_loadable,
+    strip,
+    with_entries,
+)
 from frami_edge_export.options import ExportOptions
 from frami_edge_export.parity import (
     Array,
@@ -295,20 +302,19 @@ def parity_clips(mel: MelSpec, seed: int, longest_s: float = 30.0) -> list[Array
     return clips
 
 
-def waveform_draft(
-    trunk: onnx.ModelProto, head: Head, info: ModelInfo, name: str, options: ExportOptions
-) -> Draft:
+def waveform_draft(student: OnnxStudent, options: ExportOptions) -> Draft:
     """``wave``, samples in and logits out, from the fp32 trunk, compared with the runtime.
 
     Raises:
         GraphError: The graph cannot be loaded by a device.
         ParityError: It gives non-finite values.
     """
+    trunk, head, info = student.trunk, student.head, student.info
     graph = waveform_graph(trunk, head, info)
     found = check_waveform(graph, trunk, head, info, parity_clips(info.mel, options.seed))
     artifact = Artifact(
         name="wave",
-        path=f"{name}.wave.onnx",
+        path=f"{student.name}.wave.onnx",
         kind="waveform",
         precision="fp32",
         max_abs_difference=found.max_abs_difference,

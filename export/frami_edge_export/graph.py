@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from frami_edge_export.errors import GraphError
+from frami_edge_export.parity import Head
 from frami_edge_runtime.melspec import MelSpec
 from frami_edge_runtime.modelfile import (
     HEAD_INPUT,
@@ -103,6 +104,25 @@ class StudentFacts:
     student_sha256: str | None = None
     """Hash of the student's weights."""
     licence: str = ""
+
+
+@dataclass(frozen=True)
+class OnnxStudent:
+    """The fp32 student in ONNX form, from which the other files of an export are made."""
+
+    name: str
+    """Prefix of the files."""
+    trunk: onnx.ModelProto
+    head: Head
+    """Pooling and head in float64, to judge by logits."""
+    head_onnx: bytes
+    """The head's ONNX file, as every streaming file carries it."""
+    info: ModelInfo
+    """Description of the fp32 file."""
+
+    def described(self, graph: onnx.ModelProto, info: ModelInfo) -> bytes:
+        """The bytes of a streaming model file: graph, description and head."""
+        return with_entries(graph, model_metadata(info, self.head_onnx))
 
 
 class WholeClassifier(nn.Module):
@@ -343,11 +363,6 @@ def model_info(student: ExportableStudent, facts: StudentFacts) -> ModelInfo:
         licence=facts.licence,
         created=_now().isoformat(timespec="seconds"),
     )
-
-
-def described(model: onnx.ModelProto, info: ModelInfo, head: bytes) -> bytes:
-    """The bytes of a streaming model file: graph, description and head."""
-    return with_entries(model, model_metadata(info, head))
 
 
 def with_entries(model: onnx.ModelProto, entries: Mapping[str, str]) -> bytes:

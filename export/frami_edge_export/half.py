@@ -18,9 +18,9 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from onnxruntime.transformers.onnx_model import OnnxModel
 
 from frami_edge_export.errors import GraphError
-from frami_edge_export.graph import check_loadable, described, opset_of, strip
+from frami_edge_export.graph import OnnxStudent, check_loadable, opset_of, strip
 from frami_edge_export.options import ExportOptions
-from frami_edge_export.parity import Array, Comparison, Head, cpu_session, run_trunk
+from frami_edge_export.parity import Array, Comparison, cpu_session, run_trunk
 from frami_edge_export.report import Artifact, Draft, Gate
 from frami_edge_runtime.modelfile import METADATA_KEY, ModelInfo
 
@@ -139,34 +139,24 @@ def _casts(node: onnx.NodeProto, to: int) -> bool:
 
 
 def half_drafts(
-    trunk: onnx.ModelProto,
-    head_bytes: bytes,
-    head: Head,
-    info: ModelInfo,
-    int8: Draft | None,
-    mels_N1MT: Array,
-    name: str,
-    options: ExportOptions,
+    student: OnnxStudent, int8: Draft | None, mels_N1MT: Array, options: ExportOptions
 ) -> tuple[list[Draft], list[str]]:
     """``fp16``, and ``int8.trt.fp16`` where there is an ``int8.trt``.
 
     Args:
-        trunk: The fp32 graph.
-        head_bytes: The head's ONNX file, as every streaming file carries it.
-        head: Pooling and head, to judge by logits.
-        info: Description of the fp32 file.
+        student: The fp32 student.
         int8: The ``int8.trt`` file.
         mels_N1MT: Held-out mels with their context, or plausible ones without a calibration set.
-        name: Prefix of the files.
         options: ``min_agreement``.
 
     Returns:
         The files with their gates, and a note on each graph that fp16 cannot hold.
     """
+    head, trunk = student.head, student.trunk
     fp32_NK = head(run_trunk(cpu_session(trunk), mels_N1MT))
     largest = max(1.0, float(abs(fp32_NK).max()))
     sources: Sequence[tuple[str, onnx.ModelProto, ModelInfo]] = [
-        ("fp16", trunk, info.replace(precision="fp16")),
+        ("fp16", trunk, student.info.replace(precision="fp16")),
         *([("int8.trt.fp16", int8.graph, _description(int8.data))] if int8 else []),
     ]
     drafts, notes = [], []
@@ -182,7 +172,7 @@ def half_drafts(
         found = Comparison.of(fp32_NK, found_NK)
         artifact = Artifact(
             name=which,
-            path=f"{name}.{which}.onnx",
+            path=f"{student.name}.{which}.onnx",
             kind="streaming",
             precision=described_as.precision,
             max_abs_difference=found.max_abs_difference,
@@ -205,7 +195,7 @@ def half_drafts(
             )
         # Not timed: a CPU without fp16 kernels casts back, up to 14 times slower, and would spend
         # the others' measuring time.
-        data = described(half, described_as, head_bytes)
+        data = student.described(half, described_as)
         drafts.append(Draft(artifact, data, half, (agreed, close), timed=False))
     return drafts, notes
 

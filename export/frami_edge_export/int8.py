@@ -16,30 +16,27 @@ import onnx
 
 from frami_edge_export.bench import session_latency
 from frami_edge_export.calibration import CalibrationSet, at_other_levels
-from frami_edge_export.graph import described, serialised, sha256
+from frami_edge_export.graph import OnnxStudent, serialised, sha256
 from frami_edge_export.options import ExportOptions
 from frami_edge_export.parity import (
     Array,
     Array64,
     Comparison,
-    Head,
     cpu_session,
     run_trunk,
     sqnr_db,
 )
 from frami_edge_export.quantise import (
-    FLAVOURS,
     METHOD,
     OP_TYPES,
-    PORTABLE,
     TENSORRT,
     BiasCorrector,
     Flavour,
     Quantiser,
-    for_this_cpu,
+    cpu_flavours,
+    portable_flavour,
 )
 from frami_edge_export.report import Artifact, Calibration, Draft, Gate
-from frami_edge_runtime.modelfile import ModelInfo
 
 _LAYER_SAMPLES: Final = 32
 _MAX_FIRST: Final = 4
@@ -76,33 +73,32 @@ class Int8Search:
     """Builds and judges int8 graphs of one trunk.
 
     Args:
-        trunk: The fp32 graph.
+        student: The fp32 student.
         sample: Calibration mels and hold-out, with their context.
-        head: Pooling and head.
         trunk_1s: (1, 1, M, T), the input that is timed.
         options: Gates and budgets.
     """
 
     def __init__(
         self,
-        trunk: onnx.ModelProto,
+        student: OnnxStudent,
         sample: CalibrationSet,
-        head: Head,
         trunk_1s: Array,
         options: ExportOptions,
     ) -> None:
+        trunk, self._head = student.trunk, student.head
         self.quantiser = Quantiser(trunk, sample.ranges)
         self.tried: list[dict[str, Any]] = []
         """Every candidate: flavour, float layers, p50_ms where timed, agreement, sqnr_db."""
         self._corrector = BiasCorrector(trunk, self.quantiser, sample.ranges)
-        self._head, self._trunk_1s, self._options = head, trunk_1s, options
+        self._trunk_1s, self._options = trunk_1s, options
         self._holdout, self._few = sample.holdout, sample.holdout[:_LAYER_SAMPLES]
         self._fp32 = cpu_session(trunk)
-        self._reference_NK: Array64 = head(run_trunk(self._fp32, self._holdout))
+        self._reference_NK: Array64 = self._head(run_trunk(self._fp32, self._holdout))
 
     def run(self) -> Int8Result:
         """The fastest flavour that passes, then how many first layers stay float."""
-        rivals = [self._build(for_this_cpu(flavour), self._first(1)) for flavour in FLAVOURS]
+        rivals = [self._build(flavour, self._first(1)) for flavour in cpu_flavours()]
         times = self._time(rivals)
         # A tie goes to the first flavour: noise must not change the file from run to run.
         tie = self._options.first_layers_gain
@@ -276,40 +272,31 @@ class Int8Files:
 
 
 def int8_files(
-    trunk: onnx.ModelProto,
-    head_bytes: bytes,
-    head: Head,
-    info: ModelInfo,
+    student: OnnxStudent,
     sample: CalibrationSet,
     source: str,
-    *,
     trunk_1s: Array,
-    name: str,
     portable: bool,
     options: ExportOptions,
 ) -> Int8Files:
     """Make ``int8.cpu``, ``int8.trt`` and, where asked for, ``int8.portable``.
 
     Args:
-        trunk: The fp32 graph.
-        head_bytes: The head's ONNX file, as every streaming file carries it.
-        head: Pooling and head, to judge by logits.
-        info: Description of the fp32 file.
+        student: The fp32 student.
         sample: Calibration mels and hold-out.
         source: Origin of the samples, for the report.
         trunk_1s: (1, 1, M, T) mel of 1 s with its context, the input that is timed.
-        name: Prefix of the files.
         portable: Make ``int8.portable`` too.
         options: Gates and budgets.
     """
-    search = Int8Search(trunk, sample, head, trunk_1s, options)
+    search = Int8Search(student, sample, trunk_1s, options)
     found = search.run()
     tensorrt = search.settle(TENSORRT, search.quantiser.stem)
     results = {"int8.cpu": found, "int8.trt": tensorrt}
     if portable:
         first = len(found.chosen.float_layers)
-        results["int8.portable"] = search.settle(for_this_cpu(PORTABLE), first)
-    model_sha256 = sha256(serialised(trunk))
+        results["int8.portable"] = search.settle(portable_flavour(), first)
+    model_sha256 = sha256(serialised(student.trunk))
     used = Calibration(
         source, len(sample.ranges), len(sample.holdout), sample.digest, sample.clamped
     )
@@ -323,12 +310,13 @@ def int8_files(
         "samples": used.samples,
         "ranges": {tensor: list(pair) for tensor, pair in search.quantiser.ranges.items()},
     }
+    info = student.info
     context = (info.context.left, info.context.right)
     other = at_other_levels(sample.holdout, info.mel, context, options.level_db, options.seed)
     levels = search.judge(found.chosen, other)
     return Int8Files(
         drafts=[
-            _draft(which, result.chosen, head_bytes, info, used, model_sha256, name, options)
+            _draft(which, result.chosen, student, used, model_sha256, options)
             for which, result in results.items()
         ],
         calibration=used,
@@ -354,14 +342,12 @@ def int8_files(
 def _draft(
     which: str,
     made: Candidate,
-    head_bytes: bytes,
-    info: ModelInfo,
+    student: OnnxStudent,
     used: Calibration,
     model_sha256: str,
-    name: str,
     options: ExportOptions,
 ) -> Draft:
-    described_as = info.replace(
+    info = student.info.replace(
         precision="int8",
         quantisation={
             "scheme": "static Q/DQ, per-channel weights",
@@ -379,7 +365,7 @@ def _draft(
     )
     artifact = Artifact(
         name=which,
-        path=f"{name}.{which}.onnx",
+        path=f"{student.name}.{which}.onnx",
         kind="streaming",
         precision="int8",
         max_abs_difference=made.comparison.max_abs_difference,
@@ -390,7 +376,7 @@ def _draft(
     gate = Gate.at_least(
         f"{which} agreement with fp32", made.comparison.agreement, options.min_agreement, which
     )
-    return Draft(artifact, described(made.model, described_as, head_bytes), made.model, (gate,))
+    return Draft(artifact, student.described(made.model, info), made.model, (gate,))
 
 
 def _notes(results: dict[str, Int8Result], levels: Comparison, options: ExportOptions) -> list[str]:
@@ -405,7 +391,7 @@ def _notes(results: dict[str, Int8Result], levels: Comparison, options: ExportOp
     notes.append(f"int8.trt predicts the same class as int8.cpu on {together:.2%}.")
     if chosen.flavour.weight_bits == 7:
         notes.append(
-            "int8.cpu has 7-bit weights: this CPU has no VNNI, and sums of 8-bit ones saturate."
+            "int8.cpu has 7-bit weights: sums of 8-bit ones saturate on this CPU (no VNNI)."
         )
     if levels.agreement < options.min_agreement:
         notes.append(

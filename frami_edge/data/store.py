@@ -67,7 +67,7 @@ class Features:
     """Files left out, with the reason."""
     sha256: str
     """SHA-256 of the sorted (name within the set, file hash) list of the kept clips."""
-    spec: MelSpec
+    mel: MelSpec
     """The front end, with its mean and std."""
 
     def __len__(self) -> int:
@@ -78,16 +78,16 @@ class Features:
         """Frames of each clip."""
         return [mel.shape[1] for mel in self.mels]
 
-    def normalised(self, spec: MelSpec) -> Features:
-        """The same raw log-mels with the mean and std of ``spec``, the same front end otherwise.
+    def normalised(self, mel: MelSpec) -> Features:
+        """The same raw log-mels with the mean and std of ``mel``, the same front end otherwise.
 
         Raises:
             ValueError: These features are normalised already.
         """
-        if self.spec != spec.replace(mean=0.0, std=1.0):
+        if self.mel != mel.replace(mean=0.0, std=1.0):
             raise ValueError("only raw log-mels of the same front end can be normalised")
-        mean_M1, std_M1 = _statistics(spec)
-        return replace(self, mels=[(m - mean_M1) / std_M1 for m in self.mels], spec=spec)
+        mean_M1, std_M1 = _statistics(mel)
+        return replace(self, mels=[(m - mean_M1) / std_M1 for m in self.mels], mel=mel)
 
     def manifest(self) -> dict[str, Any]:
         """Plain values for a manifest: what was used, what was left out and why; no paths."""
@@ -100,7 +100,7 @@ class Features:
 
 
 def load_features(
-    spec: MelSpec,
+    mel: MelSpec,
     clips: Sequence[Clip],
     progress: ProgressCallback | None = None,
     phase: str = "log-mels",
@@ -110,7 +110,7 @@ def load_features(
     Raises:
         DataError: None of the clips can be used.
     """
-    features = FeatureStore(spec).load(clips, progress, phase)
+    features = FeatureStore(mel).load(clips, progress, phase)
     rejected = features.rejected
     if rejected:
         lines = "".join(f"\n  {r.name}: {r.reason}" for r in rejected[:_SHOWN])
@@ -127,16 +127,16 @@ class FeatureStore:
     Clips shorter than one window are repeated (`frami_edge.frontend.tile_to_window`).
 
     Args:
-        spec: The front end; its mean and std are applied on loading.
+        mel: The front end; its mean and std are applied on loading.
         cache_dir: None for ``$FRAMI_EDGE_CACHE/features``, else ``~/.cache/frami-edge/features``.
     """
 
-    def __init__(self, spec: MelSpec, cache_dir: Path | None = None) -> None:
-        self.spec = spec
+    def __init__(self, mel: MelSpec, cache_dir: Path | None = None) -> None:
+        self.mel = mel
         base = os.environ.get(CACHE_VARIABLE)
         default = Path(base).expanduser() if base else Path.home() / ".cache" / "frami-edge"
         self.cache_dir = default / "features" if cache_dir is None else Path(cache_dir)
-        self._raw = spec.replace(mean=0.0, std=1.0)
+        self._raw = mel.replace(mean=0.0, std=1.0)
         self._log_mel = LogMel(self._raw)
 
     def load(
@@ -182,7 +182,7 @@ class FeatureStore:
                 f"{rejected[0].reason}.",
                 fix="Check the files and the data root.",
             )
-        mean_M1, std_M1 = _statistics(self.spec)
+        mean_M1, std_M1 = _statistics(self.mel)
         for entry in found.values():
             if entry.mel is not None:
                 entry.mel.sub_(mean_M1).div_(std_M1)
@@ -195,7 +195,7 @@ class FeatureStore:
             hashes=[found[clip.path].sha256 for clip in kept],
             rejected=rejected,
             sha256=hashlib.sha256(digest.encode()).hexdigest(),
-            spec=self.spec,
+            mel=self.mel,
         )
 
     def _fold(self, paths: list[Path], report: Callable[[int], None]) -> dict[Path, _Entry]:
@@ -240,8 +240,8 @@ class FeatureStore:
                 sha256 = hashlib.sha256(data).hexdigest()
                 entries[path] = _Entry(None, sha256, "")
                 decoded, rate = decode(data)
-                resampled = resample(torch.from_numpy(decoded), rate, self.spec.sample_rate)
-                samples = tile_to_window(resampled, self.spec)
+                resampled = resample(torch.from_numpy(decoded), rate, self.mel.sample_rate)
+                samples = tile_to_window(resampled, self.mel)
             except AudioError as error:
                 entries[path] = _Entry(None, "", error.message)
                 continue
@@ -265,9 +265,9 @@ class _Entry:
     reason: str
 
 
-def _statistics(spec: MelSpec) -> tuple[torch.Tensor, torch.Tensor]:
+def _statistics(mel: MelSpec) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and std, (M, 1) or (1, 1) float32 each."""
-    mean, std = (torch.tensor(v, dtype=torch.float32).reshape(-1, 1) for v in (spec.mean, spec.std))
+    mean, std = (torch.tensor(v, dtype=torch.float32).reshape(-1, 1) for v in (mel.mean, mel.std))
     return mean, std
 
 
@@ -286,8 +286,8 @@ def measure_normalisation(features: Features) -> tuple[float, float]:
     Raises:
         DataError: There are no features, or they do not vary.
     """
-    mean_M1 = torch.tensor(features.spec.mean, dtype=torch.float64).reshape(-1, 1)
-    std_M1 = torch.tensor(features.spec.std, dtype=torch.float64).reshape(-1, 1)
+    mean_M1 = torch.tensor(features.mel.mean, dtype=torch.float64).reshape(-1, 1)
+    std_M1 = torch.tensor(features.mel.std, dtype=torch.float64).reshape(-1, 1)
     count, total, squares = 0, 0.0, 0.0
     for mel in features.mels:
         raw = mel.double() * std_M1 + mean_M1

@@ -12,7 +12,17 @@ import pytest
 import torch
 
 from frami_edge_export import exporter
-from frami_edge_export.graph import StudentFacts, trunk_graph, whole_graph
+from frami_edge_export.graph import (
+    OnnxStudent,
+    StudentFacts,
+    frozen_head,
+    head_graph,
+    model_info,
+    serialised,
+    trunk_graph,
+    whole_graph,
+)
+from frami_edge_export.parity import Head
 
 # pytest's importlib mode puts no test folder on the path.
 sys.path.insert(0, str(Path(__file__).parent))
@@ -51,6 +61,15 @@ def trunk(student: TinyStudent) -> onnx.ModelProto:
 @pytest.fixture(scope="session")
 def whole(student: TinyStudent) -> onnx.ModelProto:
     return whole_graph(student, MEL.n_mels)
+
+
+@pytest.fixture(scope="session")
+def made(student: TinyStudent, trunk: onnx.ModelProto) -> OnnxStudent:
+    """The student in ONNX form, as an export holds it."""
+    weight, bias = (t.double().numpy() for t in frozen_head(student))
+    info = model_info(student, StudentFacts(mel=MEL, labels=tuple("abcdef")))
+    head = Head(weight, bias, student.pool_eps)
+    return OnnxStudent("s", trunk, head, serialised(head_graph(student)), info)
 
 
 @pytest.fixture

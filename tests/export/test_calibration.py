@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from export_kit import MEL, TinyStudent
@@ -22,7 +21,7 @@ from frami_edge_export.calibration import (
     prepare_calibration,
 )
 from frami_edge_export.errors import CalibrationError, ExportError
-from frami_edge_export.graph import StudentFacts, described, head_graph, model_info, serialised
+from frami_edge_export.graph import OnnxStudent
 from frami_edge_export.options import ExportOptions
 from frami_edge_export.parity import with_context
 from frami_edge_runtime.classifier import Classifier
@@ -139,9 +138,8 @@ def test_a_gain_shifts_a_log_mel_inside_the_physical_range() -> None:
 
 
 @pytest.fixture(scope="module")
-def model(student: TinyStudent, trunk: onnx.ModelProto) -> bytes:
-    info = model_info(student, StudentFacts(MEL, tuple("abcdef")))
-    return described(trunk, info, serialised(head_graph(student)))
+def model(made: OnnxStudent) -> bytes:
+    return made.described(made.trunk, made.info)
 
 
 def test_mels_of_many_lengths_are_classified_as_by_torch_and_the_runtime(

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from export_kit import MEL, TinyStudent
+from export_kit import MEL
 
 from frami_edge_export.errors import ParityError
 from frami_edge_export.frontend import (
@@ -21,8 +21,8 @@ from frami_edge_export.frontend import (
     parity_clips,
     waveform_graph,
 )
-from frami_edge_export.graph import StudentFacts, frozen_head, model_info
-from frami_edge_export.parity import Head, cpu_session
+from frami_edge_export.graph import OnnxStudent
+from frami_edge_export.parity import cpu_session
 from frami_edge_runtime.logmel import log_mel
 from frami_edge_runtime.melspec import MelSpec
 from frami_edge_runtime.modelfile import ModelInfo
@@ -78,20 +78,10 @@ def test_the_kernels_are_computed_on_load_and_not_stored() -> None:
         np.testing.assert_allclose(plain.run(None, {WAVEFORM: x[None]})[0][0], row, atol=1e-4)
 
 
-@pytest.fixture(scope="module")
-def head(student: TinyStudent) -> Head:
-    weight_KD, bias_K = (t.double().numpy() for t in frozen_head(student))
-    return Head(weight_KD, bias_K, student.pool_eps)
-
-
-@pytest.fixture
-def info(student: TinyStudent, facts: StudentFacts) -> ModelInfo:
-    return model_info(student, facts)
-
-
 def test_logits_are_the_runtimes_at_every_length_and_the_file_says_how_to_feed_it(
-    trunk: onnx.ModelProto, head: Head, info: ModelInfo
+    made: OnnxStudent,
 ) -> None:
+    trunk, head, info = made.trunk, made.head, made.info
     before = trunk.SerializeToString(deterministic=True)
     data = described_waveform(waveform_graph(trunk, head, info), info)
     assert trunk.SerializeToString(deterministic=True) == before
@@ -113,9 +103,8 @@ def test_logits_are_the_runtimes_at_every_length_and_the_file_says_how_to_feed_i
     assert ModelInfo.from_json(json.dumps(about["model"])) == info
 
 
-def test_the_check_sees_a_wrong_front_end(
-    trunk: onnx.ModelProto, head: Head, info: ModelInfo
-) -> None:
+def test_the_check_sees_a_wrong_front_end(made: OnnxStudent) -> None:
+    trunk, head, info = made.trunk, made.head, made.info
     other = info.replace(mel=MEL.replace(log_floor="clamp", log_eps=1e-4))
     clips = parity_clips(MEL, 0, longest_s=2)
     assert not check_waveform(waveform_graph(trunk, head, other), trunk, head, info, clips)

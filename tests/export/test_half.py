@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import numpy as np
 import onnx
 import pytest
-from export_kit import MEL, TinyStudent
 from onnx import TensorProto, numpy_helper
 
 from frami_edge_export.errors import GraphError
-from frami_edge_export.graph import (
-    StudentFacts,
-    described,
-    frozen_head,
-    head_graph,
-    model_info,
-    serialised,
-)
+from frami_edge_export.graph import OnnxStudent
 from frami_edge_export.half import half_drafts, half_graph, half_share
 from frami_edge_export.options import ExportOptions
-from frami_edge_export.parity import Head, cpu_session, with_context
+from frami_edge_export.parity import cpu_session, with_context
 from frami_edge_export.quantise import TENSORRT, Quantiser
 from frami_edge_export.report import Artifact, Draft
 from frami_edge_runtime.backends import open_backend
@@ -91,25 +84,19 @@ def test_int8_with_a_half_rest(int8: onnx.ModelProto, mels: np.ndarray) -> None:
 
 @pytest.mark.parametrize("fits", [True, False])
 def test_the_files_pass_their_gates_and_load_or_are_left_out_with_a_note(
-    student: TinyStudent,
-    trunk: onnx.ModelProto,
+    made: OnnxStudent,
     int8: onnx.ModelProto,
     mels: np.ndarray,
     fits: bool,
 ) -> None:
-    info = model_info(student, StudentFacts(mel=MEL, labels=tuple("abcdef")))
-    head_bytes = serialised(head_graph(student))
-    weight, bias = (t.double().numpy() for t in frozen_head(student))
     artifact = Artifact("int8.trt", "s.int8.trt.onnx", "streaming", "int8")
-    draft = Draft(artifact, described(int8, info.replace(precision="int8"), head_bytes), int8)
+    draft = Draft(artifact, made.described(int8, made.info.replace(precision="int8")), int8)
     if not fits:
-        trunk = copy.deepcopy(trunk)
+        trunk = copy.deepcopy(made.trunk)
+        made = dataclasses.replace(made, trunk=trunk)
         tensor = next(t for t in trunk.graph.initializer if t.name.endswith("weight_bias"))
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) + 1e6, tensor.name))
-    head = Head(weight, bias, student.pool_eps)
-    found, notes = half_drafts(
-        trunk, head_bytes, head, info, draft, mels[96:], "s", ExportOptions()
-    )
+    found, notes = half_drafts(made, draft, mels[96:], ExportOptions())
     if not fits:
         assert [d.artifact.name for d in found] == ["int8.trt.fp16"]
         assert "There is no fp16 file: " in notes[0]

@@ -1,12 +1,14 @@
 """int8 graphs and how they are chosen. Accuracy claims hold on CPUs with and without VNNI.
 
-`for_this_cpu` gives 7-bit weights where 8-bit sums saturate; graphs for TensorRT are judged in
-float, as they are written. `qemu-x86_64 -cpu max` (qemu-user) runs these tests on an AVX2 CPU.
+`cpu_flavours` adds 7-bit weights where sums of 8-bit ones may saturate; graphs for TensorRT are
+judged in float, as they are written. `qemu-x86_64 -cpu max` (qemu-user) runs these tests on an AVX2
+CPU.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import numpy as np
 import onnx
@@ -18,7 +20,7 @@ from torch import nn
 
 from frami_edge_export import quantise
 from frami_edge_export.calibration import CalibrationSet
-from frami_edge_export.graph import frozen_head, trunk_graph
+from frami_edge_export.graph import OnnxStudent, trunk_graph
 from frami_edge_export.int8 import Int8Result, Int8Search
 from frami_edge_export.options import ExportOptions
 from frami_edge_export.parity import Comparison, Head, cpu_session, run_trunk
@@ -29,8 +31,9 @@ from frami_edge_export.quantise import (
     BiasCorrector,
     Flavour,
     Quantiser,
-    cpu_saturates,
-    for_this_cpu,
+    cpu_flavours,
+    portable_flavour,
+    seven_bit,
 )
 
 FLOAT, INT8 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT8
@@ -42,32 +45,35 @@ def quantiser(trunk: onnx.ModelProto, calibration: np.ndarray) -> Quantiser:
 
 
 @pytest.fixture(scope="module")
-def head(student: TinyStudent) -> Head:
-    weight, bias = frozen_head(student)
-    return Head(weight.double().numpy(), bias.double().numpy(), student.pool_eps)
+def head(made: OnnxStudent) -> Head:
+    return made.head
 
 
 def search(
-    trunk: onnx.ModelProto, calibration: np.ndarray, head: Head, **options: float
+    made: OnnxStudent, calibration: np.ndarray, **options: float
 ) -> tuple[Int8Search, Int8Result]:
     sample = CalibrationSet(calibration[:100], calibration[100:], 0.0, "")
     fast = ExportOptions(bench_budget_s=0.05, bench_rounds=15, **options)  # type: ignore[arg-type]
-    found = Int8Search(trunk, sample, head, calibration[:1], fast)
+    found = Int8Search(made, sample, calibration[:1], fast)
     return found, found.run()
 
 
-@pytest.fixture
-def other_cpu(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Graphs as a CPU with the other kind of int8 kernels would get them."""
-    monkeypatch.setattr(quantise, "cpu_saturates", lambda: request.param)
+def test_7_bit_weights_are_tried_where_sums_saturate(monkeypatch: pytest.MonkeyPatch) -> None:
+    for saturates, names in (
+        (False, ["U8S8", "S8S8"]),
+        (True, ["U8S8", "S8S8", "U8S8 7-bit", "S8S8 7-bit"]),
+    ):
+        monkeypatch.setattr(quantise, "cpu_saturates", lambda found=saturates: found)
+        assert [flavour.name for flavour in cpu_flavours()] == names
+        assert portable_flavour().weight_bits == (7 if saturates else 8)
 
 
-@pytest.mark.parametrize("other_cpu", [False, True], indirect=True, ids=["VNNI", "AVX2"])
-@pytest.mark.parametrize("flavour", FLAVOURS, ids=lambda f: f.name)
+@pytest.mark.parametrize(
+    "flavour", [*FLAVOURS, seven_bit(FLAVOURS[0])], ids=lambda flavour: flavour.name
+)
 def test_weights_are_int8_per_channel_and_nothing_is_dynamic(
-    quantiser: Quantiser, flavour: Flavour, other_cpu: None
+    quantiser: Quantiser, flavour: Flavour
 ) -> None:
-    flavour = for_this_cpu(flavour)
     model = quantiser.graph(flavour, quantiser.layers[:1])
     tensors = {t.name: t for t in model.graph.initializer}
     ops = [node.op_type for node in model.graph.node]
@@ -122,12 +128,12 @@ def test_one_table_holds_the_true_ranges(
     assert any(high == pytest.approx(top, rel=1e-4) for _, high in quantiser.ranges.values())
 
 
-@pytest.mark.parametrize("flavour", [*FLAVOURS, PORTABLE], ids=lambda f: f.name)
+@pytest.mark.parametrize("flavour", [*cpu_flavours(), portable_flavour()], ids=lambda f: f.name)
 def test_no_sum_saturates_on_this_cpu(
     quantiser: Quantiser, head: Head, calibration: np.ndarray, flavour: Flavour
 ) -> None:
     """The integer kernels of this CPU give the logits that the graph states in float."""
-    model = quantiser.graph(for_this_cpu(flavour), quantiser.layers[:1])
+    model = quantiser.graph(flavour, quantiser.layers[:1])
     integer, exact = (
         head(run_trunk(cpu_session(model, exact=e), calibration[100:])) for e in (False, True)
     )
@@ -136,24 +142,11 @@ def test_no_sum_saturates_on_this_cpu(
     assert found.sqnr_db is None or found.sqnr_db > 40
 
 
-@pytest.mark.skipif(not cpu_saturates(), reason="8-bit weights do not saturate on this CPU")
-def test_8_bit_weights_saturate_without_vnni(
-    quantiser: Quantiser, head: Head, calibration: np.ndarray
-) -> None:
-    model = quantiser.graph(FLAVOURS[1], quantiser.layers[:1])
-    integer, exact = (
-        head(run_trunk(cpu_session(model, exact=e), calibration[100:])) for e in (False, True)
-    )
-    found = Comparison.of(exact, integer).sqnr_db
-    assert found is not None
-    assert found < 30
-
-
 @pytest.mark.parametrize("flavour", FLAVOURS, ids=lambda f: f.name)
 def test_int8_streams_bit_for_bit(
     quantiser: Quantiser, student: TinyStudent, calibration: np.ndarray, flavour: Flavour
 ) -> None:
-    session = cpu_session(quantiser.graph(for_this_cpu(flavour), quantiser.layers[:1]))
+    session = cpu_session(quantiser.graph(flavour, quantiser.layers[:1]))
     mel = calibration[:1]
     offline = run_trunk(session, mel)
     field, stride, step = student.receptive_field, student.stride, 3 * student.stride
@@ -185,15 +178,13 @@ def test_bias_correction_takes_back_the_shift(
     assert quantiser.graph(TENSORRT, kept) == quantiser.graph(TENSORRT, kept, {})
 
 
-def test_the_search_keeps_a_flavour_that_passes(
-    trunk: onnx.ModelProto, calibration: np.ndarray, head: Head
-) -> None:
-    made, found = search(trunk, calibration, head)
+def test_the_search_keeps_a_flavour_that_passes(made: OnnxStudent, calibration: np.ndarray) -> None:
+    tried, found = search(made, calibration)
     assert found.chosen.comparison.agreement >= 0.98
     assert found.chosen.comparison.sqnr_db is not None
     assert found.chosen.comparison.sqnr_db > 30
-    assert {row["flavour"] for row in made.tried} == {for_this_cpu(f).name for f in FLAVOURS}
-    assert all(row["p50_ms"] > 0 for row in made.tried if not row["bias_correction"])
+    assert {row["flavour"] for row in tried.tried} == {flavour.name for flavour in cpu_flavours()}
+    assert all(row["p50_ms"] > 0 for row in tried.tried if not row["bias_correction"])
     assert found.fallback == ()
     assert sorted(row["layer"] for row in found.layers) == ["0.0", "1.0", "2.0", "3.0", "4.0"]
     assert found.chosen.flavour.name in found.reason
@@ -213,15 +204,16 @@ def with_an_outlier_channel(student: TinyStudent, size: float = 1e5) -> TinyStud
 
 
 def test_the_worst_layers_go_back_to_float(
-    student: TinyStudent, calibration: np.ndarray, head: Head
+    student: TinyStudent, made: OnnxStudent, calibration: np.ndarray
 ) -> None:
     rigged = with_an_outlier_channel(student)
     with torch.inference_mode():
         x = torch.from_numpy(calibration[:20])
         torch.testing.assert_close(rigged.trunk(x), student.trunk(x), atol=1e-4, rtol=1e-4)
     graph = trunk_graph(rigged, MEL.n_mels)
-    made, found = search(graph, calibration, head, first_layers_gain=0.0)
-    assert made.tried[0]["agreement"] < 0.98
+    rigged_made = dataclasses.replace(made, trunk=graph)
+    tried, found = search(rigged_made, calibration, first_layers_gain=0.0)
+    assert tried.tried[0]["agreement"] < 0.98
     assert {row["layer"] for row in found.layers[:2]} == {"1.0", "2.0"}
     assert set(found.fallback) == {"1.0", "2.0"}
     assert found.chosen.comparison.agreement >= 0.98
@@ -231,11 +223,11 @@ def test_the_worst_layers_go_back_to_float(
 
 
 def test_where_nothing_helps_the_reason_says_so(
-    trunk: onnx.ModelProto, calibration: np.ndarray, head: Head, monkeypatch: pytest.MonkeyPatch
+    made: OnnxStudent, calibration: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poor = Comparison(0.5, 1.0, 3.0)
     monkeypatch.setattr(Comparison, "of", classmethod(lambda cls, a, b: poor))
-    _, found = search(trunk, calibration, head)
+    _, found = search(made, calibration)
     assert found.chosen.comparison is poor
     assert found.fallback == ()
     assert "no choice of float layers passes" in found.reason

@@ -56,9 +56,9 @@ def test_what_was_saved_comes_back(file: Path, teacher: ResNetTeacher, spec: Mel
     loaded = load_checkpoint(file, "teacher")
     x = torch.randn(2, 1, 16, 30)
     assert torch.equal(loaded.model(x), teacher(x))
-    assert loaded.spec == spec
+    assert loaded.mel == spec
     assert loaded.card.labels == LABELS
-    assert loaded.card.heard == loaded.card.trained_on
+    assert loaded.card.real_clips == loaded.card.trained_on
     assert not loaded.model.training
     assert not any(p.requires_grad for p in loaded.model.parameters())
 
@@ -77,7 +77,7 @@ def test_a_collapsed_student_comes_back(tmp_path: Path, student: StudentNet, spe
     loaded = load_checkpoint(tmp_path / "s.safetensors")
     x = torch.randn(2, 1, 16, 30)
     assert torch.equal(loaded.model(x), shipped(x))
-    assert loaded.card.heard == heard
+    assert loaded.card.real_clips == heard
 
 
 def test_the_hash_is_the_files(file: Path, teacher: ResNetTeacher) -> None:
@@ -134,7 +134,7 @@ def test_the_other_kind_is_refused(file: Path) -> None:
 @pytest.mark.parametrize(
     ("card", "word"),
     [
-        ({"schema_version": 99}, "schema 99"),
+        ({"schema_version": 99}, "another version"),
         ({"labels": ["only one"]}, "damaged"),
         ({"surprise": 1}, "damaged"),
         ({"kind": "oracle"}, "damaged"),

@@ -53,7 +53,7 @@ def folder(tmp_path: Path) -> Path:
 def test_a_description_is_relative_to_its_folder(folder: Path) -> None:
     loaded = open_teacher(folder / "kws.yaml")
     assert loaded.card.labels == LABELS
-    assert (loaded.spec.log, loaded.spec.mel_scale, loaded.spec.center) == ("log2", "slaney", True)
+    assert (loaded.mel.log, loaded.mel.mel_scale, loaded.mel.center) == ("log2", "slaney", True)
     assert not any(p.requires_grad for p in loaded.model.parameters())
 
 
