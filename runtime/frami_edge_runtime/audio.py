@@ -205,9 +205,9 @@ def _open(path: Path) -> _PcmWave | _SoundFile:
     try:
         file = path.open("rb")
     except OSError as error:
-        raise AudioError(
-            f"{path} cannot be read: {reason(error)}.", fix="Check the path."
-        ) from None
+        missing = isinstance(error, FileNotFoundError)
+        what = "does not exist" if missing else f"cannot be read: {reason(error)}"
+        raise AudioError(f"{path} {what}.", fix="Check the path.") from None
     try:
         if file.read(4) == b"RIFF" and file.read(8)[4:] == b"WAVE" and (wave := _open_wave(file)):
             return wave

@@ -145,7 +145,7 @@ def test_what_is_no_file_or_no_audio(tmp_path: Path) -> None:
     (tmp_path / "cut.wav").write_bytes((tmp_path / "slow.wav").read_bytes()[:30])
     for name, words in (
         ("cut.wav", "header ends too early"),
-        ("none.wav", "cannot be read"),
+        ("none.wav", "does not exist"),
         ("", "cannot be read"),
         ("text.wav", "is no audio file"),
         ("slow.wav", "sample_rate must be"),
