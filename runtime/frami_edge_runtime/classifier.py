@@ -123,12 +123,7 @@ class Classifier:
     ) -> StreamGroup:
         """Open n streams that share every call of the model: for many microphones.
 
-        Args:
-            n: Number of streams.
-            sample_rate: As for `stream`, and so are the others.
-            window_s: Length of a sliding window in seconds.
-            forget_s: Half-life in seconds.
-            hop_s: Seconds between results.
+        The other arguments are those of `stream`.
 
         Raises:
             AudioError: As for `stream`.
