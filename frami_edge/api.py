@@ -220,19 +220,16 @@ def distill(
         metrics = {"synthetic_agreement": agreement, "steps": settings.distill.steps}
         card = _student_card(model, loaded, settings, metrics)
         sha256 = save_checkpoint(run.path("student.safetensors"), model, card)
+        student = Student(model.eval(), card, loaded.mel, sha256)
         pictures |= _draw_distillation(run)
         facts = {
             "parameters": parameters(model),
             "macs_per_second": macs_per_second(model, loaded.mel),
         }
         if isinstance(given, Bank):
-            text = student_readme(
-                card, model, facts["parameters"], sha256, given.index.health, pictures,
-                run.manifest,
-            )  # fmt: skip
+            text = student_readme(student, given.index.health, pictures, run.manifest)
             atomic_write_text(run.path(CARD), text)
         run.record(student={"sha256": sha256, **facts, **metrics}, plots=pictures)
-    student = Student(model.eval(), card, loaded.mel, sha256)
     return _lives_with(student, folder, out)
 
 
@@ -519,11 +516,7 @@ def evaluate(
 def _opened(model: Student | Teacher | PathLike) -> OpenedModel:
     if not isinstance(model, Student | Teacher):
         return open_model(Path(model))
-    card = model.card
-    return OpenedModel(
-        Path(f"the {card.kind}"), card.kind, model, model.mel, card.labels, model.sha256,
-        card.teacher_sha256, card.real_clips,
-    )  # fmt: skip
+    return OpenedModel.of_network(Path(f"the {model.card.kind}"), model)
 
 
 def _real_clips(
@@ -556,7 +549,7 @@ def _draw(run: RunFolder, found: Evaluation) -> dict[str, str]:
     if found.controls:
         pictures["controls"] = "plots/controls.png"
         title = f"{where}: same student, other clips"
-        plots.accuracy_bars(run.path(pictures["controls"]), found.bars(), title)
+        plots.accuracy_bars(run.path(pictures["controls"]), found.accuracies(), title)
     return pictures
 
 
