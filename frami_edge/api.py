@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch.distributed as dist
 from pydantic import BaseModel
 
 from frami_edge import distillation, inversion, plots, training
@@ -217,19 +218,16 @@ def distill(
         metrics = {"synthetic_agreement": agreement, "steps": settings.distill.steps}
         card = _student_card(model, loaded, settings, metrics)
         sha256 = save_checkpoint(run.path("student.safetensors"), model, card)
+        student = Student(model.eval(), card, loaded.mel, sha256)
         pictures |= _draw_distillation(run)
         facts = {
             "parameters": parameters(model),
             "macs_per_second": macs_per_second(model, loaded.mel),
         }
         if isinstance(given, Bank):
-            text = student_readme(
-                card, model, facts["parameters"], sha256, given.index.health, pictures,
-                run.manifest,
-            )  # fmt: skip
+            text = student_readme(student, given.index.health, pictures, run.manifest)
             atomic_write_text(run.path(CARD), text)
         run.record(student={"sha256": sha256, **facts, **metrics}, plots=pictures)
-    student = Student(model.eval(), card, loaded.mel, sha256)
     return _lives_with(student, folder, out)
 
 
@@ -526,11 +524,7 @@ def evaluate(
 def _opened(model: Student | Teacher | PathLike) -> OpenedModel:
     if not isinstance(model, Student | Teacher):
         return open_model(Path(model))
-    card = model.card
-    return OpenedModel(
-        Path(f"the {card.kind}"), card.kind, model, model.mel, card.labels, model.sha256,
-        card.teacher_sha256, card.real_clips,
-    )  # fmt: skip
+    return OpenedModel.of_network(Path(f"the {model.card.kind}"), model)
 
 
 def _real_clips(
@@ -563,7 +557,7 @@ def _draw(run: RunFolder, found: Evaluation) -> dict[str, str]:
     if found.controls:
         pictures["controls"] = "plots/controls.png"
         title = f"{where}: same student, other clips"
-        plots.accuracy_bars(run.path(pictures["controls"]), found.bars(), title)
+        plots.accuracy_bars(run.path(pictures["controls"]), found.accuracies(), title)
     return pictures
 
 
@@ -664,7 +658,7 @@ def _run(
     Under torchrun rank N > 0 has a folder of its own, named `folder.rank-N`.
     """
     log.info("Device: %s", compute.reason)
-    rank, _ = world()
+    rank, ranks = world()
     if rank:
         folder = folder.with_name(f"{folder.name}.rank-{rank}")
     with RunFolder.create(
@@ -681,6 +675,8 @@ def _run(
         if isinstance(teacher.description, TeacherDescription):
             write_description(run.path("teacher.yaml"), teacher.description)
         yield run
+    if ranks > 1:
+        dist.barrier()  # no process returns before rank 0 has written everything
 
 
 def _invert(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -344,10 +345,14 @@ def invert(
         for name in config.shares:
             _fill(bank, make_source(name, context), context, run, progress)
         if ranks > 1:
-            bank = merge_parts(folder, rank, ranks)
+            dist.barrier()
+            bank = merge_parts(folder, ranks) if rank == 0 else bank
         if rank == 0 and set(bank.index.health) != set(config.shares):
             health = {n: source_health(teacher.model, bank, n, compute) for n in bank.sources}
             bank.set_health(health)
+        if ranks > 1:
+            dist.barrier()
+            bank = Bank.open(folder)
     if run:
         run.record(bank={"clips": bank.sources, "health": bank.index.health})
     return bank

@@ -359,48 +359,37 @@ def build_engine(
 
 
 def count_layers(trt: Any, plan: bytes) -> dict[str, int] | None:
-    """Layers of an engine by the type of their input, and its convolutions, from the inspector.
-
-    TensorRT 10 describes a tensor by one key, ``Format/Datatype``, 11 by two; both are read by what
-    their keys contain, so that a further renaming counts as ``other``.
-    """
+    """Layers and convolutions of an engine that read int8, from TensorRT's inspector."""
     engine = create(trt.Runtime, make_logger(trt)).deserialize_cuda_engine(plan)
     if engine is None:
         return None
     inspector = engine.create_engine_inspector()
-    text = inspector.get_engine_information(trt.LayerInformationFormat.JSON)
-    return count_inspected(text)
+    return count_inspected(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
 
 def count_inspected(text: str) -> dict[str, int] | None:
-    """Count the layers in an engine inspector's JSON; None where it is no such JSON."""
+    """Count the layers in an engine inspector's JSON; None where it is no such JSON.
+
+    TensorRT 10 describes the type of a tensor by one key, ``Format/Datatype``, 11 by another; both
+    contain the word "type".
+    """
     try:
-        layers = json.loads(text)["Layers"]
+        layers = [layer for layer in json.loads(text)["Layers"] if isinstance(layer, dict)]
     except (ValueError, KeyError, TypeError):
         return None
-    counts = dict.fromkeys(("total", "int8", "fp16", "fp32", "reformat", "other"), 0)
-    counts |= {"convolutions": 0, "int8_convolutions": 0}
+    counts = dict.fromkeys(("total", "int8", "reformat", "convolutions", "int8_convolutions"), 0)
     for layer in layers:
+        kind = f"{layer.get('LayerType')} {layer.get('ParameterType')}".lower()
+        inputs = layer.get("Inputs") or [{}]
+        types = [v for k, v in inputs[0].items() if "type" in k.lower()]
+        int8 = "reformat" not in kind and "int8" in str(types).lower()
+        convolution = "conv" in kind
         counts["total"] += 1
-        described = layer if isinstance(layer, dict) else {}
-        kind = " ".join(str(described.get(k, "")) for k in ("LayerType", "ParameterType")).lower()
-        precision = "reformat" if "reformat" in kind else _precision(described)
-        counts[precision] += 1
-        if "conv" in kind and precision != "reformat":
-            counts["convolutions"] += 1
-            counts["int8_convolutions"] += precision == "int8"
+        counts["int8"] += int8
+        counts["reformat"] += "reformat" in kind
+        counts["convolutions"] += convolution
+        counts["int8_convolutions"] += int8 and convolution
     return counts
-
-
-def _precision(layer: dict[str, Any]) -> str:
-    tensors = layer.get("Inputs") or layer.get("Outputs") or [{}]
-    first = tensors[0] if isinstance(tensors[0], dict) else {}
-    typed = [str(value) for key, value in first.items() if "type" in key.lower()]
-    text = " ".join(typed or [str(first.get("Format", ""))])
-    for name, pattern in (("int8", "int8"), ("fp16", "fp16|half"), ("fp32", "fp32|float")):
-        if re.search(pattern, text, re.IGNORECASE):
-            return name
-    return "other"
 
 
 @dataclass(frozen=True)
@@ -439,18 +428,15 @@ class EngineArtifact:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON, without the sidecar's model and head."""
+        card = self.card
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        card = values.pop("card")
-        return {
-            **values,
-            "name": f"{self.precision}.engine",
-            "kind": "engine",
+        del values["card"]
+        return values | {
             "bytes": self.bytes,
-            "notes": list(self.notes),
             "sha256": card.engine_sha256,
             "onnx": card.onnx_name,
             "layers": card.layers,
-            "profile": {key: list(shape) for key, shape in card.profile.items()},
+            "profile": card.profile,
         }
 
 
@@ -475,13 +461,9 @@ class EngineReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return {
-            "schema": 1,
-            "ok": self.ok,
-            **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)},
-            "engines": [engine.to_dict() for engine in self.engines],
-            "notes": list(self.notes),
-        }
+        values = dataclasses.asdict(replace(self, engines=()))
+        engines = [engine.to_dict() for engine in self.engines]
+        return {"schema": 1, "ok": self.ok, **values, "engines": engines}
 
 
 def judge(engines: Sequence[EngineArtifact]) -> tuple[tuple[EngineArtifact, ...], str, str]:

@@ -72,5 +72,8 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # A file name or label that the terminal's encoding lacks must not end a run.
             stream.reconfigure(errors="backslashreplace")
+    if int(os.environ.get("RANK", "0")):  # torchrun: beside rank 0 only errors are printed
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        sys.argv.append("--quiet")
     catch_sigterm()
     app(prog_name="frami-edge")

@@ -100,43 +100,19 @@ def test_plausible_mels_are_of_the_front_ends_range() -> None:
     np.testing.assert_array_equal(mels, plausible_mels(MEL, 8))
 
 
-TEN = [
-    {"LayerType": "Reformat", "Inputs": [{"Format/Datatype": "Row major linear FP32"}]},
-    {
-        "LayerType": "CaskConvolution",
-        "Inputs": [{"Format/Datatype": "Channel major FP16 format"}],
-        "Weights": {"Type": "Half"},
-    },
-    {
-        "LayerType": "CaskConvolution",
-        "Inputs": [{"Format/Datatype": "Thirty-two wide channel vectorized Int8 format"}],
-        "Outputs": [{"Format/Datatype": "Row major linear FP32"}],
-    },
-    {"LayerType": "kgen", "Inputs": [{"Format/Datatype": "Float"}]},
-    {"LayerType": "ShapeHostToDevice", "Inputs": [{"Format/Datatype": "linear INT64"}]},
-    "a name alone",
-]
-ELEVEN = [
-    {"LayerType": "Convolution", "Inputs": [{"Format": "CHW32", "DataType": "kINT8"}]},
-    {"LayerType": "Convolution", "Inputs": [{"Format": "Linear", "DataType": "kFLOAT"}]},
-]
+def test_int8_layers_are_counted_in_both_forms_of_the_inspectors_json() -> None:
+    def conv(**tensor: str) -> dict[str, Any]:
+        return {"LayerType": "CaskConvolution", "Inputs": [tensor]}
 
-
-def test_layers_are_counted_in_both_forms_of_the_inspectors_json() -> None:
-    ten = count_inspected(json.dumps({"Layers": TEN}))
-    assert ten == {
-        "total": 6,
-        "int8": 1,
-        "fp16": 1,
-        "fp32": 1,
-        "reformat": 1,
-        "other": 2,
-        "convolutions": 2,
-        "int8_convolutions": 1,
-    }
-    eleven = count_inspected(json.dumps({"Layers": ELEVEN}))
-    assert eleven is not None
-    assert (eleven["int8_convolutions"], eleven["convolutions"], eleven["fp32"]) == (1, 2, 1)
+    int8 = {"Format/Datatype": "Thirty-two wide channel vectorized Int8 format"}
+    reformat = {"LayerType": "Reformat", "Inputs": [int8]}
+    ten = [reformat, conv(**int8), conv(**{"Format/Datatype": "Channel major FP16 format"}), "name"]
+    eleven = [conv(Format="CHW32", DataType="kINT8"), conv(Format="Linear", DataType="kFLOAT")]
+    for layers, reformats in ((ten, 1), (eleven, 0)):
+        counts = count_inspected(json.dumps({"Layers": layers}))
+        assert counts is not None
+        assert (counts["int8_convolutions"], counts["convolutions"], counts["int8"]) == (1, 2, 1)
+        assert counts["reformat"] == reformats
     assert count_inspected("no JSON") is count_inspected("[]") is count_inspected("{}") is None
 
 
