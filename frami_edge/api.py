@@ -6,6 +6,8 @@ warnings go to the logger `frami_edge`. With `out=None` files are written to a t
 is deleted together with the result.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import logging
 import os
@@ -212,16 +214,17 @@ def distill(
         metrics = {"synthetic_agreement": agreement, "steps": settings.distill.steps}
         card = journey.card(model, metrics)
         sha256 = save_checkpoint(run.path("student.safetensors"), model, card)
+        student = Student(model.eval(), card, loaded.mel, sha256)
         pictures |= draw_curves(run, "distill")
-        size, cost = parameters(model), macs_per_second(model, loaded.mel)
+        facts = {
+            "parameters": parameters(model),
+            "macs_per_second": macs_per_second(model, loaded.mel),
+        }
         if isinstance(given, Bank):
-            text = student_readme(
-                card, model, size, sha256, given.index.health, pictures, run.manifest
-            )
+            text = student_readme(student, given.index.health, pictures, run.manifest)
             atomic_write_text(run.path(CARD), text)
-        facts = {"sha256": sha256, "parameters": size, "macs_per_second": cost, **metrics}
-        run.record(student=facts, plots=pictures)
-    return journey.kept(Student(model.eval(), card, loaded.mel, sha256))
+        run.record(student={"sha256": sha256, **facts, **metrics}, plots=pictures)
+    return journey.kept(student)
 
 
 def train_teacher(
@@ -276,7 +279,6 @@ def export(
     student: Student | PathLike,
     *,
     bank: Bank | PathLike | None = None,
-    teacher: Teacher | PathLike | None = None,
     int8: bool = False,
     portable: bool = False,
     with_frontend: bool = False,
@@ -299,7 +301,6 @@ def export(
         student: A student or its checkpoint.
         bank: The student's bank or its folder, on which int8 is calibrated. Without a bank int8 is
             calibrated on procedural clips.
-        teacher: Instead of a bank: the student's teacher, from which a small bank is made.
         int8: Also write int8 files.
         portable: Also write one int8 file for ONNX Runtime and TensorRT alike.
         with_frontend: Also write a model that takes samples, with the log-mel in the graph.
@@ -312,7 +313,7 @@ def export(
         options: Gates, seed and time budgets.
         name: Prefix of the files; None for the name of the checkpoint, or `student`.
         out: Folder of the files; older files of the same names are replaced.
-        progress: Called while a small bank is made.
+        progress: Called while log-mels of `data` are computed.
 
     Returns:
         The report, which is true where every gate passed; `out/README.md` is its model card.
@@ -324,14 +325,9 @@ def export(
         ExportError: The student cannot be exported, or `out` cannot be written.
     """
     options, span = options or ExportOptions(), Seconds.parse(seconds) if seconds else None
-    unused = {"bank": bank, "teacher": teacher, "portable": portable}
+    unused = {"bank": bank, "portable": portable}
     if not int8 and (given := [n for n, value in unused.items() if value]):
         raise ConfigError(f"{given[0]} concerns int8 files, and int8 is off.", fix="Add --int8.")
-    if bank and teacher:
-        raise ConfigError(
-            "bank and teacher exclude each other.",
-            fix="Give the bank where there is one; a teacher makes a small one.",
-        )
     if data is None and (fold is not None or data_root):
         raise ConfigError("fold and data_root need data.", fix="Add --data NAME.")
     if isinstance(student, Student):
@@ -340,10 +336,7 @@ def export(
         loaded, name = load_checkpoint(Path(student), "student"), name or Path(student).stem
     folder, mels, measured, accuracy = Path(out), None, None, None
     if int8:
-        mels = calibration_mels(
-            loaded, bank=bank, teacher=None if teacher is None else load_teacher(teacher),
-            count=samples, seed=options.seed, progress=progress,
-        )  # fmt: skip
+        mels = calibration_mels(loaded, bank, count=samples, seed=options.seed)
         log.info("Calibration: %s.", mels)
     if data is not None:
         root = None if data_root is None else Path(data_root)
@@ -512,11 +505,7 @@ def evaluate(
 def _opened(model: Student | Teacher | PathLike) -> OpenedModel:
     if not isinstance(model, Student | Teacher):
         return open_model(Path(model))
-    card = model.card
-    return OpenedModel(
-        Path(f"the {card.kind}"), card.kind, model, model.mel, card.labels, model.sha256,
-        card.teacher_sha256, card.real_clips,
-    )  # fmt: skip
+    return OpenedModel.of_network(Path(f"the {model.card.kind}"), model)
 
 
 def _draw(run: RunFolder, found: Evaluation) -> dict[str, str]:
@@ -529,5 +518,5 @@ def _draw(run: RunFolder, found: Evaluation) -> dict[str, str]:
     if found.controls:
         pictures["controls"] = "plots/controls.png"
         title = f"{where}: same student, other clips"
-        plots.accuracy_bars(run.path(pictures["controls"]), found.bars(), title)
+        plots.accuracy_bars(run.path(pictures["controls"]), found.accuracies(), title)
     return pictures

@@ -173,11 +173,11 @@ class Evaluation:
             tables.append(Table(title, names, rows, caption))
         return tables
 
-    def bars(self) -> list[tuple[str, float, float | None]]:
-        """Accuracies by name: teacher, student, controls; rows of `plots.accuracy_bars`."""
+    def accuracies(self) -> dict[str, float]:
+        """Accuracy of teacher, student and controls by name."""
         rows = {"teacher": self.teacher, "student": self.score}
         rows |= {name.replace("_", " "): c.score for name, c in self.controls.items()}
-        return [(name, s.accuracy, None) for name, s in rows.items() if s]
+        return {name: s.accuracy for name, s in rows.items() if s}
 
     def __str__(self) -> str:
         return "\n".join(str(table) for table in self.tables())

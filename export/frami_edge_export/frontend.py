@@ -56,7 +56,7 @@ MEL: Final = "frontend_mel"
 WAVEFORM_KEY: Final = "frami.waveform"
 """Metadata key of the waveform model; no other file of an export has it."""
 TOLERANCE: Final = 1e-4
-"""Of the logits against the runtime's: the convolution rounds to float32, the FFT does not."""
+"""Allowed difference of the logits from the runtime's, whose FFT is more exact than float32."""
 
 
 def frontend_graph(mel: MelSpec) -> onnx.ModelProto:

@@ -34,7 +34,7 @@ full precision, and at 3e-8 a scale would become 0."""
 FIRST_HALF_SCALES: Final = 19
 """The opset from which QuantizeLinear and DequantizeLinear take fp16 scales."""
 MAX_DIFFERENCE: Final = 2e-2
-"""Of the logits, per unit of the largest and absolute below 1; measured: 2e-4 to 2e-3."""
+"""Limit for the logits, per unit of the largest and absolute below 1; measured: 2e-4 to 2e-3."""
 
 
 def half_graph(model: onnx.ModelProto) -> onnx.ModelProto:

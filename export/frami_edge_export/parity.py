@@ -252,15 +252,7 @@ def check_fp32(
 ) -> dict[str, Parity]:
     """Compare both fp32 graphs with torch: frames, classifier, and trunk and head on a device.
 
-    Args:
-        trunk: The torch trunk.
-        classifier: The torch student, mel -> logits.
-        trunk_graph: ONNX form of the trunk.
-        classifier_graph: ONNX form of the classifier.
-        head: Pooling and head, as the runtime computes them.
-        inputs: (1, 1, M, T) mels without context.
-        context: The student's context in mel frames.
-        tolerance: Limit of `Parity.scaled_difference`.
+    ``inputs`` are (1, 1, M, T) mels without their context.
 
     Raises:
         ParityError: Names or shapes differ, or a value is not finite.

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from frami_edge.augment import random_roll, random_stretch
-from frami_edge.config import AlternatingConfig
+from frami_edge.config import AlternatingConfig, CmiConfig, DeepInversionConfig, FastConfig
 from frami_edge.device import autocast, generator, named_seed, upload
 from frami_edge.inversion import AuxiliaryStudent, Generator, diverged
 from frami_edge.losses import (
@@ -48,46 +48,44 @@ POOL_CLIPS = 512
 class Baseline(ABC):
     """A learned source; a subclass lists in `parts` and `tensors` what a resumed run needs.
 
-    Args:
-        context: Teacher, front end, configuration, device, seed.
-        batch_norm: Weight of the BatchNorm term; 0 observes nothing.
-        adversarial: Weight of the adversarial term; 0 trains no auxiliary student.
-        momentum: Share of earlier batches in the moments that the BatchNorm term compares.
+    Its config is `bank.baselines.NAME`. A weight of 0 for the BatchNorm term observes nothing, one
+    for the adversarial term trains no auxiliary student.
     """
 
     name: str
+    config: Any
 
-    def __init__(
-        self, context: Context, batch_norm: float, adversarial: float, momentum: float = 0.0
-    ) -> None:
+    def __init__(self, context: Context) -> None:
         self.context, self.budget = context, context.config.inversion
         self.device, self.steps = context.compute.device, self.budget.steps
+        self.config = getattr(context.config.baselines, self.name)
         self.parts: dict[str, nn.Module | torch.optim.Optimizer] = {}
         self.tensors: dict[str, Tensor] = {}
-        self.batch_norms = PublishedBatchNorm(context.module, momentum) if batch_norm else None
-        torch.manual_seed(named_seed(context.seed, self.name))
+        # The features of CMI's contrastive term are inputs of BatchNorm layers.
+        observed = self.config.batch_norm or getattr(self.config, "contrastive", 0)
+        momentum = getattr(self.config, "momentum", 0.0)
+        self.batch_norms = PublishedBatchNorm(context.module, momentum) if observed else None
         self.auxiliary: AuxiliaryStudent | None = None
-        self._adversarial = adversarial
+        torch.manual_seed(named_seed(context.seed, self.name))
 
-    def add_auxiliary(self) -> None:
-        """Create the auxiliary student, after the networks whose initial weights come first."""
-        if self._adversarial:
-            self.auxiliary = AuxiliaryStudent(self.context)
+    @abstractmethod
+    def step(self, index: int) -> Batch:
+        """One step of the synthesis."""
 
-    def unconditional(self, latent: int) -> Generator:
+    def _unconditional(self, latent: int) -> Generator:
         """The inversion's own generator without a class: its one-hot input is a constant."""
         c = self.context
         made = Generator(c.spec, 1, c.config.frames, latent, self.budget.width)
         return made.to(self.device)
 
-    def hidden(self, x_B1MT: Tensor) -> Hidden:
+    def _latents(self, latent: int, rng: torch.Generator) -> Tensor:
+        z = torch.randn(self.budget.batch_size, latent, generator=rng)
+        return upload(z, self.device)
+
+    def _hidden(self, x_B1MT: Tensor) -> Hidden:
         """The teacher's hidden states, observed by the BatchNorm term where it is on."""
         with autocast(self.context.compute), self.batch_norms or contextlib.nullcontext():
             return self.context.teacher.hidden(x_B1MT)
-
-    @abstractmethod
-    def step(self, index: int) -> Batch:
-        """One step of the synthesis."""
 
     def state(self) -> dict[str, Any]:
         """Networks, optimisers, tensors, auxiliary student, earlier moments."""
@@ -130,20 +128,20 @@ class Alternating(Baseline):
     subclass is the method whose published weights its config holds; a weight of 0 omits its term.
     """
 
+    config: AlternatingConfig
+
     def __init__(self, context: Context) -> None:
-        config: AlternatingConfig = getattr(context.config.baselines, self.name)
-        super().__init__(context, config.batch_norm, config.adversarial)
-        self.config = config
-        self.generator = self.unconditional(config.latent)
+        super().__init__(context)
+        self.generator = self._unconditional(self.config.latent)
         self.optimizer = torch.optim.Adam(
-            self.generator.parameters(), lr=config.learning_rate, betas=(0.5, 0.999)
+            self.generator.parameters(), lr=self.config.learning_rate, betas=(0.5, 0.999)
         )
         self.parts = {"generator": self.generator, "optimizer": self.optimizer}
-        self.add_auxiliary()
+        if self.config.adversarial:
+            self.auxiliary = AuxiliaryStudent(context)
 
     def _clips(self, rng: torch.Generator) -> Tensor:
-        z = torch.randn(self.budget.batch_size, self.config.latent, generator=rng)
-        z = upload(z, self.device)
+        z = self._latents(self.config.latent, rng)
         with autocast(self.context.compute):
             mels: Tensor = self.generator(z, no_class(z))
         return mels
@@ -153,7 +151,7 @@ class Alternating(Baseline):
         w, rng = self.config, generator(self.context.seed, f"{self.name}/{index}")
         self.generator.train()
         mels = self._clips(rng)
-        hidden = self.hidden(mels)
+        hidden = self._hidden(mels)
         logits = hidden.logits_BK.float()
         terms: dict[str, Tensor] = {}
         if w.one_hot:
@@ -212,29 +210,12 @@ class BatchWise(Baseline):
     """A method that works on one batch for many steps and keeps its best iterate.
 
     The budget is divided evenly: ``steps // iterations`` batches, at least one, so that none stays
-    unfinished. A subclass implements `start_batch` and `iterate`.
-
-    Args:
-        context: Teacher, front end, configuration, device, seed.
-        iterations: Steps on one batch, at least.
-        student_steps: Steps of the auxiliary student per step, all after the batch.
-        batch_norm: Weight, see `Baseline`.
-        adversarial: Weight, see `Baseline`.
-        momentum: See `Baseline`.
+    unfinished. A subclass implements `_start_batch` and `iterate`.
     """
 
-    def __init__(
-        self,
-        context: Context,
-        iterations: int,
-        student_steps: float,
-        batch_norm: float,
-        adversarial: float,
-        momentum: float = 0.0,
-    ) -> None:
-        super().__init__(context, batch_norm, adversarial, momentum)
-        self.student_steps = student_steps
-        self.batches = max(1, self.steps // iterations)
+    def __init__(self, context: Context) -> None:
+        super().__init__(context)
+        self.batches = max(1, self.steps // self.config.iterations)
         shape = (self.budget.batch_size, 1, context.spec.n_mels, context.config.frames)
         self.tensors["best"] = torch.zeros(shape, device=self.device)
         self.tensors["best_loss"] = torch.full((), torch.inf, device=self.device)
@@ -242,30 +223,34 @@ class BatchWise(Baseline):
         self.number = 0
 
     @abstractmethod
-    def start_batch(self, rng: torch.Generator) -> None:
-        """New optimisation variables for the batch `number`."""
-
-    @abstractmethod
     def iterate(
         self, index: int, labels_B: Tensor, rng: torch.Generator
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """One optimiser step: the clips it was taken on, their logits, and the weighted terms."""
 
-    def end_batch(self) -> None:
+    @abstractmethod
+    def _start_batch(self, rng: torch.Generator) -> None:
+        """New optimisation variables for the batch `number`."""
+
+    def _end_batch(self) -> None:
         """What follows a finished batch, after the steps of the auxiliary student."""
 
-    def warmed_up(self, index: int) -> bool:
+    def _warmed_up(self, index: int) -> bool:
         """Whether the auxiliary student learns and counts yet."""
         return True
 
-    def better(self, loss: Tensor) -> Tensor:
+    def _keeps(self, index: int) -> bool:
+        """Whether a batch that ends with this step is for the bank."""
+        return True
+
+    def _better(self, loss: Tensor) -> Tensor:
         """Whether this iterate is the best of its batch so far; a tensor, without a host sync."""
         return loss.detach() < self.tensors["best_loss"]
 
     def _restart(self, number: int) -> None:
         self.number = number
         self.tensors["best_loss"].fill_(torch.inf)
-        self.start_batch(generator(self.context.seed, f"{self.name}/batch/{number}"))
+        self._start_batch(generator(self.context.seed, f"{self.name}/batch/{number}"))
 
     def step(self, index: int) -> Batch:
         """One step; the last one of a batch returns its best iterate, to be kept."""
@@ -281,7 +266,7 @@ class BatchWise(Baseline):
         labels = upload(labels, self.device)
         mels, logits, terms = self.iterate(index, labels, rng)
         metrics = metrics_of(terms, logits, labels)
-        better, best = self.better(metrics["loss"]), self.tensors["best"]
+        better, best = self._better(metrics["loss"]), self.tensors["best"]
         best.copy_(torch.where(better, mels, best))
         least = torch.where(better, metrics["loss"], self.tensors["best_loss"])
         self.tensors["best_loss"].copy_(least)
@@ -291,21 +276,17 @@ class BatchWise(Baseline):
                 # No best iterate: the clips would be those of the batch before.
                 raise diverged(self.name, index + 1, "no loss of its batch is finite")
             self._teach(index, rng)
-            self.end_batch()
-        return Batch(best.clone(), labels, last and self.keeps(index), metrics)
+            self._end_batch()
+        return Batch(best.clone(), labels, last and self._keeps(index), metrics)
 
     def _teach(self, index: int, rng: torch.Generator) -> None:
         """The auxiliary student learns from the latest finished clips."""
         best = self.tensors["best"]
         pool = self.tensors["pool"] = torch.cat([self.tensors["pool"], best])[-POOL_CLIPS:]
-        if self.auxiliary and self.warmed_up(index):
-            for _ in range(round(self.student_steps * (self.steps // self.batches))):
+        if self.auxiliary and self._warmed_up(index):
+            for _ in range(round(self.config.student_steps * (self.steps // self.batches))):
                 pick = torch.randint(0, len(pool), (len(best),), generator=rng)
                 self.auxiliary.learn(pool[upload(pick, pool.device)], rng)
-
-    def keeps(self, index: int) -> bool:
-        """Whether a batch that ends with this step is for the bank."""
-        return True
 
 
 class DeepInversion(BatchWise):
@@ -319,17 +300,18 @@ class DeepInversion(BatchWise):
 
     name = "deep_inversion"
 
+    config: DeepInversionConfig
+
     def __init__(self, context: Context) -> None:
-        w = self.config = context.config.baselines.deep_inversion
-        super().__init__(context, w.iterations, w.student_steps, w.batch_norm, w.competition)
+        super().__init__(context)
         band = (1, 1, context.spec.n_mels, 1)
         self._floor = torch.from_numpy(context.spec.floor).view(band).to(self.device)
         self._ceiling = torch.from_numpy(context.spec.ceiling).view(band).to(self.device)
-        self.add_auxiliary()
+        if self.config.competition:
+            self.auxiliary = AuxiliaryStudent(context)
         self._restart(0)
 
-    def start_batch(self, rng: torch.Generator) -> None:
-        """White noise and a fresh optimiser."""
+    def _start_batch(self, rng: torch.Generator) -> None:
         noise = upload(torch.randn(self.tensors["best"].shape, generator=rng), self.device)
         self.mels = noise.clamp(self._floor, self._ceiling).requires_grad_()
         rate = self.config.learning_rate
@@ -343,7 +325,7 @@ class DeepInversion(BatchWise):
         w = self.config
         before = self.mels.detach().clone()
         x = random_roll(self.mels, rng)
-        logits, predicted = self.hidden(x).logits_BK, None
+        logits, predicted = self._hidden(x).logits_BK, None
         if self.auxiliary and self.number:
             predicted = self.auxiliary.logits(x)
         terms = {"class": w.class_loss * class_loss(logits, labels_B)}
@@ -371,12 +353,13 @@ class Cmi(BatchWise):
 
     name = "cmi"
 
+    config: CmiConfig
+
     def __init__(self, context: Context) -> None:
-        w = self.config = context.config.baselines.cmi
-        # The features of the contrastive term are inputs of BatchNorm layers.
-        observed = w.batch_norm or w.contrastive
-        super().__init__(context, w.iterations, w.student_steps, observed, w.adversarial)
-        self.add_auxiliary()
+        super().__init__(context)
+        w = self.config
+        if w.adversarial:
+            self.auxiliary = AuxiliaryStudent(context)
         if w.contrastive:
             size = self._features(self.tensors["best"][:2].clone())[1].shape[1]
             e = w.embedding
@@ -392,13 +375,11 @@ class Cmi(BatchWise):
             self.tensors["memory"] = torch.zeros(0, 2, size, device=self.device)
         self._restart(0)
 
-    def start_batch(self, rng: torch.Generator) -> None:
-        """A new generator, new z, a fresh optimiser."""
+    def _start_batch(self, rng: torch.Generator) -> None:
         w = self.config
         torch.manual_seed(rng.initial_seed())
-        self.generator = self.unconditional(w.latent)
-        z = torch.randn(self.budget.batch_size, w.latent, generator=rng)
-        self.z = upload(z, self.device).requires_grad_()
+        self.generator = self._unconditional(w.latent)
+        self.z = self._latents(w.latent, rng).requires_grad_()
         self.optimizer = torch.optim.Adam(
             [*self.generator.parameters(), self.z], lr=w.learning_rate, betas=(0.5, 0.999)
         )
@@ -407,7 +388,7 @@ class Cmi(BatchWise):
 
     def _features(self, view_B1MT: Tensor) -> tuple[Tensor, Tensor]:
         """The teacher's logits, and its features of one view (B, ΣC)."""
-        logits = self.hidden(view_B1MT).logits_BK
+        logits = self._hidden(view_B1MT).logits_BK
         if self.batch_norms is None:
             return logits, view_B1MT.new_zeros(len(view_B1MT), 0)
         return logits, self.batch_norms.instance_means(len(view_B1MT))
@@ -446,13 +427,12 @@ class Cmi(BatchWise):
             terms["adversarial"] = w.adversarial * adversarial_loss(logits, predicted)
         descend(terms, *optimizers)
         if local is not None:
-            better = self.better(torch.stack(list(terms.values())).sum())
+            better = self._better(torch.stack(list(terms.values())).sum())
             views, now = self.tensors["views"], torch.stack([local, whole], dim=1).detach()
             views.copy_(torch.where(better, now, views))
         return mels.detach(), logits.detach(), terms
 
-    def end_batch(self) -> None:
-        """Remember the features of the batch."""
+    def _end_batch(self) -> None:
         if self.config.contrastive:
             rows = torch.cat([self.tensors["memory"], self.tensors["views"]])
             self.tensors["memory"] = rows[-self.config.memory :].clone()
@@ -467,27 +447,26 @@ class Fast(BatchWise):
 
     name = "fast"
 
+    config: FastConfig
+
     def __init__(self, context: Context) -> None:
-        w = self.config = context.config.baselines.fast
-        super().__init__(
-            context, w.iterations, w.student_steps, w.batch_norm, w.adversarial, w.momentum
-        )
-        self.meta = self.unconditional(w.latent)
+        super().__init__(context)
+        w = self.config
+        self.meta = self._unconditional(w.latent)
         self.outer = torch.optim.Adam(
             self.meta.parameters(), lr=w.learning_rate * w.iterations, betas=(0.5, 0.999)
         )
-        self.add_auxiliary()
+        if w.adversarial:
+            self.auxiliary = AuxiliaryStudent(context)
         self.parts |= {"meta": self.meta, "outer": self.outer}
         for name, parameter in self.meta.named_parameters():
             self.tensors[f"gathered/{name}"] = torch.zeros_like(parameter)
         self._restart(0)
 
-    def start_batch(self, rng: torch.Generator) -> None:
-        """A copy of the meta-learned generator, new z, a fresh optimiser."""
+    def _start_batch(self, rng: torch.Generator) -> None:
         w = self.config
         self.quick = copy.deepcopy(self.meta)
-        z = torch.randn(self.budget.batch_size, w.latent, generator=rng)
-        self.z = upload(z, self.device).requires_grad_()
+        self.z = self._latents(w.latent, rng).requires_grad_()
         groups: list[dict[str, Any]] = [
             {"params": list(self.quick.parameters())},
             {"params": [self.z], "lr": w.latent_rate},
@@ -507,11 +486,11 @@ class Fast(BatchWise):
         with autocast(compute):
             mels = self.quick(self.z, no_class(self.z))
             view = random_stretch(mels, PADDED_CROP, rng)
-        logits = self.hidden(view).logits_BK
+        logits = self._hidden(view).logits_BK
         terms = {"class": w.class_loss * class_loss(logits, labels_B)}
         if self.batch_norms:
             terms["batch_norm"] = w.batch_norm * self.batch_norms.loss()
-        if self.auxiliary and self.warmed_up(index):
+        if self.auxiliary and self._warmed_up(index):
             predicted = self.auxiliary.logits(view)
             terms["adversarial"] = w.adversarial * adversarial_loss(logits, predicted)
         descend(terms, self.inner)
@@ -520,16 +499,13 @@ class Fast(BatchWise):
             self.tensors[f"gathered/{name}"] += parameter.grad
         return mels.detach(), logits.detach(), terms
 
-    def warmed_up(self, index: int) -> bool:
-        """False during the first share of the steps."""
+    def _warmed_up(self, index: int) -> bool:
         return index >= self.config.warmup * self.steps
 
-    def keeps(self, index: int) -> bool:
-        """Batches of the burn-in are dropped."""
+    def _keeps(self, index: int) -> bool:
         return index >= self.budget.burn_in
 
-    def end_batch(self) -> None:
-        """The outer step."""
+    def _end_batch(self) -> None:
         for name, parameter in self.meta.named_parameters():
             parameter.grad = self.tensors[f"gathered/{name}"].clone()
         self.outer.step()

@@ -12,6 +12,7 @@ import importlib
 import os
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal, TypeAlias
 
@@ -99,8 +100,7 @@ def check_rate(sample_rate: Any) -> int:
 def repeat_to(x: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
     """Repeat a clip that is too short from its start, in order, up to ``length`` samples.
 
-    The offline and the streaming path share this rule for fewer samples than
-    `MelSpec.min_samples`. Repetition keeps the statistics of the sound, which zeros would not.
+    Repetition keeps the statistics of the sound, which zeros would not.
 
     Args:
         x: (N, ...) with N >= 1; repeated along the first axis.
@@ -155,25 +155,21 @@ class AudioFile:
             needs soundfile, which is not installed.
     """
 
-    live = False
     device_note = ""
 
     def __init__(self, path: str | os.PathLike[str], channel: Channel = "mix") -> None:
         """Read the header."""
         self.name = str(path)
         self._decoder = _open(Path(path))
+        self._channel: Channel = channel
+        self.channels = self._decoder.channels
         try:
             self.sample_rate = check_rate(self._decoder.sample_rate)
             """Hz."""
-            check_channel(channel, self._decoder.channels, self.name)
-        except BaseException:
-            self._decoder.close()
+            check_channel(channel, self.channels, self.name)
+        except AudioError:
+            self.close()
             raise
-        self.channels = self._decoder.channels
-        self.frames = self._decoder.frames
-        """Samples per channel according to the header; None where it is unknown."""
-        self.encoding = self._decoder.encoding
-        self._channel: Channel = channel
 
     def read(self, most: int = 16_384) -> tuple[npt.NDArray[Any], int] | None:
         """The next block (N,) of at most this length, and 0 samples lost; None at the end.
@@ -186,7 +182,7 @@ class AudioFile:
         try:
             x_NC = self._decoder.read(frames)
         except Exception as error:  # decoders raise unrelated types
-            raise _damaged(self.name, error) from None
+            raise _damaged(self.name, reason(error)) from None
         return (to_mono(x_NC, self._channel), 0) if len(x_NC) else None
 
     def blocks(self) -> Iterator[npt.NDArray[Any]]:
@@ -213,23 +209,20 @@ def _open(path: Path) -> _PcmWave | _SoundFile:
         what = "does not exist" if missing else f"cannot be read: {reason(error)}"
         raise AudioError(f"{path} {what}.", fix="Check the path.") from None
     try:
-        head = file.read(12)
-        if head[:4] == b"RIFF" and head[8:] == b"WAVE" and (fmt := _wave_format(file)):
-            return _PcmWave(file, fmt)
+        if file.read(4) == b"RIFF" and file.read(8)[4:] == b"WAVE" and (wave := _open_wave(file)):
+            return wave
     except struct.error:
         file.close()
-        raise _damaged(str(path), ValueError("its header ends too early")) from None
+        raise _damaged(str(path), "its header ends too early") from None
     except (OSError, ValueError) as error:
         file.close()
-        raise _damaged(str(path), error) from None
+        raise _damaged(str(path), reason(error)) from None
     file.close()
-    if not head:
-        raise AudioError(f"{path} is empty.", fix="Give a file with audio in it.")
     return _SoundFile(path)
 
 
-def _wave_format(file: BinaryIO) -> tuple[int, int, int] | None:
-    """Seek to the samples; give channels, sample rate and bytes per sample, or None if not PCM."""
+def _open_wave(file: BinaryIO) -> _PcmWave | None:
+    """The samples of a WAV file that is read up to its first chunk; None if it is not PCM."""
     fmt = b""
     while True:
         name, size = struct.unpack("<4sI", file.read(8))
@@ -245,35 +238,32 @@ def _wave_format(file: BinaryIO) -> tuple[int, int, int] | None:
         tag = int.from_bytes(fmt[24:26], "little")
     if tag != _PCM or bits not in (8, 16, 24, 32):
         return None
-    if block != channels * bits // 8:
+    if channels == 0 or block != channels * bits // 8:
         raise ValueError(f"{channels} channels of {bits} bits do not make frames of {block} bytes")
-    file.seek(-4, os.SEEK_CUR)
-    return channels, rate, bits // 8
+    # A recorder that was cut off, or writes to a pipe, leaves another size than the file's.
+    left = min(size, os.fstat(file.fileno()).st_size - file.tell())
+    return _PcmWave(file, channels, rate, bits // 8, left)
 
 
+@dataclass
 class _PcmWave:
-    """PCM samples from the current position of a WAV file, the size of its data chunk."""
+    """PCM samples from the current position of a WAV file."""
 
-    def __init__(self, file: BinaryIO, fmt: tuple[int, int, int]) -> None:
-        self.channels, self.sample_rate, self._width = fmt
-        (size,) = struct.unpack("<I", file.read(4))
-        # A recorder that was cut off, or writes to a pipe, leaves another size than the file's.
-        start, end = file.tell(), file.seek(0, os.SEEK_END)
-        file.seek(start)
-        self._file = file
-        self._left = min(size, end - start)
-        self.frames: int | None = self._left // (self._width * max(1, self.channels))
-        self.encoding = f"{8 * self._width}-bit PCM"
+    file: BinaryIO
+    channels: int
+    sample_rate: int
+    width: int  # bytes per sample
+    left: int  # bytes of samples
 
     def read(self, frames: int) -> npt.NDArray[Any]:
-        size = self._width * self.channels
-        data = self._file.read(min(frames * size, self._left))
-        self._left -= len(data)
+        size = self.width * self.channels
+        data = self.file.read(min(frames * size, self.left))
+        self.left -= len(data)
         data = data[: len(data) - len(data) % size]  # the file may end within a frame
-        return _decode_pcm(data, self._width).reshape(-1, self.channels)
+        return _decode_pcm(data, self.width).reshape(-1, self.channels)
 
     def close(self) -> None:
-        self._file.close()
+        self.file.close()
 
 
 def _decode_pcm(data: bytes, width: int) -> npt.NDArray[Any]:
@@ -310,9 +300,6 @@ class _SoundFile:
             ) from None
         self.sample_rate = int(self._file.samplerate)
         self.channels = int(self._file.channels)
-        known = 0 <= self._file.frames < 1 << 62
-        self.frames: int | None = int(self._file.frames) if known else None
-        self.encoding = f"{self._file.format} {self._file.subtype}"
 
     def read(self, frames: int) -> npt.NDArray[Any]:
         x_NC: npt.NDArray[Any] = self._file.read(frames, dtype="float32", always_2d=True)
@@ -322,8 +309,8 @@ class _SoundFile:
         self._file.close()
 
 
-def _damaged(name: str, error: Exception) -> AudioError:
+def _damaged(name: str, why: str) -> AudioError:
     return AudioError(
-        f"{name} is damaged: {reason(error).rstrip('.')}.",
+        f"{name} is damaged: {why.rstrip('.')}.",
         fix="Record or convert it again, or cut off the rest.",
     )

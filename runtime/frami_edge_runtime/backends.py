@@ -61,8 +61,9 @@ Providers = Sequence[str | tuple[str, dict[str, str]]]
 class Backend(Protocol):
     """A loaded model: its trunk, its head and their description.
 
-    Any thread may call `frames` and `logits` at any time; a backend that owns buffers locks them.
-    Results belong to the caller: no later call changes them.
+    Any thread may call `frames` and `logits` at any time. Results belong to the caller: no later
+    call changes them. Both raise a `ModelFileError` where the model cannot run on the shape, or
+    fails.
     """
 
     kind: str
@@ -79,19 +80,11 @@ class Backend(Protocol):
     """Largest T of one call of `frames`, at least the receptive field."""
 
     def frames(self, mel_BMT: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Run the trunk: (B, 1, M, T) float32, T >= receptive field, to (B, C, T') float32.
-
-        Raises:
-            ModelFileError: The model cannot be run on this shape, or failed.
-        """
+        """Run the trunk: (B, 1, M, T) float32, T >= receptive field, to (B, C, T') float32."""
         ...
 
     def logits(self, pooled_BD: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Run the head: (B, D) float32 to (B, K) float32; any B >= 1.
-
-        Raises:
-            ModelFileError: The head failed.
-        """
+        """Run the head: (B, D) float32 to (B, K) float32; any B >= 1."""
         ...
 
     def close(self) -> None:
@@ -203,7 +196,16 @@ class OrtModel:
         self._head = HeadSession(read_head(self._trunk), info, threads, self.name)
 
     def _open_on_gpu(self, data: bytes, threads: int) -> None:
-        _check_installed(self.kind)
+        import onnxruntime
+
+        if PROVIDERS[self.kind] not in (present := onnxruntime.get_available_providers()):
+            raise BackendError(
+                f"backend={self.kind!r} needs ONNX Runtime's {PROVIDERS[self.kind]}; the installed "
+                f"onnxruntime {onnxruntime.__version__} has {', '.join(present)}.",
+                fix="Install the GPU build in its place: pip uninstall onnxruntime, pip install "
+                "onnxruntime-gpu; on a Jetson NVIDIA's own wheel, see docs/JETPACK.md. Or use "
+                "backend='cpu'.",
+            )
         # A TensorRT provider must know the shapes before it loads, and only the file has them.
         self.info = read_model_info(open_session(data, threads, self.name, describe_only=True))
         if self.kind == "tensorrt-ep":
@@ -397,20 +399,6 @@ def run_session(
         ) from None
 
 
-def _check_installed(kind: str) -> None:
-    import onnxruntime
-
-    present = onnxruntime.get_available_providers()
-    if PROVIDERS[kind] not in present:
-        raise BackendError(
-            f"backend={kind!r} needs ONNX Runtime's {PROVIDERS[kind]}; the installed onnxruntime "
-            f"{onnxruntime.__version__} has {', '.join(present)}.",
-            fix="Install the GPU build in its place: pip uninstall onnxruntime, pip install "
-            "onnxruntime-gpu; on a Jetson NVIDIA's own wheel, see docs/JETPACK.md. Or use "
-            "backend='cpu'.",
-        )
-
-
 def _not_started(kind: str, what: str) -> BackendError:
     return BackendError(
         f"ONNX Runtime could not start its {PROVIDERS[kind]}: {what.rstrip('.')}.",
@@ -488,7 +476,7 @@ def _cache_folder() -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BackendError(
-            f"Cannot make the engine cache {folder}: {error.strerror}.",
+            f"Cannot make the engine cache {folder}: {reason(error)}.",
             fix="Set XDG_CACHE_HOME to a folder that can be written to.",
         ) from None
     return folder

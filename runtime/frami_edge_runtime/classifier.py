@@ -34,6 +34,11 @@ class Classifier:
         self._model: Backend = open_backend(model, backend, threads=threads)
 
     @property
+    def model(self) -> Backend:
+        """Trunk and head on the backend, for runs without a stream."""
+        return self._model
+
+    @property
     def backend(self) -> str:
         """The backend in use; ``backend_reason`` gives the reason."""
         return self._model.kind
@@ -118,12 +123,7 @@ class Classifier:
     ) -> StreamGroup:
         """Open n streams that share every call of the model: for many microphones.
 
-        Args:
-            n: Number of streams.
-            sample_rate: As for `stream`, and so are the others.
-            window_s: Length of a sliding window in seconds.
-            forget_s: Half-life in seconds.
-            hop_s: Seconds between results.
+        The other arguments are those of `stream`.
 
         Raises:
             AudioError: As for `stream`.

@@ -222,7 +222,10 @@ class LogMelStream:
         """
         end = self._end + len(x)
         if end > len(self._samples):
-            self._make_room()
+            first = self._first_kept()
+            self._samples[: self._end - first] = self._samples[first : self._end]
+            self._next -= first
+            self._end -= first
             end = self._end + len(x)
             if end > len(self._samples):  # more than one block: in parts, first what is owed
                 parts = [x[:0], *(x[i : i + self._step] for i in range(0, len(x), self._step))]
@@ -295,12 +298,6 @@ class LogMelStream:
 
     def _first_kept(self) -> int:
         return max(0, min(self._next, self._end - self._kept))
-
-    def _make_room(self) -> None:
-        first = self._first_kept()
-        self._samples[: self._end - first] = self._samples[first : self._end]
-        self._next -= first
-        self._end -= first
 
 
 def log_mel(samples: npt.ArrayLike, spec: MelSpec) -> npt.NDArray[np.float32]:

@@ -114,10 +114,11 @@ class MelSpec:
         """Check every field; numbers become plain int and float."""
         for name, most in _MOST.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-                raise MelSpecError(f"MelSpec.{name} must be an integer, not {value!r}.")
-            if not 1 <= value <= most:
-                raise MelSpecError(f"MelSpec.{name} must be in 1..{most}, not {value}.")
+            integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+            if not integer or not 1 <= value <= most:
+                raise MelSpecError(
+                    f"MelSpec.{name} must be an integer in 1..{most}, not {value!r}."
+                )
             object.__setattr__(self, name, int(value))
         for name in ("f_min", "f_max", "power", "log_eps"):
             object.__setattr__(self, name, _finite(name, getattr(self, name)))

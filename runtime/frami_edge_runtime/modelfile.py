@@ -21,6 +21,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -39,16 +40,11 @@ HEAD_OUTPUT: Final = "logits"
 EXPORT_AGAIN: Final = "Export the model again with frami-edge export."
 
 MAX_FRAMES: Final = 1 << 20
-MAX_CONTEXT_VALUE: Final = 1e4
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def parse_object(text: str, where: str) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        ModelFileError: The text is damaged or something else; ``where`` names it.
-    """
+    """A JSON object; ``where`` names the text in the `ModelFileError` for anything else."""
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -59,11 +55,7 @@ def parse_object(text: str, where: str) -> dict[str, Any]:
 
 
 def same_keys(values: Any, known: set[str], where: str) -> None:
-    """Check that a value is an object with exactly the known keys.
-
-    Raises:
-        ModelFileError: It is no object, or keys are unknown or missing.
-    """
+    """Check that a value is an object with exactly the known keys, or raise a `ModelFileError`."""
     if not isinstance(values, dict):
         raise ModelFileError(f"{where} must be an object.", fix=EXPORT_AGAIN)
     if unknown := sorted(set(values) - known):
@@ -121,8 +113,8 @@ class Context:
             value = getattr(self, name)
             integer = _is_integer(value, 0, MAX_FRAMES)
             _require(integer, f"context.{name}", f"an integer in 0..{MAX_FRAMES}", value)
-        usable = _is_number(self.value) and abs(self.value) <= MAX_CONTEXT_VALUE
-        _require(usable, "context.value", f"a number within +-{MAX_CONTEXT_VALUE:g}", self.value)
+        finite = _is_number(self.value) and math.isfinite(self.value)
+        _require(finite, "context.value", "a finite number", self.value)
 
     @classmethod
     def around(cls, receptive_field: int) -> Context:
@@ -178,11 +170,12 @@ class ModelInfo:
         _check_schema(self.schema)
         check("mel", isinstance(self.mel, MelSpec), "a MelSpec")
         check("pooling", isinstance(self.pooling, Pooling), "a Pooling")
-        check("labels", isinstance(self.labels, (list, tuple)), "a list")
+        named = isinstance(self.labels, (list, tuple)) and (
+            all(isinstance(label, str) and label for label in self.labels)
+            and 0 < len(self.labels) == len(set(self.labels))
+        )
+        check("labels", named, "a list of different names, none empty")
         object.__setattr__(self, "labels", tuple(self.labels))
-        named = all(isinstance(label, str) and label for label in self.labels)
-        named = named and 0 < len(self.labels) == len(set(self.labels))
-        check("labels", named, "names that are different and not empty")
         for name in ("receptive_field", "stride", "channels"):
             inside = _is_integer(getattr(self, name), 1, MAX_FRAMES)
             check(name, inside, f"an integer in 1..{MAX_FRAMES}")
@@ -194,8 +187,8 @@ class ModelInfo:
             self.context.left + self.context.right == field - 1
         )
         check("context", around, f"receptive_field - 1 = {field - 1} frames in all")
-        known = self.precision in ("fp32", "fp16", "int8")
-        check("precision", known, "'fp32', 'fp16' or 'int8'")
+        known = ("fp32", "fp16", "int8")
+        check("precision", self.precision in known, f"one of {', '.join(known)}")
         for name in ("quantisation", "calibration"):
             check(name, isinstance(getattr(self, name), (Mapping, type(None))), "an object or null")
         for name in ("teacher_sha256", "student_sha256"):

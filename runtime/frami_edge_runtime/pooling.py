@@ -25,14 +25,9 @@ Sums = npt.NDArray[np.float64]
 
 
 def mean_std(frames: npt.NDArray[np.floating], eps: float) -> npt.NDArray[np.float64]:
-    """Statistics of whole clips at once, in two passes; `WholeClip` gives the same frame by frame.
+    """Statistics of whole clips (..., C, T') at once, in two passes: (..., D) float64 [mean; std].
 
-    Args:
-        frames: (..., C, T') with T' >= 1.
-        eps: Added to the variance, under the root.
-
-    Returns:
-        (..., D) float64 [mean; std].
+    `WholeClip` gives the same frame by frame.
     """
     h = frames.astype(np.float64)
     return np.concatenate([h.mean(axis=-1), np.sqrt(h.var(axis=-1) + eps)], axis=-1)
@@ -57,12 +52,7 @@ class StreamPool(ABC):
         self._arrays = arrays
 
     def push(self, frames_Cn: Frames, at: float = 0.0) -> None:
-        """Take (C, n) float32 frames, n >= 0.
-
-        Args:
-            frames_Cn: The frames.
-            at: When the first one begins, in seconds; for `SlidingWindow.begins`.
-        """
+        """Take (C, n) float32 frames; ``at`` is when they begin, for `SlidingWindow.begins`."""
         self._add(frames_Cn, at)
         self.count += frames_Cn.shape[1]
         self.slots += frames_Cn.shape[1]
@@ -153,7 +143,7 @@ class SlidingWindow(StreamPool):
     Args:
         channels: C.
         eps: Added to the variance, under the root.
-        block: Frame periods in a block.
+        block: Frame periods per block.
         blocks: Blocks in the window.
     """
 

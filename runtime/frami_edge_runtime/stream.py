@@ -145,7 +145,6 @@ class _Clock:
     origin: int = 0  # start of the segment
     base: int = 0  # start of the stretch
     segment: int = 0  # samples in the segment
-    stretch: int = 0  # samples in the stretch
     lost: int = 0  # samples lost since the last result
 
 
@@ -277,7 +276,6 @@ class Stream:
         results = _run([self], ending=not keep_pooling)[0]
         if not keep_pooling:
             self._pool.reset()
-            self._time.stretch = 0
         self._time.clock += int(lost_samples)
         self._time.lost += int(lost_samples)
         self._meter.counts.update(dropped=int(lost_samples), gaps=1)
@@ -289,18 +287,17 @@ class Stream:
         """End the clip and return its last result; the stream is then reset.
 
         It covers all audio (of its window), so it replaces a result that falls due while flushing.
-        Without ``window_s`` and ``forget_s`` it is the answer of `Classifier.classify`. None if no
-        sample was pushed since the start, or since a gap that did not keep the statistics.
+        Without ``window_s`` and ``forget_s`` it is the answer of `Classifier.classify`. None where
+        there is no audio.
 
         Raises:
-            AudioError: So few samples that none is left at the model's rate, since the start or
-                since a gap that moved all earlier audio out of the window.
+            AudioError: No sample is left at the model's rate: there are too few.
             ModelFileError: The model failed, or gave NaN.
         """
         started = time.perf_counter()
-        any_audio = self._time.stretch > 0
+        unfinished = self._time.segment > 0
         result = _flush([self])[0]
-        if any_audio and result is None:
+        if unfinished and result is None:
             raise AudioError(
                 f"The audio at {self.sample_rate} Hz is less than one sample at "
                 f"{self._info.mel.sample_rate} Hz.",
@@ -327,7 +324,7 @@ class Stream:
         state = {
             "made_for": self._made_for,
             "time": dataclasses.asdict(self._time),
-            "trunk": {"mel": carry, "frames_out": self._frames, "phase": self._phase},
+            "trunk": {"mel": carry, "frames_out": self._frames},
             "mel": self._mel.state(),
             "pool": self._pool.state(),
         }
@@ -372,7 +369,6 @@ class Stream:
             self._begin_segment()
         now.clock += len(x)
         now.segment += len(x)
-        now.stretch += len(x)
         now.end = now.clock
         self._meter.counts["samples_in"] += len(x)
         mono = x if self._resampler is None else self._resampler.push(x)
@@ -389,7 +385,7 @@ class Stream:
             passed = (now.origin - now.base) * mel.sample_rate
             period = self.sample_rate * mel.hop_length * self._stride
             pool.skip(max(0, (2 * passed + period) // (2 * period) - pool.slots))
-        self._start_trunk(pool.slots % self._hop if self._hop else 0)
+        self._plan_run()
 
     def _end_segment(self) -> None:
         """End the segment as a clip ends; at least one mel frame gives at least one trunk frame."""
@@ -406,27 +402,22 @@ class Stream:
             self._ending = True
 
     def _clear_segment(self) -> None:
+        context = self._info.context
         self._time.segment = 0
         if self._resampler is not None:
             self._resampler.reset()
         self._mel.reset()
-        self._start_trunk(0)
-
-    def _start_trunk(self, phase: int) -> None:
-        """Start the trunk of a segment whose first frame comes ``phase`` slots after a result."""
-        context = self._info.context
         self._held = context.left  # mel frames in self._input
         self._input[..., : self._held] = context.value
         self._offered = np.empty((0, self._info.mel.n_mels), np.float32)
         self._ending = False
-        self._phase = phase
         self._frames = 0  # trunk frames of the segment
         self._plan_run()
 
     def _plan_run(self) -> None:
         self._run = self._longest
         if self._hop is not None:
-            self._run = min(self._run, self._hop - (self._phase + self._frames) % self._hop)
+            self._run = min(self._run, self._hop - self._pool.slots % self._hop)
         self._needed = self._field + (self._run - 1) * self._stride
 
     def _offer(self, mel_TM: npt.NDArray[np.float32]) -> None:
@@ -503,18 +494,16 @@ class Stream:
         return max(0.0, self._time.end / self.sample_rate - covered_s)
 
     def _load(self, state: Mapping[str, Any]) -> None:
-        trunk = state["trunk"]
-        require(trunk["phase"] < (self._hop or 1), "phase")
+        self._clear_segment()
         self._time = _Clock(**state["time"])
-        self._start_trunk(trunk["phase"])
-        self._frames, carry = trunk["frames_out"], trunk["mel"]
+        self._pool.load_state(state["pool"])
+        self._frames, carry = state["trunk"]["frames_out"], state["trunk"]["mel"]
         self._plan_run()
         bands, self._held = carry.shape
         least = self._field - self._stride if self._frames else self._info.context.left
         require(bands == self._info.mel.n_mels and least <= self._held < self._needed, "trunk")
         self._input[0, 0, :, : self._held] = carry
         self._mel.load_state(state["mel"])
-        self._pool.load_state(state["pool"])
         if self._resampler is not None:
             self._resampler.load_state(state["resampler"])
 

@@ -304,7 +304,7 @@ def check_loadable(
     built = ".".join(map(str, plan_version))
     if built != card.tensorrt:
         raise EngineError(
-            f"{name} was built with TensorRT {built}, its sidecar says {card.tensorrt}: they are "
+            f"{name} was built with TensorRT {built}, its sidecar names {card.tensorrt}: they are "
             "not of one build.",
             fix=COPY_BOTH,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -22,15 +23,17 @@ def agreement(value: float, artifact: str = "int8.cpu") -> Gate:
 GOOD = [PARITY, agreement(1.0)]
 
 
+def streaming(name: str, size: int, both: float | None, **fields: Any) -> Artifact:
+    speeds = {"speedup": both, "chunk_speedup": both} | fields
+    return Artifact(name, f"s.{name}.onnx", "streaming", name[:4], size, **speeds)
+
+
 def artifacts(speedup: float = 1.6, chunk_speedup: float = 1.3) -> list[Artifact]:
     return [
-        Artifact("fp32", "s.fp32.onnx", "streaming", "fp32", 4000, speedup=1, chunk_speedup=1),
+        streaming("fp32", 4000, 1.0),
         Artifact("model", "s.model.onnx", "classifier", "fp32", 4100, speedup=0.9),
-        Artifact(
-            "int8.cpu", "s.int8.cpu.onnx", "streaming", "int8", 1000,
-            speedup=speedup, chunk_speedup=chunk_speedup,
-        ),
-    ]  # fmt: skip
+        streaming("int8.cpu", 1000, speedup, chunk_speedup=chunk_speedup),
+    ]
 
 
 def test_faster_and_passing_is_recommended_with_its_figures() -> None:
@@ -58,13 +61,8 @@ def test_a_failed_int8_gate_recommends_fp32() -> None:
 
 
 def with_rivals(trt: float, portable: float, lint: str = "clean") -> list[Artifact]:
-    return [
-        *artifacts(),
-        Artifact("int8.trt", "s.int8.trt.onnx", "streaming", "int8", 900, speedup=trt,
-                 chunk_speedup=trt, purpose="TensorRT", lint=lint),
-        Artifact("int8.portable", "s.int8.portable.onnx", "streaming", "int8", 950,
-                 speedup=portable, chunk_speedup=portable),
-    ]  # fmt: skip
+    tensorrt = streaming("int8.trt", 900, trt, purpose="TensorRT", lint=lint)
+    return [*artifacts(), tensorrt, streaming("int8.portable", 950, portable)]
 
 
 def test_each_int8_file_is_judged_by_its_own_gates() -> None:

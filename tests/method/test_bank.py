@@ -98,7 +98,6 @@ def test_a_damaged_index_is_refused(bank: Bank, text: str) -> None:
         ("mel", {"n_mels": 0}, "damaged"),
         ("shards", [{"file": "../../etc/passwd.safetensors"}], "damaged"),
         ("extra", 1, "damaged"),
-        ("frames", 8, "does not hold what bank.json describes"),
     ],
 )
 def test_an_index_that_does_not_match_is_refused(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -87,16 +87,9 @@ def test_path_bytes_and_dtypes_give_the_same_answer(
 def test_one_classifier_serves_threads(classifier: Classifier, clip: np.ndarray) -> None:
     parts = [clip[i * 3000 : (i + 1) * 3000 + 500 * i] for i in range(8)]
     expected = [classifier.classify(p).logits for p in parts]
-    found: dict[int, np.ndarray] = {}
-    workers = [
-        threading.Thread(target=lambda i=i: found.update({i: classifier.classify(parts[i]).logits}))
-        for i in range(8)
-    ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert all(np.array_equal(found[i], expected[i]) for i in range(8))
+    with ThreadPoolExecutor(8) as pool:
+        found = [result.logits for result in pool.map(classifier.classify, parts)]
+    assert np.array_equal(found, expected)
 
 
 def test_the_extremes(classifier: Classifier) -> None:

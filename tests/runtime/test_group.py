@@ -68,28 +68,34 @@ def test_a_group_answers_as_streams_of_their_own(
         assert alike([last] if last else [], ended(stream))
 
 
-def test_runs_due_together_are_one_call(tiny: Any, clip: np.ndarray) -> None:
-    model: Any = Classifier(tiny.data)._model
-    batches: list[int] = []
+class Watched:
+    """A model that notes the batches of its trunk, and gives NaN once it is ``broken``."""
 
-    class Counts:
-        """The model, noting the batches of its trunk."""
+    def __init__(self, model: Any) -> None:
+        self.model, self.batches, self.broken = model, set[int](), False
 
-        def __getattr__(self, name: str) -> Any:
-            return getattr(model, name)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
 
-        def frames(self, mel_BMT: np.ndarray) -> Any:
-            batches.append(len(mel_BMT))
-            return model.frames(mel_BMT)
+    def frames(self, mel_BMT: np.ndarray) -> Any:
+        self.batches.add(len(mel_BMT))
+        return self.model.frames(mel_BMT)
 
-    for n, expected in ((9, {9}), (CPU_BATCH + 7, {CPU_BATCH, 7})):
-        batches.clear()
-        group = StreamGroup(Counts(), n, hop_s=0.2)  # type: ignore[arg-type]
-        for start in range(0, 8000, 400):
-            group.push([clip[start : start + 400]] * n)
-        assert set(batches) == expected
-        assert len(group) == n
-        assert group.stats.frames == n * group[0].stats.frames > 0
+    def logits(self, pooled_BD: np.ndarray) -> Any:
+        return self.model.logits(pooled_BD) * np.float32(np.nan if self.broken else 1)
+
+
+@pytest.mark.parametrize(("n", "batches"), [(9, {9}), (CPU_BATCH + 7, {CPU_BATCH, 7})])
+def test_runs_due_together_are_one_call(
+    tiny: Any, clip: np.ndarray, n: int, batches: set[int]
+) -> None:
+    model: Any = Watched(Classifier(tiny.data)._model)
+    group = StreamGroup(model, n, hop_s=0.2)
+    for start in range(0, 8000, 400):
+        group.push([clip[start : start + 400]] * n)
+    assert model.batches == batches
+    assert len(group) == n
+    assert group.stats.frames == n * group[0].stats.frames > 0
 
 
 def test_bad_chunks_change_no_stream(classifier: Classifier, clip: np.ndarray) -> None:
@@ -124,22 +130,12 @@ def test_the_counters_add_up(classifier: Classifier, clip: np.ndarray) -> None:
 
 def test_a_model_that_fails_leaves_streams_reset(tiny: Any, clip: np.ndarray) -> None:
     classifier = Classifier(tiny.data)
-    model, broken = classifier._model, [False]
-
-    class Fails:
-        """The model, until it breaks."""
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(model, name)
-
-        def logits(self, pooled_BD: np.ndarray) -> Any:
-            return model.logits(pooled_BD) * np.float32(np.nan if broken[0] else 1)
-
-    group = StreamGroup(Fails(), 2, hop_s=0.2)  # type: ignore[arg-type]
+    model: Any = Watched(classifier._model)
+    group = StreamGroup(model, 2, hop_s=0.2)
     group.push([clip[:3000], clip[:100]])
-    broken[0] = True
+    model.broken = True
     with pytest.raises(ModelFileError, match="not finite"):
         group.push([clip[3000:6000], None])
-    broken[0] = False
+    model.broken = False
     expected = classifier.stream(hop_s=0.2).push(clip)
     assert all(alike(found, expected) for found in group.push([clip, clip]))

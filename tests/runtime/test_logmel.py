@@ -56,17 +56,6 @@ def test_any_chunking_gives_the_same_bits(
     assert np.array_equal(feed(LogMelStream(spec), x, chunks), whole)
 
 
-@settings(max_examples=25, deadline=None)
-@given(chunks=CHUNKS, least=st.integers(1, 200))
-def test_frames_that_are_not_needed_yet_come_later(chunks: list[int], least: int) -> None:
-    for spec in (BASE, SPECS["centred"]):
-        stream, parts, start = LogMelStream(spec), [], 0
-        for n in [*chunks, len(NOISE)]:
-            parts.append(stream.push_checked(NOISE[start : start + n], least))
-            start += n
-        assert np.array_equal(np.concatenate([*parts, stream.flush()]), log_mel(NOISE, spec))
-
-
 def test_a_frame_does_not_depend_on_its_company(monkeypatch: pytest.MonkeyPatch) -> None:
     """NumPy's FFT rounds a row differently alone and in a vector of rows on some machines."""
     plain: Any = logmel.rfft

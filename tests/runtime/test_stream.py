@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
-from stream_kit import MODES, NO_SOXR, Offline, listen, same
+from stream_kit import MODES, NO_SOXR, Offline, ended, listen, same
 
 from frami_edge_runtime.classifier import Classifier
 from frami_edge_runtime.errors import AudioError, StreamError
@@ -19,6 +19,9 @@ from frami_edge_runtime.resample import Resampler
 from frami_edge_runtime.stream import STEPS_KEPT, Result, StreamStats
 
 CHUNKS = st.lists(st.one_of(st.integers(0, 200), st.integers(0, 9000)), max_size=25)
+PIECES = st.lists(
+    st.tuples(st.integers(0, 9000), st.integers(0, 30_000)), min_size=1, max_size=5
+)  # (samples pushed, samples lost after them)
 MORE_MODES: dict[str, dict[str, Any]] = {
     **MODES,
     "whole clip, long hop": {"hop_s": 2.1},
@@ -217,6 +220,60 @@ def test_any_operations_in_any_order(classifier: Classifier, mode: str, rate: in
     )
 
 
+@pytest.mark.parametrize("mode", MODES)
+@settings(max_examples=20, deadline=None)
+@given(pieces=PIECES, chunk=st.integers(50, 9000))
+def test_kept_pooling_covers_the_frames_of_all_segments(
+    classifier: Classifier, clip: np.ndarray, mode: str, pieces: list[tuple[int, int]], chunk: int
+) -> None:
+    options, offline = MODES[mode], Offline(classifier)
+    stream, clock, position, total_lost = classifier.stream(**options), 0, 0, 0
+    results: list[Result] = []
+    segments, frames, ends = [], [], []
+    for pushed, lost in pieces:
+        x = np.take(clip, range(position, position + pushed), mode="wrap")
+        for start in range(0, pushed, chunk):
+            results += stream.push(x[start : start + chunk])
+        results += stream.gap(lost)
+        if pushed:
+            frames.append(offline.frames(x))
+            segments.append((clock, frames[-1].shape[1]))
+            ends.append((clock + pushed) / 8000)
+        position += pushed
+        clock += pushed + lost
+        total_lost += lost
+    results += ended(stream)
+    if not frames:
+        assert results == []
+        return
+    assert sum(r.gap for r in results) == total_lost
+    slots = offline.slots(segments, 8000)
+    hop = round(options.get("hop_s", 0) / classifier.info.frame_s)
+    due = [int(s) + 1 for s in slots if hop and (s + 1) % hop == 0]
+    for result, n in zip(results, [*due, int(slots[-1]) + 1], strict=True):
+        weights = offline.weights(slots, n, options)
+        expected = offline.logits(np.concatenate(frames, axis=1), weights)
+        assert np.abs(result.logits - expected).max() <= 1e-4
+        assert 0 <= result.t0 < result.t1 <= ends[-1]
+    assert results[-1].t1 == ends[-1]
+
+
+def test_time_stamps_follow_the_sample_clock(classifier: Classifier, clip: np.ndarray) -> None:
+    stream = classifier.stream(window_s=0.4, hop_s=0.2)
+    stream.push(clip[:8000])
+    stream.gap(80_000)
+    assert stream.push(clip[:1]) == []
+    after = stream.push(clip[1:8000])
+    assert [r.gap for r in after] == [80_000] + [0] * (len(after) - 1)
+    assert after[0].t0 == 11.0
+    assert all(11.0 < r.t1 <= 12.0 for r in after)
+    # Results fall due by the clock: every 0.2 s from the start of the stream, as without a gap.
+    even = classifier.stream(window_s=0.4, hop_s=0.2).push(np.tile(clip, 4)[:96_000])
+    assert [r.t1 for r in after] == pytest.approx([r.t1 for r in even if r.t1 > after[0].t1 - 0.1])
+    assert ended(stream)[0].t1 == 12.0
+    assert stream.push(clip[:8000])[0].t0 == 0.0
+
+
 def test_results_cover_their_window_with_context_at_the_ends_only(
     classifier: Classifier, clip: np.ndarray
 ) -> None:
@@ -236,15 +293,6 @@ def test_results_cover_their_window_with_context_at_the_ends_only(
     assert last.t1 == len(clip) / 8000
 
 
-def test_durations_are_rounded_and_reported(classifier: Classifier) -> None:
-    stream = classifier.stream(window_s=1.0, hop_s=0.3)
-    assert (stream.hop_s, stream.window_s) == pytest.approx((0.3, 0.9))
-    assert (classifier.stream().hop_s, classifier.stream().window_s) == (None, None)
-    assert classifier.stream(window_s=1.0).hop_s == pytest.approx(0.26)
-    assert classifier.stream(forget_s=60.0).hop_s == pytest.approx(0.5)
-    assert classifier.stream(hop_s=1e-6).hop_s == pytest.approx(classifier.info.frame_s)
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -260,6 +308,15 @@ def test_absurd_durations_are_refused(
 ) -> None:
     with pytest.raises(StreamError, match=words):
         classifier.stream(**options)
+
+
+def test_durations_are_rounded_and_reported(classifier: Classifier) -> None:
+    stream = classifier.stream(window_s=1.0, hop_s=0.3)
+    assert (stream.hop_s, stream.window_s) == pytest.approx((0.3, 0.9))
+    assert (classifier.stream().hop_s, classifier.stream().window_s) == (None, None)
+    assert classifier.stream(window_s=1.0).hop_s == pytest.approx(0.26)
+    assert classifier.stream(forget_s=60.0).hop_s == pytest.approx(0.5)
+    assert classifier.stream(hop_s=1e-6).hop_s == pytest.approx(classifier.info.frame_s)
 
 
 def test_everything_is_counted(classifier: Classifier, clip: np.ndarray) -> None:
@@ -285,15 +342,14 @@ def test_everything_is_counted(classifier: Classifier, clip: np.ndarray) -> None
     assert stream.stats == stats
 
 
-def test_lag_is_the_audio_that_no_frame_covers(tiny: Any, clip: np.ndarray) -> None:
-    classifier = Classifier(tiny.data)
-    stream, mel = classifier.stream(hop_s=0.02), classifier.info.mel
-    assert stream.push(clip[:500]) == []
-    assert stream.stats.lag_s == 500 / 8000
-    results = stream.push(clip[500:8000])
+def test_lag_is_the_audio_that_no_frame_covers(classifier: Classifier, clip: np.ndarray) -> None:
+    stream, info = classifier.stream(hop_s=0.02), classifier.info
+    stream.push(clip[:200])
+    assert stream.stats.lag_s == 200 / 8000
+    results = stream.push(clip[200:8000])
     assert stream.stats.lag_s == pytest.approx(1.0 - results[-1].t1)
     # At most one more trunk frame and the carry of the mel are missing.
-    assert stream.stats.lag_s < classifier.info.frame_s + mel.n_fft / 8000
+    assert stream.stats.lag_s < info.frame_s + info.mel.n_fft / 8000
     stream.gap(80_000)
     assert stream.stats.lag_s == 0.0
 
