@@ -289,6 +289,7 @@ def read_manifest(folder: PathLike) -> dict[str, Any]:
 
 
 def _check_folder(folder: Path, *, resume: bool) -> None:
+    """Refuse a file, a folder with other things, and to resume where there is nothing."""
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is a file, not a folder.", fix="Give another --out.")
     if _content(folder) and not (folder / MANIFEST).is_file():

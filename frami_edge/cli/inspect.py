@@ -46,13 +46,14 @@ def inspect(
 
     Files are only read, never executed. A teacher in Python code is built and run.
     """
+    from frami_edge.config import load_config
     from frami_edge.inspecting import describe, describe_teacher
-    from frami_edge.teachers.opening import description_of
+    from frami_edge.teachers import TeacherDescription
 
     code = {name: value for name, value in opt.code_arguments(given).items() if value is not None}
     if code or (":" in file and not Path(file).exists()):
         values = {n: str(value) if isinstance(value, Path) else value for n, value in code.items()}
-        found = describe_teacher(description_of(factory=file, **values))
+        found = describe_teacher(load_config(TeacherDescription, {"factory": file, **values}))
     else:
         found = describe(Path(file))
     output.result({"file": file, **found.to_dict()})

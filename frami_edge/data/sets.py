@@ -9,7 +9,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +75,6 @@ class SoundSet:
                 fix="Add clips, or arrange the folder as train/CLASS/*.wav and test/CLASS/*.wav.",
             )
         return train, test
-
-    def validation(self, fold: str | int) -> list[Clip]:
-        """The official validation clips of a fold; none where the protocol has none."""
-        key = self.validation_of.get(resolve_fold(self, fold))
-        return [c for c in self.clips if c.fold == key]
 
 
 def resolve_fold(sound_set: SoundSet, fold: str | int | None) -> str:
@@ -289,15 +284,11 @@ _FSDD = SetInfo(
     url=_FSDD_SOURCE + _GITHUB_ZIP,
     keep=("recordings/", "README.md"),
 )
-_FSDD_SPEAKER = SetInfo(
+_FSDD_SPEAKER = replace(
+    _FSDD,
     name="fsdd-speaker",
     title="Free Spoken Digit Dataset, one speaker left out (our own folds)",
-    folders=_FSDD.folders,
-    clips=3000,
-    classes=10,
     folds=("george", "jackson", "lucas", "nicolas", "theo", "yweweler"),
-    licence="CC BY-SA 4.0",
-    source=_FSDD_SOURCE,
     part_of="fsdd",
 )
 _ESC_SOURCE = "https://github.com/karolpiczak/ESC-50"
@@ -313,26 +304,21 @@ _ESC50 = SetInfo(
     url=_ESC_SOURCE + _GITHUB_ZIP,
     keep=("audio/", "meta/", "README.md", "LICENSE"),
 )
-_ESC10 = SetInfo(
+_ESC10 = replace(
+    _ESC50,
     name="esc10",
     title="ESC-10: ten classes of ESC-50",
-    folders=_ESC50.folders,
     clips=400,
     classes=10,
-    folds=_FIVE,
     licence="CC BY 3.0",
-    source=_ESC_SOURCE,
     part_of="esc50",
 )
-_ESC40 = SetInfo(
+_ESC40 = replace(
+    _ESC50,
     name="esc40",
     title="The 40 classes of ESC-50 that are not in ESC-10 (control data)",
-    folders=_ESC50.folders,
     clips=1600,
     classes=40,
-    folds=_FIVE,
-    licence="CC BY-NC 3.0",
-    source=_ESC_SOURCE,
     part_of="esc50",
 )
 _URBANSOUND = SetInfo(
@@ -448,20 +434,14 @@ class SetStatus:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        info = self.info
-        return {
-            "name": info.name,
-            "title": info.title,
+        facts = asdict(self.info)
+        kept = ("name", "title", "clips", "classes", "folds", "licence", "source")
+        return {key: facts[key] for key in kept} | {
             "found": self.folder is not None,
-            "complete": self.complete,
-            "clips": info.clips,
-            "classes": info.classes,
-            "folds": list(info.folds),
             "folder": str(self.folder) if self.folder else None,
+            "complete": self.complete,
             "problem": self.problem or None,
-            "licence": info.licence,
-            "source": info.source,
-            "get": info.get,
+            "get": self.info.get,
         }
 
 

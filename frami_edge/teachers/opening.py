@@ -12,12 +12,12 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 from torch import nn
 
 from frami_edge.assets import teacher_assets
 from frami_edge.checkpoint import Card, Teacher, TrainedOn, load_checkpoint
-from frami_edge.config import Strict, describe, dump_config, load_config, presets, read_mapping
+from frami_edge.config import Strict, dump_config, load_config, presets, read_mapping
 from frami_edge.errors import CheckpointError, ConfigError, TeacherError
 from frami_edge.io import atomic_write_text, read_small, sha256_file, sha256_tensors
 from frami_edge.teachers.foreign import ForeignTeacher
@@ -120,7 +120,8 @@ def load_teacher(
         return _opened(module, card, sha256_tensors(module.state_dict()), layout, frames, pooled)
     if isinstance(source, str) and ":" in source and not Path(source).exists():
         _check_facts(f"teacher {source}", facts, ("weights", "mel", "labels"))
-        return open_teacher(description_of(factory=source, **facts))
+        facts["factory"] = source
+        return open_teacher(load_config(TeacherDescription, facts))
     if facts:
         raise ConfigError(
             f"{', '.join(facts)} describe a teacher in Python code, and the teacher {source} "
@@ -242,22 +243,6 @@ def _with_paths(description: TeacherDescription, change: Any) -> TeacherDescript
     values = {name: getattr(description, name) for name in ("weights", "mel", "labels")}
     files = {k: v for k, v in values.items() if isinstance(v, str) and v not in presets()}
     return description.model_copy(update={name: change(file) for name, file in files.items()})
-
-
-def description_of(**values: Any) -> TeacherDescription:
-    """A description from single values.
-
-    Raises:
-        ConfigError: With every mistake in it.
-    """
-    try:
-        return TeacherDescription.model_validate(values)
-    except ValidationError as error:
-        lines = "".join(f"\n  {line}" for line in describe(error, TeacherDescription, values))
-        raise ConfigError(
-            f"The teacher's description has mistakes:{lines}",
-            fix="Correct them; a teacher in Python code is MODULE:CALLABLE.",
-        ) from None
 
 
 def read_mel(source: str | Mapping[str, Any]) -> MelSpec:

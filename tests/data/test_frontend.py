@@ -53,35 +53,11 @@ def test_the_front_end_meets_its_definition(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_the_filters_are_torchaudios(name: str) -> None:
-    spec = SPECS[name]
-    own = torchaudio.functional.melscale_fbanks(
-        spec.n_fft // 2 + 1,
-        spec.f_min,
-        spec.f_high,
-        spec.n_mels,
-        spec.sample_rate,
-        None if spec.norm == "none" else spec.norm,
-        spec.mel_scale,
-    )
-    # torchaudio builds them in float32, the spec in float64.
-    torch.testing.assert_close(torch.from_numpy(spec.filterbank), own, atol=1e-4, rtol=1e-3)
-
-
-@pytest.mark.parametrize("name", SPECS)
 def test_silence_is_the_floor(name: str) -> None:
     spec = SPECS[name]
     got_MT = LogMel(spec)(torch.zeros(8_000))
     floor_M1 = torch.from_numpy(spec.floor)[:, None].expand_as(got_MT)
     torch.testing.assert_close(got_MT, floor_M1, atol=1e-4, rtol=1e-5)
-
-
-def test_batches_of_any_shape_agree_with_single_clips() -> None:
-    log_mel = LogMel(MelSpec())
-    samples = torch.randn(2, 3, 4_000, generator=torch.Generator().manual_seed(0)) * 0.1
-    both = log_mel(samples)
-    assert both.shape == (2, 3, 64, MelSpec().frames(4_000))
-    torch.testing.assert_close(both[1, 2], log_mel(samples[1, 2]), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -123,7 +99,7 @@ def test_short_clips_are_repeated_up_to_one_window() -> None:
     assert tile_to_window(torch.ones(2, 5), spec).shape == (2, 512)
 
 
-@pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 44_100, 48_000, 96_000, 44_101, 7_919])
+@pytest.mark.parametrize("rate", [8_000, 22_050, 48_000, 44_101])
 def test_resampling_keeps_a_tone(rate: int) -> None:
     seconds = torch.arange(rate) / rate
     got = resample(torch.sin(2 * torch.pi * 440 * seconds), rate, 16_000)

@@ -42,38 +42,23 @@ def mels(n: int = 3, frames: int = 90, seed: int = 1) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_what_is_found(name: str) -> None:
+def test_hidden_states_are_found_and_right(name: str) -> None:
     made = teacher(name)
     a, s = made.anatomy, made.anatomy.states
     found = (a.layout, s.frames, s.pooled, s.channels, s.pooled_size, a.stride, a.receptive_field,
              a.head, a.answers)  # fmt: skip
     assert found == CASES[name]
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_hidden_states_are_the_modules_own(name: str) -> None:
-    made = teacher(name)
-    x = mels()
-    hidden = made.hidden(x)
+    hidden = made.hidden(mels())
     assert hidden.frames_BCT.shape[:2] == (3, made.channels)
     assert hidden.pooled_BD.shape == (3, made.pooled_size)
     if made.head is not None:
-        again = made.head(hidden.pooled_BD)
-        assert torch.allclose(
-            again.log_softmax(1), hidden.logits_BK.log_softmax(1), atol=1e-5, rtol=1e-4
-        )
+        again = made.head(hidden.pooled_BD).log_softmax(1)
+        assert torch.allclose(again, hidden.logits_BK.log_softmax(1), atol=1e-5, rtol=1e-4)
     longer = made.hidden(mels(frames=90 + 8 * made.frame_stride))
     assert longer.frames_BCT.shape[2] - hidden.frames_BCT.shape[2] == 8
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_gradients_reach_the_mels_and_are_right(name: str) -> None:
-    """Against a central difference: torch's BatchNorm is wrong for (B, M, T, 1) on the CPU."""
-    made = teacher(name)
-    x = mels(2, 40).double()
+    # Gradients against a central difference: torch's BatchNorm is wrong for (B, M, T, 1) on CPUs.
     made.double()
-    x.requires_grad_()
-    direction = mels(2, 40, seed=2).double()
+    x, direction = mels(2, 40).double().requires_grad_(), mels(2, 40, seed=2).double()
     (gradient,) = torch.autograd.grad(made.hidden(x).logits_BK.square().sum(), x)
     with torch.no_grad():
         high, low = (
@@ -83,7 +68,7 @@ def test_gradients_reach_the_mels_and_are_right(name: str) -> None:
     assert float((gradient * direction).sum()) == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
 
-def test_the_frames_lie_where_they_say() -> None:
+def test_frames_are_centred_where_their_offset_says() -> None:
     made = teacher("KeywordNet")
     x = mels(1, 101)
     before = made.hidden(x).frames_BCT
@@ -162,14 +147,13 @@ class Returns(zoo.KeywordNet):
         hidden = logits.new_zeros(len(x), 7)
         return {
             "tuple": (hidden, logits),
-            "list": [logits, hidden],
             "nested": {"aux": (hidden, {"deep": logits})},
             "mapping": {"embedding": logits + 1, "logits": logits},
             "data class": Output(hidden, logits),
         }[self.how]
 
 
-@pytest.mark.parametrize("how", ["tuple", "list", "nested", "mapping", "data class"])
+@pytest.mark.parametrize("how", ["tuple", "nested", "mapping", "data class"])
 def test_the_logits_are_found_in_what_is_returned(how: str) -> None:
     torch.manual_seed(0)
     module = zoo.lively(Returns(how), "BTM")
@@ -283,7 +267,7 @@ def test_half_precision_and_normalisation_inside_are_fine() -> None:
 
 
 def test_a_channel_that_an_inline_relu_silences_hides_no_state() -> None:
-    """Its mean of 0 lies above the greatest value before the ReLU."""
+    """Its mean of 0 is above the greatest value before the ReLU."""
     module = zoo.lively(zoo.KeywordNet(), "BTM")
     with torch.no_grad():
         module.get_parameter("bn2.bias")[3] = -50
