@@ -137,8 +137,11 @@ def invert(
     inversion.check_teacher(loaded, settings.bank)
     folder = _folder(out)
     with _run(folder, "invert", settings, loaded, compute, deterministic, resume=resume) as run:
-        bank = _invert(run, folder, loaded, settings, compute, progress)
-        run.record(plots=_draw_bank(run, bank))
+        bank = inversion.invert(
+            loaded, settings.bank, folder / "bank", compute, settings.seed, run=run,
+            progress=progress,
+        )  # fmt: skip
+        run.record(plots=_report_bank(run, bank))
     return _lives_with(bank, folder, out)
 
 
@@ -210,9 +213,12 @@ def distill(
     ) as run:  # fmt: skip
         pictures = {}
         if sampler is None:
-            given = _invert(run, folder, loaded, settings, compute, progress)
+            given = inversion.invert(
+                loaded, settings.bank, folder / "bank", compute, settings.seed, run=run,
+                progress=progress,
+            )  # fmt: skip
             sampler = BankSampler(given, settings.bank.shares)
-            pictures = _draw_bank(run, given)
+            pictures = _report_bank(run, given)
         model = distillation.distill(loaded, sampler, settings, compute, run=run, progress=progress)
         agreement = distillation.held_out_agreement(loaded, model, settings, compute)
         metrics = {"synthetic_agreement": agreement, "steps": settings.distill.steps}
@@ -686,24 +692,10 @@ def _run(
         dist.barrier()  # no process returns before rank 0 has written everything
 
 
-def _invert(
-    run: RunFolder,
-    folder: Path,
-    teacher: Teacher,
-    settings: JourneyConfig,
-    compute: Compute,
-    progress: ProgressCallback | None,
-) -> Bank:
-    bank = inversion.invert(
-        teacher, settings.bank, folder / "bank", compute, settings.seed, run=run, progress=progress
-    )
+def _report_bank(run: RunFolder, bank: Bank) -> dict[str, str]:
+    """Warnings of a poor bank; mel grids, loss curves and the diversity figure, by title."""
     for sentence in health_warnings(bank.index.health):
         log.warning(sentence)
-    return bank
-
-
-def _draw_bank(run: RunFolder, bank: Bank) -> dict[str, str]:
-    """Mel grids, loss curves and the diversity figure; their paths inside the run."""
     pictures = {"diversity": "plots/diversity.png"}
     labels = list(bank.index.labels)
     plots.diversity(run.path(pictures["diversity"]), {**bank.index.health, "labels": labels})
