@@ -211,8 +211,9 @@ def load_checkpoint(
             fix="Its training diverged: train again with a smaller learning rate.",
         )
     model.eval().requires_grad_(False)
-    opened = Student if isinstance(model, StudentNet) else Teacher
-    return opened(model, card, mel, sha256_file(path))
+    if isinstance(model, StudentNet):
+        return Student(model, card, mel, sha256_file(path))
+    return Teacher(model, card, mel, sha256_file(path))
 
 
 def _network(card: Card, mel: MelSpec) -> ResNetTeacher | StudentNet:
