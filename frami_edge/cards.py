@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import yaml
 
-from frami_edge.checkpoint import Card, Student, TrainedOn
+from frami_edge.checkpoint import Card, Student, TrainedOn, parameters
 from frami_edge.config import presets
 from frami_edge.evaluation import class_rows
-from frami_edge.models import StudentNet
 from frami_edge_export.report import ExportReport, markdown_card
 from frami_edge_runtime.melspec import MelSpec
 
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from frami_edge.training import TrainedTeacher
 
 CARD: Final = "README.md"
-_TASK: Final = "audio-classification"
 # Licences of sounds and weights among the identifiers of Hugging Face's hub.
 _HUB_LICENCES: Final = re.compile(
     r"apache-2\.0|mit|bsd-[23]-clause|l?gpl-3\.0|agpl-3\.0|mpl-2\.0|unlicense|cc0-1\.0"
@@ -34,53 +32,25 @@ _ANY_SOUND: Final = (
 _SOFTMAX: Final = "Scores are a softmax and were not calibrated."
 
 
-def model_header(
-    name: str,
-    licence: str,
-    tags: Sequence[str],
-    *,
-    trained_on: str = "",
-    accuracies: Mapping[str, float] | None = None,
-    measured_on: tuple[str, str] = ("", ""),
-) -> str:
+def model_header(licence: str, tags: Sequence[str], trained_on: str = "") -> str:
     """The YAML header that model hubs read, as Hugging Face's documentation defines it.
 
     Args:
-        name: Name of the model.
         licence: As the data set or card states it; unknown licences are left out.
         tags: Tags beside the task.
         trained_on: Data set; empty for a student. A user's own ``folder:PATH`` is left out.
-        accuracies: Accuracy in [0, 1] by description, such as ``accuracy of student.fp32.onnx``.
-        measured_on: Data set and fold of the accuracies.
     """
-    fields: dict[str, Any] = {"library_name": "frami-edge", "pipeline_tag": _TASK}
-    known = licence_id(licence)
-    if _HUB_LICENCES.fullmatch(known):
-        fields["license"] = known
-    elif known:
-        fields |= {"license": "other", "license_name": known}
-    fields["tags"] = [_TASK, *tags]
+    task = "audio-classification"
+    fields: dict[str, Any] = {"library_name": "frami-edge", "pipeline_tag": task}
+    name = re.sub(r"[^a-z0-9.]+", "-", licence.lower()).strip("-")  # CC BY 4.0: cc-by-4.0
+    if _HUB_LICENCES.fullmatch(name):
+        fields["license"] = name
+    elif name not in ("", "not-stated", "unknown"):
+        fields |= {"license": "other", "license_name": name}
+    fields["tags"] = [task, *tags]
     if trained_on and ":" not in trained_on:
         fields["datasets"] = [trained_on]
-    if accuracies:
-        data, split = measured_on
-        results = [
-            {
-                "task": {"type": _TASK},
-                "dataset": {"type": data, "name": data, "split": split},
-                "metrics": [{"type": "accuracy", "value": round(value, 6), "name": what}],
-            }
-            for what, value in accuracies.items()
-        ]
-        fields |= {"metrics": ["accuracy"], "model-index": [{"name": name, "results": results}]}
     return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---"
-
-
-def licence_id(licence: str) -> str:
-    """The identifier of a licence: ``CC BY-SA 4.0`` is ``cc-by-sa-4.0``; empty where unknown."""
-    if licence.strip().lower() in ("", "not stated", "unknown"):
-        return ""
-    return re.sub(r"[^a-z0-9.]+", "-", licence.lower()).strip("-")
 
 
 def teacher_readme(
@@ -92,17 +62,9 @@ def teacher_readme(
     assert trained_on is not None
     data, fold = trained_on.data, trained_on.test_fold
     recipe = f"{data}-student" if f"{data}-student" in presets() else "student.yaml"
-    header = model_header(
-        f"{data.rpartition(':')[2]}-teacher",
-        card.licence,
-        ["statistics-pooling"],
-        trained_on=data,
-        accuracies={"accuracy on the held-out fold": score.accuracy},
-        measured_on=(data, fold),
-    )
-    recall = [(label, n, share) for label, n, share, _ in class_rows(card.labels, score, None)]
+    recall = [row[:3] for row in class_rows(card.labels, score, None)]
     return _card(
-        header,
+        model_header(card.licence, ["statistics-pooling"], data),
         f"# Teacher for {data}",
         f"A ResNet with statistics pooling, {trained.parameters:,} parameters, trained on real "
         f"audio. **Accuracy on the held-out fold {fold}: {score.accuracy:.2%}** ({score.clips} "
@@ -127,10 +89,7 @@ def teacher_readme(
 
 
 def student_readme(
-    card: Card,
-    student: StudentNet,
-    parameters: int,
-    sha256: str,
+    student: Student,
     health: Mapping[str, Any],
     pictures: Mapping[str, str],
     manifest: Mapping[str, Any],
@@ -138,45 +97,25 @@ def student_readme(
     """The model card of a distilled student.
 
     Args:
-        card: Card of the checkpoint.
-        student: The network, for its receptive field and stride.
-        parameters: Number of weights.
-        sha256: Hash of student.safetensors.
+        student: The student.
         health: Health figures of each source of the bank.
         pictures: Paths of pictures inside the run, by title.
         manifest: Manifest of the run.
     """
-    mel, trained_on, metrics = MelSpec.from_dict(card.mel), card.teacher_trained_on, card.metrics
-    data, fold = (trained_on.data, trained_on.test_fold) if trained_on else ("", "")
-    accuracy = metrics.get("accuracy")
-    real = isinstance(accuracy, float)
-    header = model_header(
-        f"{data.rpartition(':')[2] or 'frami-edge'}-student",
-        card.licence,
-        ["knowledge-distillation", "data-free", "statistics-pooling"],
-        accuracies={"accuracy, student fp32": float(accuracy or 0)} if real and data else None,
-        measured_on=(data, fold),
-    )
+    card, mel, network = student.card, student.mel, student.model
+    trained_on = card.teacher_trained_on
     prior = "procedural" in health or "translator" in health
-    figures = [
-        (name, str(metrics.get("scored_on") or "held-out synthetic clips"), f"{metrics[key]:.2%}")
-        for key, name in (
-            ("accuracy", "accuracy"),
-            ("agreement", "agreement with the teacher"),
-            ("synthetic_agreement", "agreement with the teacher on synthetic clips"),
-        )
-        if isinstance(metrics.get(key), float)
-    ]
+    agreement = card.metrics["synthetic_agreement"]
     return _card(
-        header,
+        model_header(card.licence, ["knowledge-distillation", "data-free", "statistics-pooling"]),
         "# Student, distilled without data",
-        f"A depthwise-separable CNN, {parameters:,} parameters. **No audio was used to make it**: "
-        "it learned from its teacher's answers to synthetic log-mels, "
+        f"A depthwise-separable CNN, {parameters(network):,} parameters. **No audio was used to "
+        "make it**: it learned from its teacher's answers to synthetic log-mels, "
         f"{card.recipe['distill']['steps']} steps, seed {card.recipe['seed']}, last step. It "
-        f"streams: an output frame sees {student.receptive_field * mel.hop_s:.2f} s, and there is "
-        f"one every {1000 * student.stride * mel.hop_s:g} ms.",
+        f"streams: an output frame sees {network.receptive_field * mel.hop_s:.2f} s, and there is "
+        f"one every {1000 * network.stride * mel.hop_s:g} ms.",
+        f"Agreement with the teacher on held-out synthetic clips: **{agreement:.2%}**.",
         _classes(card.labels),
-        f"## Figures\n\n{table(['figure', 'measured on', 'value'], figures)}",
         "## Run it\n\nExport it, then a device runs it without torch (`--int8 --bank bank` adds "
         "int8 files):",
         "```sh\nframi-edge export student.safetensors --out export\n```",
@@ -190,19 +129,20 @@ def student_readme(
         if prior
         else f"This is data-free, by {' and '.join(health)} alone.".replace("_", " "),
         _limits(
-            ""
-            if real
-            else "**Not validated on real audio**: agreement on synthetic clips shows how well it "
+            "**Not validated on real audio**: agreement on synthetic clips shows how well it "
             "copies its teacher there. Measure it: `frami-edge evaluate`.",
             _ANY_SOUND,
             _SOFTMAX,
             "It inherits the errors and biases of its teacher.",
-            data
-            and f"Its teacher was trained on {data} without fold {fold}: do not score the "
-            "student on another fold.",
+            f"Its teacher was trained on {trained_on.data} without fold "
+            f"{trained_on.test_fold}: do not score the student on another fold."
+            if trained_on
+            else "",
         ),
         _pictures(pictures),
-        _provenance({"student.safetensors": f"SHA-256 `{sha256}`"} | _teacher_rows(card), manifest),
+        _provenance(
+            {"student.safetensors": f"SHA-256 `{student.sha256}`"} | _teacher_rows(card), manifest
+        ),
     )
 
 
@@ -210,7 +150,7 @@ def export_readme(
     report: ExportReport,
     student: Student,
     data: Mapping[str, Any] | None,
-    pictures: Mapping[str, str] | None = None,
+    pictures: Mapping[str, str],
 ) -> str:
     """The model card of an export folder.
 
@@ -222,23 +162,14 @@ def export_readme(
     """
     card, mel, recommended = student.card, student.mel, report.recommended
     precisions = sorted({a.precision for a in report.artifacts} - {"fp32"})
-    accuracies = {
-        f"accuracy of {a.path}": a.accuracy for a in report.artifacts if a.accuracy is not None
-    }
-    header = model_header(
-        report.name,
-        card.licence,
-        ["onnx", *precisions, "knowledge-distillation", "data-free", "statistics-pooling"],
-        accuracies=accuracies if data else None,
-        measured_on=(str(data["name"]), str(data["fold"])) if data else ("", ""),
-    )
+    tags = ["onnx", *precisions, "knowledge-distillation", "data-free", "statistics-pooling"]
     listen = f"frami-edge-listen {shlex.quote(recommended)}"
     rows = {a.path: f"SHA-256 `{a.sha256}`" for a in report.artifacts}
     rows |= {"student": f"SHA-256 `{student.sha256}`"} | _teacher_rows(card)
     return _card(
-        header,
+        model_header(card.licence, tags),
         markdown_card(report).rstrip(),
-        _pictures(pictures or {}),
+        _pictures(pictures),
         _classes(card.labels),
         f"## Run it\n\n{_runtime_code(recommended, mel)}" if recommended else "",
         f"```sh\n{listen} some.wav\n{listen} mic\n```" if recommended else "",
@@ -259,10 +190,9 @@ def export_readme(
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; empty without rows."""
-    lines = [head, ["---"] * len(head), *rows]
-    cells = [[text.replace("|", "\\|").replace("\n", " ") for text in row] for row in lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in cells) if len(lines) > 2 else ""
+    """A Markdown table."""
+    cells = [[text.replace("|", "\\|").replace("\n", " ") for text in row] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *cells])
 
 
 def _card(*blocks: str) -> str:
@@ -300,7 +230,7 @@ def _trained_on(trained_on: TrainedOn) -> str:
 def _teacher_rows(card: Card) -> dict[str, str]:
     trained_on = card.teacher_trained_on
     return {
-        "teacher": f"SHA-256 `{card.teacher_sha256}`" if card.teacher_sha256 else "",
+        "teacher": f"SHA-256 `{card.teacher_sha256}`",
         "its training data": _trained_on(trained_on) if trained_on else "not stated",
         "licence": card.licence or "not stated",
     }
@@ -314,8 +244,8 @@ def _provenance(rows: Mapping[str, str], manifest: Mapping[str, Any]) -> str:
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
         "commit": f"{git.get('commit') or ''}{', with changes' if git.get('modified') else ''}",
         **{name: str(seed) for name, seed in manifest.get("seeds", {}).items()},
-        "computed on": str(manifest.get("device") or ""),
-        "started": str(manifest.get("started") or ""),
+        "computed on": manifest.get("device"),
+        "started": manifest.get("started"),
     }
     return "## Provenance\n\n" + table(
         ["", ""], [(name, text) for name, text in made.items() if text]

@@ -5,7 +5,7 @@ Shape legend: N clips, M mel bands, T mel frames, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -20,10 +20,9 @@ from frami_edge.checkpoint import TrainedOn
 from frami_edge.data.decoding import read_audio
 from frami_edge.data.sets import load_set, resolve_fold
 from frami_edge.errors import BankError, CheckpointError
-from frami_edge.models import StudentNet
 from frami_edge.opening import OpenedModel
 from frami_edge.sources.procedural import ProceduralAudio
-from frami_edge_export.parity import parity_lengths, sqnr_db
+from frami_edge_export.parity import sqnr_db
 from frami_edge_export.report import Gate
 from frami_edge_runtime.errors import ModelFileError
 from frami_edge_runtime.logmel import log_mel
@@ -31,12 +30,10 @@ from frami_edge_runtime.melspec import MelSpec
 
 Array = npt.NDArray[np.float32]
 
-PROCEDURAL_SECONDS: Final = 2.0
-LONGEST_SECONDS: Final = 30.0
 STREAM_TOLERANCE: Final = 1e-6
 """Largest difference of a logit between a stream and the whole clip; the aim is 0."""
 
-_RECEPTIVE_FIELD, _STRIDE = 31, 4  # where neither model has them: two teachers
+_PROCEDURAL_S, _LONGEST_S, _LENGTHS = 2.0, 30.0, 16
 _STREAM_CLIPS, _LONGEST_CHUNK_S = 4, 0.25
 
 
@@ -122,21 +119,17 @@ def real_clips(
 
 def procedural_clips(mel: MelSpec, count: int, seed: int) -> ClipSet:
     """Synthesised sounds (shaped noise, tones, impacts), without any recording."""
-    clips = ProceduralAudio(mel.sample_rate, PROCEDURAL_SECONDS).clips(count, seed)
+    clips = ProceduralAudio(mel.sample_rate, _PROCEDURAL_S).clips(count, seed)
     names = [f"procedural {i}" for i in range(count)]
     return ClipSet("procedural", names, [(clip, mel.sample_rate) for clip in clips])
 
 
-def length_clips(mel: MelSpec, receptive_field: int, stride: int, seed: int) -> ClipSet:
-    """One procedural sound cut to many lengths: one frame, around the receptive field, to 30 s."""
-    rate, longest = mel.sample_rate, round(LONGEST_SECONDS * mel.sample_rate)
-    first = 0 if mel.center else mel.n_fft
-    frames = parity_lengths(receptive_field, stride, mel)
-    lengths = {max(mel.min_samples, (n - 1) * mel.hop_length + first) for n in frames}
-    lengths = {min(n, longest) for n in lengths}
-    sound = ProceduralAudio(rate, LONGEST_SECONDS).clips(1, seed)[0]
+def length_clips(mel: MelSpec, seed: int) -> ClipSet:
+    """One procedural sound cut to 16 lengths, from a single mel frame to 30 s."""
+    rate = mel.sample_rate
+    sound = ProceduralAudio(rate, _LONGEST_S).clips(1, seed)[0]
     audio = []
-    for n in sorted(lengths):
+    for n in np.geomspace(mel.min_samples, len(sound), _LENGTHS).round().astype(int):
         start = (len(sound) - n) // 2  # the middle: the first samples may be silence
         audio.append((sound[start : start + n], rate))
     return ClipSet("lengths", [f"{len(x) / rate:.3g} s" for x, _ in audio], audio)
@@ -221,21 +214,14 @@ def compare(
     Raises:
         CheckpointError: The models have different classes, so no logit can be compared.
         BankError: The log-mels of a bank do not fit a model.
-        ModelFileError: A model fails, or answers with values that are not finite.
+        ModelFileError: A model fails, or its logits are not finite.
     """
     if a.labels != b.labels:
         raise CheckpointError(
-            f"{a.path.name} and {b.path.name} have different classes, or another order of them: "
-            f"{', '.join(sorted(set(a.labels) ^ set(b.labels))[:5]) or 'the same names'}.",
+            f"{a.path.name} and {b.path.name} have different classes, or another order of them.",
             fix="Compare two models of the same teacher.",
         )
-    facts = tuple(_compare_facts(a, b))
-    known = {fact.fact: fact.a or fact.b for fact in facts}
-    receptive_field, stride = (
-        known["receptive field"] or _RECEPTIVE_FIELD,
-        known["stride"] or _STRIDE,
-    )
-    lengths = length_clips(a.mel, receptive_field, stride, seed)
+    lengths = length_clips(a.mel, seed)
     answers, gates = {}, []
     for clips in (*clip_sets, lengths):
         found = compare_logits(clips.logits(a), clips.logits(b), clips.clip_names)
@@ -252,40 +238,30 @@ def compare(
         Gate.at_most(f"stream = whole, {s.file}", s.from_classify, STREAM_TOLERANCE)
         for s in streams
     ]
-    return ModelComparison(facts, answers, streams, tuple(gates))
+    return ModelComparison(_compare_facts(a, b), answers, streams, tuple(gates))
 
 
-def _compare_facts(a: OpenedModel, b: OpenedModel) -> Iterator[FactPair]:
-    """Facts side by side; of the front end only what differs."""
-    for (name, first), second in zip(_facts(a).items(), _facts(b).values(), strict=True):
-        unknown = first is None or second is None or name in ("kind", "precision")
+def _compare_facts(a: OpenedModel, b: OpenedModel) -> tuple[FactPair, ...]:
+    """Facts side by side; settings of the front end only where they differ."""
+    found, theirs = [], _facts(b)
+    for name, first in _facts(a).items():
+        second = theirs[name]
+        unknown = None in (first, second) or name in ("kind", "precision")
         if first != second or not name.startswith("mel "):
-            yield FactPair(name, first, second, None if unknown else first == second)
+            found.append(FactPair(name, first, second, None if unknown else first == second))
+    return tuple(found)
 
 
 def _facts(model: OpenedModel) -> dict[str, Any]:
-    info, network = model.info, model.network and model.network.model
-    teacher, student = model.teacher_sha256, None if info is None else info.student_sha256
-    field = stride = context = eps = None
-    if info is not None:
-        field, stride, eps = info.receptive_field, info.stride, info.pooling.eps
-        context = (info.context.left, info.context.right)
-    elif isinstance(network, StudentNet):
-        student, context = model.sha256, network.context
-        field, stride, eps = network.receptive_field, network.stride, network.pool_eps
-    else:
-        teacher = model.sha256
+    info, own = model.info, {model.kind: model.sha256}
+    student = info.student_sha256 if info else own.get("student")
+    teacher = own.get("teacher", model.teacher_sha256)
     return {
         "kind": model.kind,
-        "classes": len(model.labels),
+        "precision": info.precision if info else "fp32",
         **{f"mel {name}": value for name, value in model.mel.to_dict().items()},
-        "receptive field": field,
-        "stride": stride,
-        "context": context,
-        "pooling eps": eps,
         "student": student and student[:16],
         "teacher": teacher and teacher[:16],
-        "precision": "fp32" if info is None else info.precision,
     }
 
 

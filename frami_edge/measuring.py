@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import cycle
 from typing import Final
 
@@ -24,9 +25,7 @@ Array = npt.NDArray[np.float32]
 
 BUDGET_S: Final = 3.0
 """Seconds of measuring for each row of the table."""
-WINDOW_S: Final = 1.0
-"""Window of the measured stream; it gives a result for each chunk."""
-_AUDIO_S = 10.0
+_WINDOW_S, _AUDIO_S = 1.0, 10.0
 
 
 @dataclass
@@ -56,69 +55,65 @@ def measure(
 
     Args:
         models: Exported models.
-        seconds: Lengths of audio to run at once.
+        seconds: Lengths of audio to run at once; what an engine's profile excludes is left out.
         chunk_s: Seconds of new audio in a streaming chunk.
         rounds: Largest number of rounds for each input.
 
     Raises:
         ConfigError: A model is a checkpoint, which no device runs.
     """
-    for model in models:
-        if model.info is None:
-            raise ConfigError(
-                f"{model.path} is a checkpoint, which does not run on a device.",
-                fix=f"Export it first: frami-edge export {model.path} --out FOLDER.",
-            )
+    pushes = {i: _Push(m, chunk_s) for i, m in enumerate(models) if m.classifier is not None}
+    jobs: dict[str, dict[int, Callable[[], object]]] = {}
+    for i, model in enumerate(models):
+        inputs = {f"{length:g} s": graph_input(model, length) for length in seconds}
+        if i in pushes:
+            inputs[f"chunk {chunk_s:g} s"] = graph_input(model, chunk_s, chunk=True)
+        for name, x in inputs.items():
+            if x is not None:
+                jobs.setdefault(name, {})[i] = partial(model.graph, x)
+    jobs["push"] = dict(pushes)
     found = [ModelTiming() for _ in models]
-    jobs: dict[str, list[Callable[[], object] | None]] = {
-        f"{length:g} s": [_run(m, whole_input(m, length)) for m in models] for length in seconds
-    }
-    jobs[f"chunk {chunk_s:g} s"] = [_run(m, chunk_input(m, chunk_s)) for m in models]
-    pushes = [None if m.classifier is None else _Push(m, chunk_s) for m in models]
-    jobs["push"] = list(pushes)
     for name, calls in jobs.items():
-        known = {str(i): call for i, call in enumerate(calls) if call is not None}
-        if known:
-            for i, latency in interleaved(known, budget_s=BUDGET_S, max_rounds=rounds).items():
-                found[int(i)].latency[name] = latency
-    for timing, push in zip(found, pushes, strict=True):
-        if push is not None:
-            timing.core_share = push.cpu_s / (push.calls * chunk_s)
-            timing.real_time_factor = timing.latency["push"].p50_ms / 1000 / chunk_s
+        if calls:
+            named = {str(i): call for i, call in calls.items()}
+            times = interleaved(named, budget_s=BUDGET_S, max_rounds=rounds)
+            for key, latency in times.items():
+                found[int(key)].latency[name] = latency
+    for i, push in pushes.items():
+        found[i].core_share = push.cpu_s / (push.calls * chunk_s)
+        found[i].real_time_factor = found[i].latency["push"].p50_ms / 1000 / chunk_s
     return found
 
 
-def whole_input(model: OpenedModel, seconds: float) -> Array | None:
-    """Input of one run of the graph over so much audio; None where an engine takes less."""
+def graph_input(model: OpenedModel, seconds: float, *, chunk: bool = False) -> Array | None:
+    """Input of one run of the graph, or None where it is too long for an engine.
+
+    Args:
+        model: An exported model.
+        seconds: Length of the audio.
+        chunk: It continues a stream: the frames carried from before replace the context.
+
+    Raises:
+        ConfigError: The model is a checkpoint.
+    """
     info = model.info
-    assert info is not None
+    if info is None:
+        raise ConfigError(
+            f"{model.path} is a checkpoint, which does not run on a device.",
+            fix=f"Export it first: frami-edge export {model.path} --out FOLDER.",
+        )
     samples = max(info.mel.min_samples, round(seconds * info.mel.sample_rate))
     if model.kind == "waveform":
-        noise = np.random.default_rng(0).uniform(-0.5, 0.5, (1, samples))
-        return noise.astype(np.float32)
+        return np.random.default_rng(0).uniform(-0.5, 0.5, (1, samples)).astype(np.float32)
     frames = max(1, info.mel.frames(samples))
-    if model.classifier is not None:
-        frames += info.context.left + info.context.right
-    return _mel_input(model, frames)
-
-
-def chunk_input(model: OpenedModel, seconds: float) -> Array | None:
-    """Input of one run in a stream: new frames after the carried ones; None without a stream."""
-    info = model.info
-    if model.classifier is None or info is None:
+    if chunk:
+        new_frames = max(1, round(seconds / info.frame_s)) - 1
+        frames = info.receptive_field + new_frames * info.stride
+    elif model.classifier is not None:
+        frames += info.receptive_field - 1
+    if model.classifier is not None and frames > model.classifier.model.max_mel_frames:
         return None
-    new_frames = max(1, round(seconds / info.frame_s)) - 1
-    return _mel_input(model, info.receptive_field + new_frames * info.stride)
-
-
-def _mel_input(model: OpenedModel, frames: int) -> Array | None:
-    longest = model.max_mel_frames
-    fits = longest is None or frames <= longest
-    return parity_inputs([frames], model.mel, 0)[0] if fits else None
-
-
-def _run(model: OpenedModel, x: Array | None) -> Callable[[], object] | None:
-    return None if x is None else lambda: model.graph(x)
+    return parity_inputs([frames], model.mel, 0)[0]
 
 
 class _Push:
@@ -130,7 +125,7 @@ class _Push:
         size = max(1, round(chunk_s * rate))
         audio = ProceduralAudio(rate, max(_AUDIO_S, 2 * chunk_s)).clips(1, 0)[0]
         self._chunks = cycle([audio[i : i + size] for i in range(0, len(audio) - size + 1, size)])
-        self._stream = model.classifier.stream(window_s=max(WINDOW_S, chunk_s), hop_s=chunk_s)
+        self._stream = model.classifier.stream(window_s=max(_WINDOW_S, chunk_s), hop_s=chunk_s)
         self.calls, self.cpu_s = 0, 0.0
 
     def __call__(self) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -26,26 +25,18 @@ from frami_edge.io import sha256_file
 from frami_edge.teachers.opening import DESCRIPTIONS, open_teacher
 from frami_edge_export.frontend import WAVEFORM_KEY
 from frami_edge_export.graph import CLASSIFIER_KEY
-from frami_edge_runtime.backends import Backend, open_backend, open_session, run_session
+from frami_edge_runtime.backends import Backend, open_session, run_session
 from frami_edge_runtime.classifier import Classifier
 from frami_edge_runtime.errors import ModelFileError
 from frami_edge_runtime.logmel import log_mel
 from frami_edge_runtime.melspec import MelSpec
-from frami_edge_runtime.modelfile import METADATA_KEY, ModelInfo
+from frami_edge_runtime.modelfile import METADATA_KEY, ModelInfo, parse_object
 from frami_edge_runtime.pooling import mean_std
 
 Array = npt.NDArray[np.float32]
 Kind = Literal["teacher", "student", "streaming", "classifier", "waveform", "engine"]
 
 ENGINES: Final = (".engine", ".plan", ".trt")
-KINDS: Final[dict[str, Kind]] = {
-    METADATA_KEY: "streaming",
-    CLASSIFIER_KEY: "classifier",
-    WAVEFORM_KEY: "waveform",
-}
-"""Metadata key of each kind of exported ONNX file."""
-
-_MAX_BYTES: Final = 2 << 30
 
 
 @torch.no_grad()
@@ -71,8 +62,8 @@ class OpenedModel:
     Attributes:
         path: Path of the file.
         kind: Kind of the model.
-        opened: The object behind: a `Teacher`, a `Student`, a `Classifier` for a model that
-            streams, or an ONNX Runtime session for a whole classifier.
+        opened: A `Teacher`, a `Student`, a `Classifier` for a model that streams, or an ONNX
+            Runtime session for a whole classifier.
         mel: Mel front end.
         labels: (K,) class names.
         sha256: Hash of the file; of a described teacher that of its weights.
@@ -80,7 +71,6 @@ class OpenedModel:
         trained_on: Real clips that the model or its teacher was trained on, where known; exported
             files do not carry this.
         info: Description inside an exported file; None for a checkpoint.
-        threads: CPU threads of one run of an exported file.
     """
 
     path: Path
@@ -92,7 +82,20 @@ class OpenedModel:
     teacher_sha256: str | None = None
     trained_on: TrainedOn | None = None
     info: ModelInfo | None = None
-    threads: int = 1
+
+    @classmethod
+    def of_network(cls, path: Path, network: Teacher | Student) -> OpenedModel:
+        """A teacher or student in memory; the path is its name in messages."""
+        return cls(
+            path=path,
+            kind=network.card.kind,
+            opened=network,
+            mel=network.mel,
+            labels=network.labels,
+            sha256=network.sha256,
+            teacher_sha256=network.card.teacher_sha256,
+            trained_on=network.card.real_clips,
+        )
 
     @property
     def network(self) -> Teacher | Student | None:
@@ -103,11 +106,6 @@ class OpenedModel:
     def classifier(self) -> Classifier | None:
         """The runtime's classifier; None for a model that does not stream."""
         return self.opened if isinstance(self.opened, Classifier) else None
-
-    @property
-    def backend(self) -> str:
-        """Name of the backend that runs an exported file."""
-        return "cpu" if self.classifier is None else self.classifier.backend
 
     def logits(self, mels: Sequence[Tensor | Array]) -> Tensor:
         """Logits (N, K) float32 of normalised log-mels (M, T_i), in the order given.
@@ -125,10 +123,10 @@ class OpenedModel:
                 fix="Give it audio, or use the streaming file of the same export.",
             )
         arrays = [np.ascontiguousarray(mel, np.float32) for mel in mels]
-        if self.kind == "classifier":
+        if self.classifier is None:
             rows = [self.graph(mel_MT[None, None])[0] for mel_MT in arrays]
         else:
-            rows = [self._pooled_logits(mel_MT) for mel_MT in arrays]
+            rows = [_pooled_logits(self.classifier.model, mel_MT) for mel_MT in arrays]
         return torch.from_numpy(np.stack(rows))
 
     def logits_of_audio(self, clips: Iterable[tuple[Array, int]]) -> Tensor:
@@ -164,36 +162,9 @@ class OpenedModel:
             (B, C, T') frame features of a trunk, else (B, K) logits.
         """
         if self.classifier is not None:
-            return self._device_model.frames(x)
+            return self.classifier.model.frames(x)
         feed, output = self.opened.get_inputs()[0].name, self.opened.get_outputs()[0].name
         return run_session(self.opened, feed, output, x, self.path.name)
-
-    @property
-    def max_mel_frames(self) -> int | None:
-        """The longest input of `graph`, in mel frames; None where any length fits."""
-        return None if self.classifier is None else self._device_model.max_mel_frames
-
-    @cached_property
-    def _device_model(self) -> Backend:
-        return open_backend(self.path, self.backend, threads=self.threads)
-
-    def _pooled_logits(self, mel_MT: Array) -> Array:
-        """(K,) by the runtime's definition: context, trunk, float64 statistics, head."""
-        model = self._device_model
-        info = model.info
-        field, stride, context = info.receptive_field, info.stride, info.context
-        around = ((0, 0), (context.left, context.right))
-        x_MT = np.pad(mel_MT, around, constant_values=context.value)
-        most = (model.max_mel_frames - field) // stride + 1  # trunk frames of one run
-        total = info.trunk_frames(mel_MT.shape[1])
-        parts = []
-        for first in range(0, total, most):
-            last = min(first + most, total) - 1
-            run_MT = x_MT[:, first * stride : last * stride + field]
-            parts.append(model.frames(np.ascontiguousarray(run_MT[None, None]))[0])
-        pooled_D = mean_std(np.concatenate(parts, axis=1), info.pooling.eps)
-        logits_K: Array = model.logits(pooled_D[None].astype(np.float32))[0]
-        return logits_K
 
 
 def open_model(path: Path, *, backend: str = "auto", threads: int = 1) -> OpenedModel:
@@ -213,33 +184,18 @@ def open_model(path: Path, *, backend: str = "auto", threads: int = 1) -> Opened
     """
     if not path.is_file():
         raise CheckpointError(
-            f"{path} is a folder, not a model." if path.is_dir() else f"There is no model {path}.",
+            f"There is no model file {path}.",
             fix="Give a .safetensors checkpoint, a teacher's .yaml description, an .onnx file of "
             "`frami-edge export`, or an .engine.",
         )
     suffix = path.suffix.lower()
+    if suffix in DESCRIPTIONS:
+        return OpenedModel.of_network(path, open_teacher(path))
     if suffix != ".onnx" and suffix not in ENGINES:
-        loaded = open_teacher(path) if suffix in DESCRIPTIONS else load_checkpoint(path)
-        card = loaded.card
-        return OpenedModel(
-            path=path,
-            kind=card.kind,
-            opened=loaded,
-            mel=loaded.mel,
-            labels=card.labels,
-            sha256=loaded.sha256,
-            teacher_sha256=card.teacher_sha256,
-            trained_on=card.real_clips,
-        )
+        return OpenedModel.of_network(path, load_checkpoint(path))
     kind: Kind = "engine"
     if suffix == ".onnx":
-        found = read_info(read_onnx(path))
-        if found is None:
-            raise ModelFileError(
-                f"{path} carries no description of frami-edge: labels and front end are unknown.",
-                fix="Use a file of `frami-edge export`; `frami-edge inspect` describes any file.",
-            )
-        kind, info = found
+        kind, info = read_info(read_onnx(path))
     opened: Any
     if kind in ("engine", "streaming"):
         opened = Classifier(path, backend, threads=threads)
@@ -260,25 +216,39 @@ def open_model(path: Path, *, backend: str = "auto", threads: int = 1) -> Opened
         sha256=sha256_file(path),
         teacher_sha256=info.teacher_sha256,
         info=info,
-        threads=threads,
     )
+
+
+def _pooled_logits(model: Backend, mel_MT: Array) -> Array:
+    """(K,) by the runtime's definition: context, trunk, float64 statistics, head."""
+    info = model.info
+    field, stride, context = info.receptive_field, info.stride, info.context
+    around = ((0, 0), (context.left, context.right))
+    x_MT = np.pad(mel_MT, around, constant_values=context.value)
+    most = (model.max_mel_frames - field) // stride + 1  # trunk frames of one run
+    total = info.trunk_frames(mel_MT.shape[1])
+    parts = []
+    for first in range(0, total, most):
+        last = min(first + most, total) - 1
+        run_MT = x_MT[:, first * stride : last * stride + field]
+        parts.append(model.frames(np.ascontiguousarray(run_MT[None, None]))[0])
+    pooled_D = mean_std(np.concatenate(parts, axis=1), info.pooling.eps)
+    logits_K: Array = model.logits(pooled_D[None].astype(np.float32))[0]
+    return logits_K
 
 
 def read_onnx(path: Path) -> onnx.ModelProto:
     """The protobuf message of an ONNX file; nothing in it is executed.
 
     Raises:
-        ModelFileError: It is larger than 2 GiB, truncated, or no ONNX file.
+        ModelFileError: It is truncated, or no ONNX file.
     """
-    if path.stat().st_size > _MAX_BYTES:
-        raise ModelFileError(f"{path} is larger than 2 GiB.", fix="Check the path.")
     model = onnx.ModelProto()
-    data = path.read_bytes()
     try:
-        model.ParseFromString(data)
+        model.ParseFromString(path.read_bytes())
     except Exception:  # protobuf's exceptions differ between its implementations
         model.Clear()
-    if not (model.ir_version and model.graph.node and _is_text(model)):
+    if not (model.ir_version and model.graph.node):
         raise ModelFileError(
             f"{path} is not a whole ONNX file: it is damaged, truncated, or another kind of file.",
             fix="Copy it again, and compare its size and hash with those in export_report.json.",
@@ -286,34 +256,21 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     return model
 
 
-def _is_text(message: Any) -> bool:
-    """Whether all strings are UTF-8: protobuf returns others as bytes, which no reader expects."""
-    for field, value in message.ListFields():
-        if field.type in (field.TYPE_STRING, field.TYPE_MESSAGE):
-            single = isinstance(value, str | bytes) or hasattr(value, "ListFields")
-            for item in (value,) if single else value:
-                if isinstance(item, bytes) or (hasattr(item, "ListFields") and not _is_text(item)):
-                    return False
-    return True
-
-
-def read_info(model: onnx.ModelProto) -> tuple[Kind, ModelInfo] | None:
-    """Kind and description of an exported ONNX file; None for any other ONNX file.
+def read_info(model: onnx.ModelProto) -> tuple[Kind, ModelInfo]:
+    """Kind and description of an exported ONNX file.
 
     Raises:
-        ModelFileError: The description is damaged or of another schema.
+        ModelFileError: There is no description, or it is damaged or of another schema.
     """
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    for key, kind in KINDS.items():
-        text = metadata.get(key)
-        if text is None:
-            continue
-        if kind == "waveform":
-            try:
-                text = json.dumps(json.loads(text)["model"])
-            except (ValueError, KeyError, TypeError, RecursionError):
-                raise ModelFileError(
-                    f"{key} is not a JSON object with the key model.", fix="Export it again."
-                ) from None
-        return kind, ModelInfo.from_json(text)
-    return None
+    if METADATA_KEY in metadata:
+        return "streaming", ModelInfo.from_json(metadata[METADATA_KEY])
+    if CLASSIFIER_KEY in metadata:
+        return "classifier", ModelInfo.from_json(metadata[CLASSIFIER_KEY])
+    if WAVEFORM_KEY in metadata:
+        about = parse_object(metadata[WAVEFORM_KEY], WAVEFORM_KEY)
+        return "waveform", ModelInfo.from_json(json.dumps(about.get("model")))
+    raise ModelFileError(
+        "The ONNX file carries no description of frami-edge: labels and front end are unknown.",
+        fix="Use a file of `frami-edge export`; `frami-edge inspect` describes any file.",
+    )

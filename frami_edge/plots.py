@@ -9,20 +9,19 @@ import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from frami_edge.io import atomic_path
 from frami_edge_runtime.melspec import MelSpec, hz_to_mel
 
-INK, FAINT, PALE = "#1f2933", "#9aa5b1", "#a9c4de"
-SERIES = ("#2563a8", "#d9822b", "#2f9e77", "#b0413e", "#7c5fb0", "#6b7785", "#c2a83e")
+INK, FAINT, PALE, GREY = "#1f2933", "#9aa5b1", "#a9c4de", "#6b7785"
+SERIES = ("#2563a8", "#d9822b", "#2f9e77", "#b0413e", "#7c5fb0", GREY, "#c2a83e")
 """Colours of lines and bars, chosen for print and for colour-blind readers."""
 BLUE, _, GREEN, RED = SERIES[:4]
-LONGEST_NAME = 32
 MOST_CLASSES = 64
 """Rows of a mel grid."""
 _FEW_CLASSES = 25
@@ -48,7 +47,7 @@ _STYLE = {
 def short(name: str) -> str:
     """A class name without control characters, at most 32 characters long."""
     text = "".join(c if c.isprintable() else "?" for c in name)
-    return text if len(text) <= LONGEST_NAME else f"{text[: LONGEST_NAME - 3]}..."
+    return text if len(text) <= 32 else f"{text[:29]}..."
 
 
 @contextmanager
@@ -82,11 +81,6 @@ def figure(
             plt.close(fig)
 
 
-def _check(drawable: object, what: str) -> None:
-    if not drawable:
-        raise ValueError(f"the picture needs at least one {what}")
-
-
 def mel_grid(path: Path, mels: Mapping[str, Tensor], mel: MelSpec, title: str) -> None:
     """Log-mels, one row per class, with one colour scale from silence to full scale.
 
@@ -95,12 +89,8 @@ def mel_grid(path: Path, mels: Mapping[str, Tensor], mel: MelSpec, title: str) -
         mels: (n, M, T) normalised log-mels of each class.
         mel: Front end, for the axes and the colour scale.
         title: Title of the picture.
-
-    Raises:
-        ValueError: There is no clip.
     """
     columns = max((len(clips) for clips in mels.values()), default=0)
-    _check(columns, "clip")
     if len(mels) > MOST_CLASSES:
         title = f"{title}, {MOST_CLASSES} of {len(mels)} classes"
         mels = dict(list(mels.items())[:MOST_CLASSES])
@@ -155,11 +145,7 @@ def curves(
         groups: Names of the metrics of each panel.
         title: Title of the picture.
         x: Name of the metric on the horizontal axis.
-
-    Raises:
-        ValueError: There is no group.
     """
-    _check(groups, "group of metrics")
     columns = min(3, len(groups))
     rows = math.ceil(len(groups) / columns)
     with figure(path, rows, columns, (3.4 * columns, 0.5 + 2.1 * rows)) as axes:
@@ -185,12 +171,8 @@ def curves(
 def smoothed(values: Sequence[float]) -> list[float]:
     """Centred local mean, over fewer values at the ends: it does not lag behind a descent."""
     half = math.ceil(_SMOOTHED_SHARE * len(values) / 2)
-    sums = [0.0, *accumulate(values)]
-    out = []
-    for i in range(len(values)):
-        reach = min(half, i, len(values) - 1 - i)
-        out.append((sums[i + reach + 1] - sums[i - reach]) / (2 * reach + 1))
-    return out
+    reach = [min(half, i, len(values) - 1 - i) for i in range(len(values))]
+    return [float(np.mean(values[i - r : i + r + 1])) for i, r in enumerate(reach)]
 
 
 def confusion(path: Path, matrix_KK: Tensor, labels: Sequence[str], title: str) -> None:
@@ -201,13 +183,8 @@ def confusion(path: Path, matrix_KK: Tensor, labels: Sequence[str], title: str) 
         matrix_KK: Number of clips by true class and prediction.
         labels: K class names.
         title: Title of the picture.
-
-    Raises:
-        ValueError: The matrix is not K by K.
     """
     k = len(labels)
-    if tuple(matrix_KK.shape) != (k, k):
-        raise ValueError(f"{k} labels do not fit a matrix {tuple(matrix_KK.shape)}")
     counts = matrix_KK.long()
     share = counts.float() / counts.sum(dim=1, keepdim=True).clamp_min(1)
     names = [short(label) for label in labels]
@@ -247,13 +224,9 @@ def diversity(path: Path, health: Mapping[str, Any]) -> None:
     Args:
         path: PNG file.
         health: Health figures of each source, and ``labels``.
-
-    Raises:
-        ValueError: There is no source.
     """
     labels = [short(label) for label in health["labels"]]
     sources = [name for name in health if name != "labels"]
-    _check(sources, "source")
     colours = [SERIES[i % len(SERIES)] for i in range(len(sources))]
     wide = max(4.5, (0.42 if len(labels) <= _FEW_CLASSES else 0.24) * len(labels) + 1.5)
     with figure(path, 1, 3, (2 * wide + 3, 3.7), width_ratios=[wide, wide, 3]) as axes:
@@ -280,28 +253,12 @@ def diversity(path: Path, health: Mapping[str, Any]) -> None:
         cosine.tick_params(axis="x", rotation=30)
 
 
-def accuracy_bars(path: Path, rows: Sequence[tuple[str, float, float | None]], title: str) -> None:
-    """Accuracies as bars, the first row on top.
-
-    Args:
-        path: PNG file.
-        rows: Name, accuracy in [0, 1] and standard deviation (where known) of each bar.
-        title: Title of the picture.
-
-    Raises:
-        ValueError: There is no row.
-    """
-    _check(rows, "row")
-    with figure(path, 1, 1, (6.5, 0.8 + 0.36 * len(rows))) as axes:
+def accuracy_bars(path: Path, accuracies: Mapping[str, float], title: str) -> None:
+    """Accuracies in [0, 1] by name as bars, the first on top."""
+    with figure(path, 1, 1, (6.5, 0.8 + 0.36 * len(accuracies))) as axes:
         axis = axes[0][0]
-        for i, (name, accuracy, std) in enumerate(rows):
-            value, spread = 100 * accuracy, 100 * (std or 0.0)
-            axis.barh(name, value, xerr=spread, color=BLUE, ecolor=INK, height=0.62)
-            label = f"{value:.1f}" + ("" if std is None else f" ± {spread:.1f}")
-            axis.text(value + spread + 1, i, label, va="center", fontsize=8)
-        axis.invert_yaxis()
-        axis.set_xticks(range(0, 101, 20))
-        axis.set_xlim(0, 118)
+        values = [100 * accuracy for accuracy in accuracies.values()]
+        _bars(axis, list(accuracies), values, [BLUE] * len(values), "{:.1f}")
         axis.set_xlabel("accuracy, %")
         axis.set_title(title)
 
@@ -312,102 +269,76 @@ def draw_export_report(report: Mapping[str, Any], path: Path) -> None:
     Args:
         report: Content of ``export_report.json``.
         path: PNG file.
-
-    Raises:
-        ValueError: There is no artifact.
     """
-    artifacts = list(report["artifacts"])
-    _check(artifacts, "artifact")
+    artifacts, gates = report["artifacts"], report["gates"]
+    recommended = report["recommended"]
+    layers = [row for row in report["layers"] if row["sqnr_db"] is not None][:16]
+    floats = (report["quantisation"] or {}).get("float_layers", ())
     texts = _verdicts(report)
-    layers = [row for row in report.get("layers") or () if row.get("sqnr_db") is not None][:16]
-    kept = (report.get("quantisation") or {}).get("float_layers") or ()
-    recommended, gates = report.get("recommended"), report.get("gates") or []
-    names = [a["name"] for a in artifacts]
-    colours = [GREEN if a["path"] == recommended else BLUE for a in artifacts]
     height = max(1.5 + 0.42 * len(artifacts), 0.9 + 0.2 * len(layers), 2.4)
     below = 0.3 + 0.175 * len(texts)
     ratios = {"width_ratios": [1, 1.2, 1, 1], "height_ratios": [height, below]}
     with figure(path, 2, 4, (13, 0.5 + height + below), **ratios) as axes:
-        size, latency, answers, noise = axes[0]
+        size, latency, agreement, noise = axes[0]
+        names = [a["name"] for a in artifacts]
+        colours = [GREEN if a["path"] == recommended else BLUE for a in artifacts]
         size.set_title("Size, kB")
-        sizes = [a["bytes"] / 1000 for a in artifacts]
-        _bars(size, names, sizes, colours, [f"{kb:.0f}" for kb in sizes])
+        _bars(size, names, [a["bytes"] / 1000 for a in artifacts], colours, "{:.0f}")
         latency.set_title("Median latency of 1 s of audio, ms")
-        medians = [a.get("p50_ms") or 0 for a in artifacts]
-        _bars(latency, names, medians, colours, [_latency(a) for a in artifacts])
-        answers.set_title("Agreement and accuracy, %")
-        answers.set_yticks(range(len(names)), names)
-        answers.set_ylim(len(names) - 0.5, -0.5)
-        answers.margins(x=0.3)
-        for key, marker, up in (("agreement", "o", 3), ("accuracy", "D", -9)):
-            known = [(100 * a[key], i) for i, a in enumerate(artifacts) if a.get(key) is not None]
-            if known:
-                answers.plot(*zip(*known, strict=True), marker, color=INK, label=key)
-            for value, i in known:
-                answers.annotate(
-                    f"{value:.1f}", (value, i), (-7, up), textcoords="offset points", ha="right"
-                )
-        if answers.lines:
-            answers.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2)
+        _bars(latency, names, [a["p50_ms"] for a in artifacts], colours, "{:.3f}")
+        agreement.set_title("Agreement with fp32, %")
+        shares = [None if a["agreement"] is None else 100 * a["agreement"] for a in artifacts]
+        _bars(agreement, names, shares, colours, "{:.1f}")
         noise.set_title("SQNR of each layer in int8, dB")
-        _bars(
-            noise,
-            [str(row["layer"])[-18:] for row in layers],
-            [row["sqnr_db"] for row in layers],
-            [PALE if row["layer"] in kept else BLUE for row in layers],
-            [f"{r['sqnr_db']:.1f}{', float' if r['layer'] in kept else ''}" for r in layers],
-        )
+        colours = [PALE if row["layer"] in floats else BLUE for row in layers]
+        names = [row["layer"][-18:] + (" (float)" * (row["layer"] in floats)) for row in layers]
+        _bars(noise, names, [row["sqnr_db"] for row in layers], colours, "{:.1f}")
         for axis in axes[1]:
             axis.set_axis_off()
         for i, (line, colour) in enumerate(texts):
             text = axes[1][0].text(0, 1 - i / len(texts), line, va="top", color=colour)
             text.set_in_layout(False)  # it runs below the other columns and must not squeeze them
         title = f"Export of {report['name']}: use {recommended or 'nothing'}"
-        title += f" ({sum(bool(g['passed']) for g in gates)} of {len(gates)} gates passed)"
+        title += f" ({sum(g['passed'] for g in gates)} of {len(gates)} gates passed)"
         size.figure.suptitle(title, fontweight="bold", fontsize=12, x=0.01, ha="left")
 
 
 def _bars(
     axis: Any,
     names: Sequence[str],
-    values: Sequence[float],
+    values: Sequence[float | None],
     colours: Sequence[str],
-    texts: Sequence[str],
+    form: str,
 ) -> None:
+    """Horizontal bars with their values, the first on top; None leaves a bar out."""
     if not names:
         axis.set_axis_off()
         return
-    axis.barh(range(len(names)), values, color=colours, height=0.6)
-    for i, (value, text) in enumerate(zip(values, texts, strict=True)):
-        axis.text(value, i, f" {text}", va="center", fontsize=7.5)
+    axis.barh(range(len(names)), [value or 0 for value in values], color=colours, height=0.6)
+    for i, value in enumerate(values):
+        if value is not None:
+            axis.text(value, i, f" {form.format(value)}", va="center", fontsize=7.5)
     axis.set_yticks(range(len(names)), names, fontsize=7 if len(names) > 8 else 9)
     axis.set_ylim(len(names) - 0.5, -0.5)
-    axis.set_xlim(0, 2 * (max(values) or 1))
+    axis.set_xlim(0, 1.5 * max((value or 0 for value in values), default=0) or 1)
     axis.locator_params(axis="x", nbins=5)
-
-
-def _latency(artifact: Mapping[str, Any]) -> str:
-    p50, chunk, speedup = (artifact.get(k) for k in ("p50_ms", "chunk_p50_ms", "speedup"))
-    text = "" if p50 is None else f"{p50:.3f}"
-    text += "" if chunk is None else f" (chunk {chunk:.3f})"
-    return text if speedup is None or artifact["name"] == "fp32" else f"{text}, {speedup:.2f}x"
 
 
 def _verdicts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Lines below the picture, each with its colour."""
     texts: list[tuple[str, str]] = []
     for a in report["artifacts"]:
-        colour = GREEN if a["path"] == report.get("recommended") else INK
-        texts.append((f"{a['path']}: {a.get('verdict') or 'no verdict'}", colour))
-    for gate in report.get("gates") or []:
+        accuracy = "" if a["accuracy"] is None else f" Accuracy {a['accuracy']:.1%}."
+        colour = GREEN if a["path"] == report["recommended"] else INK
+        texts.append((f"{a['path']}: {a['verdict']}.{accuracy}", colour))
+    for gate in report["gates"]:
         if not gate["passed"]:
-            bound = "at most" if gate.get("better", "lower") == "lower" else "at least"
+            bound = "at most" if gate["better"] == "lower" else "at least"
             rule = f"must be {bound} {gate['limit']:.4g}"
             texts.append((f"Gate failed: {gate['name']} is {gate['value']:.4g}, {rule}", RED))
-    cpu = (report.get("bench") or {}).get("cpu")
-    if cpu:
-        texts.append((f"Latency of the graph alone, one thread, batch 1, {cpu}.", SERIES[5]))
-    texts += [(str(note), SERIES[5]) for note in report.get("notes") or []]
+    cpu = report["bench"]["cpu"]
+    texts.append((f"Latency of the graph alone, one thread, batch 1, {cpu}.", GREY))
+    texts += [(note, GREY) for note in report["notes"]]
     return [
         (line, colour)
         for text, colour in texts

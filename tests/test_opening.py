@@ -90,12 +90,10 @@ def test_runs_of_limited_length_give_the_same_answer(
 ) -> None:
     mels = [log_mel(x, MEL).T for x, _ in clips()]
     whole = open_model(files["fp32"]).logits(mels)
-    limited = open_model(files["fp32"])
-    assert limited.info is not None
     # As an engine's profile limits them.
-    monkeypatch.setattr(backends, "UNBOUNDED", limited.info.receptive_field + 8)
-    torch.testing.assert_close(limited.logits(mels), whole, atol=1e-5, rtol=1e-5)
-    assert limited.max_mel_frames == limited.info.receptive_field + 8
+    monkeypatch.setattr(backends, "UNBOUNDED", 20)
+    limited = open_model(files["fp32"]).logits(mels)
+    torch.testing.assert_close(limited, whole, atol=1e-5, rtol=1e-5)
 
 
 def test_other_sample_rates_are_resampled(files: dict[str, Path]) -> None:
@@ -120,7 +118,6 @@ def test_what_is_not_a_model_is_refused(files: dict[str, Path], tmp_path: Path) 
     (tmp_path / "text.safetensors").write_text("not a model")
     for name, error, words in (
         ("absent.onnx", CheckpointError, "There is no model"),
-        (".", CheckpointError, "is a folder"),
         ("cut.onnx", ModelFileError, "not a whole ONNX file"),
         ("plain.onnx", ModelFileError, "no description of frami-edge"),
         ("odd.onnx", ModelFileError, "cannot load odd.onnx"),

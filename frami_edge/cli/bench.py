@@ -61,14 +61,14 @@ def bench(
     from frami_edge_export.bench import cpu_name
 
     models = [open_model(path, backend=backend, threads=threads) for path in (model, vs) if path]
-    output.note(f"Timing {' and '.join(str(m.path) for m in models)}; this takes some seconds.")
+    output.note("Timing takes some seconds.")
     timings = measure(models, seconds=seconds or (1.0, 5.0), chunk_s=chunk, rounds=rounds)
     speedups = {}
     if vs:
         first, second = (timing.latency for timing in timings)
         speedups = {n: second[n].p50_ms / first[n].p50_ms for n in first if n in second}
     described = [
-        {"path": str(m.path), "kind": m.kind, "backend": m.backend, **asdict(timing)}
+        {"path": str(m.path), "kind": m.kind, **asdict(timing)}
         for m, timing in zip(models, timings, strict=True)
     ]
     output.result(

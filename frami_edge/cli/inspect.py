@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +15,7 @@ from frami_edge.tables import show
 
 app = command_app()
 
-_MOST_ITEMS, _MOST_NESTED, _LONG_LINE = 24, 12, 90
+_MOST_ITEMS, _LONG_LINE = 12, 90
 
 
 @command(
@@ -68,10 +67,10 @@ def inspect(
 
 def text(value: Any, *, nested: bool = False) -> str:
     """A value for a table cell; long values are shortened, JSON has all of them."""
-    if nested and isinstance(value, Mapping | list | tuple) and len(value) > _MOST_NESTED:
-        return f"{len(value)} entries"
     if isinstance(value, Mapping):
         shown = [f"{key}: {text(item, nested=True)}" for key, item in value.items()]
+        if nested and len(shown) > _MOST_ITEMS:
+            return f"{len(shown)} entries"
         line = "; ".join(shown) or "none"
         return line if nested or len(line) < _LONG_LINE else "\n".join(shown)
     if isinstance(value, list | tuple):
@@ -79,6 +78,4 @@ def text(value: Any, *, nested: bool = False) -> str:
         return (", ".join(text(item) for item in value[:_MOST_ITEMS]) or "none") + more
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}".replace(",", " ")
-    if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value):
-        return f"{value[:16]}..."
     return show(value)

@@ -106,19 +106,20 @@ def verify(
             [astuple(stream) for stream in found.streams],
             caption="Largest difference of a logit.",
         )
-    bound = {"lower": "at most", "higher": "at least"}
+    limits = {
+        g: f"{'at most' if g.better == 'lower' else 'at least'} {g.limit:.4g}" for g in found.gates
+    }
     output.table(
         "Gates",
         ("gate", "value", "limit", "passed"),
-        [(g.name, g.value, f"{bound[g.better]} {g.limit:.4g}", g.passed) for g in found.gates],
+        [(g.name, g.value, limit, g.passed) for g, limit in limits.items()],
     )
-    failed = [gate for gate in found.gates if not gate.passed]
-    if failed:
-        reasons = (
-            f"{g.name} is {g.value:.4g}, not {bound[g.better]} {g.limit:.4g}" for g in failed
+    if not found:
+        failed = (
+            f"{g.name} is {g.value:.4g}, not {limit}" for g, limit in limits.items() if not g.passed
         )
         raise GateFailed(
-            f"{b} does not answer like {a}: {'; '.join(reasons)}.",
+            f"{b} does not answer like {a}: {'; '.join(failed)}.",
             fix="Check that both files come from the same student, and look at the worst clips.",
         )
-    output.note(f"{b} answers like {a}: {len(found.gates)} gates passed.")
+    output.note(f"{b} answers like {a}: {len(limits)} gates passed.")

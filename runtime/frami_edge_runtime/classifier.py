@@ -34,6 +34,11 @@ class Classifier:
         self._model: Backend = open_backend(model, backend, threads=threads)
 
     @property
+    def model(self) -> Backend:
+        """Trunk and head on the backend, for runs without a stream."""
+        return self._model
+
+    @property
     def backend(self) -> str:
         """The backend in use; ``backend_reason`` gives the reason."""
         return self._model.kind

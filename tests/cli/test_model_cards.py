@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 import frami_edge_export
 from frami_edge.assets import DIGITS_TEACHER
-from frami_edge.cards import licence_id, model_header, teacher_readme
+from frami_edge.cards import model_header, teacher_readme
 from frami_edge.checkpoint import load_checkpoint
 from frami_edge.cli import app
 from frami_edge.evaluation import Score
@@ -72,7 +72,7 @@ def test_the_cards_of_a_run_and_its_export(
     assert header["pipeline_tag"] == "audio-classification"
     assert header["license"] == "cc-by-sa-4.0"
     assert {"data-free", "knowledge-distillation"} <= set(header["tags"])
-    assert not {"datasets", "model-index", "metrics"} & set(header)  # no real clip, no real score
+    assert "datasets" not in header
     sha256 = load_checkpoint(Path("student.safetensors")).sha256
     for words in ("**Not validated on real audio**", "| seed | 3 |", "| inversion | 32 |", sha256):
         assert words in card
@@ -89,9 +89,7 @@ def test_the_cards_of_a_run_and_its_export(
 
     monkeypatch.chdir("export")
     card = Path("README.md").read_text()
-    header = header_of(card)
-    assert {"onnx", "data-free"} <= set(header["tags"])
-    assert "model-index" not in header
+    assert {"onnx", "data-free"} <= set(header_of(card)["tags"])
     assert run_code(card).split()[0] in LABELS
     for artifact in json.loads(Path("export_report.json").read_text())["artifacts"]:
         assert artifact["sha256"] in card
@@ -104,14 +102,9 @@ def test_a_teachers_card(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None
     found = Score(0.875, None, None, torch.tensor([[4, 0], [1, 3]]), 8)
     trained = TrainedTeacher(teacher, loaded.sha256, loaded.card, found, 1234, 2.0)
     card = teacher_readme(trained, {"curves": "plots/curves.png"}, MANIFEST)
-    header = header_of(card)
-    assert "datasets" not in header  # folder:tones is a folder of the user's own
-    (result,) = header["model-index"][0]["results"]
-    assert result["dataset"] == {"type": "folder:tones", "name": "folder:tones", "split": "test"}
-    assert result["metrics"][0]["value"] == 0.875
-    assert "87.50%" in card
-    assert "| commit | abc, with changes |" in card
-    assert "frami-edge 0.1.0, python 3.11.7 |" in card
+    assert "datasets" not in header_of(card)  # folder:tones is a folder of the user's own
+    for words in ("87.50%", "| commit | abc, with changes |", "frami-edge 0.1.0, python 3.11.7 |"):
+        assert words in card
     assert "/home/me" not in card
     (distil,) = commands(card)
     assert distil[0] == "distill"
@@ -124,7 +117,7 @@ def test_the_embedded_teachers_card_agrees_with_its_checkpoint() -> None:
     header = header_of(DIGITS_TEACHER.with_suffix(".md").read_text(encoding="utf-8"))
     assert card.trained_on is not None
     assert header["datasets"] == [card.trained_on.data]
-    assert header["license"] == licence_id(card.licence)
+    assert header["license"] == header_of(model_header(card.licence, []) + "\n")["license"]
     (result,) = header["model-index"][0]["results"]
     assert result["dataset"]["split"] == card.trained_on.test_fold
     assert result["metrics"][0]["value"] == card.metrics["accuracy"]
@@ -140,7 +133,6 @@ def test_the_embedded_teachers_card_agrees_with_its_checkpoint() -> None:
     ],
 )
 def test_a_licence_is_named_only_where_it_is_known(licence: str, expected: dict[str, str]) -> None:
-    header = header_of(model_header("yes: [1e-3]", licence, ["on"], accuracies={"no": 0.5}) + "\n")
+    header = header_of(model_header(licence, ["on"]) + "\n")
     assert {key: value for key, value in header.items() if "license" in key} == expected
     assert header["tags"][1] == "on"  # quoted where YAML would read something else
-    assert header["model-index"][0]["name"] == "yes: [1e-3]"

@@ -111,18 +111,16 @@ def test_other_facts_are_warned_about(
 
 def test_what_cannot_be_compared_is_refused(exported: Path, call: Call, tmp_path: Path) -> None:
     source = exported / "student.fp32.onnx"
-    for labels, words in ((["low", "high"], "another order"), (["a", "high"], "a, low")):
-        other = changed(source, tmp_path / "other.onnx", labels=labels)
-        assert words in call("verify", source, other, code=1).stderr
+    other = changed(source, tmp_path / "other.onnx", labels=["low", "high"])
+    assert "different classes" in call("verify", source, other, code=1).stderr
     lonely = call("verify", source, source, "--fold", "1", code=1)
     assert "--fold and --data-root need --data" in lonely.stderr
 
 
 def test_a_stream_that_loses_samples_is_caught(exported: Path) -> None:
     model = open_model(exported / "student.fp32.onnx")
-    assert model.info is not None
     assert model.classifier is not None
-    clips = length_clips(model.mel, model.info.receptive_field, model.info.stride, 0)
+    clips = length_clips(model.mel, 0)
     real: Any = model.classifier.stream
 
     def lossy(*args: Any, **options: Any) -> Any:
