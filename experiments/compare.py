@@ -148,7 +148,7 @@ class Maker:
             folder = self.folder / run.teacher
             with self._lock(folder.name):
                 if not _finished(folder):
-                    config, resume = self.plan.teachers[run.fold], folder.exists()
+                    config, resume = self.plan.teachers[run.fold], _started(folder)
                     api.train_teacher(
                         config, data_root=self.root, out=folder, resume=resume, **self.on
                     )
@@ -164,10 +164,11 @@ class Maker:
                 with peak_memory(self.compute.device) as peak:
                     api.invert(
                         teacher, config=config, seed=run.bank_seed, out=folder,
-                        resume=folder.exists(), **self.on,
+                        resume=_started(folder), **self.on,
                     )  # fmt: skip
                 (folder / "memory.json").write_text(json.dumps(peak))
-        peaks = json.loads((folder / "memory.json").read_text())
+        kept = folder / "memory.json"  # lost where a kill came right before it
+        peaks = json.loads(kept.read_text()) if kept.exists() else {}
         return Bank.open(folder / "bank"), read_manifest(folder) | peaks
 
     def student(self, run: Run) -> Row:
@@ -243,8 +244,8 @@ def bank_facts(
         "mels": min(clips, limit or clips),
         "bank_s": round(sum(seconds.get(n, {}).get("wall", 0.0) for n in shares), 2),
         "bank_cpu_s": round(sum(seconds.get(n, {}).get("cpu", 0.0) for n in shares), 2),
-        "bank_peak_mib": manifest["peak_mib"],
-        "bank_peak_device_mib": manifest["peak_device_mib"],
+        "bank_peak_mib": manifest.get("peak_mib"),
+        "bank_peak_device_mib": manifest.get("peak_device_mib"),
         "cosine": average("cosine"),
         "variance": average("embedding_variance"),
         "requested": average("hit_rate"),
@@ -275,9 +276,12 @@ def peak_memory(device: torch.device) -> Iterator[dict[str, float | None]]:
         found["peak_device_mib"] = round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
 
 
+def _started(folder: Path) -> bool:
+    return (folder / "manifest.json").exists()
+
+
 def _finished(folder: Path) -> bool:
-    there = (folder / "manifest.json").exists()
-    return there and read_manifest(folder).get("status") == "finished"
+    return _started(folder) and read_manifest(folder).get("status") == "finished"
 
 
 def chosen(plan: Plan, methods: str | None, folds: str | None) -> list[Run]:

@@ -6,59 +6,58 @@ warnings go to the logger `frami_edge`. With `out=None` files are written to a t
 is deleted together with the result.
 """
 
+from __future__ import annotations
+
 import dataclasses
-import json
 import logging
 import os
-import shutil
-import tempfile
-import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TypeVar
-
-import torch.distributed as dist
-from pydantic import BaseModel
+from typing import Any
 
 from frami_edge import distillation, inversion, plots, training
-from frami_edge.bank import Bank, BankSampler, check_bank, health_warnings
+from frami_edge.bank import Bank, BankSampler
 from frami_edge.cards import CARD, export_readme, student_readme
 from frami_edge.checkpoint import (
-    Card,
     Student,
     Teacher,
     load_checkpoint,
     parameters,
     save_checkpoint,
 )
-from frami_edge.config import BankConfig, DistillConfig, JourneyConfig, TeacherConfig, load_config
+from frami_edge.config import JourneyConfig, TeacherConfig
 from frami_edge.controls import parse_controls, plan_controls, student_recipe
-from frami_edge.data.sets import load_set
-from frami_edge.data.store import Features, load_features
-from frami_edge.device import Compute, Precision, choose_compute, place, set_seed, world
+from frami_edge.data.store import load_features
+from frami_edge.device import Precision, choose_compute
 from frami_edge.distillation import Sampler
-from frami_edge.errors import BankError, ConfigError
+from frami_edge.errors import ConfigError
 from frami_edge.evaluation import (
     Evaluation,
-    check_held_out,
-    check_labels,
     check_teacher,
-    held_out_fold,
     logits_of,
+    open_fold,
     score,
 )
 from frami_edge.exporting import accuracy_on, calibration_mels, facts_of
-from frami_edge.io import atomic_write_text, plain, sha256_file
-from frami_edge.models import StudentNet, macs_per_second
+from frami_edge.io import atomic_write_text, sha256_file
+from frami_edge.journey import (
+    Journey,
+    PathLike,
+    changed,
+    compute_for,
+    draw_bank,
+    draw_curves,
+    journey_config,
+    kept,
+    new_folder,
+)
+from frami_edge.models import macs_per_second
 from frami_edge.opening import OpenedModel, open_model
 from frami_edge.plots import draw_export_report
 from frami_edge.progress import ProgressCallback
 from frami_edge.runs import RunFolder, record_compute
-from frami_edge.sources import LEARNED
 from frami_edge.teachers import load_teacher
-from frami_edge.teachers.foreign import ForeignTeacher
-from frami_edge.teachers.opening import TeacherDescription, write_description
 from frami_edge_export.exporter import export_student
 from frami_edge_export.options import ExportOptions
 from frami_edge_export.report import ExportReport
@@ -72,9 +71,6 @@ from frami_edge_export.tensorrt import (
 
 log = logging.getLogger("frami_edge")
 
-PathLike = str | os.PathLike[str]
-M = TypeVar("M", bound=BaseModel)
-T = TypeVar("T")
 
 ENGINE_CLIPS = 256
 """Synthetic clips on which an engine is compared with its ONNX file."""
@@ -132,14 +128,15 @@ def invert(
         RunError: `out` holds another run, or `resume` finds none.
     """
     settings = journey_config(config, seed=seed, sources=sources, steps=steps, overrides=overrides)
-    compute = _compute(device, precision, deterministic, settings.seed)
-    loaded = _ready(teacher, compute)
-    inversion.check_teacher(loaded, settings.bank)
-    folder = _folder(out)
-    with _run(folder, "invert", settings, loaded, compute, deterministic, resume=resume) as run:
-        bank = _invert(run, folder, loaded, settings, compute, progress)
-        run.record(plots=_draw_bank(run, bank))
-    return _lives_with(bank, folder, out)
+    journey = Journey.prepare(teacher, settings, out, device, precision, deterministic)
+    inversion.check_teacher(journey.teacher, settings.bank)
+    with journey.run("invert", resume=resume) as run:
+        bank = inversion.invert(
+            journey.teacher, settings.bank, journey.folder / "bank", journey.compute, settings.seed,
+            run=run, progress=progress,
+        )  # fmt: skip
+        run.record(plots=draw_bank(run, bank))
+    return journey.kept(bank)
 
 
 def distill(
@@ -197,29 +194,28 @@ def distill(
         sources=sources,
         overrides={"distill.steps": steps, **(overrides or {})},
     )
-    compute = _compute(device, precision, deterministic, settings.seed)
-    loaded = _ready(teacher, compute)
-    sampler = None if given is None else _sampler(given, loaded, settings)
+    journey = Journey.prepare(teacher, settings, out, device, precision, deterministic)
+    loaded, compute = journey.teacher, journey.compute
+    sampler = None if given is None else journey.sampler(given)
     if sampler is None:
         inversion.check_teacher(loaded, settings.bank)
-    folder = _folder(out)
     hashes = {"bank": sha256_file(given.folder / "bank.json")} if isinstance(given, Bank) else {}
-    with _run(
-        folder, "distill", settings, loaded, compute, deterministic,
-        resume=resume, overwrite=overwrite, hashes=hashes,
-    ) as run:  # fmt: skip
+    with journey.run("distill", hashes=hashes, resume=resume, overwrite=overwrite) as run:
         pictures = {}
         if sampler is None:
-            given = _invert(run, folder, loaded, settings, compute, progress)
+            given = inversion.invert(
+                loaded, settings.bank, journey.folder / "bank", compute, settings.seed,
+                run=run, progress=progress,
+            )  # fmt: skip
             sampler = BankSampler(given, settings.bank.shares)
-            pictures = _draw_bank(run, given)
+            pictures = draw_bank(run, given)
         model = distillation.distill(loaded, sampler, settings, compute, run=run, progress=progress)
         agreement = distillation.held_out_agreement(loaded, model, settings, compute)
         metrics = {"synthetic_agreement": agreement, "steps": settings.distill.steps}
-        card = _student_card(model, loaded, settings, metrics)
+        card = journey.card(model, metrics)
         sha256 = save_checkpoint(run.path("student.safetensors"), model, card)
         student = Student(model.eval(), card, loaded.mel, sha256)
-        pictures |= _draw_distillation(run)
+        pictures |= draw_curves(run, "distill")
         facts = {
             "parameters": parameters(model),
             "macs_per_second": macs_per_second(model, loaded.mel),
@@ -228,7 +224,7 @@ def distill(
             text = student_readme(student, given.index.health, pictures, run.manifest)
             atomic_write_text(run.path(CARD), text)
         run.record(student={"sha256": sha256, **facts, **metrics}, plots=pictures)
-    return _lives_with(student, folder, out)
+    return journey.kept(student)
 
 
 def train_teacher(
@@ -264,11 +260,11 @@ def train_teacher(
         DataError: The data set or its fold is missing, or no clip can be used.
         TeacherError: The training diverged.
     """
-    settings = _changed(config, TeacherConfig, overrides)
-    compute = _compute(device, precision, deterministic, settings.seed)
+    settings = changed(config, TeacherConfig, overrides)
+    compute = compute_for(device, precision, deterministic, settings.seed)
     root = None if data_root is None else Path(data_root)
     training.choose_clips(settings, root)  # a missing set must leave no run behind
-    folder = _folder(out)
+    folder = new_folder(out)
     log.info("Device: %s", compute.reason)
     with RunFolder.create(
         folder, command="train-teacher", config=settings, resume=resume,
@@ -276,14 +272,13 @@ def train_teacher(
     ) as run:  # fmt: skip
         record_compute(run, compute, deterministic=deterministic)
         trained = training.train_teacher(run, settings, root, compute, progress)
-    return _lives_with(load_checkpoint(trained.path, "teacher"), folder, out)
+    return kept(load_checkpoint(trained.path, "teacher"), folder, out)
 
 
 def export(
     student: Student | PathLike,
     *,
     bank: Bank | PathLike | None = None,
-    teacher: Teacher | PathLike | None = None,
     int8: bool = False,
     portable: bool = False,
     with_frontend: bool = False,
@@ -306,7 +301,6 @@ def export(
         student: A student or its checkpoint.
         bank: The student's bank or its folder, on which int8 is calibrated. Without a bank int8 is
             calibrated on procedural clips.
-        teacher: Instead of a bank: the student's teacher, from which a small bank is made.
         int8: Also write int8 files.
         portable: Also write one int8 file for ONNX Runtime and TensorRT alike.
         with_frontend: Also write a model that takes samples, with the log-mel in the graph.
@@ -319,7 +313,7 @@ def export(
         options: Gates, seed and time budgets.
         name: Prefix of the files; None for the name of the checkpoint, or `student`.
         out: Folder of the files; older files of the same names are replaced.
-        progress: Called while a small bank is made.
+        progress: Called while log-mels of `data` are computed.
 
     Returns:
         The report, which is true where every gate passed; `out/README.md` is its model card.
@@ -331,14 +325,9 @@ def export(
         ExportError: The student cannot be exported, or `out` cannot be written.
     """
     options, span = options or ExportOptions(), Seconds.parse(seconds) if seconds else None
-    unused = {"bank": bank, "teacher": teacher, "portable": portable}
+    unused = {"bank": bank, "portable": portable}
     if not int8 and (given := [n for n, value in unused.items() if value]):
         raise ConfigError(f"{given[0]} concerns int8 files, and int8 is off.", fix="Add --int8.")
-    if bank and teacher:
-        raise ConfigError(
-            "bank and teacher exclude each other.",
-            fix="Give the bank where there is one; a teacher makes a small one.",
-        )
     if data is None and (fold is not None or data_root):
         raise ConfigError("fold and data_root need data.", fix="Add --data NAME.")
     if isinstance(student, Student):
@@ -347,13 +336,15 @@ def export(
         loaded, name = load_checkpoint(Path(student), "student"), name or Path(student).stem
     folder, mels, measured, accuracy = Path(out), None, None, None
     if int8:
-        mels = calibration_mels(
-            loaded, bank=bank, teacher=None if teacher is None else load_teacher(teacher),
-            count=samples, seed=options.seed, progress=progress,
-        )  # fmt: skip
+        mels = calibration_mels(loaded, bank, count=samples, seed=options.seed)
         log.info("Calibration: %s.", mels)
     if data is not None:
-        features, measured = _real_clips(loaded, data, fold, data_root, progress)
+        root = None if data_root is None else Path(data_root)
+        sounds, key, clips = open_fold(
+            loaded, loaded.card.real_clips, data, fold, root, who="The student"
+        )
+        features = load_features(loaded.mel, clips, progress)
+        measured = {"name": sounds.name, "fold": key, "clips": len(features)}
         accuracy = accuracy_on(features)
     log.info("Exporting, comparing and timing; this takes seconds to minutes.")
     report = export_student(
@@ -455,17 +446,8 @@ def evaluate(
     reference = None if teacher is None else _opened(teacher)
     if reference:
         check_teacher(judged, reference)
-    sounds = load_set(data, root)
-    check_labels(judged, sounds)
     known = judged.trained_on or (reference.trained_on if reference else None)
-    key = held_out_fold(fold, known, sounds, who=str(judged.path))
-    check_held_out(known, sounds, key)
-    if known is None:
-        log.warning(
-            "It is not known what the teacher was trained on, so fold %s may be part of it: give "
-            "the teacher's checkpoint, or trained_on in its description.",
-            key,
-        )
+    sounds, key, clips = open_fold(judged, known, data, fold, root, who=str(judged.path))
     plan = None
     if controls is not None:
         wanted, config = parse_controls(controls), student_recipe(judged, reference)
@@ -491,7 +473,6 @@ def evaluate(
                     device=plan.compute.reason if plan else "",
                 )
             )
-        clips = [clip for clip in sounds.clips if clip.fold == key]
         features = load_features(judged.mel, clips, progress)
         theirs = their_logits = None
         their_features = features
@@ -527,26 +508,6 @@ def _opened(model: Student | Teacher | PathLike) -> OpenedModel:
     return OpenedModel.of_network(Path(f"the {model.card.kind}"), model)
 
 
-def _real_clips(
-    student: Student,
-    data: str,
-    fold: str | int | None,
-    data_root: PathLike | None,
-    progress: ProgressCallback | None,
-) -> tuple[Features, dict[str, Any]]:
-    """Clips that the student's teacher was not trained on, and their set, fold and number."""
-    sounds = load_set(data, None if data_root is None else Path(data_root))
-    check_labels(student, sounds)
-    known = student.card.real_clips
-    key = held_out_fold(fold, known, sounds, who="The student")
-    check_held_out(known, sounds, key)
-    if known is None:
-        log.warning("It is not known whether the teacher was trained on fold %s.", key)
-    clips = [clip for clip in sounds.clips if clip.fold == key]
-    features = load_features(student.mel, clips, progress)
-    return features, {"name": sounds.name, "fold": key, "clips": len(features)}
-
-
 def _draw(run: RunFolder, found: Evaluation) -> dict[str, str]:
     pictures = {"confusion": "plots/confusion.png"}
     where = f"Fold {found.fold} of {found.data}"
@@ -559,212 +520,3 @@ def _draw(run: RunFolder, found: Evaluation) -> dict[str, str]:
         title = f"{where}: same student, other clips"
         plots.accuracy_bars(run.path(pictures["controls"]), found.accuracies(), title)
     return pictures
-
-
-# --- Configs
-
-
-def journey_config(
-    config: JourneyConfig | PathLike | None = None,
-    *,
-    bank: Bank | None = None,
-    seed: int | None = None,
-    sources: Mapping[str, float] | Sequence[str] | None = None,
-    steps: int | None = None,
-    overrides: Mapping[str, Any] | None = None,
-) -> JourneyConfig:
-    """The config of a run, with everything that the arguments of `invert` or `distill` change.
-
-    Args:
-        config: As in `invert`.
-        bank: A given bank, whose config and seed are the defaults where `config` is None.
-        seed: As in `invert`.
-        sources: As in `invert`.
-        steps: As in `invert`.
-        overrides: As in `invert`; a value of None changes nothing.
-
-    Raises:
-        ConfigError: With every mistake, one per line.
-    """
-    if config is None and bank is not None:
-        frames, crops = bank.index.frames, DistillConfig()
-        config = JourneyConfig(
-            bank=BankConfig.model_validate(bank.index.config),
-            distill=DistillConfig(
-                crop_min=min(crops.crop_min, frames), crop_max=min(crops.crop_max, frames)
-            ),
-            seed=bank.index.seed,
-        )
-    if sources is not None and not isinstance(sources, Mapping):
-        sources = dict.fromkeys(sources, 1.0)
-    changes = {
-        "seed": seed,
-        "bank.sources": sources,
-        "bank.inversion.steps": steps,
-        "bank.translator.steps": steps,
-    }
-    return _changed(
-        JourneyConfig() if config is None else config,
-        JourneyConfig,
-        {**changes, **(overrides or {})},
-    )
-
-
-def _changed(config: Any, model: type[M], overrides: Mapping[str, Any] | None) -> M:
-    """A config with values replaced by their dotted keys, validated again."""
-    changes = {key: value for key, value in (overrides or {}).items() if value is not None}
-    if isinstance(config, model):
-        if not changes:
-            return config
-        config = config.model_dump(mode="json")
-    return load_config(model, config, [f"{k}={json.dumps(plain(v))}" for k, v in changes.items()])
-
-
-# --- Runs
-
-
-def _compute(device: str, precision: Precision, deterministic: bool, seed: int) -> Compute:
-    compute = choose_compute(device, precision)
-    if deterministic and compute.device.type == "cuda":
-        set_seed(seed, deterministic=True)
-    return compute
-
-
-def _ready(teacher: Teacher | PathLike, compute: Compute) -> Teacher:
-    """The teacher on its device; warns of what was assumed about a foreign one."""
-    loaded = load_teacher(teacher)
-    place(loaded.model, compute)
-    if isinstance(loaded.model, ForeignTeacher):
-        for sentence in loaded.model.doubts:
-            log.warning(sentence)
-    return loaded
-
-
-@contextmanager
-def _run(
-    folder: Path,
-    command: str,
-    settings: JourneyConfig,
-    teacher: Teacher,
-    compute: Compute,
-    deterministic: bool,
-    *,
-    hashes: Mapping[str, str] | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-) -> Iterator[RunFolder]:
-    """The folder of an inversion or a distillation, with what decides its result recorded.
-
-    Under torchrun rank N > 0 has a folder of its own, named `folder.rank-N`.
-    """
-    log.info("Device: %s", compute.reason)
-    rank, ranks = world()
-    if rank:
-        folder = folder.with_name(f"{folder.name}.rank-{rank}")
-    with RunFolder.create(
-        folder,
-        command=command,
-        config=settings,
-        resume=resume,
-        overwrite=overwrite,
-        hashes={"teacher": teacher.sha256, **(hashes or {})},
-        seeds={"seed": settings.seed},
-        device=compute.reason,
-    ) as run:
-        record_compute(run, compute, deterministic=deterministic)
-        if isinstance(teacher.description, TeacherDescription):
-            write_description(run.path("teacher.yaml"), teacher.description)
-        yield run
-    if ranks > 1:
-        dist.barrier()  # no process returns before rank 0 has written everything
-
-
-def _invert(
-    run: RunFolder,
-    folder: Path,
-    teacher: Teacher,
-    settings: JourneyConfig,
-    compute: Compute,
-    progress: ProgressCallback | None,
-) -> Bank:
-    bank = inversion.invert(
-        teacher, settings.bank, folder / "bank", compute, settings.seed, run=run, progress=progress
-    )
-    for sentence in health_warnings(bank.index.health):
-        log.warning(sentence)
-    return bank
-
-
-def _draw_bank(run: RunFolder, bank: Bank) -> dict[str, str]:
-    """Mel grids, loss curves and the diversity figure; their paths inside the run."""
-    pictures = {"diversity": "plots/diversity.png"}
-    labels = list(bank.index.labels)
-    plots.diversity(run.path(pictures["diversity"]), {**bank.index.health, "labels": labels})
-    rows = run.metrics()
-    for source in bank.sources:
-        pictures[f"mels-{source}"] = f"plots/mels-{source}.png"
-        title = f"{source.replace('_', ' ')}: clips by the class that the teacher predicts"
-        clips = bank.examples(source)
-        plots.mel_grid(run.path(pictures[f"mels-{source}"]), clips, bank.spec, title)
-        if source in LEARNED:
-            pictures |= _draw_curves(run, source, [r for r in rows if r.get("phase") == source])
-    return pictures
-
-
-def _draw_distillation(run: RunFolder) -> dict[str, str]:
-    rows = [r for r in run.metrics() if r.get("phase") == "distill"]
-    return _draw_curves(run, "distill", rows)
-
-
-def _draw_curves(run: RunFolder, phase: str, rows: list[dict[str, Any]]) -> dict[str, str]:
-    """One curve per metric of a phase, in the order of the rows."""
-    if not rows:
-        return {}
-    groups = [[name] for name in dict.fromkeys(k for row in rows for k in row)]
-    groups = [group for group in groups if group[0] not in ("step", "phase")]
-    path = f"plots/curves-{phase}.png"
-    plots.curves(run.path(path), rows, groups, f"{phase}: loss terms")
-    return {f"curves-{phase}": path}
-
-
-def _student_card(
-    student: StudentNet, teacher: Teacher, settings: JourneyConfig, metrics: dict[str, Any]
-) -> Card:
-    return Card(
-        kind="student",
-        arch=student.arch.model_dump(mode="json"),
-        mel=teacher.mel.to_dict(),
-        labels=teacher.labels,
-        teacher_sha256=teacher.sha256,
-        teacher_trained_on=teacher.card.trained_on,
-        recipe=settings.model_dump(mode="json"),
-        metrics=metrics,
-        licence=teacher.card.licence,
-    )
-
-
-def _sampler(bank: Bank | Sampler, teacher: Teacher, settings: JourneyConfig) -> Sampler:
-    """Clips of a given bank, which must fit teacher and config; any other sampler as it is."""
-    if not isinstance(bank, Bank):
-        return bank
-    check_bank(bank, teacher.mel, teacher.labels, teacher.sha256)
-    frames = bank.index.frames
-    if frames != settings.bank.frames:
-        raise BankError(
-            f"The clips in {bank.folder} have {frames} mel frames, bank.frames is "
-            f"{settings.bank.frames}.",
-            fix=f"Add --set bank.frames={frames} (in Python: overrides={{'bank.frames': {frames}}})"
-            ", or make another bank.",
-        )
-    return BankSampler(bank, settings.bank.shares)
-
-
-def _folder(out: PathLike | None) -> Path:
-    return Path(tempfile.mkdtemp(prefix="frami-edge-") if out is None else out)
-
-
-def _lives_with(result: T, folder: Path, out: PathLike | None) -> T:
-    """Deletes a temporary folder together with the result."""
-    if out is None:
-        weakref.finalize(result, shutil.rmtree, folder, ignore_errors=True)
-    return result

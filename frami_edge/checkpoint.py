@@ -16,11 +16,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from frami_edge import __version__
 from frami_edge.config import Strict, StudentArch, TeacherArch
 from frami_edge.errors import CheckpointError
 from frami_edge.io import atomic_write_bytes, sha256_file
 from frami_edge.models import Hidden, ResNetTeacher, StudentNet
+from frami_edge_runtime import __version__
 from frami_edge_runtime.errors import MelSpecError
 from frami_edge_runtime.melspec import MelSpec
 

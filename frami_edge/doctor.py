@@ -39,7 +39,7 @@ report(sum=float((x @ x).sum()), name=torch.cuda.get_device_name())
 def examine(places: Sequence[Path] = (), root: Path | None = None) -> list[Check]:
     """The runtime's checks of `places` with the trainer's limits, then the trainer's own."""
     limits: Any = {"least_python": (3, 11), "memory_gb": 1.0, "disk_gb": 0.3}
-    checks = doctor.examine(places, audio_needed=True, **limits)
+    checks = doctor.examine(places, required=("numpy", "soundfile"), **limits)
     checks += doctor.grouped("training", [*check_ranges(), *check_torch(), *check_cuda()])
     return checks + doctor.grouped("data sets", check_sets(root))
 

@@ -5,8 +5,10 @@ Shape legend: N clips, M mel bands, T frames, K classes.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,13 +18,15 @@ from torch import Tensor
 
 from frami_edge.checkpoint import TrainedOn
 from frami_edge.data.decoding import read_audio
-from frami_edge.data.sets import SoundSet, known_sets, resolve_fold
+from frami_edge.data.sets import Clip, SoundSet, known_sets, load_set, resolve_fold
 from frami_edge.data.store import Features
 from frami_edge.errors import CheckpointError, DataError
 from frami_edge.opening import OpenedModel
 from frami_edge.opening import predict as predict
 from frami_edge.progress import Progress, ProgressCallback
 from frami_edge.tables import Table, percent
+
+log = logging.getLogger("frami_edge")
 
 
 @dataclass(frozen=True)
@@ -230,6 +234,42 @@ class Labelled(Protocol):
     @property
     def labels(self) -> tuple[str, ...]:
         """(K,) class names, in the order of the logits."""
+
+
+def open_fold(
+    model: Labelled,
+    known: TrainedOn | None,
+    data: str,
+    fold: str | int | None,
+    root: Path | None,
+    *,
+    who: str,
+) -> tuple[SoundSet, str, list[Clip]]:
+    """The data set, the fold to score on and its clips, after every check.
+
+    Args:
+        model: The model to score.
+        known: What its teacher was trained on, where known.
+        data: Name of the data set, or `folder:PATH`.
+        fold: Fold that the user named; None for the one that the teacher held out.
+        root: Data root.
+        who: The model, for errors.
+
+    Raises:
+        DataError: The set is missing or has other classes, the fold is unknown, or the teacher was
+            trained on it.
+    """
+    sounds = load_set(data, root)
+    check_labels(model, sounds)
+    key = held_out_fold(fold, known, sounds, who=who)
+    check_held_out(known, sounds, key)
+    if known is None:
+        log.warning(
+            "It is not known whether the teacher was trained on fold %s: give the teacher's "
+            "checkpoint, or trained_on in its description.",
+            key,
+        )
+    return sounds, key, [clip for clip in sounds.clips if clip.fold == key]
 
 
 def check_labels(model: Labelled, data: SoundSet) -> None:

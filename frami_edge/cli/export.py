@@ -51,10 +51,6 @@ def export(
             show_default="procedural clips",
         ),
     ] = None,
-    teacher: Annotated[
-        Path | None,
-        typer.Option("--teacher", help="Without a bank: make a small one from this teacher."),
-    ] = None,
     portable: Annotated[
         bool,
         typer.Option("--portable", help="Also one int8 file for ONNX Runtime and TensorRT alike."),
@@ -132,7 +128,6 @@ def export(
         report = api.export(
             student,
             bank=bank,
-            teacher=teacher,
             int8=int8,
             portable=portable,
             with_frontend=with_frontend,

@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import threading
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, Final
 
 import numpy as np
@@ -37,19 +37,19 @@ _OVERRUN: Final = re.compile(r"overrun.*?([\d.]+) ms")
 _OTHER_RATE: Final = re.compile(r"rate is not accurate.*?got = (\d+)", re.IGNORECASE)
 
 
-@dataclass(frozen=True)
+@dataclass
 class CaptureStats:
     """Counters since the capture was opened, in samples at its rate."""
 
-    samples_in: int
+    samples_in: int = 0
     """Captured samples, including those that were dropped later."""
-    dropped: int
+    dropped: int = 0
     """Lost samples: dropped before they were read, or reported lost by the device."""
-    overruns: int
+    overruns: int = 0
     """How many times samples were lost."""
-    lag_s: float
+    lag_s: float = 0.0
     """Seconds of audio that wait to be read."""
-    max_lag_s: float
+    max_lag_s: float = 0.0
     """The most that ever waited."""
 
 
@@ -78,8 +78,8 @@ class SampleQueue:
         self._changed = threading.Condition()
         self._blocks: deque[tuple[int, npt.NDArray[np.int16]]] = deque()  # (lost before, samples)
         self._lost = 0  # since the newest block
-        self._waiting = self._most_waiting = 0
-        self._samples_in = self._dropped = self._overruns = 0
+        self._waiting = 0  # samples
+        self._stats = CaptureStats()
         self._closed = False
         self._error: AudioError | None = None
 
@@ -90,33 +90,29 @@ class SampleQueue:
         with self._changed:
             self._blocks.append((self._lost, samples.copy()))
             self._lost = 0
-            self._samples_in += len(samples)
+            self._stats.samples_in += len(samples)
             self._waiting += len(samples)
             while self._waiting > self._capacity and len(self._blocks) > 1:
                 lost, oldest = self._blocks.popleft()
                 lost_next, rest = self._blocks.popleft()
                 self._blocks.appendleft((lost + len(oldest) + lost_next, rest))
                 self._waiting -= len(oldest)
-                self._dropped += len(oldest)
-                self._overruns += 1
-            self._most_waiting = max(self._most_waiting, self._waiting)
+                self._stats.dropped += len(oldest)
+                self._stats.overruns += 1
+            self._stats.max_lag_s = max(self._stats.max_lag_s, self._waiting / self.sample_rate)
             self._changed.notify()
 
     def lose(self, samples: int) -> None:
         """Count samples that the device itself lost after those put so far."""
         with self._changed:
             self._lost += samples
-            self._dropped += samples
-            self._overruns += 1
+            self._stats.dropped += samples
+            self._stats.overruns += 1
 
     def get(
         self, most: int | None = None, timeout: float | None = None
     ) -> tuple[npt.NDArray[np.int16], int] | None:
-        """Take everything that waits, up to the next loss.
-
-        Args:
-            most: Take at most this many samples.
-            timeout: Seconds to wait for samples; None for as long as it takes.
+        """Take what waits, up to the next loss and ``most`` samples; wait ``timeout`` s for some.
 
         Returns:
             (samples (N,), samples lost right before them); N is 0 after a timeout. None at the end.
@@ -152,13 +148,7 @@ class SampleQueue:
     def stats(self) -> CaptureStats:
         """Counters of captured, waiting and lost samples."""
         with self._changed:
-            return CaptureStats(
-                samples_in=self._samples_in,
-                dropped=self._dropped,
-                overruns=self._overruns,
-                lag_s=self._waiting / self.sample_rate,
-                max_lag_s=self._most_waiting / self.sample_rate,
-            )
+            return replace(self._stats, lag_s=self._waiting / self.sample_rate)
 
 
 class Microphone:
@@ -183,16 +173,19 @@ class Microphone:
         self, sample_rate: int, device: str | int | None = None, *, seconds: float = 10.0
     ) -> None:
         self._driver: _PortAudio | _Arecord
-        if (sounddevice := _find_sounddevice()) is not None:
-            self._driver = _PortAudio(sounddevice, check_rate(sample_rate), device, seconds)
-        elif shutil.which("arecord"):
-            self._driver = _Arecord(check_rate(sample_rate), device, seconds)
+        rate = check_rate(sample_rate)
+        try:
+            sounddevice = importlib.import_module("sounddevice")
+        except (ImportError, OSError):  # OSError: there is no PortAudio library
+            if not shutil.which("arecord"):
+                raise AudioError(
+                    "There is no way to record here: neither PortAudio nor arecord is installed.",
+                    fix="pip install 'frami-edge-runtime[mic]' and apt-get install libportaudio2, "
+                    "or apt-get install alsa-utils.",
+                ) from None
+            self._driver = _Arecord(rate, device, seconds)
         else:
-            raise AudioError(
-                "There is no way to record here: neither PortAudio nor arecord is installed.",
-                fix="pip install 'frami-edge-runtime[mic]' and apt-get install libportaudio2, or "
-                "apt-get install alsa-utils.",
-            )
+            self._driver = _PortAudio(sounddevice, rate, device, seconds)
         self._queue = self._driver.queue
         self.sample_rate = self._queue.sample_rate
         """Rate of the captured samples in Hz."""
@@ -203,11 +196,10 @@ class Microphone:
     def read(
         self, most: int | None = None, timeout: float = STALLED_S
     ) -> tuple[npt.NDArray[np.int16], int] | None:
-        """Wait for samples: (samples (N,), samples lost right before them); None after `close`.
+        """Wait for up to ``most`` samples; None after `close`.
 
-        Args:
-            most: Return at most this many samples.
-            timeout: Seconds after which a device without samples is an error.
+        Returns:
+            (samples (N,), samples lost right before them)
 
         Raises:
             AudioError: No samples came within ``timeout`` seconds, or the device failed.
@@ -234,13 +226,6 @@ class Microphone:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-
-def _find_sounddevice() -> Any:
-    try:
-        return importlib.import_module("sounddevice")
-    except (ImportError, OSError):  # OSError: its import does not find the PortAudio library
-        return None
 
 
 class _PortAudio:
@@ -320,49 +305,38 @@ class _Arecord:
             env={**os.environ, "LC_ALL": "C"},  # its messages are parsed
             start_new_session=True,  # Ctrl-C reaches only this program, and close() ends arecord
         )
-        self._threads = [
-            threading.Thread(target=work, args=[pipe], daemon=True)
-            for work, pipe in (
-                (self._read_messages, self._process.stderr),
-                (self._read_samples, self._process.stdout),
-            )
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._messages = threading.Thread(target=self._read_messages, daemon=True)
+        self._samples = threading.Thread(target=self._read_samples, daemon=True)
+        self._messages.start()
+        self._samples.start()
 
     def close(self) -> None:
         self.queue.close()
         with self._process:  # waits for its end and closes the pipes
             self._process.kill()
-            for thread in self._threads:
-                thread.join()
+            self._messages.join()
+            self._samples.join()
 
-    def _read_samples(self, pipe: BinaryIO) -> None:
+    def _read_samples(self) -> None:
+        pipe: Any = self._process.stdout
         pcm = PcmPipe(pipe, self.queue.sample_rate)
         while (block := pcm.read()) is not None:
             self.queue.put(block[0])
-        self._threads[0].join()  # its last message
+        self._messages.join()  # its last message
         why = self._last_message or f"exit code {self._process.wait()}"
-        self.queue.close(
-            AudioError(
-                f"arecord stopped recording: {why.rstrip('.')}.",
-                fix="`arecord -L` lists the devices; choose one with the device option.",
-            )
-        )
+        fix = "`arecord -L` lists the devices; choose one with the device option."
+        self.queue.close(AudioError(f"arecord stopped recording: {why.rstrip('.')}.", fix=fix))
 
-    def _read_messages(self, pipe: BinaryIO) -> None:
+    def _read_messages(self) -> None:
         rate = self.queue.sample_rate
-        for line in pipe:
+        for line in self._process.stderr or ():
             text = line.decode("utf-8", "replace").strip()
             if overrun := _OVERRUN.search(text):
                 self.queue.lose(max(1, round(float(overrun[1]) / 1000 * rate)))
             elif other := _OTHER_RATE.search(text):
-                self.queue.close(
-                    AudioError(
-                        f"{self.name} records at {other[1]} Hz only, not at {rate} Hz.",
-                        fix="Use a device that converts (plughw:...), or that rate.",
-                    )
-                )
+                found = f"{self.name} records at {other[1]} Hz only, not at {rate} Hz."
+                fix = "Use a device that converts (plughw:...), or that rate."
+                self.queue.close(AudioError(found, fix=fix))
             elif text:
                 self._last_message = text.rpartition("arecord: ")[2]
 

@@ -1,7 +1,7 @@
 """What this machine has, what it lacks, and the exact fix: ``python -m frami_edge_runtime.doctor``.
 
 Nothing is changed and nothing is recorded. Imports that may crash or hang (ONNX Runtime, TensorRT,
-PortAudio, libsndfile) and the driver's tools run in child processes with a time limit.
+PortAudio) and the driver's tools run in child processes with a time limit.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ import os
 import platform
 import re
 import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -38,57 +37,22 @@ Status: TypeAlias = Literal["ok", "warn", "fail", "absent"]
 ROOT: Path = Path("/")
 """Above ``etc``, ``proc`` and ``dev``; tests replace it."""
 NOT_READY: Final = 3
-_RELEASE: Final = "etc/nv_tegra_release"
-_JETSON_ENVIRONMENT: Final = (
-    "sudo apt install nvidia-jetpack, and make the environment with python3 -m venv "
-    "--system-site-packages ENV"
-)
-_REPORT: Final = """
-import json
-def report(**facts):
-    print(json.dumps(facts), flush=True)
-"""
-# An Identity of one float: a provider that cannot load its libraries falls back without an error.
-_ONNX_RUNTIME: Final = """
-import base64
-import onnxruntime as o
-available = o.get_available_providers()
-report(version=o.__version__, available=available)
-model = base64.b64decode(
-    "CAcSADo3ChAKAXgSAXkiCElkZW50aXR5EgFnWg8KAXgSCgoICAESBAoCCAFiDwoBeRIKCggIARIECgIIAUIECgAQDQ=="
-)
-tried = [p for p in available if p in ("CUDAExecutionProvider", "CPUExecutionProvider")]
-report(loaded=o.InferenceSession(model, providers=tried).get_providers())
-"""
-_TENSORRT: Final = """
-import tensorrt
-report(version=str(tensorrt.__version__), system="dist-packages" in str(tensorrt.__file__))
-"""
-_MICROPHONE: Final = """
-import sounddevice
-device = sounddevice.query_devices(kind="input")
-report(device=str(device["name"]), rate=float(device["default_samplerate"]))
-"""
-_SOUNDFILE: Final = """
-import soundfile
-report(version=soundfile.__version__, libsndfile=soundfile.__libsndfile_version__)
-"""
-
-# JetPack version, CUDA and TensorRT by L4T release; the longest prefix decides. docs/JETPACK.md
-_JETPACKS: Final = {
-    (32,): ("4.x", "10.2", "8.2"),
-    (35,): ("5.x", "11.4", "8.5"),
-    (36,): ("6.x", "12", ""),
-    (36, 3): ("6.0", "12.2", "8.6"),
-    (36, 4): ("6.1", "12.6", "10.3"),
-    (36, 4, 3): ("6.2", "12.6", "10.3"),
-    (36, 4, 4): ("6.2.1", "12.6", "10.3"),
-    (36, 4, 7): ("6.2.1", "12.6", "10.3"),
-    (36, 5): ("6.2.2", "12.6", "10.3"),
-    (38,): ("7.0", "13.0", "10.13"),
-    (38, 4): ("7.1", "13.0", "10.13"),
-    (39,): ("7.2", "13.2", "10.16"),
+_PACKAGES: Final = {
+    "numpy": "everything",
+    "soxr": "audio at another rate than the model's",
+    "soundfile": "FLAC, OGG and MP3; PCM WAV works without it",
 }
+_ONNX_RUNTIMES: Final = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino")
+# (JetPack, its TensorRT) by L4T release; the longest prefix decides. See docs/JETPACK.md
+_JETPACKS: Final = {
+    "35": ("5.x", "8.5"),
+    "36.3": ("6.0", "8.6"),
+    "36": ("6.1 or 6.2", "10.3"),
+    "38": ("7.0 or 7.1", "10.13"),
+    "39": ("7.2", "10.16"),
+}
+_JETSON_SM: Final = {"Thor": "11.0", "Orin": "8.7", "Xavier": "7.2"}
+_L4T_FILE: Final = "etc/nv_tegra_release"
 
 
 @dataclass(frozen=True)
@@ -111,25 +75,8 @@ class Check:
         return self.needed and self.status == "fail"
 
 
-@dataclass(frozen=True)
-class JetPack:
-    """A release of NVIDIA's software for Jetsons; empty fields are not known."""
-
-    l4t: str
-    """Such as ``36.4.3``."""
-    version: str = ""
-    """Such as ``6.2``."""
-    cuda: str = ""
-    tensorrt: str = ""
-
-
 def run(*command: str, limit_s: float = 5.0) -> tuple[str, str]:
-    """Run a command for at most so many seconds.
-
-    Returns:
-        (standard output and error, problem in words); the problem is empty where the command exists
-        and ended with exit code 0.
-    """
+    """Output and errors of a command, and what went wrong in words, or an empty string."""
     name = os.path.basename(command[0])
     try:
         process = subprocess.Popen(
@@ -139,15 +86,13 @@ def run(*command: str, limit_s: float = 5.0) -> tuple[str, str]:
             stderr=subprocess.STDOUT,
             env={**os.environ, "LC_ALL": "C"},
             cwd="/",  # a file in the current folder must not pass for a module
-            start_new_session=True,
         )
     except OSError:
         return "", f"{name}: not found"
     try:
         out = process.communicate(timeout=limit_s)[0].decode("utf-8", "replace")
     except subprocess.TimeoutExpired as late:
-        # Not waited for: a driver may hold the process in the kernel.
-        os.killpg(process.pid, signal.SIGKILL)
+        process.kill()  # and not waited for: a driver may hold the process in the kernel
         so_far = (late.stdout or b"").decode("utf-8", "replace")
         return so_far, f"{name} did not end within {limit_s:g} s"
     code = process.returncode
@@ -159,14 +104,11 @@ def run(*command: str, limit_s: float = 5.0) -> tuple[str, str]:
 def probe(code: str, limit_s: float = 15.0) -> dict[str, Any]:
     """Run Python in a child process, where a crash or a hang does no harm.
 
-    Args:
-        code: Calls ``report(key=value)`` for every fact as soon as it is known.
-        limit_s: Seconds until the child is killed.
-
-    Returns:
-        The facts; ``error`` where the code raised, crashed or hung.
+    ``code`` calls ``report(key=value)`` for every fact as soon as it is known. Returns the facts,
+    and ``error`` where the code raised, crashed or hung.
     """
-    out, problem = run(sys.executable, "-c", _REPORT + code, limit_s=limit_s)
+    report = "import json\ndef report(**facts): print(json.dumps(facts), flush=True)\n"
+    out, problem = run(sys.executable, "-c", report + code, limit_s=limit_s)
     facts: dict[str, Any] = {}
     for line in out.splitlines():
         with contextlib.suppress(ValueError, TypeError):  # what libraries print is no fact
@@ -177,11 +119,6 @@ def probe(code: str, limit_s: float = 15.0) -> dict[str, Any]:
     return facts
 
 
-def is_missing(facts: Mapping[str, Any]) -> bool:
-    """Whether the module of a `probe` is not installed."""
-    return str(facts.get("error")).startswith("ModuleNotFoundError")
-
-
 def version_of(package: str) -> str | None:
     """Version of an installed distribution; nothing is imported."""
     try:
@@ -190,33 +127,17 @@ def version_of(package: str) -> str | None:
         return None
 
 
-def read_release(text: str) -> JetPack | None:
-    """``# R36 (release), REVISION: 4.3, ...`` as a `JetPack`; None for anything else."""
-    found = re.match(r"#\s*R(\d{1,4})\s*\(release\),\s*REVISION:\s*(\d+(?:\.\d+){0,3})", text)
-    if found is None:
-        return None
-    l4t = f"{found[1]}.{found[2]}"
-    parts = _numbers(l4t)
-    for length in range(len(parts), 0, -1):
-        if parts[:length] in _JETPACKS:
-            return JetPack(l4t, *_JETPACKS[parts[:length]])
-    return JetPack(l4t)
-
-
-def check_python(least: tuple[int, int] = (3, 10)) -> Check:
+def check_python(least: tuple[int, int]) -> Check:
     """Version and architecture of Python."""
-    text = f"{platform.python_version()} on {platform.machine()}"
-    if sys.version_info[:2] < least:
-        wanted = ".".join(map(str, least))
-        fix = f"Install Python {wanted} or newer and make a new environment with it."
-        return Check("Python", "fail", f"{text}, needs {wanted}", fix, needed=True)
-    if platform.machine() in ("armv6l", "armv7l"):
-        text += ": onnxruntime has no packages for 32-bit systems"
-        return Check("Python", "fail", text, "Install a 64-bit system.", needed=True)
-    return Check("Python", "ok", text, needed=True)
+    found = f"{platform.python_version()} on {platform.machine()}"
+    if sys.version_info[:2] >= least:
+        return Check("Python", "ok", found, needed=True)
+    wanted = ".".join(map(str, least))
+    fix = f"Install Python {wanted} or newer and make a new environment with it."
+    return Check("Python", "fail", f"{found}, needs {wanted}", fix, needed=True)
 
 
-def check_memory(least_gb: float = 0.15) -> Check:
+def check_memory(least_gb: float) -> Check:
     """Free memory, within a container's limit."""
     found = re.search(r"^MemAvailable:\s+(\d+) kB", _text("proc/meminfo"), re.MULTILINE)
     if found is None:
@@ -225,134 +146,103 @@ def check_memory(least_gb: float = 0.15) -> Check:
     limit, used = _text("sys/fs/cgroup/memory.max"), _text("sys/fs/cgroup/memory.current")
     if limit.isdecimal() and used.isdecimal():
         free = min(free, int(limit) - int(used))
-    return _at_least("memory", free, least_gb, "", "End other programs.")
+    return check_free("memory", free, least_gb, "End other programs.")
 
 
-def check_disk(least_gb: float = 0.05) -> Check:
-    """Free space and write access in the current folder, where results go."""
-    here = Path.cwd()
-    if not os.access(here, os.W_OK):
-        fix = "Use a folder that you may write to."
-        return Check("disk", "fail", f"{here} cannot be written to", fix, needed=True)
-    free = shutil.disk_usage(here).free
-    return _at_least("disk", free, least_gb, f" at {here}", "Free some, or use another disk.")
-
-
-def _at_least(name: str, free: int, least_gb: float, where: str, fix: str) -> Check:
-    text = f"{free / 1e9:.1f} GB free{where}"
+def check_free(name: str, free: int, least_gb: float, fix: str) -> Check:
+    """Whether enough bytes of memory or disk are free."""
+    found = f"{free / 1e9:.1f} GB free"
     if free >= least_gb * 1e9:
-        return Check(name, "ok", text, needed=True)
-    return Check(name, "fail", f"{text}; {least_gb:g} GB are needed", fix, needed=True)
+        return Check(name, "ok", found, needed=True)
+    return Check(name, "fail", f"{found}; {least_gb:g} GB are needed", fix, needed=True)
 
 
-def check_packages(*, audio_needed: bool = False) -> list[Check]:
-    """NumPy, ONNX Runtime with its providers, and the extras."""
-    checks = []
-    for name, needed in (("numpy", True), ("soxr", False)):
-        version = version_of(name)
-        failed: Status = "fail" if needed else "absent"
-        fix = "" if version else f"pip install {name}"
-        found = version or "not installed"
-        checks.append(Check(name, "ok" if version else failed, found, fix, needed=needed))
-    facts = probe(_SOUNDFILE)
-    if "libsndfile" in facts:
-        text = f"{facts['version']}, libsndfile {facts['libsndfile']}: FLAC, OGG, MP3"
-        soundfile = Check("soundfile", "ok", text, needed=audio_needed)
-    else:
-        status: Status = "absent" if is_missing(facts) and not audio_needed else "fail"
-        text = f"PCM WAV files only: {facts['error']}"
-        fix = "pip install soundfile; on old systems also: apt-get install libsndfile1"
-        soundfile = Check("soundfile", status, text, fix, needed=audio_needed)
-    return [*checks, soundfile, check_onnx_runtime()]
+def check_package(name: str, needed: bool) -> Check:
+    """Whether one of `_PACKAGES` is installed."""
+    if version := version_of(name):
+        return Check(name, "ok", version, needed=needed)
+    found, fix = f"not installed; for {_PACKAGES[name]}", f"pip install {name}"
+    return Check(name, "fail" if needed else "absent", found, fix, needed=needed)
 
 
 def check_onnx_runtime() -> Check:
-    """Version and providers of ONNX Runtime, and whether it runs a model."""
-    every = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino", "onnxruntime-rocm")
-    installed = [name for name in every if version_of(name)] or ["onnxruntime"]
+    """Version and providers of ONNX Runtime; a provider may still fail to load its libraries."""
     check = partial(Check, "onnxruntime", needed=True)
-    facts = probe(_ONNX_RUNTIME)
-    text = " ".join(facts[key] for key in ("version", "error") if key in facts)
+    facts = probe(
+        "import onnxruntime as o; report(version=o.__version__, all=o.get_available_providers())"
+    )
+    installed = [name for name in _ONNX_RUNTIMES if version_of(name)]
     if len(installed) > 1:
-        text = f"{' and '.join(installed)} overwrite each other's files. {text}"
+        found = f"{' and '.join(installed)} overwrite each other's files"
         fix = f"pip uninstall -y {' '.join(installed)}; then pip install {installed[-1]}"
-        return check("fail" if "error" in facts else "warn", text, fix)
+        return check("fail" if "error" in facts else "warn", found, fix)
     if "error" in facts:
-        fix = f"pip install --force-reinstall {installed[0]}"
-        if "numpy" in text.lower():
-            fix = "pip install 'numpy<2'"  # NVIDIA's wheels that were built for NumPy 1
-        return check("fail", text, fix)
-    names = [provider.removesuffix("ExecutionProvider") for provider in facts["available"]]
-    text += f", providers: {', '.join(names)}"
-    if "CUDA" in names and "CUDAExecutionProvider" not in facts["loaded"]:
-        fix = "Install the CUDA and cuDNN that this onnxruntime was built for, or use backend='cpu'"
-        return check("warn", f"{text}; CUDA does not load", fix)
-    return check("ok", text)
+        numpy = "numpy" in facts["error"].lower()  # NVIDIA's wheels that were built for NumPy 1
+        fix = "pip install 'numpy<2'" if numpy else "pip install --force-reinstall onnxruntime"
+        return check("fail", facts["error"], fix)
+    providers = ", ".join(name.removesuffix("ExecutionProvider") for name in facts["all"])
+    return check("ok", f"{facts['version']}, providers: {providers}")
 
 
 def check_gpu() -> tuple[str, Check]:
-    """NVIDIA's GPUs as the driver or a Jetson's name reports them; CUDA is not loaded.
-
-    Returns:
-        (compute capability of the first GPU such as ``8.7``, or an empty string; check)
-    """
+    """Compute capability of the first GPU, such as ``8.7``, or an empty string; and the check."""
+    if board := _jetson():  # whose nvidia-smi, if there is one, reports [N/A]
+        sm = next((sm for chip, sm in _JETSON_SM.items() if chip in board), "")
+        return sm, Check("GPU", "ok", f"{board}, {sm}")
     query = "--query-gpu=name,driver_version,compute_cap"
     out, problem = run("nvidia-smi", query, "--format=csv,noheader")
-    gpus = [] if problem else out.splitlines()
-    sm = gpus[0].rpartition(", ")[2] if gpus else ""
-    if _is_jetson():  # whose nvidia-smi, if there is one, reports [N/A]
-        board = _text("proc/device-tree/model")
-        known = (("Thor", "11.0"), ("Orin", "8.7"), ("Xavier", "7.2"))
-        sm = next((sm for word, sm in known if word in board), "")
-        gpus = [f"{board}, {sm}"]
-    if gpus:
-        return sm, Check("GPU", "ok", f"{'; '.join(gpus)} (name, driver, compute capability)")
+    if out and not problem:
+        gpus = out.splitlines()
+        found = f"{'; '.join(gpus)} (name, driver, compute capability)"
+        return gpus[0].rpartition(", ")[2], Check("GPU", "ok", found)
     if "not found" in problem and not (ROOT / "proc/driver/nvidia").exists():
-        return "", Check("GPU", "absent", "none of NVIDIA's: everything runs on the CPU")
-    fix = "Start a container with --gpus all; else install NVIDIA's driver and restart."
+        return "", Check("GPU", "absent", "no driver of NVIDIA's: everything runs on the CPU")
+    fix = "Install NVIDIA's driver and restart; start a container with --gpus all."
     return "", Check("GPU", "warn", problem or "nvidia-smi lists no GPU", fix)
 
 
 def check_jetpack() -> list[Check]:
     """Whether the JetPack of a Jetson is new enough; nothing elsewhere."""
-    jetpack = read_release(_text(_RELEASE))
-    if jetpack is None:
-        if not _is_jetson():
-            return []
-        fix = "In a container mount it: -v /etc/nv_tegra_release:/etc/nv_tegra_release:ro"
-        return [Check("JetPack", "warn", f"/{_RELEASE} cannot be read", fix)]
-    text = f"{jetpack.version or 'unknown'} (L4T {jetpack.l4t}"
-    text += f": CUDA {jetpack.cuda}, TensorRT {jetpack.tensorrt})" if jetpack.cuda else ")"
-    if not jetpack.version or _numbers(jetpack.tensorrt) >= (10, 3):
-        return [Check("JetPack", "ok", text)]
+    if not _jetson():
+        return []
+    release = re.match(r"#\s*R(\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)", _text(_L4T_FILE))
+    if release is None:
+        fix = f"In a container mount it: -v /{_L4T_FILE}:/{_L4T_FILE}:ro"
+        return [Check("JetPack", "warn", f"/{_L4T_FILE} cannot be read", fix)]
+    prefix = l4t = f"{release[1]}.{release[2]}"
+    while prefix and prefix not in _JETPACKS:
+        prefix = prefix.rpartition(".")[0]
+    version, tensorrt = _JETPACKS.get(prefix, ("unknown", ""))
+    found = f"{version} (L4T {l4t}, TensorRT {tensorrt or 'unknown'})"
+    if not tensorrt or _numbers(tensorrt) >= (10, 3):
+        return [Check("JetPack", "ok", found)]
     fix = "Flash JetPack 6.1 or newer, or run the .onnx files with backend='cpu'."
-    return [Check("JetPack", "warn", f"{text}: its TensorRT is too old for our engines", fix)]
+    return [Check("JetPack", "warn", f"{found}: its TensorRT is too old for our engines", fix)]
 
 
 def check_tensorrt() -> tuple[str, Check]:
-    """TensorRT, and whether it fits our engines and a Jetson.
-
-    Returns:
-        (version of the TensorRT that Python imports, or an empty string; check)
-    """
-    install = _JETSON_ENVIRONMENT if _is_jetson() else "pip install 'tensorrt>=10.3'"
-    facts = probe(_TENSORRT)
-    if "version" not in facts:
-        status: Status = "absent" if is_missing(facts) else "warn"
-        text = f"only engines need it: {facts['error']}"
-        return "", Check("TensorRT", status, text, install)
-    version = str(facts["version"])
-    text = f"{version}, {'of the system' if facts['system'] else 'from pip'}"
-    if _is_jetson() and not facts["system"] and _numbers(version) < (11, 4):
-        text += ": pip's packages for arm64 do not support a Jetson's GPU"
-        return version, Check("TensorRT", "fail", text, f"pip uninstall tensorrt; {install}")
+    """Version of the TensorRT that Python imports, or an empty string; and the check."""
+    install = "pip install 'tensorrt>=10.3'"
+    if jetson := _jetson():
+        install = "sudo apt install nvidia-jetpack; python3 -m venv --system-site-packages ENV"
+    facts = probe(
+        "import tensorrt as t; report(version=t.__version__, system='dist-packages' in t.__file__)"
+    )
+    version = facts.get("version", "")
+    found = f"{version}, {'of the system' if facts.get('system') else 'from pip'}"
+    if not version:
+        status: Status = "absent" if "ModuleNotFoundError" in facts["error"] else "warn"
+        return "", Check("TensorRT", status, f"only engines need it: {facts['error']}", install)
+    if jetson and not facts["system"] and _numbers(version) < (11, 4):
+        found += ": pip's packages for arm64 do not support a Jetson's GPU"
+        return version, Check("TensorRT", "fail", found, f"pip uninstall tensorrt; {install}")
     if _numbers(version) < (10, 3):
-        return version, Check("TensorRT", "warn", f"{text}: our engines need 10.3", install)
-    return version, Check("TensorRT", "ok", text)
+        return version, Check("TensorRT", "warn", f"{found}: our engines need 10.3", install)
+    return version, Check("TensorRT", "ok", found)
 
 
 def check_engines(places: Sequence[Path], tensorrt: str, sm: str) -> list[Check]:
-    """Whether engines, or all engines in a folder, were built for this TensorRT and this GPU.
+    """Whether engines, or all engines in folders, were built for this TensorRT and this GPU.
 
     They were asked for by name, so one that does not fit blocks.
     """
@@ -368,13 +258,13 @@ def check_engines(places: Sequence[Path], tensorrt: str, sm: str) -> list[Check]
             try:
                 built, card = read_plan_version(file), read_sidecar(file)
                 check_content(card, read_model(file)[1], file.name)
-                text = f"built with TensorRT {card.tensorrt} for compute capability {card.sm}"
+                found = f"built with TensorRT {card.tensorrt} for compute capability {card.sm}"
                 if tensorrt and sm:
                     check_loadable(card, built, tensorrt, sm, file.name)
-                    checks.append(Check(file.name, "ok", f"fits this machine: {text}"))
+                    checks.append(Check(file.name, "ok", f"fits this machine: {found}"))
                 else:
-                    text += "; no TensorRT or no GPU is here to load it"
-                    checks.append(Check(file.name, "absent", text))
+                    found += "; no TensorRT or no GPU is here to load it"
+                    checks.append(Check(file.name, "absent", found))
             except FramiEdgeError as error:
                 checks.append(Check(file.name, "fail", error.message, error.fix, needed=True))
     return checks
@@ -382,24 +272,23 @@ def check_engines(places: Sequence[Path], tensorrt: str, sm: str) -> list[Check]
 
 def check_microphone() -> Check:
     """Whether there is a device and a way to record; nothing is recorded."""
-    facts = probe(_MICROPHONE, limit_s=5.0)
-    if "device" in facts:
-        return Check("microphone", "ok", f"{facts['device']}, {facts['rate']:g} Hz (PortAudio)")
+    facts = probe(
+        "import sounddevice\n"
+        "device = sounddevice.query_devices(kind='input')\n"
+        "report(name=device['name'], rate=device['default_samplerate'])"
+    )
+    if "name" in facts:
+        return Check("microphone", "ok", f"{facts['name']}, {facts['rate']:g} Hz (PortAudio)")
     listed, problem = run("arecord", "-l")
     cards = ", ".join(re.findall(r"^card \d+:.*?\[(.*?)\]", listed, re.MULTILINE))
-    if "PortAudioError" in facts["error"] and cards:
-        fix = "`arecord -L` names the devices; pass one: frami-edge-listen MODEL --device NAME"
-        return Check("microphone", "warn", f"{cards}; PortAudio has no default device", fix)
     if cards:
         return Check("microphone", "ok", f"{cards} (arecord)")
-    if is_missing(facts) and "not found" in problem:
-        fix = "pip install sounddevice and apt-get install libportaudio2, or install alsa-utils"
-        return Check("microphone", "absent", "neither sounddevice nor arecord to record with", fix)
     fix = (
-        "Plug one in; in a container add --device /dev/snd; if there is one, sudo usermod -aG "
-        "audio $USER and log in again."
+        "Plug one in and apt-get install alsa-utils; in a container add --device /dev/snd; if there"
+        " is one, sudo usermod -aG audio $USER and log in again."
     )
-    return Check("microphone", "absent", f"no input device: {facts['error']}", fix)
+    found = f"none found: {facts['error']}; {problem or 'arecord lists none'}"
+    return Check("microphone", "absent", found, fix)
 
 
 def examine(
@@ -408,23 +297,23 @@ def examine(
     least_python: tuple[int, int] = (3, 10),
     memory_gb: float = 0.15,
     disk_gb: float = 0.05,
-    audio_needed: bool = False,
+    required: Sequence[str] = ("numpy",),
 ) -> list[Check]:
-    """Look at everything that the runtime uses.
+    """Look at everything that the runtime uses, and at the engines in ``places``.
 
-    Args:
-        places: Engines, or folders of engines, to compare with this machine.
-        least_python: Oldest Python that will do.
-        memory_gb: Free memory below which the check fails.
-        disk_gb: Free disk space below which the check fails.
-        audio_needed: Whether soundfile is needed; a device reads PCM WAV without it.
+    The limits and the required packages are a device's; the trainer needs more.
     """
     sm, gpu = check_gpu()
     version, tensorrt = check_tensorrt()
-    machine = [check_python(least_python), check_memory(memory_gb), check_disk(disk_gb)]
+    packages = [check_package(name, name in required) for name in _PACKAGES]
+    machine = [
+        check_python(least_python),
+        check_memory(memory_gb),
+        check_free("disk", shutil.disk_usage(".").free, disk_gb, "Free some, or use another disk."),
+    ]
     return [
         *grouped("machine", machine),
-        *grouped("packages", check_packages(audio_needed=audio_needed)),
+        *grouped("packages", [*packages, check_onnx_runtime()]),
         *grouped("GPU", [gpu, *check_jetpack(), tensorrt]),
         *grouped("engines", check_engines(places, version, sm)),
         *grouped("sound", [check_microphone()]),
@@ -450,7 +339,7 @@ def as_text(checks: Sequence[Check]) -> str:
 
 
 def verdict(checks: Sequence[Check], what: str) -> str:
-    """One sentence: what stands in the way of ``what``, and how many fixes are worth a look."""
+    """One sentence: whether ``what`` is possible, and how many other checks have a fix."""
     if blocking := [check.name for check in checks if check.blocks]:
         return f"Not ready for {what}: {', '.join(blocking)}."
     others = sum(check.status in ("warn", "fail") for check in checks)
@@ -464,11 +353,7 @@ def as_json(checks: Sequence[Check], version: str) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Look, print, and return 0 if the runtime can work here, else 3.
-
-    Args:
-        arguments: Command line; None for `sys.argv`.
-    """
+    """Look, print, and return 0 if the runtime can work here, else 3."""
     parser = argparse.ArgumentParser(
         prog="python -m frami_edge_runtime.doctor",
         description="What this device has, what it lacks, and the fix for each.",
@@ -479,12 +364,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     options = parser.parse_args(arguments)
     checks = examine(options.places)
-    if options.json:
-        print(json.dumps(as_json(checks, __version__), indent=2))
-    else:
-        print(as_text(checks))
-        print(verdict(checks, "listening"), file=sys.stderr)
-    return NOT_READY if any(check.blocks for check in checks) else 0
+    report = as_json(checks, __version__)
+    print(json.dumps(report, indent=2) if options.json else as_text(checks))
+    print(verdict(checks, "listening"), file=sys.stderr)
+    return 0 if report["ready"] else NOT_READY
 
 
 def _text(path: str) -> str:
@@ -495,9 +378,12 @@ def _text(path: str) -> str:
         return ""
 
 
-def _is_jetson() -> bool:
+def _jetson() -> str:
+    """Name of the Jetson's board, or an empty string."""
     board = _text("proc/device-tree/model")  # all that a container may see
-    return (ROOT / _RELEASE).exists() or bool(re.search("NVIDIA.*(Jetson|Orin|Thor)", board))
+    if re.search("NVIDIA.*(Jetson|Orin|Thor)", board) or (ROOT / _L4T_FILE).exists():
+        return board or "a Jetson"
+    return ""
 
 
 def _numbers(version: str) -> tuple[int, ...]:

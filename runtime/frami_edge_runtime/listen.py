@@ -17,7 +17,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -37,19 +37,16 @@ from frami_edge_runtime.stream import Result
 Source: TypeAlias = "AudioFile | PcmPipe | Microphone"
 Record: TypeAlias = "dict[str, Any]"
 
-DEFAULT_WINDOW_S: Final = 1.0
 MICROPHONE: Final = "mic"
 STDIN: Final = "-"
+DEFAULT_WINDOW_S: Final = 1.0
 METER_FLOOR_DB: Final = -60.0
-WARN_SHARE: Final = 0.1
+QUIETEST_DB: Final = -120.0
+WARN_SHARE: Final = 0.1  # BirdNET-Go's rule: a tenth lost over five minutes is worth a warning
 WARN_OVER_S: Final = 300.0
-"""More than a tenth lost over five minutes is worth a warning: BirdNET-Go's rule."""
-_LOSSES_EVERY_S: Final = 10.0
-_LEVEL_BLOCK_S: Final = 0.01
-_LEVEL_SPAN_S: Final = 20.0
-"""Levels kept beyond a window; the longest block of a source is shorter."""
-_MOST_LEVEL_BLOCKS: Final = 4096
-_QUIETEST_DB: Final = -120.0
+LEVEL_BLOCK_S: Final = 0.01
+LEVEL_SPAN_S: Final = 20.0  # kept beyond a window; the longest block of a source is shorter
+MOST_LEVEL_BLOCKS: Final = 4096
 _EXAMPLES: Final = """examples:
   {prog} student.onnx
   {prog} student.onnx street.wav --on 0.7 --min-on 0.5
@@ -70,25 +67,24 @@ class LevelMeter:
 
     def __init__(self, sample_rate: int, span_s: float) -> None:
         self._rate = sample_rate
-        block_s = max(_LEVEL_BLOCK_S, span_s / _MOST_LEVEL_BLOCKS)
-        self._block = max(1, round(block_s * sample_rate))  # samples
+        block_s = max(LEVEL_BLOCK_S, span_s / MOST_LEVEL_BLOCKS)
+        self._block = round(block_s * sample_rate)  # samples
         self._blocks = math.ceil(span_s * sample_rate / self._block) + 2
         self._sums = np.zeros((2, 1))  # energy and number of samples of each kept block
         self._clock = 0  # samples
 
     def push(self, samples: npt.NDArray[Any]) -> None:
         """Take (N,) samples: int16 with full scale 32768, or float with full scale 1."""
-        most = (self._blocks - 1) * self._block
-        for begin in range(0, len(samples), most):
-            x = samples[begin : begin + most].astype(np.float64)
-            if samples.dtype.kind == "i":
-                x *= float(INT16_SCALE)
-            first = self._clock // self._block
-            at = (self._clock + np.arange(len(x))) // self._block - first
-            self.lose(len(x))
-            size = self._clock // self._block - first + 1
-            self._sums[0, -size:] += np.bincount(at, x * x, minlength=size)
-            self._sums[1, -size:] += np.bincount(at, minlength=size)
+        x = samples.astype(np.float64)
+        if samples.dtype.kind == "i":
+            x *= float(INT16_SCALE)
+        at = (self._clock + np.arange(len(x) + 1)) // self._block - self._clock // self._block
+        self._clock += len(x)
+        size = int(at[-1]) + 1  # the last block may still be empty
+        fresh = [np.bincount(at[:-1], x * x, size), np.bincount(at[:-1], minlength=size)]
+        fresh[0][0] += self._sums[0, -1]
+        fresh[1][0] += self._sums[1, -1]
+        self._sums = np.hstack([self._sums[:, :-1], fresh])[:, -self._blocks :]
 
     def lose(self, samples: int) -> None:
         """Advance the clock over lost samples."""
@@ -106,7 +102,7 @@ class LevelMeter:
         first = max(0, int(t0 * self._rate / self._block) - oldest)
         last = max(first, math.ceil(t1 * self._rate / self._block) - oldest)
         energy, count = self._sums[:, first:last].sum(axis=1).tolist()
-        return max(_QUIETEST_DB, 10 * math.log10(energy / count)) if energy else _QUIETEST_DB
+        return max(QUIETEST_DB, 10 * math.log10(energy / count)) if energy else QUIETEST_DB
 
 
 class _Stop:
@@ -131,19 +127,19 @@ class _Stop:
 
 
 class _Session:
-    """One model on one source.
+    """One model on one source; its records from the start to the summary.
 
     Raises:
-        AudioError: The rate needs soxr, which is not installed.
+        AudioError: The rate needs soxr, which is not installed, or there are no samples.
         StreamError: The options contradict each other or the model.
     """
 
     def __init__(self, classifier: Classifier, source: Source, options: argparse.Namespace) -> None:
         self._classifier, self._source, self._options = classifier, source, options
-        self._rate = source.sample_rate
+        self._rate = rate = source.sample_rate
         forget_s = options.forget_s
         window_s = options.window_s or (None if forget_s else DEFAULT_WINDOW_S)
-        self._stream = classifier.stream(self._rate, window_s, forget_s, options.hop_s)
+        self._stream = classifier.stream(rate, window_s, forget_s, options.hop_s)
         given = {f.name: getattr(options, f.name, None) for f in dataclasses.fields(EventSpec)}
         settings = {name: value for name, value in given.items() if value is not None}
         # Where one sound gives way to another, a few windows contain both and may name neither:
@@ -151,29 +147,26 @@ class _Session:
         self._spec = EventSpec(**{"min_on_s": (window_s or forget_s) / 2, **settings})
         self._detector = EventDetector(self._spec, classifier.labels, forget_s=forget_s)
         self._look_back_s = self._stream.window_s or 2 * forget_s
-        self._meter = LevelMeter(self._rate, self._look_back_s + _LEVEL_SPAN_S)
-        self._limit = sys.maxsize  # samples
-        if options.duration_s is not None:
-            self._limit = round(options.duration_s * self._rate)
-        self._clock = self._lost = self._gaps = self._results = 0
-        self._reviewed = (0, 0)  # clock and lost samples at the last review of the losses
+        self._meter = LevelMeter(rate, self._look_back_s + LEVEL_SPAN_S)
+        # In samples:
+        self._limit = round(options.duration_s * rate) if options.duration_s else sys.maxsize
+        self._clock = self._lost = 0
+        self._reviewed = (0, 0)  # clock and lost at the last review of the losses
+        self._gaps = self._results = 0
         self._shown_to = 0.0  # seconds
         self._started: Counter[str] = Counter()
 
     def records(self, stop: _Stop) -> Iterator[Record]:
-        """Everything from the start to the summary: at the end, the limit or a signal."""
         started = time.perf_counter()
         yield self._start_record()
         reason = yield from self._listen(stop)
         if reason != "once":
-            last = self._stream.flush()
-            if last is not None:
+            if (last := self._stream.flush()) is not None:
                 yield from self._take(last)
             elif reason == "end" and self._clock == 0:
-                raise AudioError(
-                    f"{self._source.name} holds no samples.", fix="Give a source with audio."
-                )
-            yield from self._events(self._detector.finish())
+                fix = "Give a source with audio."
+                raise AudioError(f"{self._source.name} holds no samples.", fix=fix)
+            yield from self._show(self._detector.finish())
         mic = self._source if isinstance(self._source, Microphone) else None
         yield {
             "type": "summary",
@@ -190,9 +183,8 @@ class _Session:
         }
 
     def _start_record(self) -> Record:
-        info, notes = self._classifier.info, []
-        if self._source.device_note:
-            notes.append(self._source.device_note)
+        info = self._classifier.info
+        notes = [self._source.device_note] if self._source.device_note else []
         if self._rate != info.mel.sample_rate:
             notes.append(f"resampled from {self._rate} Hz to {info.mel.sample_rate} Hz")
         return {
@@ -246,15 +238,14 @@ class _Session:
 
     def _review_losses(self) -> Iterator[Record]:
         span, lost = self._clock - self._reviewed[0], self._lost - self._reviewed[1]
-        if span < WARN_OVER_S * self._rate:
-            return
-        self._reviewed = (self._clock, self._lost)
-        if lost > WARN_SHARE * span:
-            message = (
-                f"{100 * lost / span:.0f} % of the audio of the last {WARN_OVER_S / 60:g} minutes "
-                "was lost: this machine does not keep up."
-            )
-            yield {"type": "warning", "message": message}
+        if span >= WARN_OVER_S * self._rate:
+            self._reviewed = (self._clock, self._lost)
+            if lost > WARN_SHARE * span:
+                message = (
+                    f"{100 * lost / span:.0f} % of the audio of the last {WARN_OVER_S / 60:g} "
+                    "minutes was lost: this machine does not keep up."
+                )
+                yield {"type": "warning", "message": message}
 
     def _take(self, result: Result) -> Iterator[Record]:
         self._results += 1
@@ -273,9 +264,9 @@ class _Session:
         }
         self._shown_to = result.t1
         level_db = self._meter.level_db(max(result.t0, result.t1 - self._look_back_s), result.t1)
-        yield from self._events(self._detector.push(result, level_db=level_db))
+        yield from self._show(self._detector.push(result, level_db=level_db))
 
-    def _events(self, events: list[Event]) -> Iterator[Record]:
+    def _show(self, events: list[Event]) -> Iterator[Record]:
         for event in events:
             self._started[event.label] += event.kind == "start"
             yield {"type": "event", **dataclasses.asdict(event)}
@@ -295,7 +286,8 @@ class _Plain:
 
     def __init__(self, *, quiet: bool = False, flush: bool = True) -> None:
         self._quiet, self._flush = quiet, flush
-        self._lost_s, self._next_loss = 0.0, 0.0
+        self._lost_s = 0.0
+        self._next_loss_s = 0.0  # overloaded machines must not fill a log: a line per ten seconds
 
     def show(self, record: Record) -> None:
         kind = record["type"]
@@ -304,68 +296,63 @@ class _Plain:
 
     def show_start(self, start: Record) -> None:
         self.note(
-            f"{_printable(start['model'])}: {len(start['labels'])} classes, {start['model_rate']} "
-            f"Hz, on {start['backend']} ({start['backend_reason']})"
+            f"{start['model']}: {len(start['labels'])} classes, {start['model_rate']} Hz, "
+            f"on {start['backend']} ({start['backend_reason']})"
         )
-        every = f"every {start['hop_s']:.2f} s"
-        mode = f"half of the weight on the last {start['forget_s']} s, {every}"
+        mode = f"half of the weight on the last {start['forget_s']} s,"
         if start["window_s"] is not None:
-            mode = f"windows of {start['window_s']:.2f} s {every}"
-        self.note(
-            f"listening to {_printable(start['source'])} at {start['sample_rate']} Hz, {mode}"
-        )
+            mode = f"windows of {start['window_s']:.2f} s"
+        source = f"{start['source']} at {start['sample_rate']} Hz"
+        self.note(f"listening to {source}, {mode} every {start['hop_s']:.2f} s")
         for note in start["notes"]:
             self.note(f"note: {note}")
 
     def show_result(self, result: Record) -> None:
         meter = _bar(1 - result["level_db"] / METER_FLOOR_DB, 12, "#")
-        top = "  ".join(f"{_printable(name)} {p:.2f}" for name, p in result["top"].items())
+        top = "  ".join(f"{name} {p:.2f}" for name, p in result["top"].items())
         self.output(f"{result['t1']:9.2f} s  {result['level_db']:6.1f} dB [{meter:.<12}]  {top}")
 
     def show_event(self, event: Record) -> None:
-        t0, t1, score = event["t0"], event["t1"], event["score"]
-        label, lost = _printable(event["label"]), "  (audio was lost)" if event["gap"] else ""
-        begin = f"{event['at']:9.2f} s "
+        label, t0, t1 = event["label"], event["t0"], event["t1"]
+        score = f"{event['score']:.2f}" + ("  (audio was lost)" if event["gap"] else "")
         if event["kind"] == "start":
-            self.output(f"{begin} >> {label} began at {t0:.2f} s, {score:.2f}{lost}")
+            self.output(f"{event['at']:9.2f} s  >> {label} began at {t0:.2f} s, {score}")
         elif event["kind"] == "end":
             span = f"{t0:.2f}-{t1:.2f} s, {t1 - t0:.2f} s"
-            self.output(f"{begin} << {label} {span}, best {score:.2f}{lost}")
+            self.output(f"{event['at']:9.2f} s  << {label} {span}, best {score}")
 
     def show_gap(self, gap: Record) -> None:
-        """At most one line per ten seconds: an overloaded machine must not fill a log."""
         self._lost_s += gap["lost_s"]
-        if gap["t"] >= self._next_loss:
-            self._next_loss = gap["t"] + _LOSSES_EVERY_S
+        if gap["t"] >= self._next_loss_s:
+            self._next_loss_s = gap["t"] + 10
             self.note(f"warning: {self._lost_s:.3f} s of audio lost up to {gap['t']:.2f} s")
 
     def show_warning(self, warning: Record) -> None:
         self.note(f"warning: {warning['message']}")
 
     def show_summary(self, summary: Record) -> None:
-        audio_s, events = summary["audio_s"], summary["events"]
+        audio_s, busy_s, events = summary["audio_s"], summary["busy_s"], summary["events"]
         text = f"{audio_s:.1f} s of audio in {summary['wall_s']:.1f} s"
-        if summary["busy_s"] > 0:
-            text += f" ({audio_s / summary['busy_s']:.0f} times real time in the model)"
+        if busy_s > 0:
+            text += f" ({audio_s / busy_s:.0f} times real time in the model)"
         text += f": {summary['results']} results, {sum(events.values())} events"
         if events:
-            counts = (f"{_printable(name)} {n}" for name, n in sorted(events.items()))
-            text += f" ({', '.join(counts)})"
+            text += f" ({', '.join(f'{name} {n}' for name, n in sorted(events.items()))})"
         if summary["lost"]:
             share = 100 * summary["lost_s"] / audio_s
             text += f"; lost {summary['lost_s']:.2f} s ({share:.1f} %) in {summary['gaps']} gaps"
         self.note(text + ("; interrupted" if summary["reason"] == "interrupted" else ""))
 
     def output(self, line: str) -> None:
-        print(line, flush=self._flush)
+        print(_printable(line), flush=self._flush)
 
     def note(self, line: str) -> None:
         if self._flush:  # keeps the order where both streams are one terminal
             sys.stdout.flush()
-        print(line, file=sys.stderr, flush=True)
+        print(_printable(line), file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        pass
+        """Restore the terminal."""
 
 
 class _JsonLines(_Plain):
@@ -374,11 +361,11 @@ class _JsonLines(_Plain):
     def show(self, record: Record) -> None:
         if not (self._quiet and record["type"] == "result"):
             rounded = {k: round(v, 6) if isinstance(v, float) else v for k, v in record.items()}
-            self.output(json.dumps(rounded, allow_nan=False))
+            print(json.dumps(rounded, allow_nan=False), flush=self._flush)
 
 
 class _Live(_Plain):
-    """A rich display of level, top classes and open events, drawn at most ten times per second.
+    """A rich display of level and top classes, drawn at most ten times per second.
 
     Everything else scrolls above it and stays.
 
@@ -395,46 +382,29 @@ class _Live(_Plain):
 
         self._text = Text
         self._lines = ["waiting for the first result"]
-        self._open: dict[str, float] = {}  # label to start in seconds
         self._live = Live(
             console=Console(highlight=False),
             refresh_per_second=10,
             get_renderable=lambda: Text("\n".join(self._lines), no_wrap=True, overflow="ellipsis"),
             transient=True,
         )
-
-    def show_start(self, start: Record) -> None:
         self._live.start()
-        super().show_start(start)
-
-    def show_event(self, event: Record) -> None:
-        self._open[event["label"]] = event["t0"]
-        if event["kind"] == "end":
-            del self._open[event["label"]]
-        super().show_event(event)
 
     def show_result(self, result: Record) -> None:
         level_db, top = result["level_db"], result["top"]
         meter = _bar(1 - level_db / METER_FLOOR_DB, 40, "█")
         width = max(map(len, top))
-        self._lines = [
-            f"{result['t1']:9.2f} s  {level_db:6.1f} dB  {meter}",
-            *(f"{_printable(x):{width}}  {p:.2f}  {_bar(p, 40, '━')}" for x, p in top.items()),
-            *(f"{_printable(label)} since {t0:.1f} s" for label, t0 in self._open.items()),
-        ]
-
-    def show_summary(self, summary: Record) -> None:
-        self.close()
-        super().show_summary(summary)
+        scores = [f"{name:{width}}  {p:.2f}  {_bar(p, 40, '━')}" for name, p in top.items()]
+        lines = [f"{result['t1']:9.2f} s  {level_db:6.1f} dB  {meter}", *scores]
+        self._lines = [_printable(line) for line in lines]
 
     def output(self, line: str) -> None:
-        self._live.console.print(self._text(line))
+        self._live.console.print(self._text(_printable(line)))
 
     def note(self, line: str) -> None:
         self.output(line)
 
     def close(self) -> None:
-        """Restore the terminal."""
         self._live.stop()
 
 
@@ -460,11 +430,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def open_source(options: argparse.Namespace, model_rate: int) -> Source:
-    """The microphone, the pipe or the file that ``options.source`` names.
-
-    Raises:
-        AudioError: It cannot be opened.
-    """
+    """The microphone, the pipe or the file that ``options.source`` names."""
     if options.source == MICROPHONE:
         return Microphone(options.rate or model_rate, options.device, seconds=options.ring_s)
     if options.source != STDIN:
@@ -482,13 +448,10 @@ def _choose_display(options: argparse.Namespace) -> _Plain:
     """JSON Lines where asked for, live on a terminal with rich, else plain lines."""
     terminal = sys.stdout.isatty()
     if terminal and not (options.json or options.plain or options.quiet):
-        try:
+        with suppress(ImportError):
             return _Live()
-        except ImportError:
-            pass
-    flush = options.source in (MICROPHONE, STDIN) or terminal
-    kind = _JsonLines if options.json else _Plain
-    return kind(quiet=options.quiet, flush=flush)
+    display = _JsonLines if options.json else _Plain
+    return display(quiet=options.quiet, flush=terminal or options.source in (MICROPHONE, STDIN))
 
 
 def seconds(text: str) -> float:
@@ -590,21 +553,11 @@ def parse(arguments: Sequence[str] | None, prog: str) -> argparse.Namespace:
         parser.error("raw samples do not state their rate: add --rate, the -ar of ffmpeg")
     if options.top < 1:
         parser.error("--top must be at least 1")
-    if options.window_s and options.forget_s:
-        parser.error("--window and --forget exclude each other")
     return options
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = "frami-edge-listen") -> int:
-    """The console entry point.
-
-    Args:
-        arguments: Command line; None for `sys.argv`.
-        prog: Name in help and errors.
-
-    Returns:
-        The exit code; argparse itself exits with 2.
-    """
+    """The console entry point: returns the exit code; argparse itself exits with 2."""
     options = parse(arguments, prog)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A label that the terminal's encoding lacks must not end a run.
@@ -623,11 +576,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "frami-edge-listen"
     except OSError as error:  # of the output; a source or a model that fails is a FramiEdgeError
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # keeps the flush at exit from failing again
         if not isinstance(error, BrokenPipeError):  # else the reader (`| head`) has gone
-            print(
-                f"error: The output could not be written: {error.strerror}.\n"
-                "fix: Free some space, or send it elsewhere.",
-                file=sys.stderr,
-            )
+            what = f"The output could not be written: {error.strerror}."
+            print(f"error: {what}\nfix: Free some space, or send it elsewhere.", file=sys.stderr)
         return 1
 
 

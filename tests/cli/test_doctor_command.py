@@ -17,27 +17,22 @@ from frami_edge.doctor import check_cuda, check_ranges, check_sets, check_torch,
 from frami_edge_runtime import doctor
 from frami_edge_runtime.doctor import Check
 
-GOOD = Check("torch", "ok", "2.14.1", group="training", needed=True)
-BAD = Check("torchaudio", "fail", "another CUDA", "pip install x", group="training", needed=True)
 MISMATCH = "RuntimeError: PyTorch has CUDA version 13.2 whereas TorchAudio has CUDA version 13.0."
 
 
-def invoke(monkeypatch: pytest.MonkeyPatch, checks: list[Check], *arguments: str) -> Any:
+def test_text_json_and_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    checks = [Check("microphone", "ok", "[red]USB[/red]")]
     monkeypatch.setattr(frami_edge.doctor, "examine", lambda places, root: checks)
-    return CliRunner().invoke(app, ["doctor", *arguments])
-
-
-def test_exit_codes_text_and_json(monkeypatch: pytest.MonkeyPatch) -> None:
-    done = invoke(monkeypatch, [GOOD, Check("mic", "ok", "[red]USB[/red]")])
+    done = CliRunner().invoke(app, ["doctor"])
     assert done.exit_code == 0, done.output
-    assert "[red]USB[/red]" in done.stdout
-    assert done.stderr.endswith("Ready for training.\nnext: frami-edge quickstart\n")
-    done = invoke(monkeypatch, [GOOD, BAD])
+    assert "[red]USB[/red]" in done.stdout  # names of devices are not markup
+    assert "Ready for training." in done.stderr
+    checks.append(Check("torchaudio", "fail", "another CUDA", "pip install x", needed=True))
+    done = CliRunner().invoke(app, ["doctor"])
     assert done.exit_code == 3
     assert "fix: pip install x" in done.stdout
     assert "Not ready for training: torchaudio." in done.stderr
-    assert "fix: torchaudio: pip install x" in done.stderr
-    done = invoke(monkeypatch, [GOOD, BAD], "--json")
+    done = CliRunner().invoke(app, ["doctor", "--json"])
     report = json.loads(done.stdout)
     assert (done.exit_code, report["ready"], len(report["checks"])) == (3, False, 2)
 
@@ -51,17 +46,16 @@ def test_this_machine_is_ready_for_training() -> None:
     assert checks["versions"]["status"] == "ok"
 
 
-def test_requirements_of_all_three_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packages_that_are_missing_or_out_of_range(monkeypatch: pytest.MonkeyPatch) -> None:
     names = {r.name for r in requirements()}
     assert {"torch", "torchaudio", "onnx", "onnxruntime", "numpy", "typer"} <= names
     assert not {"frami-edge-runtime", "tensorrt", "soxr", "hypothesis"} & names
-    real = doctor.version_of
-    changed = {"torch": "2.15.0", "matplotlib": None}
+    real, changed = doctor.version_of, {"torch": "9.0", "matplotlib": None}
     monkeypatch.setattr(doctor, "version_of", lambda name: changed.get(name, real(name)))
     checks = {check.name: check for check in check_ranges()}
     assert set(checks) == set(changed)
     assert checks["torch"].blocks
-    assert checks["torch"].fix == "pip install 'torch<2.15,>=2.11'"
+    assert checks["torch"].fix.startswith("pip install 'torch<")
 
 
 @pytest.mark.parametrize(
@@ -79,10 +73,7 @@ def test_the_pair_of_torch_and_torchaudio(
     checks = check_torch()
     assert [check.status for check in checks] == statuses
     assert words in checks[-1].found
-    if statuses[-1] == "fail":
-        assert checks[-1].fix == (
-            "pip install --force-reinstall 'torch<2.15,>=2.11' 'torchaudio<2.12,>=2.11'"
-        )
+    assert all("--force-reinstall 'torch<" in c.fix for c in checks if c.status == "fail")
 
 
 def test_a_gpu_that_torch_cannot_use_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,7 +171,6 @@ def test_accuracy_on_a_folder_of_real_clips(
     [
         (["--bank", "b"], "int8 is off"),
         (["--fold", "1"], "need data"),
-        (["--int8", "--teacher", "t", "--bank", "b"], "exclude each other"),
         (["--seconds", "1"], "--tensorrt is off"),
         (["--tensorrt", "--seconds", "3:1"], "is not MIN:OPT:MAX"),
         (["--int8", "--bank", "nowhere"], "There is no bank in nowhere"),

@@ -30,11 +30,13 @@ sys.exit((s.recv(1) or b"\\x45")[0])
 def serve(folder: Path) -> None:
     """Put a client for each program into a folder, and answer them until killed."""
     import matplotlib.pyplot  # noqa: F401
-    import onnx  # noqa: F401
     import onnxruntime  # noqa: F401
-    import torch  # noqa: F401
+    import torch
     import torchaudio  # noqa: F401
 
+    # The first export imports what every other one needs: six seconds of CPU time.
+    warm_up = torch.nn.Conv2d(1, 2, 3).eval()
+    torch.onnx.export(warm_up, (torch.zeros(1, 1, 8, 8),), dynamo=True, verbose=False)
     address = str(folder / "socket")
     for program in ("python", "frami-edge", "frami-edge-listen"):
         path = folder / program

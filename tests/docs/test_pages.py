@@ -78,6 +78,7 @@ CHANGES: dict[str, dict[str, str]] = {
         "train-teacher esc10-teacher": f"train-teacher esc10-teacher {TEACHER}",
     },
     "docs/MY_TEACHER.md": {
+        "torch.arange(240)": "torch.arange(96)",
         "{steps: 30, burn_in: 10, batch_size: 24, width: 16}": "{steps: 3, burn_in: 1, width: 16}",
         "{steps: 20, burn_in: 5, batch_size: 24}": "{steps: 3, burn_in: 1}",
         "procedural_clips: 200": "procedural_clips: 64",
@@ -183,9 +184,10 @@ class Reader:
 def keyword_net(reader: Reader) -> None:
     """The network of MY_TEACHER.md, with its weights, front end and labels, under other names."""
     files = {b.file: b.text for b in blocks("docs/MY_TEACHER.md") if b.file}
-    maker = Reader(reader.home / "trained", reader.programs, {})
+    changes = {k: v for k, v in CHANGES["docs/MY_TEACHER.md"].items() if "arange" in k}
+    maker = Reader(reader.home / "trained", reader.programs, changes)
     for name in ("my_nets.py", "train.py"):
-        (maker.work / name).write_text(files[name], encoding="utf-8")
+        maker.follow(Block("docs/MY_TEACHER.md", "python", name, files[name], "", []))
     maker.follow(Block("docs/MY_TEACHER.md", "sh", "", "python train.py\n", "", []))
     (reader.work / "net.py").write_text(files["my_nets.py"].replace("KeywordNet", "Net"))
     for name, suffix in (("weights", ".pt"), ("labels", ".txt"), ("mel", "-mel.yaml")):

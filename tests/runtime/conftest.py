@@ -163,6 +163,13 @@ def model_path(tiny: TinyModel, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def wav_path(clip: np.ndarray, tmp_path: Path) -> Path:
+    from stream_kit import write_wav
+
+    return write_wav(tmp_path / "street.wav", clip)
+
+
 def noise(samples: int, seed: int = 0) -> np.ndarray:
     """Noise whose loudness and pitch wander, so that frames differ."""
     rng = np.random.default_rng(seed)

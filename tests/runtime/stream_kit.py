@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import wave
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,6 +69,20 @@ class Offline:
         if "forget_s" in options:
             weights *= 2.0 ** (-(n - 1 - slots) * self.info.frame_s / options["forget_s"])
         return weights
+
+
+def as_int16(clip: np.ndarray) -> np.ndarray:
+    return (clip * 32767).clip(-32768, 32767).astype("<i2")
+
+
+def write_wav(path: Path, clip: np.ndarray) -> Path:
+    """Write a float clip as 16-bit mono at 8 kHz."""
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(8000)
+        file.writeframes(as_int16(clip).tobytes())
+    return path
 
 
 def listen(stream: Stream, x: np.ndarray, chunks: list[int]) -> list[Result]:

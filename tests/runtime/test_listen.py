@@ -3,56 +3,41 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import pty
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
-import wave
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from stream_kit import as_int16, write_wav
 
 from frami_edge_runtime.classifier import Classifier
 from frami_edge_runtime.events import EventDetector, EventSpec
 from frami_edge_runtime.listen import LevelMeter, main
 
 RATE = 8000
+README = Path(__file__).parents[2] / "runtime" / "README.md"
 PROGRAM = [sys.executable, "-m", "frami_edge_runtime.listen"]
 EASY = ["--window", "0.4", "--hop", "0.1", "--on", "0.25", "--off", "0.2", "--min-on", "0.1"]
-ENDLESS = "while True: out.write(random.randbytes(800)); out.flush(); time.sleep(0.02)"
 
 Records = list[dict[str, Any]]
 Listen = Callable[..., Records]
 FakeArecord = Callable[[str], dict[str, str]]
 
 
-def write_wav(path: Path, samples: np.ndarray) -> Path:
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(RATE)
-        file.writeframes(as_int16(samples).tobytes())
-    return path
-
-
-def as_int16(clip: np.ndarray) -> np.ndarray:
-    return (clip * 32767).clip(-32768, 32767).astype("<i2")
-
-
 def of(records: Records, kind: str) -> Records:
     return [{k: v for k, v in r.items() if k != "type"} for r in records if r["type"] == kind]
-
-
-@pytest.fixture
-def wav_path(clip: np.ndarray, tmp_path: Path) -> Path:
-    return write_wav(tmp_path / "street.wav", clip)
 
 
 @pytest.fixture
@@ -61,37 +46,35 @@ def listen(model_path: Path, capsys: pytest.CaptureFixture[str]) -> Listen:
 
     def run(*arguments: object) -> Records:
         assert main([str(model_path), *map(str, arguments), "--json"]) == 0
-        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        out, err = capsys.readouterr()
+        assert err == ""
+        return [json.loads(line) for line in out.splitlines()]
 
     return run
 
 
 def start(*arguments: object, **settings: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*PROGRAM, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **settings,
-    )
+    command = [*PROGRAM, *map(str, arguments)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, **settings)
 
 
-def rest(process: subprocess.Popen[str]) -> tuple[str, str]:
-    """What is left to read; `communicate` would miss what `readline` has buffered."""
-    with process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        return process.stdout.read(), process.stderr.read()
-
-
-def test_a_file_gives_the_library_s_results_and_events(
-    listen: Listen, wav_path: Path, classifier: Classifier, clip: np.ndarray
+@pytest.mark.parametrize("source", ["file", "pipe"])
+def test_any_source_gives_the_library_s_results_and_events(
+    listen: Listen,
+    wav_path: Path,
+    classifier: Classifier,
+    clip: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+    source: str,
 ) -> None:
-    records = listen(wav_path, *EASY)
+    pcm = as_int16(clip)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(pcm.tobytes())))
+    records = listen(*([wav_path] if source == "file" else ["-", "--rate", RATE]), *EASY)
     assert [records[0]["type"], records[-1]["type"]] == ["start", "summary"]
     stream = classifier.stream(window_s=0.4, hop_s=0.1)
     detector = EventDetector(EventSpec(0.25, 0.2, 0.1), classifier.labels)
-    results = stream.push(as_int16(clip))
+    results = stream.push(pcm)
     last = stream.flush()
     assert last is not None
     events = [e for r in [*results, last] for e in detector.push(r)] + detector.finish()
@@ -106,29 +89,11 @@ def test_a_file_gives_the_library_s_results_and_events(
     ]
     assert all(len(r["top"]) == 3 and r["top"][r["label"]] == r["score"] for r in shown)
     assert all(-60 < r["level_db"] < 0 for r in shown)
-    (summary,) = of(records, "summary")
+    summary = records[-1]
     assert summary["results"] == len(shown)
     assert sum(summary["events"].values()) == len([e for e in events if e.kind == "start"])
     assert (summary["reason"], summary["lost"]) == ("end", 0)
     assert summary["audio_s"] == pytest.approx(len(clip) / RATE, abs=1e-6)
-    assert records[0]["labels"] == list(classifier.labels)
-
-
-def test_pipes_give_the_same_as_files(
-    listen: Listen, wav_path: Path, clip: np.ndarray, model_path: Path
-) -> None:
-    piped = subprocess.run(
-        [*PROGRAM, str(model_path), "-", "--rate", str(RATE), "--json", *EASY],
-        input=as_int16(clip).tobytes(),
-        capture_output=True,
-        timeout=60,
-        check=True,
-    )
-    records = [json.loads(line) for line in piped.stdout.splitlines()]
-    from_file = listen(wav_path, *EASY)
-    for kind in ("result", "event"):
-        assert of(records, kind) == of(from_file, kind)
-    assert piped.stderr == b""
 
 
 def test_options_choose_what_is_reported(listen: Listen, wav_path: Path) -> None:
@@ -139,27 +104,22 @@ def test_options_choose_what_is_reported(listen: Listen, wav_path: Path) -> None
     assert records[-1]["reason"] == "once"
     quiet = listen(wav_path, *EASY, "-q")
     assert {r["type"] for r in quiet} == {"start", "event", "summary"}
-    everything = {e["label"] for e in of(quiet, "event")}
-    some = sorted(everything)[0]
-    assert {e["label"] for e in of(listen(wav_path, *EASY, "--watch", some), "event")} == {some}
+    label = of(quiet, "event")[0]["label"]
+    assert {e["label"] for e in of(listen(wav_path, *EASY, "--watch", label), "event")} == {label}
     assert of(listen(wav_path, *EASY, "--min-level", -1), "event") == []
-    assert of(listen(wav_path, *EASY, "--min-level", -60), "event") != []
-    (begun,) = of(listen("--forget", 0.5, wav_path), "start")  # SOURCE may follow options
-    assert (begun["window_s"], begun["forget_s"], begun["events"]["min_on_s"]) == (None, 0.5, 0.25)
+    (opened,) = of(listen("--forget", 0.5, wav_path), "start")  # SOURCE may follow options
+    assert (opened["window_s"], opened["events"]["min_on_s"]) == (None, 0.25)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "words"),
     [
         (["none.wav"], 1, "none.wav does not exist.\nfix: Check the path"),
         (["{wav}", "--on", "1.5"], 1, "on must be a number in 0..1"),
-        (["{wav}", "--backend", "quantum"], 1, "quantum"),
+        (["{wav}", "--window", "1", "--forget", "1"], 1, "exclude each other"),
         (["{empty}"], 1, "holds no samples"),
-        (["a.wav", "b.wav"], 2, "unrecognized arguments"),
         (["-"], 2, "add --rate"),
         (["{wav}", "--rate", "8000"], 2, "--rate is for mic and -"),
-        (["{wav}", "--channel", "left"], 2, "invalid channel value: 'left'"),
-        (["{wav}", "--window", "1", "--forget", "1"], 2, "exclude each other"),
         (["{wav}", "--duration", "nan"], 2, "invalid seconds value: 'nan'"),
     ],
 )
@@ -170,7 +130,7 @@ def test_errors_name_the_reason_and_the_fix(
     capsys: pytest.CaptureFixture[str],
     arguments: list[str],
     code: int,
-    said: str,
+    words: str,
 ) -> None:
     empty = write_wav(tmp_path / "empty.wav", np.empty(0))
     filled = [a.format(wav=wav_path, empty=empty) for a in arguments]
@@ -180,10 +140,10 @@ def test_errors_name_the_reason_and_the_fix(
         returned = int(str(end.code))
     out, err = capsys.readouterr()
     assert (returned, out) == (code, "")
-    assert said in err
+    assert words in err
 
 
-def test_plain_lines_are_for_people_and_show_no_control_characters(
+def test_plain_lines_show_no_control_characters(
     build_model: Callable[..., Any],
     wav_path: Path,
     tmp_path: Path,
@@ -193,15 +153,11 @@ def test_plain_lines_are_for_people_and_show_no_control_characters(
     path.write_bytes(build_model(labels=("a\x1b[2J", "b\rc")).data)
     assert main([str(path), str(wav_path), *EASY, "--plain"]) == 0
     out, err = capsys.readouterr()
-    lines = out.splitlines()
-    assert any(" >> a?[2J began at" in line for line in lines)
-    assert any(" << " in line and ", best " in line for line in lines)
-    times = [float(line.split(" s ")[0]) for line in lines]
-    assert times == sorted(times)
+    assert " >> a?[2J began at" in out
+    assert " << a?[2J " in out
     assert "2 classes, 8000 Hz, on cpu" in err
     assert "3.8 s of audio in" in err
-    assert "\x1b" not in out + err
-    assert "\r" not in out + err
+    assert not {"\x1b", "\r"} & set(out + err)
 
 
 def test_levels_follow_the_sample_clock() -> None:
@@ -218,78 +174,79 @@ def test_levels_follow_the_sample_clock() -> None:
     assert whole.level_db(2.0, 3.0) == -120.0  # silent
     assert whole.level_db(0.0, 3.0) == pytest.approx(-6.02, abs=0.1)
     whole.lose(100 * RATE)
-    assert whole.level_db(0.0, 200.0) == -120.0
+    assert whole.level_db(0.0, 200.0) == -120.0  # older than the span
 
 
-@pytest.mark.parametrize("source", [["mic"], ["-", "--rate", "8000"]])
+@pytest.mark.parametrize(
+    ("source", "number"), [(["mic"], signal.SIGTERM), (["-", "--rate", "8000"], signal.SIGINT)]
+)
 def test_signals_end_with_a_summary_and_success(
-    model_path: Path, fake_arecord: FakeArecord, source: list[str]
+    model_path: Path, fake_arecord: FakeArecord, source: list[str], number: int
 ) -> None:
-    environment = fake_arecord(ENDLESS)
-    process = start(
-        model_path, *source, *EASY, "--json", env=environment, stdin=subprocess.PIPE
-    )  # a pipe that stays silent
-    assert process.stdout is not None
-    lines = [process.stdout.readline() for _ in range(3 if source == ["mic"] else 1)]
-    time.sleep(0.1)
-    process.send_signal(signal.SIGTERM if source == ["mic"] else signal.SIGINT)
-    out, err = rest(process)
+    endless = "while True: out.write(random.randbytes(800)); out.flush(); time.sleep(0.02)"
+    settings = {"env": fake_arecord(endless), "stdin": subprocess.PIPE}  # the pipe stays silent
+    with start(model_path, *source, *EASY, "--json", **settings) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        time.sleep(0.3)
+        process.send_signal(number)
+        lines, err = process.stdout.readlines(), process.stderr.read()
     assert (process.returncode, err) == (0, "")
-    records = [json.loads(line) for line in [*lines, *out.splitlines()]]
+    records = [json.loads(line) for line in lines]
     assert records[-1]["reason"] == "interrupted"
-    kinds = [r["kind"] for r in of(records, "event")]
+    kinds = [event["kind"] for event in of(records, "event")]
     assert kinds.count("start") == kinds.count("end")
 
 
-def test_lost_samples_are_reported_and_the_clock_advances(
+def test_losses_are_counted_exactly_and_the_readme_names_every_field(
     model_path: Path, fake_arecord: FakeArecord
 ) -> None:
     environment = fake_arecord(
-        "out.write(bytes(16000)); out.flush(); time.sleep(0.3)\n"
+        "out.write(random.randbytes(16000)); out.flush(); time.sleep(0.3)\n"
         "print('overrun!!! (at least 310000.000 ms long)', file=sys.stderr, flush=True)\n"
-        "time.sleep(0.3); out.write(bytes(16000)); out.flush(); time.sleep(30)"
+        "time.sleep(0.3); out.write(random.randbytes(16000)); out.flush(); time.sleep(30)"
     )
-    out, _ = rest(start(model_path, *EASY, "--json", "--duration", "312", env=environment))
-    records = [json.loads(line) for line in out.splitlines()]
-    assert records[0]["source"] == "ALSA device default"
+    process = start(model_path, *EASY, "--json", "--duration", "312", env=environment)
+    records = [json.loads(line) for line in process.communicate(timeout=60)[0].splitlines()]
     assert of(records, "gap") == [{"t": 1.0, "lost": 2_480_000, "lost_s": 310.0}]
     assert [r["gap"] for r in of(records, "result") if r["gap"]] == [2_480_000]
     (warning,) = of(records, "warning")
     assert warning["message"].startswith("99 % of the audio of the last 5 minutes was lost")
     (summary,) = of(records, "summary")
     assert (summary["audio_s"], summary["lost"], summary["gaps"]) == (312.0, 2_480_000, 1)
+    rows = README.read_text(encoding="utf-8").splitlines()
+    for record in records:
+        (row,) = (row for row in rows if row.startswith(f"| `{record['type']}` |"))
+        named = re.findall(r"`(\w+)`", re.sub(r"\([^)]*\)", "", row))  # values are in brackets
+        assert set(named) - {record["type"]} == set(record) - {"type"}
 
 
 def test_a_reader_that_goes_away_and_a_full_disk(model_path: Path, tmp_path: Path) -> None:
     path = write_wav(tmp_path / "long.wav", np.zeros(RATE * 600))
-    process = start(model_path, path, "--json", *EASY)
-    assert process.stdout is not None
-    assert process.stderr is not None
-    process.stdout.readline()
-    process.stdout.close()
-    assert process.wait(30) == 1
-    assert process.stderr.read() == ""
-    process.stderr.close()
+    command = shlex.join([*PROGRAM, str(model_path), str(path), "--json"])
+
+    def shell(line: str) -> tuple[int, str]:
+        settings = {"executable": "/bin/bash", "stdout": subprocess.DEVNULL}
+        run = subprocess.run(
+            line, shell=True, stderr=subprocess.PIPE, text=True, timeout=60, **settings
+        )
+        return run.returncode, run.stderr
+
+    assert shell(f"set -o pipefail; {command} | head -1") == (1, "")
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full: A FULL DISK IS NOT TESTED HERE")
-    line = f"{shlex.join([*PROGRAM, str(model_path), str(path), *EASY])} >/dev/full"
-    run = subprocess.run(line, shell=True, capture_output=True, text=True, timeout=60)
-    assert run.returncode == 1
-    assert run.stderr.endswith(
-        "error: The output could not be written: No space left on device.\n"
-        "fix: Free some space, or send it elsewhere.\n"
-    )
+    code, err = shell(f"{command} >/dev/full")
+    assert code == 1
+    assert err.startswith("error: The output could not be written: No space left on device.\nfix: ")
 
 
 def test_on_a_terminal_it_is_live_and_restores_it(model_path: Path, wav_path: Path) -> None:
     pytest.importorskip("rich")
     ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [*PROGRAM, str(model_path), str(wav_path), *EASY],
-        stdout=theirs,
-        stderr=theirs,
-        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
-    )
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+    command = [*PROGRAM, str(model_path), str(wav_path), *EASY]
+    process = subprocess.Popen(command, stdout=theirs, stderr=theirs, env=environment)
     os.close(theirs)
     shown = b""
     try:
@@ -300,20 +257,6 @@ def test_on_a_terminal_it_is_live_and_restores_it(model_path: Path, wav_path: Pa
     os.close(ours)
     assert process.wait(30) == 0
     text = shown.decode()
-    assert "windows of 0.40 s every 0.10 s" in text
-    assert "began at" in text
-    assert "of audio in" in text.splitlines()[-1]
+    for words in ("windows of 0.40 s every 0.10 s", "began at", "3.8 s of audio in"):
+        assert words in text
     assert text.rfind("\x1b[?25h") > text.rfind("\x1b[?25l") >= 0  # the cursor is shown again
-
-
-def test_starting_stays_light(model_path: Path, wav_path: Path) -> None:
-    code = (
-        "import sys; from frami_edge_runtime.listen import main; "
-        f"main([{str(model_path)!r}, {str(wav_path)!r}, '-q']); "
-        "print(*sorted({m.split('.')[0] for m in sys.modules}))"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loaded = set(run.stdout.splitlines()[-1].split())
-    assert "onnxruntime" in loaded
-    heavy = {"rich", "soundfile", "sounddevice", "soxr", "torch", "scipy", "typer", "pydantic"}
-    assert not loaded & heavy

@@ -1,0 +1,254 @@
+"""What `invert` and `distill` need around their loops: config, run folder, pictures and card."""
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+from pydantic import BaseModel
+
+from frami_edge import plots
+from frami_edge.bank import Bank, BankSampler, check_bank, health_warnings
+from frami_edge.checkpoint import Card, Teacher
+from frami_edge.config import BankConfig, DistillConfig, JourneyConfig, load_config
+from frami_edge.device import Compute, Precision, choose_compute, place, set_seed, world
+from frami_edge.distillation import Sampler
+from frami_edge.errors import BankError
+from frami_edge.io import plain
+from frami_edge.models import StudentNet
+from frami_edge.runs import RunFolder, record_compute
+from frami_edge.sources import LEARNED
+from frami_edge.teachers import load_teacher
+from frami_edge.teachers.foreign import ForeignTeacher
+from frami_edge.teachers.opening import TeacherDescription, write_description
+
+log = logging.getLogger("frami_edge")
+
+PathLike = str | os.PathLike[str]
+M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
+
+
+def journey_config(
+    config: JourneyConfig | PathLike | None = None,
+    *,
+    bank: Bank | None = None,
+    seed: int | None = None,
+    sources: Mapping[str, float] | Sequence[str] | None = None,
+    steps: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> JourneyConfig:
+    """The config of a run, with everything that the arguments of `invert` or `distill` change.
+
+    Args:
+        config: As in `invert`.
+        bank: A given bank, whose config and seed are the defaults where `config` is None.
+        seed: As in `invert`.
+        sources: As in `invert`.
+        steps: As in `invert`.
+        overrides: As in `invert`; a value of None changes nothing.
+
+    Raises:
+        ConfigError: With every mistake, one per line.
+    """
+    if config is None and bank is not None:
+        frames, crops = bank.index.frames, DistillConfig()
+        config = JourneyConfig(
+            bank=BankConfig.model_validate(bank.index.config),
+            distill=DistillConfig(
+                crop_min=min(crops.crop_min, frames), crop_max=min(crops.crop_max, frames)
+            ),
+            seed=bank.index.seed,
+        )
+    if sources is not None and not isinstance(sources, Mapping):
+        sources = dict.fromkeys(sources, 1.0)
+    changes: dict[str, Any] = {"seed": seed, "bank.sources": sources}
+    changes |= {f"bank.{source}.steps": steps for source in ("inversion", "translator")}
+    config = JourneyConfig() if config is None else config
+    return changed(config, JourneyConfig, changes | dict(overrides or {}))
+
+
+def changed(config: BaseModel | PathLike, model: type[M], overrides: Mapping[str, Any] | None) -> M:
+    """A config with values replaced by their dotted keys, validated again.
+
+    Raises:
+        ConfigError: With every mistake, one per line.
+    """
+    changes = {key: value for key, value in (overrides or {}).items() if value is not None}
+    if isinstance(config, model) and not changes:
+        return config
+    texts = [f"{key}={json.dumps(plain(value))}" for key, value in changes.items()]
+    if isinstance(config, BaseModel):
+        return load_config(model, config.model_dump(mode="json"), texts)
+    return load_config(model, Path(config) if isinstance(config, os.PathLike) else config, texts)
+
+
+@dataclass(frozen=True)
+class Journey:
+    """One inversion or distillation: what it reads, where it computes and where it writes.
+
+    Attributes:
+        teacher: The teacher, on its device.
+        config: The config.
+        compute: Device and precision.
+        deterministic: Whether a GPU uses deterministic kernels.
+        out: Run folder; None for a temporary one.
+    """
+
+    teacher: Teacher
+    config: JourneyConfig
+    compute: Compute
+    deterministic: bool
+    out: PathLike | None
+
+    @classmethod
+    def prepare(
+        cls,
+        teacher: Teacher | PathLike,
+        config: JourneyConfig,
+        out: PathLike | None,
+        device: str,
+        precision: Precision,
+        deterministic: bool,
+    ) -> "Journey":
+        """Open the teacher and choose the device; nothing is written."""
+        compute = compute_for(device, precision, deterministic, config.seed)
+        loaded = load_teacher(teacher)
+        place(loaded.model, compute)
+        if isinstance(loaded.model, ForeignTeacher):
+            for sentence in loaded.model.doubts:
+                log.warning(sentence)
+        return cls(loaded, config, compute, deterministic, out)
+
+    @cached_property
+    def folder(self) -> Path:
+        """The run folder."""
+        return new_folder(self.out)
+
+    @contextmanager
+    def run(
+        self,
+        command: str,
+        *,
+        hashes: Mapping[str, str] | None = None,
+        resume: bool = False,
+        overwrite: bool = False,
+    ) -> Iterator[RunFolder]:
+        """The run folder, with what decides the result recorded.
+
+        Under torchrun rank N > 0 has a folder of its own, named `folder.rank-N`.
+        """
+        log.info("Device: %s", self.compute.reason)
+        rank, ranks = world()
+        folder = self.folder.with_name(f"{self.folder.name}.rank-{rank}") if rank else self.folder
+        with RunFolder.create(
+            folder,
+            command=command,
+            config=self.config,
+            resume=resume,
+            overwrite=overwrite,
+            hashes={"teacher": self.teacher.sha256, **(hashes or {})},
+            seeds={"seed": self.config.seed},
+            device=self.compute.reason,
+        ) as run:
+            record_compute(run, self.compute, deterministic=self.deterministic)
+            if isinstance(self.teacher.description, TeacherDescription):
+                write_description(run.path("teacher.yaml"), self.teacher.description)
+            yield run
+        if ranks > 1:
+            dist.barrier()  # no process returns before rank 0 has written everything
+
+    def sampler(self, bank: Bank | Sampler) -> Sampler:
+        """Clips of a given bank, which must fit teacher and config; any other sampler as it is.
+
+        Raises:
+            BankError: The bank belongs to another teacher, lacks a source, or has clips of another
+                length.
+        """
+        if not isinstance(bank, Bank):
+            return bank
+        check_bank(bank, self.teacher.mel, self.teacher.labels, self.teacher.sha256)
+        frames, wanted = bank.index.frames, self.config.bank.frames
+        if frames != wanted:
+            raise BankError(
+                f"The clips in {bank.folder} have {frames} mel frames, bank.frames is {wanted}.",
+                fix=f"Add --set bank.frames={frames} (in Python: overrides={{'bank.frames': "
+                f"{frames}}}), or make another bank.",
+            )
+        return BankSampler(bank, self.config.bank.shares)
+
+    def card(self, student: StudentNet, metrics: dict[str, Any]) -> Card:
+        """The card of the distilled student."""
+        return Card(
+            kind="student",
+            arch=student.arch.model_dump(mode="json"),
+            mel=self.teacher.mel.to_dict(),
+            labels=self.teacher.labels,
+            teacher_sha256=self.teacher.sha256,
+            teacher_trained_on=self.teacher.card.trained_on,
+            recipe=self.config.model_dump(mode="json"),
+            metrics=metrics,
+            licence=self.teacher.card.licence,
+        )
+
+    def kept(self, result: T) -> T:
+        """The result; a temporary folder is deleted together with it."""
+        return kept(result, self.folder, self.out)
+
+
+def compute_for(device: str, precision: Precision, deterministic: bool, seed: int) -> Compute:
+    """Device and precision; on a GPU with deterministic kernels where asked for."""
+    compute = choose_compute(device, precision)
+    if deterministic and compute.device.type == "cuda":
+        set_seed(seed, deterministic=True)
+    return compute
+
+
+def new_folder(out: PathLike | None) -> Path:
+    """The folder `out`, or a temporary one."""
+    return Path(tempfile.mkdtemp(prefix="frami-edge-") if out is None else out)
+
+
+def kept(result: T, folder: Path, out: PathLike | None) -> T:
+    """The result; a temporary folder is deleted together with it."""
+    if out is None:
+        weakref.finalize(result, shutil.rmtree, folder, ignore_errors=True)
+    return result
+
+
+def draw_bank(run: RunFolder, bank: Bank) -> dict[str, str]:
+    """Mel grids, loss curves and diversity; their paths in the run. Warns of a poor bank."""
+    for sentence in health_warnings(bank.index.health):
+        log.warning(sentence)
+    pictures = {"diversity": "plots/diversity.png"}
+    labels = list(bank.index.labels)
+    plots.diversity(run.path(pictures["diversity"]), {**bank.index.health, "labels": labels})
+    for source in bank.sources:
+        pictures[f"mels-{source}"] = f"plots/mels-{source}.png"
+        title = f"{source.replace('_', ' ')}: clips by the class that the teacher predicts"
+        plots.mel_grid(
+            run.path(pictures[f"mels-{source}"]), bank.examples(source), bank.spec, title
+        )
+        if source in LEARNED:
+            pictures |= draw_curves(run, source)
+    return pictures
+
+
+def draw_curves(run: RunFolder, phase: str) -> dict[str, str]:
+    """One curve per metric of a phase; the path in the run."""
+    rows = [row for row in run.metrics() if row.get("phase") == phase]
+    if not rows:
+        return {}
+    names = dict.fromkeys(key for row in rows for key in row if key not in ("step", "phase"))
+    path = f"plots/curves-{phase}.png"
+    plots.curves(run.path(path), rows, [[name] for name in names], f"{phase}: loss terms")
+    return {f"curves-{phase}": path}
