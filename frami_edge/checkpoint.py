@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, overload
 
 import torch
 from pydantic import Field, ValidationError
@@ -73,19 +73,13 @@ class Card(Strict):
 
 @dataclass(eq=False)
 class _Opened:
-    """A network with everything that is needed to use it.
-
-    Attributes:
-        model: The network, in evaluation mode and without gradients.
-        card: What its checkpoint says about it.
-        mel: Its front end.
-        sha256: Hash of its weights file; of the weights themselves for a module in memory.
-    """
+    """A network, in evaluation mode and without gradients, with what is needed to use it."""
 
     model: Any
     card: Card
     mel: MelSpec
     sha256: str
+    """Hash of the weights file; of the weights themselves for a module in memory."""
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -99,25 +93,22 @@ class _Opened:
 
     def __call__(self, x_B1MT: Tensor) -> Tensor:
         """(B, 1, M, T) normalised log-mels to (B, K) logits."""
-        logits_BK: Tensor = self.model(x_B1MT)
-        return logits_BK
+        return cast(Tensor, self.model(x_B1MT))
 
     def hidden(self, x_B1MT: Tensor) -> Hidden:
         """Frame features, pooled state and logits of (B, 1, M, T) normalised log-mels."""
-        hidden: Hidden = self.model.hidden(x_B1MT)
-        return hidden
+        return cast(Hidden, self.model.hidden(x_B1MT))
 
 
 @dataclass(eq=False)
 class Teacher(_Opened):
     """A trained classifier: ours, or any network that `load_teacher` accepts.
 
-    Attributes:
-        model: The network, with what `models.TeacherLike` lists.
-        description: How a teacher in Python code is built, a `teachers.TeacherDescription`.
+    Its model has what `models.TeacherLike` lists.
     """
 
     description: Strict | None = None
+    """How a teacher in Python code is built, a `teachers.TeacherDescription`."""
 
 
 @dataclass(eq=False)
@@ -135,8 +126,7 @@ class Student(_Opened):
 def save_checkpoint(path: Path, model: nn.Module, card: Card) -> str:
     """Write weights and card; returns the file's SHA-256."""
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    data = save(tensors, metadata={_KEY: card.model_dump_json()})
-    atomic_write_bytes(path, data)
+    atomic_write_bytes(path, save(tensors, metadata={_KEY: card.model_dump_json()}))
     return sha256_file(path)
 
 
@@ -147,9 +137,8 @@ def read_card(path: Path) -> tuple[Card, dict[str, Tensor]]:
         CheckpointError: Missing, damaged, not ours, or of another schema.
     """
     if not path.is_file():
-        folder = " It is a folder." if path.is_dir() else ""
         raise CheckpointError(
-            f"There is no checkpoint {path}.{folder}",
+            f"There is no checkpoint {path}.",
             fix="Check the path; `frami-edge train-teacher` writes RUN/teacher.safetensors, "
             "`frami-edge distill` RUN/student.safetensors.",
         )

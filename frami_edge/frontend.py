@@ -14,10 +14,9 @@ import torchaudio
 from frami_edge_runtime.errors import AudioError
 from frami_edge_runtime.melspec import MelSpec
 
-MIN_RATE_HZ = 1_000
-MAX_RATE_HZ = 768_000
+MIN_RATE_HZ, MAX_RATE_HZ = 1_000, 768_000
 _MAX_KERNEL_TERMS = 1 << 23
-"""Upper bound on the resampling kernel's size (about 32 MB), whatever a file's header claims."""
+"""Upper bound on the resampling kernel's size: about 32 MB."""
 
 
 class LogMel(torch.nn.Module):
@@ -25,19 +24,12 @@ class LogMel(torch.nn.Module):
 
     The window and the transform are torchaudio's; the mel filters are the spec's own, so that the
     trainer and the device multiply by the same numbers.
-
-    Args:
-        spec: The front end.
-
-    Raises:
-        AudioError: From `forward`, where the samples are no float tensor or too short for a frame.
     """
 
     mean: torch.Tensor
     std: torch.Tensor
 
     def __init__(self, spec: MelSpec) -> None:
-        """Build the transforms; the filters and the normalisation become buffers."""
         super().__init__()
         self.spec = spec
         self.spectrogram = torchaudio.transforms.Spectrogram(
@@ -85,19 +77,15 @@ class LogMel(torch.nn.Module):
                 energy = energy + self.spec.log_eps
             else:
                 energy = energy.clamp(min=self.spec.log_eps)
-            log_mel: torch.Tensor = energy.log() * self.spec.log_scale
-            return (log_mel - self.mean) / self.std
+            normalised: torch.Tensor = (energy.log() * self.spec.log_scale - self.mean) / self.std
+            return normalised
 
 
 def tile_to_window(samples: torch.Tensor, spec: MelSpec) -> torch.Tensor:
     """Repeat a clip that is too short for a single frame until it fills one FFT window.
 
     Repetition keeps level and spectrum; zeros would put digital silence into the statistics. A clip
-    that gives at least one frame is returned as it is.
-
-    Args:
-        samples: (..., N) samples.
-        spec: Says how many samples a frame needs.
+    (..., N) that gives at least one frame is returned as it is.
 
     Raises:
         AudioError: The clip is empty.
@@ -129,8 +117,7 @@ def resample(samples: torch.Tensor, from_rate: int, to_rate: int) -> torch.Tenso
             )
     if from_rate == to_rate:
         return samples
-    kernel = _kernel(from_rate, to_rate, samples.device, samples.dtype)
-    resampled: torch.Tensor = kernel(samples)
+    resampled: torch.Tensor = _kernel(from_rate, to_rate, samples.device, samples.dtype)(samples)
     return resampled
 
 

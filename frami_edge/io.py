@@ -28,12 +28,6 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     The temporary name keeps the suffix, by which writers choose a format. Missing parent folders
     are made. A symbolic link is written through, not replaced.
 
-    Args:
-        path: The finished file.
-
-    Yields:
-        The path to write to, in the same folder.
-
     Raises:
         OSError: `path` cannot be written; `filename` is `path`, never the temporary name.
     """
@@ -59,7 +53,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write `data` to `path`, whole or not at all; raises as `atomic_path`."""
+    """Write `data` whole or not at all; raises as `atomic_path`."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(data)
 
@@ -75,12 +69,7 @@ def atomic_write_json(path: str | os.PathLike[str], value: object) -> None:
 
 
 def json_text(value: object, *, indent: int | None = 2) -> str:
-    """JSON in ASCII, with NaN and infinities as null.
-
-    Args:
-        value: What `plain` understands; keys keep their order.
-        indent: Spaces per level; None for one line.
-    """
+    """JSON in ASCII of what `plain` understands; with ``indent=None`` on one line."""
     return json.dumps(plain(value), indent=indent, allow_nan=False)
 
 
@@ -88,10 +77,7 @@ def plain(value: Any) -> Any:
     """`value` as dicts, lists, strings, finite numbers, booleans and None.
 
     Understands pydantic models, mappings, sequences, sets, paths, enums, dates, and everything with
-    `tolist()` (NumPy scalars and arrays, tensors).
-
-    Raises:
-        TypeError: A value of another kind.
+    `tolist()` (NumPy scalars and arrays, tensors); anything else is a TypeError.
     """
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
@@ -103,10 +89,10 @@ def plain(value: Any) -> Any:
         return plain(value.model_dump())
     if isinstance(value, Mapping):
         return {str(plain(key)): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
     if isinstance(value, set | frozenset):
         return [plain(item) for item in sorted(value)]
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, date):
@@ -120,8 +106,7 @@ def read_small(path: str | os.PathLike[str], most: int) -> bytes:
     """The whole of a regular file of at most ``most`` bytes.
 
     Raises:
-        OSError: It cannot be read, is not a regular file (reading a pipe may never end), or is
-            larger.
+        OSError: It cannot be read, is not a regular file (a pipe may never end), or is larger.
     """
     file = Path(path)
     size = file.stat().st_size

@@ -32,7 +32,6 @@ from frami_edge.io import (
     atomic_write_text,
     json_text,
     plain,
-    read_small,
     sha256_file,
 )
 
@@ -85,13 +84,12 @@ class RunFolder:
         hashes: Mapping[str, str] | None = None,
         seeds: Mapping[str, int] | None = None,
         device: str = "",
-        way_on: str = "continue it with --resume",
     ) -> RunFolder:
         """Make or reopen a run.
 
         Args:
             path: The folder; an existing one must be empty, or a run to resume or overwrite.
-            command: Name of the command, such as `distill`.
+            command: Its name, such as `distill`.
             config: Written to config.yaml; a resumed run must have the same.
             overwrite: Delete an existing run; nothing but a run is ever deleted.
             resume: Continue an existing run with its metrics and facts; its inputs must be the
@@ -100,17 +98,24 @@ class RunFolder:
             hashes: SHA-256 by role, for inputs that are not files.
             seeds: Seeds by name, for the manifest.
             device: Device, precision and the reason for them, for the manifest.
-            way_on: What the command offers where there is a run already; empty for nothing.
 
         Raises:
             RunError: The folder is in use, not a run, or another run; or there is nothing to
                 resume.
         """
         folder = Path(path)
-        _check_folder(folder, resume=resume)
+        foreign = _content(folder) and not (folder / MANIFEST).is_file()
+        if foreign or (folder.exists() and not folder.is_dir()):
+            what = "is not empty and holds no run of frami-edge" if foreign else "is a file"
+            raise RunError(f"{folder} {what}.", fix="Give another --out.")
+        if resume and not _content(folder):
+            raise RunError(f"{folder} holds no run to resume.", fix="Start without --resume.")
         written = plain(config)
         # Hashing first: a wrong path must not leave a folder behind.
-        read: dict[str, Any] = {role: _input(file) for role, file in (inputs or {}).items()}
+        read: dict[str, Any] = {
+            role: {"path": os.fspath(p), "sha256": None if Path(p).is_dir() else sha256_file(p)}
+            for role, p in (inputs or {}).items()
+        }
         read |= {role: {"path": None, "sha256": value} for role, value in (hashes or {}).items()}
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK)
@@ -128,41 +133,37 @@ class RunFolder:
                     _check_same(folder, old, command, written, read)
                     manifest = {**old, "resumes": old.get("resumes", 0) + 1}
                 elif overwrite:
-                    _clear(folder)
+                    for entry in _content(folder):
+                        link_or_file = entry.is_symlink() or not entry.is_dir()
+                        entry.unlink() if link_or_file else shutil.rmtree(entry)
                 else:
                     state = "a finished" if old.get("status") == "finished" else "an unfinished"
                     raise RunError(
                         f"{folder} already holds {state} run of {old.get('command')}.",
-                        fix=f"Give another --out, or {way_on}."
-                        if way_on
-                        else "Give another --out.",
+                        fix="Give another --out, or continue it with --resume.",
                     )
             manifest = manifest or _new_manifest(command)
             manifest |= {"status": "running", "error": None, "inputs": read}
             manifest |= {"seeds": dict(seeds or {}), "device": device}
             # The manifest comes first: it marks the folder as a run.
             atomic_write_json(folder / MANIFEST, manifest)
-            for file in [*folder.glob(".*"), *folder.glob("*/.*")]:
-                if _LEFTOVER.match(file.name):
-                    file.unlink(missing_ok=True)
+            for leftover in [*folder.glob(".*"), *folder.glob("*/.*")]:
+                if _LEFTOVER.match(leftover.name):
+                    leftover.unlink(missing_ok=True)
             if not (folder / CONFIG).exists():
                 atomic_write_text(folder / CONFIG, dump(written))
-            _drop_torn_line(folder / METRICS)
+            # Without its newline, a torn last line would swallow the next row.
+            if (folder / METRICS).is_file():
+                with (folder / METRICS).open("r+b") as file:
+                    file.truncate(file.read().rfind(b"\n") + 1)
         except BaseException:
             lock.release()
             raise
         return cls(folder, lock, manifest)
 
     def path(self, name: str) -> Path:
-        """A path inside the folder; the folders above it are made.
-
-        Raises:
-            ValueError: `name` is outside the run.
-        """
-        relative = Path(name)
-        if relative.is_absolute() or ".." in relative.parts:
-            raise ValueError(f"{name} is not inside the run")
-        place = self.folder / relative
+        """A path inside the folder; the folders above it are made."""
+        place = self.folder / name
         place.parent.mkdir(parents=True, exist_ok=True)
         return place
 
@@ -188,23 +189,19 @@ class RunFolder:
         rows: list[dict[str, Any]] = []
         lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
         for number, line in enumerate(lines, start=1):
-            row = None
-            with contextlib.suppress(ValueError):
-                row = json.loads(line)
-            if not isinstance(row, dict):
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
                 raise RunError(
-                    f"{path} is damaged: line {number} is not a JSON object.",
+                    f"{path} is damaged: line {number} is not JSON.",
                     fix="Delete that line, or start the run again.",
-                )
-            rows.append(row)
+                ) from None
         return rows
 
     def rewind(self, step: int, **match: Any) -> None:
         """Drop the metrics after `step`, which a resumed run is about to repeat.
 
-        Args:
-            step: The last step that the checkpoint holds.
-            match: Drop only rows with these values, such as `phase="distill"`.
+        Only rows with the values of `match` are dropped, such as those of `phase="distill"`.
         """
         rows = self.metrics()
         kept = [
@@ -273,7 +270,7 @@ def read_manifest(folder: PathLike) -> dict[str, Any]:
     """
     file = Path(folder) / MANIFEST
     try:
-        manifest = json.loads(read_small(file, 64 << 20))
+        manifest = json.loads(file.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         raise RunError(
             f"{folder} holds no run: {MANIFEST} is missing.", fix="Check the path."
@@ -288,27 +285,10 @@ def read_manifest(folder: PathLike) -> dict[str, Any]:
     return manifest
 
 
-def _check_folder(folder: Path, *, resume: bool) -> None:
-    """Refuse a file, a folder with other things, and to resume where there is nothing."""
-    if folder.exists() and not folder.is_dir():
-        raise RunError(f"{folder} is a file, not a folder.", fix="Give another --out.")
-    if _content(folder) and not (folder / MANIFEST).is_file():
-        raise RunError(
-            f"{folder} is not empty and holds no run of frami-edge.", fix="Give another --out."
-        )
-    if resume and not _content(folder):
-        raise RunError(f"{folder} holds no run to resume.", fix="Start without --resume.")
-
-
 def _content(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return [f for f in folder.iterdir() if f.name != LOCK and not _LEFTOVER.match(f.name)]
-
-
-def _clear(folder: Path) -> None:
-    for entry in _content(folder):
-        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
 
 
 def _check_same(
@@ -356,18 +336,6 @@ def _differences(a: Any, b: Any, key: str = "") -> list[str]:
     return [] if a == b else [f"{key or 'config'}: {a!r} -> {b!r}"]
 
 
-def _drop_torn_line(path: Path) -> None:
-    """Without its newline, a torn last line would swallow the next row."""
-    if path.is_file():
-        with path.open("r+b") as file:
-            file.truncate(file.read().rfind(b"\n") + 1)
-
-
-def _input(file: PathLike) -> dict[str, str | None]:
-    path = Path(file)
-    return {"path": os.fspath(file), "sha256": None if path.is_dir() else sha256_file(path)}
-
-
 def _merge(into: dict[str, Any], facts: dict[str, Any]) -> None:
     for key, value in facts.items():
         if isinstance(value, dict) and isinstance(into.get(key), dict):
@@ -380,10 +348,8 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-# --- What a result was made with: versions, commit and machine; never user, host or folders
-
-
 def _new_manifest(command: str) -> dict[str, Any]:
+    """What a result is made with: versions, commit and machine; never user, host or folders."""
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # macOS
@@ -392,7 +358,7 @@ def _new_manifest(command: str) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "command": command,
-        "command_line": command_line(),
+        "command_line": ["frami-edge", *sys.argv[1:]],
         "started": _now(),
         "finished": None,
         "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
@@ -400,11 +366,6 @@ def _new_manifest(command: str) -> dict[str, Any]:
         "machine": {"system": system, "cpu": _cpu_model(), "cores": cores},
         "seconds": {},
     }
-
-
-def command_line() -> list[str]:
-    """The typed command, with the program by its name alone."""
-    return ["frami-edge", *sys.argv[1:]]
 
 
 def git_commit(package: Path = Path(__file__).parent) -> dict[str, str | bool] | None:
@@ -415,16 +376,15 @@ def git_commit(package: Path = Path(__file__).parent) -> dict[str, str | bool] |
     root = package.parent
     if not (root / ".git").exists():
         return None
-    git = ["git", "-C", str(root)]
     try:
         commit, changed = (
-            subprocess.run(
-                [*git, *args], capture_output=True, text=True, timeout=10, check=True
-            ).stdout.strip()
-            for args in (
-                ["rev-parse", "HEAD"],
-                ["status", "--porcelain", "--untracked-files=no"],
-            )
+            subprocess.check_output(
+                ["git", "-C", root, *words.split()],
+                stderr=subprocess.DEVNULL,
+                text=True,
+                timeout=10,
+            ).strip()
+            for words in ("rev-parse HEAD", "status --porcelain --untracked-files=no")
         )
     except (OSError, subprocess.SubprocessError):
         return None
@@ -463,24 +423,16 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+def _cpu_model() -> str:
     with contextlib.suppress(OSError):
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() in ("model name", "Model") and value.strip():
-                return value.strip()
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        if found := re.search(r"^(?:model name|Model)\s*:\s*(\S.*?)\s*$", text, re.MULTILINE):
+            return found[1]
     return platform.processor() or platform.machine()
 
 
-# --- Checkpoints to resume from: tensors and plain values, checked by a hash when read
-
-
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` whole or not at all; an earlier file stays until then.
-
-    Raises:
-        OSError: It cannot be written.
-    """
+    """Write tensors and plain values to resume from, with a hash, whole or not at all."""
     import torch
 
     buffer = io.BytesIO()
@@ -490,11 +442,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any] | None:
-    """What `save_state` wrote; None where there is no file or a damaged one. Runs no code.
-
-    Raises:
-        OSError: It cannot be read.
-    """
+    """What `save_state` wrote; None where there is no file or a damaged one. Runs no code."""
     import torch
 
     if not path.exists():
@@ -508,12 +456,7 @@ def load_state(path: Path) -> dict[str, Any] | None:
 
 
 def damaged(path: Path, what: str) -> str:
-    """The warning where `load_state` gave None for a file.
-
-    Args:
-        path: The checkpoint.
-        what: What is computed again.
-    """
+    """The warning where `load_state` gave None for a file; `what` is computed again."""
     return (
         f"The checkpoint {path} is damaged: {what} is done again from its first step, to the same "
         "result."

@@ -9,7 +9,6 @@ import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +35,6 @@ from frami_edge.io import atomic_write_text
 from frami_edge.models import ResNetTeacher
 from frami_edge.progress import Progress, ProgressCallback
 from frami_edge.runs import RunFolder, load_state, save_state
-from frami_edge_runtime.melspec import MelSpec
 
 log = logging.getLogger("frami_edge")
 
@@ -45,62 +43,15 @@ TEACHER = "teacher.safetensors"
 
 
 @dataclass
-class Material:
-    """The two sides of a fold: normalised log-mels to train and to test on."""
-
-    data: SoundSet
-    fold: str
-    """The fold held out."""
-    train: Features
-    test: Features
-
-    @property
-    def mel(self) -> MelSpec:
-        """The front end, with the mean and standard deviation of the training clips."""
-        return self.train.mel
-
-    def trained_on(self) -> TrainedOn:
-        """For the teacher's card."""
-        return TrainedOn(
-            data=self.data.name,
-            test_fold=self.fold,
-            clips=len(self.train),
-            sha256=self.train.sha256,
-            licence=self.data.licence,
-            source=self.data.source,
-        )
-
-    def manifest(self) -> dict[str, Any]:
-        """For the run's manifest: what was used on each side, what was left out and why."""
-        return {
-            "name": self.data.name,
-            "test_fold": self.fold,
-            "licence": self.data.licence,
-            "source": self.data.source,
-            "train": self.train.manifest(),
-            "test": self.test.manifest(),
-        }
-
-
-@dataclass
 class TrainedTeacher:
-    """The result of a training.
-
-    Attributes:
-        path: The checkpoint.
-        sha256: SHA-256 of the checkpoint.
-        card: Its card.
-        score: Score on the held-out fold, after the last epoch.
-        parameters: Number of weights.
-        seconds: Seconds of training, earlier parts of a resumed run included.
-    """
+    """A checkpoint with its score on the held-out fold, after the last epoch."""
 
     path: Path
     sha256: str
     card: Card
     score: Score
     parameters: int
-    seconds: float
+    seconds: float  # of training, earlier parts of a resumed run included
 
 
 def train_teacher(
@@ -127,32 +78,44 @@ def train_teacher(
         TeacherError: The training diverged.
     """
     with run.timed("features"):
-        material = load_material(config, root, progress)
-    run.record(data=material.manifest(), mel=material.mel.to_dict())
+        data, fold, train_clips, test_clips = choose_clips(config, root)
+        raw = load_features(config.mel.spec(), train_clips, progress, "log-mels to train on")
+        mean, std = measure_normalisation(raw)  # of the training clips alone
+        mel = config.mel.spec(mean=mean, std=std)
+        train = raw.normalised(mel)
+        test = load_features(mel, test_clips, progress, "log-mels to test on")
+    origin = {"test_fold": fold, "licence": data.licence, "source": data.source}
+    sides = {"train": train.manifest(), "test": test.manifest()}
+    run.record(data={"name": data.name, **origin, **sides}, mel=mel.to_dict())
     file = run.path(TEACHER)
     if file.exists():  # killed after the last epoch
         model: nn.Module = load_checkpoint(file, "teacher").model.to(compute.device)
     else:
         torch.manual_seed(generator(config.seed, "teacher").initial_seed())
-        model = ResNetTeacher(config.arch, material.mel.n_mels, len(material.data.labels))
+        model = ResNetTeacher(config.arch, mel.n_mels, len(data.labels))
         with run.timed("train"):
             train_epochs(
-                model, material.train, config.train,
-                compute=compute, seed=config.seed, checkpoint=run.path(CHECKPOINT), run=run,
+                model,
+                train,
+                config.train,
+                compute=compute,
+                seed=config.seed,
+                checkpoint=run.path(CHECKPOINT),
+                run=run,
                 progress=progress,
-            )  # fmt: skip
+            )
     with run.timed("test"):
-        result = score(predict(model, material.test.mels), material.test.labels)
+        result = score(predict(model, test.mels), test.labels)
     metrics = {"accuracy": result.accuracy, "test_clips": result.clips}
     card = Card(
         kind="teacher",
         arch=config.arch.model_dump(mode="json"),
-        mel=material.mel.to_dict(),
-        labels=material.data.labels,
-        trained_on=material.trained_on(),
+        mel=mel.to_dict(),
+        labels=data.labels,
+        trained_on=TrainedOn(data=data.name, clips=len(train), sha256=train.sha256, **origin),
         recipe=config.model_dump(mode="json"),
         metrics=metrics,
-        licence=material.data.licence,
+        licence=data.licence,
     )
     sha256 = save_checkpoint(file, model, card)
     run.path(CHECKPOINT).unlink(missing_ok=True)
@@ -160,7 +123,12 @@ def train_teacher(
     trained = TrainedTeacher(file, sha256, card, result, parameters(model), seconds)
     recall = dict(zip(card.labels, result.per_class(), strict=True))
     run.record(**metrics, recall=recall, parameters=trained.parameters, teacher_sha256=sha256)
-    pictures = draw(run, card, result)
+    pictures = {"curves": "plots/curves.png", "confusion": "plots/confusion.png"}
+    rows = [r | {"epoch": r["step"]} for r in run.metrics() if r.get("phase") == "train"]
+    groups = [["loss"], ["train_accuracy"], ["lr"]]
+    plots.curves(run.path(pictures["curves"]), rows, groups, "Training", x="epoch")
+    confusion = run.path(pictures["confusion"])
+    plots.confusion(confusion, result.confusion_KK, card.labels, "Held-out fold")
     atomic_write_text(run.path("README.md"), teacher_readme(trained, pictures, run.manifest))
     return trained
 
@@ -172,25 +140,6 @@ def choose_clips(
     data = load_set(config.data.name, root)
     fold = resolve_fold(data, config.data.fold)
     return data, fold, *data.split(fold)
-
-
-def load_material(
-    config: TeacherConfig, root: Path | None, progress: ProgressCallback | None = None
-) -> Material:
-    """Compute, or read from the cache, the log-mels of a fold.
-
-    Mean and standard deviation are measured on the training clips alone.
-
-    Raises:
-        DataError: The set or fold is missing, or no clip of one side can be used.
-    """
-    data, fold, train_clips, test_clips = choose_clips(config, root)
-    raw = load_features(config.mel.spec(), train_clips, progress, "log-mels to train on")
-    mean, std = measure_normalisation(raw)
-    spec = config.mel.spec(mean=mean, std=std)
-    train = raw.normalised(spec)
-    test = load_features(spec, test_clips, progress, "log-mels to test on")
-    return Material(data, fold, train, test)
 
 
 def train_epochs(
@@ -333,14 +282,3 @@ def _batch(
     if config.mask_bands or config.mask_frames:
         x_B1MT = random_masks(x_B1MT, config.mask_bands, config.mask_frames, rng)
     return x_B1MT, lengths_B, features.labels[indices], partner_B, lam_B
-
-
-def draw(run: RunFolder, card: Card, result: Score) -> dict[str, str]:
-    """Draw training curves and the confusion matrix; returns their paths inside the run."""
-    pictures = {"curves": "plots/curves.png", "confusion": "plots/confusion.png"}
-    rows = [r | {"epoch": r["step"]} for r in run.metrics() if r.get("phase") == "train"]
-    groups = [["loss"], ["train_accuracy"], ["lr"]]
-    plots.curves(run.path(pictures["curves"]), rows, groups, "Training", x="epoch")
-    confusion = run.path(pictures["confusion"])
-    plots.confusion(confusion, result.confusion_KK, card.labels, "Held-out fold")
-    return pictures

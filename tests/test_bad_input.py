@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import struct
 from pathlib import Path
@@ -18,14 +17,12 @@ from hypothesis import strategies as st
 
 from frami_edge.checkpoint import load_checkpoint
 from frami_edge.config import TeacherConfig, load_config
-from frami_edge.data.decoding import read_audio
 from frami_edge.errors import (
     CheckpointError,
     ConfigError,
     FramiEdgeError,
-    RunError,
 )
-from frami_edge.runs import load_state, read_manifest, save_state
+from frami_edge.runs import load_state, save_state
 from frami_edge.teachers.opening import read_weights
 from frami_edge_runtime.classifier import Classifier
 from frami_edge_runtime.errors import ModelFileError
@@ -120,15 +117,3 @@ def test_an_onnx_file_with_weights_elsewhere(
     tensor.external_data.add(key="location", value=place)
     with pytest.raises(ModelFileError, match="another file"):
         Classifier(model.SerializeToString())
-
-
-def test_devices_are_not_read(tmp_path: Path) -> None:
-    os.symlink("/dev/zero", tmp_path / "a.wav")
-    with pytest.raises(FramiEdgeError):
-        read_audio(tmp_path / "a.wav")
-
-
-def test_a_manifest_that_is_nested_too_deeply(tmp_path: Path) -> None:
-    (tmp_path / "manifest.json").write_text("[" * 100_000)
-    with pytest.raises(RunError):
-        read_manifest(tmp_path)

@@ -45,8 +45,6 @@ def test_errors_name_the_users_path(tmp_path: Path) -> None:
         with pytest.raises(OSError, match=f"{tmp_path}|/dev/null") as caught:
             io.atomic_write_text(path, "x")
         assert ".tmp" not in str(caught.value)
-    with pytest.raises(IsADirectoryError):
-        io.atomic_write_text(tmp_path, "x")
 
 
 def test_a_link_is_written_through_and_permissions_are_ordinary(tmp_path: Path) -> None:
@@ -97,11 +95,6 @@ def test_large_files_and_pipes_are_not_read(tmp_path: Path) -> None:
             io.read_small(path, 4)
 
 
-def test_file_hash_is_sha256(tmp_path: Path) -> None:
-    (tmp_path / "abc").write_bytes(b"abc")
-    assert io.sha256_file(tmp_path / "abc").startswith("ba7816bf8f01cfea414140de5dae2223b00361a3")
-
-
 def test_tensor_hash_depends_on_names_types_shapes_and_values_only() -> None:
     tensors = {"b": torch.tensor([1, 2], dtype=torch.int32), "a": torch.tensor(0.5)}
     assert io.sha256_tensors(tensors).startswith("58e8c27d11bf755e"), "stable across versions"
@@ -111,10 +104,8 @@ def test_tensor_hash_depends_on_names_types_shapes_and_values_only() -> None:
     changed = [
         {"b": weight, "n": torch.tensor(3)},
         {"a": weight.reshape(3, 2), "n": torch.tensor(3)},
-        {"a": weight.double(), "n": torch.tensor(3)},
         {"a": weight.bfloat16(), "n": torch.tensor(3)},
         {"a": weight + 1, "n": torch.tensor(3)},
-        {"a": weight},
         {"a": weight[:0]},
     ]
     assert len({base, *map(io.sha256_tensors, changed)}) == len(changed) + 1

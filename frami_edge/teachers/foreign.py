@@ -15,22 +15,22 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from frami_edge.errors import TeacherError
 from frami_edge.models import Hidden
 from frami_edge.teachers.tracing import (
+    LAYOUTS,
     LENGTHS,
     Event,
     HiddenStates,
     answer,
     arrange,
     as_linear,
-    call,
     find_head,
     find_layout,
     find_states,
     first_tensor,
     frames_of,
     log_probabilities,
-    other_layouts,
     probe_mels,
     shortest_clip,
+    takes,
     trace,
 )
 
@@ -104,7 +104,8 @@ class ForeignTeacher(nn.Module):
         self._watch("pooled", states.pooled, states.calls[1])
         self.shortest = shortest_clip(module, n_mels, found)
         x = arrange(probe_mels(n_mels, LENGTHS[0]), found)
-        raw_BK, again_BK = call(module, x, classes), call(module, x, classes)
+        with torch.no_grad():
+            raw_BK, again_BK = (answer(module(x), classes) for _ in range(2))
         if not torch.allclose(raw_BK, again_BK, atol=1e-3, rtol=1e-3, equal_nan=True):
             raise TeacherError(
                 "The teacher's outputs differ between two equal calls: something is random in "
@@ -117,26 +118,24 @@ class ForeignTeacher(nn.Module):
                 fix="Check the weights and the mel's mean and std.",
             )
         self._probabilities = log_probabilities(raw_BK) is not raw_BK
-        normalised = torch.allclose(raw_BK.logsumexp(1), torch.zeros(()), atol=1e-3)
-        answers = "log-probabilities" if normalised else "logits"
         if self._probabilities:
             answers = "probabilities"
+        elif torch.allclose(raw_BK.logsumexp(1), torch.zeros(()), atol=1e-3):
+            answers = "log-probabilities"
+        else:
+            answers = "logits"
         head = find_head(module, events, states, raw_BK)
-        self._head = as_linear(module.get_submodule(head)) if head else None
-        if self._head is not None:
-            self._head.requires_grad_(False)
+        self.head = as_linear(module.get_submodule(head)) if head else None
+        """The affine map from pooled state to logits; None where it is not affine."""
         self.channels, self.pooled_size = states.channels, states.pooled_size
         self.frame_stride, self.frame_offset, field = self._geometry(frame_event, found)
-        also = other_layouts(module, n_mels, classes, found) if layout == "auto" else ()
+        others = [o for o in LAYOUTS if o != found] if layout == "auto" else []
+        also = tuple(o for o in others if takes(module, n_mels, classes, o))
         self._forget()
         self.anatomy = Anatomy(
             found, states, self.frame_stride, self.frame_offset, field, head, answers, also
         )
-
-    @property
-    def head(self) -> nn.Linear | None:
-        """The affine map from pooled state to logits; None where it is not affine."""
-        return self._head
+        self.requires_grad_(False)
 
     @property
     def doubts(self) -> tuple[str, ...]:

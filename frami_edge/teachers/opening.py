@@ -110,14 +110,23 @@ def load_teacher(
     facts = {name: value for name, value in facts.items() if value is not None}
     if isinstance(source, nn.Module):
         _check_facts("module in memory", facts, ("mel", "labels"), ("weights", "arguments"))
-        module, kind = _copy(source), type(source)
+        kind = type(source)
+        try:
+            module = copy.deepcopy(source)
+        except Exception:  # the module is somebody else's code
+            module = source
+            log.warning(
+                "The module cannot be copied, so it is used as it is: frozen, in evaluation mode, "
+                "in float32."
+            )
         card = Card(
             kind="teacher",
             arch={"module": f"{kind.__module__}.{kind.__qualname__}"},
             mel=read_mel(facts["mel"]).to_dict(),
             labels=read_labels(facts["labels"]),
         )
-        return _opened(module, card, sha256_tensors(module.state_dict()), layout, frames, pooled)
+        sha256 = sha256_tensors(module.state_dict())
+        return _opened(module, card, sha256, layout or "auto", frames, pooled)
     if isinstance(source, str) and ":" in source and not Path(source).exists():
         _check_facts(f"teacher {source}", facts, ("weights", "mel", "labels"))
         facts["factory"] = source
@@ -187,26 +196,15 @@ def _opened(
     module: nn.Module,
     card: Card,
     sha256: str,
-    layout: str | None,
+    layout: str,
     frames: str | None,
     pooled: str | None,
 ) -> Teacher:
     mel = MelSpec.from_dict(card.mel)
     model = ForeignTeacher(
-        module, mel.n_mels, len(card.labels), layout=layout or "auto", frames=frames, pooled=pooled
+        module, mel.n_mels, len(card.labels), layout=layout, frames=frames, pooled=pooled
     )
-    return Teacher(model.eval().requires_grad_(False), card, mel, sha256)
-
-
-def _copy(module: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(module)
-    except Exception:  # the module is somebody else's code
-        log.warning(
-            "The module cannot be copied, so it is used as it is: frozen, in evaluation mode, in "
-            "float32."
-        )
-        return module
+    return Teacher(model.eval(), card, mel, sha256)
 
 
 def _plain(value: Any) -> Any:
@@ -215,9 +213,6 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, str):
         return value
     return os.fspath(value) if isinstance(value, os.PathLike) else tuple(value)
-
-
-# --- Descriptions
 
 
 def read_description(path: Path) -> TeacherDescription:
@@ -302,16 +297,11 @@ def build_module(factory: str, arguments: Mapping[str, Any]) -> nn.Module:
             found: Any = importlib.import_module(module_name)
             for part in attribute.split("."):
                 found = getattr(found, part)
-        except (ImportError, AttributeError) as error:
+        except (Exception, SystemExit) as error:  # SystemExit: a script runs when it is imported
             raise TeacherError(
-                f"{factory} cannot be imported: {error}.",
-                fix="Give MODULE:CALLABLE, and run where `import MODULE` works, or set PYTHONPATH.",
-            ) from None
-        except (Exception, SystemExit) as error:  # a script that runs when it is imported
-            raise TeacherError(
-                f"Importing {module_name} fails: {in_words(error)}",
-                fix="Give a module that can be imported: a script needs "
-                "`if __name__ == '__main__':`.",
+                f"{factory} cannot be imported: {in_words(error)}.",
+                fix="Give MODULE:CALLABLE, and run where `import MODULE` works, or set PYTHONPATH; "
+                "a script needs `if __name__ == '__main__':`.",
             ) from None
         try:
             made = found(**arguments)

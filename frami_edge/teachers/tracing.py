@@ -41,7 +41,6 @@ class Event:
 
     Attributes:
         name: Name of the module, as in `named_modules`; `NAME@in` for its input.
-        kind: Class of the module.
         tensor: The tensor of the shorter pass.
         longer: Shape in the longer pass.
         leaf: The module has no children.
@@ -49,7 +48,6 @@ class Event:
     """
 
     name: str
-    kind: str
     tensor: Tensor
     longer: tuple[int, ...]
     leaf: bool
@@ -83,9 +81,6 @@ class HiddenStates:
     calls: tuple[int, int]
 
 
-# --- Calling a network of unknown habits
-
-
 def arrange(x_B1MT: Tensor, layout: str) -> Tensor:
     """Our (B, 1, M, T) in the teacher's order of axes."""
     x = x_B1MT.transpose(2, 3) if layout.endswith("TM") else x_B1MT
@@ -95,19 +90,13 @@ def arrange(x_B1MT: Tensor, layout: str) -> Tensor:
 
 
 def probe_mels(n_mels: int, frames: int, *, batch: int = BATCH) -> Tensor:
-    """(B, 1, M, T) normalised, smooth enough to excite most units."""
+    """(B, 1, M, T) normalised log-mels, smooth enough to excite most units."""
     draw = torch.Generator().manual_seed(0)
     coarse = torch.randn(batch, 1, max(2, n_mels // 8), max(2, frames // 8), generator=draw)
     fine = torch.randn(batch, 1, n_mels, frames, generator=draw)
     size = (n_mels, frames)
     smooth = nn.functional.interpolate(coarse, size=size, mode="bilinear", align_corners=False)
     return smooth + 0.5 * fine
-
-
-@torch.no_grad()
-def call(model: nn.Module, x: Tensor, classes: int) -> Tensor:
-    """The logits, out of the tuple or mapping that some teachers return."""
-    return answer(model(x), classes)
 
 
 def answer(out: Any, classes: int) -> Tensor:
@@ -164,7 +153,7 @@ def find_layout(model: nn.Module, n_mels: int, classes: int, asked: str = "auto"
         shapes = _shapes(model, n_mels, classes, layout, LENGTHS)
         if shapes == [(BATCH, classes)] * 2:
             # Both orders of three axes are common, so neither may be assumed.
-            if asked == "auto" and layout == "BMT" and _takes(model, n_mels, classes, "BTM"):
+            if asked == "auto" and layout == "BMT" and takes(model, n_mels, classes, "BTM"):
                 raise TeacherError(
                     "The teacher takes (batch, bands, frames) and (batch, frames, bands) alike, "
                     "and only one of them is what it was trained on.",
@@ -190,30 +179,22 @@ def find_layout(model: nn.Module, n_mels: int, classes: int, asked: str = "auto"
     )
 
 
-def other_layouts(model: nn.Module, n_mels: int, classes: int, layout: str) -> tuple[str, ...]:
-    """Orders of axes that it takes as well, so that only its owner knows which is right."""
-    return tuple(o for o in LAYOUTS if o != layout and _takes(model, n_mels, classes, o))
-
-
 def shortest_clip(model: nn.Module, n_mels: int, layout: str) -> int:
     """Fewest mel frames that it takes, by bisection."""
-
-    def fails(frames: int) -> bool:
+    too_few, enough, frames = 0, LENGTHS[0], 1
+    while enough - too_few > 1:
         try:
             with torch.no_grad():
                 model(arrange(probe_mels(n_mels, frames), layout))
+            enough = frames
         except Exception:  # the teacher is somebody else's code
-            return True
-        return False
-
-    too_few, enough = 0, LENGTHS[0] if fails(1) else 1
-    while enough - too_few > 1:
-        middle = (too_few + enough) // 2
-        too_few, enough = (middle, enough) if fails(middle) else (too_few, middle)
+            too_few = frames
+        frames = (too_few + enough) // 2
     return enough
 
 
-def _takes(model: nn.Module, n_mels: int, classes: int, layout: str) -> bool:
+def takes(model: nn.Module, n_mels: int, classes: int, layout: str) -> bool:
+    """Whether clips of two lengths in this order of axes give (B, K)."""
     return _shapes(model, n_mels, classes, layout, LENGTHS) == [(BATCH, classes)] * 2
 
 
@@ -221,17 +202,12 @@ def _shapes(
     model: nn.Module, n_mels: int, classes: int, layout: str, lengths: tuple[int, ...]
 ) -> list[tuple[int, ...] | str]:
     """Shapes of the outputs for clips of these lengths; an error in words, where there was one."""
-    shapes: list[tuple[int, ...] | str] = []
-    for frames in lengths:
-        try:
-            out = call(model, arrange(probe_mels(n_mels, frames), layout), classes)
-        except Exception as error:  # the teacher is somebody else's code
-            return [in_words(error)]
-        shapes.append(tuple(out.shape))
-    return shapes
-
-
-# --- One forward pass, watched
+    mels = [arrange(probe_mels(n_mels, frames), layout) for frames in lengths]
+    try:
+        with torch.no_grad():
+            return [tuple(answer(model(x), classes).shape) for x in mels]
+    except Exception as error:  # the teacher is somebody else's code
+        return [in_words(error)]
 
 
 @torch.no_grad()
@@ -253,8 +229,7 @@ def trace(model: nn.Module, n_mels: int, layout: str) -> list[Event]:
         if tensor.ndim == other.ndim:
             module = modules[name.removesuffix("@in")]
             leaf = next(module.children(), None) is None
-            kind = type(module).__name__
-            events.append(Event(name, kind, tensor, tuple(other.shape), leaf, number))
+            events.append(Event(name, tensor, tuple(other.shape), leaf, number))
     return events
 
 
@@ -285,9 +260,6 @@ def _record(
         for handle in handles:
             handle.remove()
     return rows
-
-
-# --- The hidden states around the pooling
 
 
 def find_states(
@@ -414,9 +386,6 @@ def _candidates(events: Sequence[Event], with_time: bool) -> str:
     return ", ".join(dict.fromkeys(shown)) or "none"
 
 
-# --- The head
-
-
 def find_head(
     model: nn.Module, events: Sequence[Event], states: HiddenStates, logits_BK: Tensor
 ) -> str:
@@ -441,17 +410,14 @@ def find_head(
 
 def as_linear(module: nn.Module) -> nn.Linear | None:
     """An affine layer as `nn.Linear`: itself, or a convolution of kernel 1; None for others."""
-    weight: Tensor
-    if isinstance(module, nn.Linear):
-        weight = module.weight
-    elif (
-        isinstance(module, nn.Conv1d | nn.Conv2d)
-        and set(module.kernel_size) == {1}
-        and module.groups == 1
-    ):
-        weight = module.weight.flatten(1)
+    if isinstance(module, nn.Conv1d | nn.Conv2d):
+        affine = set(module.kernel_size) == {1} and module.groups == 1
     else:
+        affine = isinstance(module, nn.Linear)
+    if not affine:
         return None
+    assert isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear)
+    weight = module.weight.flatten(1)
     linear = nn.Linear(weight.shape[1], weight.shape[0])
     with torch.no_grad():
         linear.weight.copy_(weight)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from frami_edge.errors import CheckpointError
+from frami_edge.teachers.tracing import in_words
 
 _UNREAD = ("num_batches_tracked", "total_ops", "total_params")
 """Counters that trainers and profilers leave behind, which nothing here reads."""
@@ -34,12 +35,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(
-            f"{path} cannot be read: {_first_line(error)}", fix="Copy it again."
+            f"{path} cannot be read: {in_words(error)}", fix="Copy it again."
         ) from None
     except Exception as error:  # torch.load raises many types
         raise CheckpointError(
             f"{path} holds more than tensors, or is damaged, and is not executed: "
-            f"{_first_line(error)}",
+            f"{in_words(error)}",
             fix="Save the weights alone: safetensors.torch.save_file(model.state_dict(), FILE), or "
             "torch.save(model.state_dict(), FILE). For a Lightning checkpoint that you trust: "
             "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW_FILE).",
@@ -74,17 +75,14 @@ def load_weights(
     """
     wanted = model.state_dict()
     named = _under_prefix(tensors, set(wanted), path, under)
+    shared = [(k, named[k], wanted[k]) for k in wanted if k in named]
     problems = {
         "missing": [k for k in wanted if k not in named and not k.endswith(_UNREAD)],
         "unknown": [k for k in named if k not in wanted and not k.endswith(_UNREAD)],
         "other shape": [
-            f"{k} {tuple(named[k].shape)} for {tuple(wanted[k].shape)}"
-            for k in wanted
-            if k in named and named[k].shape != wanted[k].shape
+            f"{k} {tuple(a.shape)} for {tuple(b.shape)}" for k, a, b in shared if a.shape != b.shape
         ],
-        "complex": [
-            k for k in wanted if k in named and named[k].is_complex() > wanted[k].is_complex()
-        ],
+        "complex": [k for k, a, b in shared if a.is_complex() > b.is_complex()],
     }
     found = [f"{what}: {_some(names)}" for what, names in problems.items() if names]
     if found:
@@ -147,8 +145,3 @@ def _under_prefix(
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return ", ".join(names[:5]) + more
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:200]

@@ -1,9 +1,7 @@
 """`invert`, `distill` and `evaluate`, from a teacher to a student with control rows."""
 
-import errno
 import json
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,6 @@ from typer.testing import Result
 import frami_edge as fe
 from frami_edge import plots
 from frami_edge.checkpoint import load_checkpoint, save_checkpoint
-from frami_edge.controls import parse_controls
-from frami_edge.errors import ConfigError
 from frami_edge.progress import Progress
 from frami_edge.runs import read_manifest
 
@@ -78,20 +74,6 @@ def test_invert_makes_a_bank_and_writes_wavs(invert: Call, tmp_path: Path) -> No
     assert fe.Bank.open(Path(found["bank"])).index.labels == LABELS
     assert read_manifest(found["run_dir"])["status"] == "finished"
     assert steps(tmp_path / "bank")["inversion"] == [1, 2, 3, 4, 5]
-
-
-def test_people_see_health_progress_and_the_next_command(invert: Call, tmp_path: Path) -> None:
-    result = invert("--sources", "inversion")
-    assert "Bank health" in result.stdout
-    assert "inversion 5/5 (100%)" in result.stderr
-    assert f"--bank {tmp_path}/bank/bank --sources inversion" in result.stderr
-
-
-def test_a_baseline_is_a_source(invert: Call) -> None:
-    mix = ("--sources", "cmi", "--set", "bank.baselines.cmi.iterations=2")
-    found = json.loads(invert("--json", *mix, "--set", "bank.inversion.steps=6").stdout)
-    assert found["clips"] == {"cmi": 24}
-    assert {"diversity", "mels-cmi", "curves-cmi"} <= set(found["plots"])
 
 
 # --- distill
@@ -258,26 +240,6 @@ def test_what_diverges_or_is_empty_is_never_written(
     assert not list((tmp_path / "bank").rglob("*.safetensors"))
 
 
-def test_a_full_disk_is_one_sentence_and_resumable(
-    invert: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = os.replace
-
-    def replace(a: Any, b: Any) -> None:
-        if str(b).endswith(".safetensors"):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(b))
-        real(a, b)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "replace", replace)
-        error = invert(code=1).stderr
-    assert "no space is left" in error
-    assert "--resume" in error
-    assert not list((tmp_path / "bank").rglob("*.tmp.*"))
-    invert("--resume")
-    assert fe.Bank.open(tmp_path / "bank" / "bank").sources == SOURCES
-
-
 # --- evaluate
 
 
@@ -328,40 +290,6 @@ def test_every_control_is_a_row_of_the_same_recipe(
     assert (manifest["status"], manifest["controls"]) == ("finished", rows)
     again = json.loads(evaluate(names, "--bank", bank, "--out", out, "--resume", "--json").stdout)
     assert again["controls"] == rows
-
-
-def test_people_get_a_table_with_the_teacher_on_top(evaluate: Call) -> None:
-    result = evaluate("procedural")
-    rows = [line for line in result.stdout.splitlines() if "%" in line]
-    order = [
-        next(i for i, row in enumerate(rows) if f"│ {what} " in row)
-        for what in (
-            "teacher", "student", "same steps on smooth noise", "same steps on procedural audio",
-        )
-    ]  # fmt: skip
-    assert order == sorted(order)
-    assert "procedural 6/6 (100%)" in result.stderr
-
-
-@pytest.mark.parametrize(
-    ("wanted", "names", "data"),
-    [
-        ("smooth_noise", ["smooth_noise"], ""),
-        ("all-synthetic", ["white_noise", "smooth_noise", "procedural"], ""),
-        (" real , white_noise,real", ["white_noise", "smooth_noise", "real"], ""),
-        ("unrelated = folder:a=b", ["smooth_noise", "unrelated"], "folder:a=b"),
-    ],
-)
-def test_names_of_controls(wanted: str, names: list[str], data: str) -> None:
-    found = parse_controls(wanted.split(","))
-    assert (list(found), found.get("unrelated", "")) == (names, data)
-
-
-@pytest.mark.parametrize("text", ["", "noise", "white_noise,", "real=2", "unrelated", "unrelated="])
-def test_unknown_controls_are_refused(text: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        parse_controls(text.split(","))
-    assert caught.value.fix
 
 
 def test_what_a_control_needs_is_checked_before_any_work(

@@ -5,28 +5,21 @@ import io
 import json
 import logging
 import os
-import re
 import signal
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
-from typing import Any
 
 import pytest
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from frami_edge.cli import _app, app
-from frami_edge.cli._app import explain
+from frami_edge.cli import _app
 from frami_edge.cli._options import Json, Overrides, Precision, Quiet
 from frami_edge.cli._output import LINE_SECONDS, Bars, Lines, Output
-from frami_edge.config import Strict
 from frami_edge.errors import DataError, GateFailed, Terminated
 from frami_edge.progress import Progress
-from frami_edge.tables import Table, show
 
 Capture = pytest.CaptureFixture[str]
 log = logging.getLogger("frami_edge")
@@ -133,32 +126,12 @@ def test_one_json_object_whatever_happens(broken: typer.Typer) -> None:
     assert invoke(broken, "run", "well").stderr == "a note\n"
 
 
-def test_debug_shows_the_traceback(broken: typer.Typer, monkeypatch: pytest.MonkeyPatch) -> None:
-    for value, shown in (("1", True), ("0", False)):
-        monkeypatch.setenv("FRAMI_DEBUG", value)
-        assert ("Traceback" in invoke(broken, "run", "known").stderr) is shown
-
-
 def test_help_shows_examples_and_near_names(broken: typer.Typer) -> None:
     shown = invoke(broken, "run", "-h").stdout
     assert "Fail in a chosen way." in shown
     assert "$ frami-edge broken known" in shown
     near = invoke(broken, "othr")
     assert (near.exit_code, "other" in near.stderr) == (2, True)
-
-
-def test_a_config_that_pydantic_refuses_names_its_keys() -> None:
-    class Inner(Strict):
-        steps: int
-
-    class Outer(Strict):
-        inner: Inner
-
-    with pytest.raises(ValidationError) as caught:
-        Outer.model_validate({"inner": {"stepz": 1}})
-    message = explain(caught.value).message
-    assert "inner.steps: is required and missing" in message
-    assert "inner.stepz: there is no such key" in message
 
 
 def test_sigterm_ends_a_run_once_like_ctrl_c() -> None:
@@ -192,14 +165,6 @@ def test_every_command_has_help_without_torch() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("closed", ["| true", ">&-", "2>&-"])
-def test_closed_outputs_do_not_end_a_command(closed: str) -> None:
-    line = f"{sys.executable} -m frami_edge data --help {closed}; exit ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
-    assert done.returncode in (0, 1)
-    assert "rror" not in done.stderr
-
-
 # --- Output
 
 
@@ -215,37 +180,6 @@ def test_people_get_tables_on_stdout_and_the_rest_on_stderr(capsys: Capture) -> 
     assert "{" not in captured.out
     assert "\x1b" not in captured.out
     assert captured.err == f"next: frami-edge distill {'x' * 200}\nwarning: mind the [gap]\n"
-
-
-def test_json_is_plain_ascii_in_the_order_of_its_keys(capsys: Capture) -> None:
-    output = Output(json=True, quiet=True)
-    output.table("Scores", ["name"], [["x"]])
-    output.result({"b": float("nan"), "a": Path("é.onnx")})
-    captured = capsys.readouterr()
-    assert captured.out == '{\n  "schema": 1,\n  "b": null,\n  "a": "\\u00e9.onnx"\n}\n'
-    assert captured.err == ""
-    with pytest.raises(RuntimeError, match="one result"):
-        output.result({})
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [(None, "-"), (True, "yes"), (False, "no"), (3, "3"), (1 / 3, "0.3333"), ("x", "x")],
-)
-def test_cells(value: object, shown: str) -> None:
-    assert show(value) == shown
-
-
-def test_tables_set_numbers_flush_right_and_fold_instead_of_cutting() -> None:
-    rows = [["a" * 70, 1, "97.3 %", "1.2 ± 0.1"], ["b", 1000, "8 %", None]]
-    table = Table("T", ["name", "n", "share", "spread"], rows)
-    lines = str(table).splitlines()
-    assert any("a" * 70 in line for line in lines)
-    assert re.search(r"│ +1000 │ +8 % │", next(line for line in lines if "1000" in line))
-    narrow = io.StringIO()
-    table.draw(Console(file=narrow, width=40))
-    assert "…" not in narrow.getvalue()
-    assert max(map(len, narrow.getvalue().splitlines())) <= 40
 
 
 def test_a_pipe_gets_a_line_per_tenth_and_per_minute() -> None:
@@ -277,20 +211,3 @@ def test_a_terminal_gets_one_bar_per_phase_and_its_cursor_back() -> None:
     for text in ("invert [a]", "30/40", "distill", "40/40", "loss 0.5"):
         assert text in shown
     assert shown.rstrip().endswith("\x1b[?25h")
-
-
-@pytest.mark.parametrize("settings", [{"quiet": True}, {"json": True}])
-def test_quiet_and_json_on_a_pipe_have_no_progress(
-    settings: dict[str, Any], capsys: Capture
-) -> None:
-    with Output(**settings).live() as progress:
-        assert progress is None
-    assert capsys.readouterr().err == ""
-
-
-def test_the_program_lists_its_commands() -> None:
-    shown = CliRunner().invoke(app, ["--help"]).stdout
-    order = ["quickstart", "train-teacher", "invert", "distill", "evaluate", "export", "data"]
-    places = [re.search(rf"│ {name} ", shown) for name in order]
-    assert all(places)
-    assert [m.start() for m in places if m] == sorted(m.start() for m in places if m)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +22,6 @@ Wav = Callable[..., Path]
         ("wav", {"subtype": "PCM_16"}, 1e-4),
         ("wav", {"subtype": "PCM_24"}, 1e-6),
         ("wav", {"subtype": "FLOAT"}, 1e-7),
-        ("wav", {"subtype": "PCM_U8"}, 1e-2),
         ("flac", {}, 1e-4),
         ("ogg", {"subtype": "VORBIS"}, 0.1),
         ("mp3", {}, 0.1),
@@ -62,7 +60,7 @@ def _refused(path: Path) -> str:
 @pytest.mark.parametrize("suffix", ["wav", "flac", "mp3"])
 @pytest.mark.parametrize("share", [0.9, 0.02])
 def test_truncated_files_are_refused(
-    tmp_path: Path, make_tone: Tone, make_wav: Wav, suffix: str, share: float
+    tmp_path: Path, make_wav: Wav, suffix: str, share: float
 ) -> None:
     noise = np.random.default_rng(0).normal(0, 0.1, 32_000).astype(np.float32)
     path = make_wav(tmp_path / f"a.{suffix}", noise)
@@ -103,23 +101,3 @@ def test_unusable_files_say_why(tmp_path: Path, make_tone: Tone, make_wav: Wav) 
         broken[100] = bad
         assert "not finite" in _refused(make_wav(tmp_path / "bad.wav", broken, subtype="FLOAT"))
     assert "longer than" in _refused(make_wav(tmp_path / "long.wav", np.ones(601_000), 1_000))
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_damaged_bytes_never_crash(
-    tmp_path: Path, make_tone: Tone, make_wav: Wav, seed: int
-) -> None:
-    rng = np.random.default_rng(seed)
-    path = make_wav(
-        tmp_path / f"a.{['wav', 'flac', 'ogg', 'mp3'][seed % 4]}", make_tone(0.2, 16_000)
-    )
-    data = bytearray(path.read_bytes())
-    for at in rng.integers(0, len(data), 20):
-        data[at] = rng.integers(256)
-    for at in rng.integers(0, 60, 3):
-        data[at] = rng.integers(256)
-    path.write_bytes(data)
-    with contextlib.suppress(UnusableClipError):
-        samples, rate = read_audio(path)
-        assert rate > 0
-        assert np.isfinite(samples).all()

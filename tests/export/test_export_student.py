@@ -20,7 +20,6 @@ from torch import nn
 from frami_edge_export.errors import CalibrationError, ExportError
 from frami_edge_export.exporter import export_student
 from frami_edge_export.graph import StudentFacts, sha256
-from frami_edge_export.options import ExportOptions
 from frami_edge_export.parity import Head, cpu_session, run_trunk, with_context
 from frami_edge_export.report import ExportReport, markdown_card
 from frami_edge_runtime.classifier import Classifier
@@ -167,18 +166,6 @@ def test_every_file_is_measured_and_judged_by_its_own_gates(
     assert report.quantisation["levels"]["agreement"] > 0.9
 
 
-def test_the_card_shows_every_file_and_gate(exported: tuple[Path, ExportReport]) -> None:
-    report = exported[1]
-    card = markdown_card(report)
-    for artifact in report.artifacts:
-        assert f"`{artifact.path}`" in card
-        assert artifact.verdict in card
-    assert all(gate.name in card for gate in report.gates)
-    assert f"**Use `{report.recommended}`.** " in card
-    assert "12 dB louder or softer" in card
-    assert all(line.endswith("|") for line in card.splitlines() if line.startswith("|"))
-
-
 def test_the_runtime_answers_as_the_export_was_judged(
     exported: tuple[Path, ExportReport], student: TinyStudent
 ) -> None:
@@ -195,22 +182,6 @@ def test_the_runtime_answers_as_the_export_was_judged(
         result = Classifier(exported[0] / f"kit.{name}.onnx").classify(samples)
         assert result.index == logits.argmax()
         np.testing.assert_allclose(result.logits, logits, atol=2e-5, err_msg=name)
-
-
-@pytest.mark.usefixtures("ready_graphs")
-def test_the_readme_example_runs(
-    student: TinyStudent,
-    calibration: np.ndarray,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    readme = Path(__file__).resolve().parents[2] / "export" / "README.md"
-    code = readme.read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0]
-    monkeypatch.chdir(tmp_path)
-    exec(code, {"student": student, "mels": calibration})
-    assert len(list((tmp_path / "export").iterdir())) == 6
-    assert "**Use `student." in capsys.readouterr().out
 
 
 def export(student: Any, folder: Path, facts: StudentFacts, **changes: Any) -> ExportReport:
@@ -318,11 +289,3 @@ def test_facts_that_do_not_fit_are_refused(
     name = {"name": changes.pop("name")} if "name" in changes else {}
     with pytest.raises(FramiEdgeError, match=said):
         export(student, tmp_path / "out", dataclasses.replace(facts, **changes), **name)
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"min_agreement": 98}, {"max_range_ratio": 1.0}, {"bench_rounds": 0}, {"chunk_s": 0}]
-)
-def test_options_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ExportError, match=next(iter(wrong))):
-        ExportOptions(**wrong)

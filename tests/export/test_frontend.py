@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from export_kit import MEL
 
@@ -60,22 +59,6 @@ def test_the_log_mel_is_the_runtimes(name: str) -> None:
             np.testing.assert_allclose(found_MT, log_mel(x, spec).T, atol=atol, rtol=0)
     with pytest.raises(Exception, match=r"(?i)conv|shape|dim"):
         session.run(None, {WAVEFORM: np.zeros((1, 0), np.float32)})
-
-
-def test_the_kernels_are_computed_on_load_and_not_stored() -> None:
-    model = frontend_graph(MelSpec())
-    assert len(model.SerializeToString()) < 30_000
-    assert {node.op_type for node in model.graph.node}.isdisjoint(
-        {"STFT", "DFT", "MelWeightMatrix"}
-    )
-    options = ort.SessionOptions()
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    plain = ort.InferenceSession(model.SerializeToString(), options)
-    batch = np.stack([noise(3000, seed) for seed in range(3)])
-    folded = cpu_session(model).run(None, {WAVEFORM: batch})[0]
-    np.testing.assert_allclose(plain.run(None, {WAVEFORM: batch})[0], folded, atol=1e-4)
-    for row, x in zip(folded, batch, strict=True):  # every row as if alone
-        np.testing.assert_allclose(plain.run(None, {WAVEFORM: x[None]})[0][0], row, atol=1e-4)
 
 
 def test_logits_are_the_runtimes_at_every_length_and_the_file_says_how_to_feed_it(

@@ -10,7 +10,6 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from frami_edge_export.errors import GraphError
 from frami_edge_export.graph import OnnxStudent
 from frami_edge_export.half import half_drafts, half_graph, half_share
 from frami_edge_export.options import ExportOptions
@@ -108,36 +107,3 @@ def test_the_files_pass_their_gates_and_load_or_are_left_out_with_a_note(
         assert {gate.artifact for gate in draft.gates} == {draft.artifact.name}
         assert not draft.timed
         assert open_backend(draft.data, "cpu").info.precision == precision
-
-
-def _one_conv(weight: float, scale: float | None = None, opset: int = 20) -> onnx.ModelProto:
-    """mel -> frames by one weight, behind a Q/DQ pair where there is a scale."""
-    ports = "(float[1, 1, 4, 8] mel) => (float[1, 1, 4, 8] frames)"
-    pair = """
-        q = QuantizeLinear (mel, x_scale, zero)
-        dq = DequantizeLinear (q, x_scale, zero)
-    """
-    text = f"""<ir_version: 10, opset_import: ["" : {opset}]> g {ports} {{
-        {pair if scale else ""}
-        frames = Conv ({"dq" if scale else "mel"}, w)
-    }}"""
-    model = onnx.parser.parse_model(text)
-    constants = {"w": np.full((1, 1, 1, 1), weight, np.float32)}
-    if scale:
-        constants |= {"x_scale": np.float32(scale), "zero": np.int8(0)}
-    model.graph.initializer.extend(
-        numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()
-    )
-    return model
-
-
-def test_what_half_cannot_hold_is_refused() -> None:
-    assert half_share(half_graph(_one_conv(6e4))) == 1.0
-    with pytest.raises(GraphError, match="fp16 ends at 65504"):
-        half_graph(_one_conv(7e4))
-    assert half_share(half_graph(_one_conv(1.0, 1e-4))) == 1.0
-    for scale in (1e-8, 3.3e-7):
-        with pytest.raises(GraphError, match="x_scale"):
-            half_graph(_one_conv(1.0, scale))
-    with pytest.raises(GraphError, match="fp16 scales need 19"):
-        half_graph(_one_conv(1.0, 1e-2, opset=18))

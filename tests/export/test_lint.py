@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,6 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from frami_edge_export.errors import GraphError
 from frami_edge_export.lint import Finding, lint_tensorrt
 from frami_edge_export.quantise import FLAVOURS, PORTABLE, TENSORRT, Quantiser
 
@@ -90,36 +88,3 @@ def weights(axis: int, scales: int, op: str = "Conv") -> onnx.ModelProto:
 def test_every_rule_finds_its_fault(model: onnx.ModelProto, rule: str) -> None:
     assert rule in rules(lint_tensorrt(model))
     assert all(finding.message and finding.fix for finding in lint_tensorrt(model))
-
-
-@pytest.mark.parametrize(
-    "model",
-    [
-        graph(PAIR, {"s": S, "z": Z}),
-        graph(PAIR, {"s": np.float16(0.1), "z": Z}, opset=19),
-        weights(axis=0, scales=3),
-        graph(REDUCE, {"axes": np.array([2])}),
-        graph(RELU, {}, opset=9),
-    ],
-)
-def test_what_is_allowed_is_not_found(model: onnx.ModelProto) -> None:
-    assert lint_tensorrt(model) == ()
-
-
-def test_branches_external_data_and_damaged_files(tmp_path: Path) -> None:
-    out = onnx.helper.make_tensor_value_info("o", onnx.TensorProto.FLOAT, None)
-    inner = onnx.helper.make_graph([onnx.helper.make_node("STFT", ["x"], ["o"])], "b", [], [out])
-    model = graph(RELU, {})
-    branch = onnx.helper.make_node("If", ["x"], ["z"], then_branch=inner, else_branch=inner)
-    model.graph.node.append(branch)
-    assert rules(lint_tensorrt(model)) == {"operator"}
-    model = graph("y = Conv (x, w)", {"w": np.ones((3, 2, 1, 1), np.float32)})
-    model.ir_version, path = 11, tmp_path / "m.onnx"
-    onnx.save_model(model, path, save_as_external_data=True, location="w.bin", size_threshold=0)
-    (tmp_path / "w.bin").unlink()
-    assert rules(lint_tensorrt(path)) == {"external-data", "ir"}
-    (tmp_path / "torn.onnx").write_bytes(b"\x08\x0a\xff\xff")
-    (tmp_path / "empty.onnx").write_bytes(b"")
-    for name in ("torn.onnx", "empty.onnx", "missing.onnx"):
-        with pytest.raises(GraphError, match=name):
-            lint_tensorrt(tmp_path / name)

@@ -10,12 +10,9 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 from export_kit import MEL
 
-import frami_edge_export
-from frami_edge_export import tensorrt
 from frami_edge_export.errors import ExportError
 from frami_edge_export.graph import OnnxStudent, sha256
 from frami_edge_export.tensorrt import (
@@ -30,7 +27,6 @@ from frami_edge_export.tensorrt import (
     judge,
     load_tensorrt,
     main,
-    plausible_mels,
     profile_for,
     read_bundle,
     rebuild,
@@ -56,13 +52,6 @@ def test_the_device_half_needs_neither_torch_nor_onnx() -> None:
     assert "needs torch: pip install 'frami-edge-export[torch]'" in done.stderr
 
 
-def test_every_public_name_resolves() -> None:
-    assert sorted(frami_edge_export.__all__) == frami_edge_export.__all__
-    assert all(getattr(frami_edge_export, name) for name in frami_edge_export.__all__)
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        _ = frami_edge_export.nothing
-
-
 @pytest.mark.parametrize(
     ("seconds", "frames"),
     [
@@ -77,27 +66,6 @@ def test_a_profile_holds_every_call_of_a_stream(seconds: str | None, frames: tup
     profile = profile_for(INFO, options)
     assert tuple(shape[3] for shape in profile.values()) == frames
     assert [shape[:3] for shape in profile.values()] == [(1, 1, 32), (1, 1, 32), (8, 1, 32)]
-
-
-@pytest.mark.parametrize("text", ["", "a", "1:2", "3:1:2", "-1:0:1", "0:0:0", "0:1:inf", "1:1:nan"])
-def test_seconds_that_do_not_rise_are_refused(text: str) -> None:
-    with pytest.raises(ExportError, match="is not MIN:OPT:MAX"):
-        Seconds.parse(text)
-
-
-@pytest.mark.parametrize("wrong", [{"precisions": ("bf16",)}, {"precisions": ()}, {"batch": 0}])
-def test_options_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ExportError, match="must be 1 to 1024"):
-        EngineOptions(**wrong)
-
-
-def test_plausible_mels_are_of_the_front_ends_range() -> None:
-    mels = plausible_mels(MEL, 8)
-    assert mels.shape == (8, 1, MEL.n_mels, MEL.frames(MEL.sample_rate))
-    assert (mels >= MEL.floor[:, None]).all()
-    assert (mels <= MEL.ceiling[:, None]).all()
-    assert mels.std() > 0.5
-    np.testing.assert_array_equal(mels, plausible_mels(MEL, 8))
 
 
 def test_int8_layers_are_counted_in_both_forms_of_the_inspectors_json() -> None:
@@ -237,15 +205,3 @@ def test_the_fastest_engine_that_passes_is_recommended_and_a_tie_goes_to_precisi
     assert engines[1].verdict.startswith("not recommended")
     _, best, reason = judge([engine("int8", 0.4, passed=False)])
     assert (best, reason) == ("", "No engine answers as its ONNX file does: use the ONNX files.")
-
-
-def test_a_report_is_plain_json_and_a_table() -> None:
-    engines, best, reason = judge([engine("fp32", 1.0)])
-    report = tensorrt.EngineReport("s", engines, best, reason, {}, {"int8": "no kernel"})
-    values = json.loads(json.dumps(report.to_dict()))
-    assert values["ok"] is report.ok is False
-    assert values["engines"][0]["profile"]["max"] == [8, 1, 32, 137]
-    assert values["engines"][0]["bytes"] == 1000
-    text = tensorrt.table(report)
-    assert "s.fp32.engine" in text
-    assert "int8: no kernel" in text

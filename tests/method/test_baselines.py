@@ -102,19 +102,6 @@ def test_a_generator_gives_a_batch_per_step_without_labels(name: str, source: Ma
     assert all((b.labels_B == NO_LABEL).all() for b in batches)
 
 
-@pytest.mark.parametrize("name", BATCH_WISE)
-@pytest.mark.parametrize(
-    ("steps", "ends"), [(12, [3, 7, 11]), (14, [4, 9, 13]), (3, [2]), (7, [6])]
-)
-def test_the_budget_is_divided_evenly(name: str, steps: int, ends: list[int], source: Make) -> None:
-    made = source(name, steps=steps, burn_in=0)
-    batches = [made.step(i) for i in range(steps)]
-    assert [i for i, b in enumerate(batches) if b.keep] == ends
-    asked = torch.cat([batches[i].labels_B for i in ends])
-    counts = torch.bincount(asked, minlength=5)
-    assert counts.max() - counts.min() <= 1
-
-
 @pytest.mark.parametrize("name", list(FALLS))
 def test_learning_lowers_the_loss(name: str, source: Make) -> None:
     one_batch = {"iterations": 24} if name in ("cmi", "deep_inversion") else {}

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from frami_edge.checkpoint import Teacher
-from frami_edge.config import DistillConfig, JourneyConfig
+from frami_edge.config import JourneyConfig
 from frami_edge.device import Compute
 from frami_edge.distillation import ClipSampler, TensorSampler, distill, held_out_agreement
 from frami_edge.errors import ConfigError, RunError
@@ -115,18 +115,6 @@ def test_a_killed_run_continues_to_the_same_student(
     assert [r["loss"] for r in logged] == [r["loss"] for r in rows]
 
 
-def test_a_finished_run_has_nothing_left_to_do(run: Run, tmp_path: Path) -> None:
-    with RunFolder.create(tmp_path / "run", command="distill", config={}) as folder:
-        first = run(folder=folder)
-        rows: list[dict[str, float]] = []
-        assert equal(run(folder=folder, rows=rows), first)
-    assert rows == []
-
-
-def test_another_seed_is_another_run(run: Run) -> None:
-    assert not equal(run(seed=0), run(seed=1))
-
-
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_variant_has_its_terms_alone_and_moves_towards_the_teacher(
     name: str, run: Run, opened: Teacher
@@ -175,20 +163,6 @@ def test_a_head_that_nothing_trains_is_refused(
 def test_a_run_that_diverges_is_refused(run: Run) -> None:
     with pytest.raises(RunError, match="diverged by step"):
         run(steps=20, learning_rate=1e30)
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"crop_min": 50, "crop_max": 40},
-        {"logits": 0, "before_pooling": 0, "after_pooling": 0},
-        {"steps": 0},
-        {"temperature": 0},
-    ],
-)
-def test_impossible_recipes_are_refused(fields: dict[str, float]) -> None:
-    with pytest.raises(ValidationError):
-        DistillConfig.model_validate(fields)
 
 
 def test_samplers_of_controls() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from frami_edge.checkpoint import Card, TrainedOn, load_checkpoint, save_checkpoint
@@ -41,9 +42,6 @@ def refusal(path: Path, **kwargs: Any) -> str:
 
 
 def rewrite(path: Path, change: Any = None, **card: Any) -> None:
-    """Save the file again with a changed card or changed tensors."""
-    from safetensors import safe_open
-
     with safe_open(path, framework="pt") as opened:
         fields = json.loads(opened.metadata()[KEY])
     tensors = load_file(path)
@@ -64,43 +62,28 @@ def test_what_was_saved_comes_back(file: Path, teacher: ResNetTeacher, spec: Mel
 
 
 def test_a_collapsed_student_comes_back(tmp_path: Path, student: StudentNet, spec: MelSpec) -> None:
-    heard = TrainedOn(data="esc10", test_fold="5", clips=320, sha256="0" * 64)
+    known = TrainedOn(data="esc10", test_fold="5", clips=320, sha256="0" * 64)
     card = Card(
         kind="student",
         arch=student.arch.model_dump(mode="json"),
         mel=spec.to_dict(),
         labels=LABELS,
-        teacher_trained_on=heard,
+        teacher_trained_on=known,
     )
     shipped = student.collapse()
     save_checkpoint(tmp_path / "s.safetensors", shipped, card)
     loaded = load_checkpoint(tmp_path / "s.safetensors")
     x = torch.randn(2, 1, 16, 30)
     assert torch.equal(loaded.model(x), shipped(x))
-    assert loaded.card.real_clips == heard
+    assert loaded.card.real_clips == known
 
 
-def test_the_hash_is_the_files(file: Path, teacher: ResNetTeacher) -> None:
-    loaded = load_checkpoint(file)
-    again = save_checkpoint(file.with_name("again.safetensors"), teacher, loaded.card)
-    assert again == loaded.sha256
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    assert "no checkpoint" in refusal(tmp_path / "nowhere.safetensors")
-
-
-@pytest.mark.parametrize("keep", [0, 4, 100, 0.5, 0.99])
-def test_a_truncated_file_is_refused(file: Path, keep: float) -> None:
+@pytest.mark.parametrize("keep", [0, 100, 0.99])
+def test_a_damaged_file_is_refused(file: Path, keep: float) -> None:
     data = file.read_bytes()
     file.write_bytes(data[: int(keep if keep > 1 else keep * len(data))])
     assert "not a whole safetensors file" in refusal(file)
-
-
-def test_a_corrupted_header_is_refused(file: Path) -> None:
-    data = bytearray(file.read_bytes())
-    data[8:40] = b"\xff" * 32
-    file.write_bytes(data)
+    file.write_bytes(data[:8] + b"\xff" * 32 + data[40:])
     assert "not a whole safetensors file" in refusal(file)
 
 
@@ -122,13 +105,11 @@ def test_a_pickle_is_never_run(
     assert not Path("pwned").exists()
 
 
-def test_a_foreign_safetensors_file_is_refused(tmp_path: Path) -> None:
-    save_file({"w": torch.zeros(3)}, tmp_path / "foreign.safetensors")
-    assert "no card" in refusal(tmp_path / "foreign.safetensors")
-
-
-def test_the_other_kind_is_refused(file: Path) -> None:
+def test_a_file_of_something_else_is_refused(file: Path) -> None:
+    assert "no checkpoint" in refusal(file.with_name("nowhere.safetensors"))
     assert "holds a teacher, and a student is needed" in refusal(file, kind="student")
+    save_file({"w": torch.zeros(3)}, file)
+    assert "no card" in refusal(file)
 
 
 @pytest.mark.parametrize(
@@ -136,31 +117,25 @@ def test_the_other_kind_is_refused(file: Path) -> None:
     [
         ({"schema_version": 99}, "another version"),
         ({"labels": ["only one"]}, "damaged"),
-        ({"surprise": 1}, "damaged"),
         ({"kind": "oracle"}, "damaged"),
         ({"labels": ["a", "b", "c"]}, "do not fit"),
         ({"arch": {"channels": [8, 12]}}, "do not fit"),
-        ({"arch": {"layers": 3}}, "do not fit"),
         ({"mel": {"n_mels": -1}}, "do not fit"),
-        ({"mel": {"bands": 16}}, "do not fit"),
     ],
 )
-def test_a_card_that_lies_is_refused(file: Path, card: dict[str, Any], word: str) -> None:
+def test_a_card_that_does_not_fit_is_refused(file: Path, card: dict[str, Any], word: str) -> None:
     rewrite(file, **card)
     assert word in refusal(file)
 
 
-@pytest.mark.parametrize("text", ["", "null", "[]", "{", "[" * 100_000])
+@pytest.mark.parametrize("text", ["", "[]", "[" * 100_000])
 def test_a_card_that_is_no_object_is_refused(file: Path, text: str) -> None:
     save_file(load_file(file), file, metadata={KEY: text})
     assert "damaged" in refusal(file)
 
 
-def test_weights_that_are_not_finite_are_refused(file: Path) -> None:
+def test_damaged_weights_are_refused(file: Path) -> None:
     rewrite(file, lambda tensors: tensors["fc.weight"].fill_(float("nan")))
     assert "not finite" in refusal(file)
-
-
-def test_missing_and_unknown_weights_are_refused(file: Path) -> None:
     rewrite(file, lambda tensors: tensors.pop("fc.weight"))
     assert "do not fit" in refusal(file)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
-import sys
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +64,6 @@ def test_code_in_a_weights_file_is_not_run(folder: Path) -> None:
     (folder / "evil.pt").write_bytes(pickle.dumps({"state_dict": Trap()}))
     with pytest.raises(CheckpointError, match="is not executed"):
         read_weights(folder / "evil.pt")
-    torch.save({"state_dict": Trap()}, folder / "evil2.pt")
-    with pytest.raises(CheckpointError, match="is not executed"):
-        read_weights(folder / "evil2.pt")
     assert not (folder / "ran").exists()
 
 
@@ -89,11 +85,21 @@ def test_weights_that_do_not_fit_are_named(folder: Path) -> None:
         ("no_such_module:Net", {}, "no_such_module:Net cannot be imported"),
         ("teacher_zoo:Nothing", {}, "teacher_zoo:Nothing cannot be imported"),
         ("teacher_zoo:KeywordNet", {"depth": 3}, r"KeywordNet\(depth=3\) fails: TypeError"),
-        ("teacher_zoo:conv", {"c_in": 1}, "fails: TypeError"),
         ("builtins:dict", {}, "gives dict, not an nn.Module"),
+        ("script_nets:Net", {}, "SystemExit: training done"),
+        ("faulty_nets:Net", {}, "SyntaxError"),
     ],
 )
-def test_factories_that_fail_say_how(factory: str, arguments: dict[str, int], said: str) -> None:
+def test_factories_that_fail_are_refused_with_the_reason(
+    factory: str,
+    arguments: dict[str, int],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "script_nets.py").write_text("import sys\nsys.exit('training done')\n")
+    (tmp_path / "faulty_nets.py").write_text("def broken(:\n")
+    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(TeacherError, match=said):
         build_module(factory, arguments)
 
@@ -103,7 +109,6 @@ def test_factories_that_fail_say_how(factory: str, arguments: dict[str, int], sa
     [
         ({"factory": "no colon"}, ConfigError, "factory"),
         ({"labels": ["one"]}, TeacherError, "name 1 classes"),
-        ({"labels": ["a", "a", "b", "c", "d"]}, TeacherError, "4 of them different"),
         ({"labels": "none.txt"}, TeacherError, "cannot be read"),
         ({"weights": "none.pt"}, CheckpointError, "There are no weights"),
         ({"mel": {"n_mel": 3}}, FramiEdgeError, "has no key n_mel"),
@@ -157,7 +162,6 @@ def test_python_code_keeps_its_description(tmp_path: Path) -> None:
     assert teacher.labels == LABELS
     assert teacher.description is not None
     assert teacher.description.model_dump()["arguments"] == {"width": 8}
-    assert len(teacher.labels) == K
 
 
 @pytest.mark.parametrize(
@@ -176,30 +180,6 @@ def test_python_code_keeps_its_description(tmp_path: Path) -> None:
 def test_arguments_that_do_not_go_together(source, arguments, message) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ConfigError, match=message):
         load_teacher(source, **arguments)
-
-
-@pytest.fixture
-def loud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A module that talks when it is imported, built and left."""
-    (tmp_path / "loud_nets.py").write_text(
-        "import sys\nimport teacher_zoo\nprint('hello')\n"
-        "def build():\n    print('building')\n    return teacher_zoo.KeywordNet()\n"
-    )
-    (tmp_path / "script_nets.py").write_text("import sys\nsys.exit('training done')\n")
-    (tmp_path / "faulty_nets.py").write_text("def broken(:\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    yield "loud_nets:build"
-    for name in ("loud_nets", "script_nets", "faulty_nets"):
-        sys.modules.pop(name, None)
-
-
-@pytest.mark.usefixtures("loud")
-@pytest.mark.parametrize(
-    ("name", "said"), [("script_nets", "training done"), ("faulty_nets", "SyntaxError")]
-)
-def test_modules_that_cannot_be_imported_say_why(name: str, said: str) -> None:
-    with pytest.raises(TeacherError, match=said):
-        build_module(f"{name}:Net", {})
 
 
 def state(seed: int = 0) -> dict[str, Tensor]:
@@ -270,7 +250,7 @@ def test_which_set_is_said_in_the_description(tmp_path: Path) -> None:
     assert read_description(tmp_path / "again.yaml").weights_under == "ema"
 
 
-def test_what_is_left_over_beside_the_weights_is_still_named(tmp_path: Path) -> None:
+def test_unknown_weights_under_the_prefix_are_named(tmp_path: Path) -> None:
     deeper = under("net.", state() | {"conv3.weight": torch.ones(1)})
     with pytest.raises(CheckpointError, match=r"unknown: conv3\.weight"):
         load_weights(zoo.KeywordNet(), deeper, tmp_path / "c.pt")
