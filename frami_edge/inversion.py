@@ -332,27 +332,28 @@ def invert(
     rank, ranks = world()
     seed = rank_seed(seed, rank)
     context = Context(teacher.model, teacher.mel, len(teacher.labels), config, compute, seed)
-    index = BankIndex(
-        mel=teacher.mel.to_dict(),
-        frames=config.frames,
-        labels=teacher.labels,
-        teacher_sha256=teacher.sha256,
-        config=config.model_dump(mode="json"),
-        seed=seed,
-    )
-    bank = Bank.open_or_create(folder if ranks == 1 else folder / f"rank-{rank}", index)
+    bank = _open_bank(folder if ranks == 1 else folder / f"rank-{rank}", teacher, context)
     with run.timed("invert") if run else contextlib.nullcontext():
         for name in config.shares:
-            _fill(bank, make_source(name, context), context, run, progress)
-        if ranks > 1:
-            dist.barrier()
-            bank = merge_parts(folder, ranks) if rank == 0 else bank
-        if rank == 0 and set(bank.index.health) != set(config.shares):
-            health = {n: source_health(teacher.model, bank, n, compute) for n in bank.sources}
-            bank.set_health(health)
-        if ranks > 1:
-            dist.barrier()
-            bank = Bank.open(folder)
+            source = make_source(name, context)
+            first = _resume(bank, source)
+            report = StepReport(name, first, source.steps, read_every(compute), run, progress)
+            start = time.monotonic(), time.process_time()
+            waiting: list[Batch] = []
+            for step in range(first, source.steps):
+                batch = source.step(step)
+                done = step + 1
+                if batch.keep:
+                    waiting.append(batch)
+                full = sum(len(b.labels_B) for b in waiting) >= config.shard_clips
+                due = full or done == source.steps
+                report.step(batch.metrics, read=due)
+                if waiting and due:
+                    _save_shard(bank, source, context, waiting, first, done)
+                    start = _record_seconds(run, name, start, new=first == 0)
+                    first, waiting = done, []
+            _check_made(bank, source)
+        bank = _finish(bank, folder, teacher, compute)
     if run:
         run.record(bank={"clips": bank.sources, "health": bank.index.health})
     return bank
@@ -368,45 +369,16 @@ def check_teacher(teacher: Teacher, config: BankConfig) -> None:
     require_batch_norms(teacher.model, keys)
 
 
-def _fill(
-    bank: Bank,
-    source: Source,
-    context: Context,
-    run: RunFolder | None,
-    progress: ProgressCallback | None,
-) -> None:
-    """All remaining steps of one source; its clips are written whenever a shard is full.
-
-    The state of the source is saved next to the shard, under the step that follows, and before the
-    shard: whenever the process is killed, the state that the last shard needs exists.
-    """
-    name, steps = source.name, source.steps
-    first = _resume(bank, source)
-    report = StepReport(name, first, steps, read_every(context.compute), run, progress)
-    waiting: list[Batch] = []
-    start = time.monotonic(), time.process_time()
-    for step in range(first, steps):
-        batch = source.step(step)
-        report.step(batch.metrics)
-        if batch.keep:
-            waiting.append(batch)
-        done = step + 1
-        full = sum(len(b.labels_B) for b in waiting) >= context.config.shard_clips
-        if waiting and (full or done == steps):
-            clips = _clips(waiting, context, name, done)
-            report.read()
-            if done < steps:
-                save_state(_state_path(bank, name, done), source.state())
-            bank.append(name, clips, first, done)
-            _state_path(bank, name, first).unlink(missing_ok=True)
-            start = _record_seconds(run, name, start, new=first == 0)
-            first, waiting = done, []
-    report.read()
-    if name not in bank.sources:
-        raise BankError(
-            f"The source {name} made no clip: all {steps} steps are burn-in.",
-            fix=f"Raise {budget(name)}.steps above {budget(name)}.burn_in.",
-        )
+def _open_bank(folder: Path, teacher: Teacher, context: Context) -> Bank:
+    index = BankIndex(
+        mel=teacher.mel.to_dict(),
+        frames=context.config.frames,
+        labels=teacher.labels,
+        teacher_sha256=teacher.sha256,
+        config=context.config.model_dump(mode="json"),
+        seed=context.seed,
+    )
+    return Bank.open_or_create(folder, index)
 
 
 def _resume(bank: Bank, source: Source) -> int:
@@ -447,21 +419,54 @@ def _record_seconds(
 
 
 @torch.no_grad()
-def _clips(batches: list[Batch], context: Context, source: str, done: int) -> Clips:
-    """The clips of a shard with the teacher's logits.
+def _save_shard(
+    bank: Bank, source: Source, context: Context, batches: list[Batch], first: int, done: int
+) -> None:
+    """Write clips with the teacher's logits, and the state of the source next to them.
+
+    The state is saved under the step that follows, and before the shard: whenever the process is
+    killed, the state that the last shard needs exists.
 
     Raises:
         BankError: A clip is not finite.
     """
     mels = torch.cat([b.mels_B1MT.cpu() for b in batches])
     if not torch.isfinite(mels).all():
-        raise diverged(source, done, "its clips are not finite")
+        raise diverged(source.name, done, "its clips are not finite")
     labels = torch.cat([b.labels_B.cpu() for b in batches])
     logits = []
     for x in mels.split(128):
         with autocast(context.compute):
             logits.append(context.teacher.hidden(x.to(context.compute.device)).logits_BK)
-    return Clips(mels, labels, torch.cat(logits).float().cpu())
+    if done < source.steps:
+        save_state(_state_path(bank, source.name, done), source.state())
+    clips = Clips(mels, labels, torch.cat(logits).float().cpu())
+    bank.append(source.name, clips, first, done)
+    _state_path(bank, source.name, first).unlink(missing_ok=True)
+
+
+def _check_made(bank: Bank, source: Source) -> None:
+    if source.name not in bank.sources:
+        where = budget(source.name)
+        raise BankError(
+            f"The source {source.name} made no clip: all {source.steps} steps are burn-in.",
+            fix=f"Raise {where}.steps above {where}.burn_in.",
+        )
+
+
+def _finish(bank: Bank, folder: Path, teacher: Teacher, compute: Compute) -> Bank:
+    """Merge the banks of all ranks, and measure the health of the whole."""
+    rank, ranks = world()
+    if ranks > 1:
+        dist.barrier()
+        bank = merge_parts(folder, ranks) if rank == 0 else bank
+    if rank == 0 and set(bank.index.health) != set(bank.sources):
+        health = {n: source_health(teacher.model, bank, n, compute) for n in bank.sources}
+        bank.set_health(health)
+    if ranks > 1:
+        dist.barrier()
+        bank = Bank.open(folder)
+    return bank
 
 
 def diverged(source: str, done: int, how: str) -> BankError:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from frami_edge.bank import Bank
 from frami_edge.io import atomic_path
-from frami_edge_runtime.errors import AudioError, MelSpecError
+from frami_edge_runtime.errors import MelSpecError
 from frami_edge_runtime.melspec import MelSpec
 
 PEAK_DBFS = -1.0
@@ -57,12 +57,16 @@ def mel_to_audio(
         (n_fft + (T - 1) hop,) float32; with ``center`` ((T - 1) hop,), at least one hop.
 
     Raises:
-        AudioError: The mel has another number of bands, no frame, or values that are not finite.
         MelSpecError: The windows do not overlap, so that samples between them are lost.
     """
     import torchaudio
 
-    _check(mel_MT, spec)
+    if spec.hop_length >= spec.win_length:
+        raise MelSpecError(
+            f"MelSpec.hop_length {spec.hop_length} is as long as win_length: "
+            "without overlap no waveform can be found.",
+            fix="Do not render audio, or use a teacher whose windows overlap.",
+        )
     # Griffin-Lim centres frame 0 on sample 0. The held edge frames fill the half window that an
     # uncentred front end reads before and after, and lengthen clips too short to be reflected;
     # they are cut off again below.
@@ -98,63 +102,27 @@ def mel_to_audio(
 
 
 def write_examples(bank: Bank, source: str, folder: Path, per_class: int = 1) -> list[Path]:
-    """Write the latest clips of each class that the teacher predicts as WAV; see `write_wavs`."""
-    mels, names = [], []
-    for label, clips in bank.examples(source, per_class).items():
-        for i, mel in enumerate(clips):
-            mels.append(mel)
-            names.append(f"{source}-{label}-{i}")
-    return write_wavs(folder, mels, names, bank.spec)
+    """Write the latest clips of each class that the teacher predicts as 16-bit WAV.
 
-
-def write_wavs(
-    folder: Path, mels: Sequence[Tensor], names: Sequence[str], spec: MelSpec
-) -> list[Path]:
-    """Write clips as 16-bit WAV, each normalised to a peak of -1 dBFS.
-
-    Args:
-        folder: Created where it does not exist.
-        mels: (M, T) normalised log-mels.
-        names: File names without ending; other characters than letters, digits, ``.``, ``-`` become
-            ``_``, and a name that this call has used gets a number.
-        spec: Front end.
-
-    Returns:
-        The files, in the order of the mels.
+    Each clip is normalised to a peak of -1 dBFS. Its name is ``SOURCE-CLASS-NUMBER``, where
+    characters other than letters, digits, ``.`` and ``-`` become ``_``.
 
     Raises:
-        AudioError: See `mel_to_audio`.
         MelSpecError: See `mel_to_audio`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
-    for mel, name in zip(mels, names, strict=True):
-        samples = mel_to_audio(mel, spec)
-        peak = float(np.abs(samples).max())
-        if peak > 0:
-            samples = samples * (10 ** (PEAK_DBFS / 20) / peak)
-        stem = re.sub(r"[^\w.-]+", "_", name).lstrip(".") or "clip"
-        path, count = folder / f"{stem}.wav", 1
-        while path in written:
-            count += 1
-            path = folder / f"{stem}-{count}.wav"
-        with atomic_path(path) as temporary:
-            soundfile.write(temporary, samples, spec.sample_rate, subtype="PCM_16", format="WAV")
-        written.append(path)
+    numbers: Counter[str] = Counter()  # two classes may get the same name
+    for label, mels in bank.examples(source, per_class).items():
+        for mel in mels:
+            samples = mel_to_audio(mel, bank.spec)
+            samples *= 10 ** (PEAK_DBFS / 20) / max(float(np.abs(samples).max()), 1e-9)
+            stem = re.sub(r"[^\w.-]+", "_", f"{source}-{label}")
+            path = folder / f"{stem}-{numbers[stem]}.wav"
+            numbers[stem] += 1
+            with atomic_path(path) as temporary:
+                soundfile.write(
+                    temporary, samples, bank.spec.sample_rate, subtype="PCM_16", format="WAV"
+                )
+            written.append(path)
     return written
-
-
-def _check(mel_MT: Tensor, spec: MelSpec) -> None:
-    shape = tuple(mel_MT.shape)
-    fits = len(shape) == 2 and shape[0] == spec.n_mels and shape[1] > 0
-    if not fits or not torch.isfinite(mel_MT).all():
-        raise AudioError(
-            f"A mel of shape {shape} cannot be rendered, or holds values that are not finite.",
-            fix=f"Its front end gives ({spec.n_mels}, frames) of finite values.",
-        )
-    if spec.hop_length >= spec.win_length:
-        raise MelSpecError(
-            f"MelSpec.hop_length {spec.hop_length} is as long as win_length: "
-            "without overlap no waveform can be found.",
-            fix="Do not render audio, or use a teacher whose windows overlap.",
-        )

@@ -8,8 +8,9 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,8 @@ class Clip:
     """One labelled audio file."""
 
     path: Path
-    label: int
-    """Index into the set's labels."""
-    fold: str
-    """Its official fold or split."""
+    label: int  # index into the set's labels
+    fold: str  # its official fold or split
     name: str = ""
     """Path within the set, with forward slashes: the same on every machine."""
 
@@ -37,19 +36,13 @@ class Clip:
 class SoundSet:
     """A data set with its official folds."""
 
-    name: str
-    """As given to `load_set`."""
-    labels: tuple[str, ...]
-    """Class names; a clip's label is an index into them."""
-    clips: tuple[Clip, ...]
-    """In the order of their names."""
-    folds: tuple[str, ...]
-    """Folds that may be the test fold."""
+    name: str  # as given to `load_set`
+    labels: tuple[str, ...]  # class names; a clip's label is an index into them
+    clips: tuple[Clip, ...]  # in the order of their names
+    folds: tuple[str, ...]  # folds that may be the test fold
     licence: str
-    source: str
-    """Where it comes from."""
-    root: Path
-    """The set's own folder."""
+    source: str  # where it comes from
+    root: Path  # the set's own folder
     validation_of: Mapping[str, str] = field(default_factory=dict)
     """The fold that validates while the key is tested, where the protocol has one."""
 
@@ -141,15 +134,15 @@ def data_root(option: Path | None) -> Path:
     Raises:
         DataError: Neither is given, or it is not a folder.
     """
-    value = option if option is not None else os.environ.get(ROOT_VARIABLE) or None
-    if value is None:
+    value = option or os.environ.get(ROOT_VARIABLE)
+    if not value:
         raise DataError(
             "No data root is given.",
             fix=f"Pass --data-root PATH or set {ROOT_VARIABLE}: the folder that holds the sets.",
         )
     root = Path(value).expanduser()
     if not root.is_dir():
-        where = "--data-root" if option is not None else ROOT_VARIABLE
+        where = "--data-root" if option else ROOT_VARIABLE
         raise DataError(
             f"The data root {root} ({where}) is not a folder.", fix="Create it or correct the path."
         )
@@ -185,19 +178,13 @@ def load_folder(root: Path) -> SoundSet:
     labels = tuple(sorted({label.name for label, _ in classes}))
     clips = []
     for label, fold in classes:
-        for path in _audio_files(label):
+        for path in filter(_is_audio, label.rglob("*")):
             inner = f"{label.name}/{path.relative_to(label).as_posix()}"
             digest = int(hashlib.sha256(inner.encode()).hexdigest()[:8], 16)
-            clips.append(
-                Clip(
-                    path,
-                    labels.index(label.name),
-                    fold or str(1 + digest % HASH_FOLDS),
-                    path.relative_to(root).as_posix(),
-                )
-            )
-    filled = {clip.label for clip in clips}
-    empty = [name for i, name in enumerate(labels) if i not in filled]
+            own_fold = fold or str(1 + digest % HASH_FOLDS)
+            name = path.relative_to(root).as_posix()
+            clips.append(Clip(path, labels.index(label.name), own_fold, name))
+    empty = sorted(set(labels) - {labels[clip.label] for clip in clips})
     if len(labels) < 2 or empty:
         what = f"no audio in {', '.join(empty[:5])}" if empty else f"{len(labels)} class folders"
         raise DataError(
@@ -222,12 +209,8 @@ def _folders(parent: Path) -> list[Path]:
     return sorted(p for p in parent.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
 
 
-def _audio_files(folder: Path) -> list[Path]:
-    return [
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in AUDIO_SUFFIXES and not path.name.startswith(".")
-    ]
+def _is_audio(path: Path) -> bool:
+    return path.suffix.lower() in AUDIO_SUFFIXES and not path.name.startswith(".")
 
 
 # --- The known sets
@@ -265,9 +248,8 @@ class SetInfo:
         return f"frami-edge data get {self.part_of or self.name}"
 
 
-_GITHUB_ZIP = "/archive/refs/heads/master.zip"
-_FIVE = ("1", "2", "3", "4", "5")
-_FSDD_SOURCE = "https://github.com/Jakobovski/free-spoken-digit-dataset"
+_GITHUB = "https://github.com/"
+_ZIP = "/archive/refs/heads/master.zip"
 _FSDD = SetInfo(
     name="fsdd",
     title="Free Spoken Digit Dataset, official test takes 0-4",
@@ -280,8 +262,8 @@ _FSDD = SetInfo(
     classes=10,
     folds=("test",),
     licence="CC BY-SA 4.0",
-    source=_FSDD_SOURCE,
-    url=_FSDD_SOURCE + _GITHUB_ZIP,
+    source=f"{_GITHUB}Jakobovski/free-spoken-digit-dataset",
+    url=f"{_GITHUB}Jakobovski/free-spoken-digit-dataset{_ZIP}",
     keep=("recordings/", "README.md"),
 )
 _FSDD_SPEAKER = replace(
@@ -291,17 +273,16 @@ _FSDD_SPEAKER = replace(
     folds=("george", "jackson", "lucas", "nicolas", "theo", "yweweler"),
     part_of="fsdd",
 )
-_ESC_SOURCE = "https://github.com/karolpiczak/ESC-50"
 _ESC50 = SetInfo(
     name="esc50",
     title="ESC-50: environmental sounds",
     folders=("ESC-50-master", "ESC-50"),
     clips=2000,
     classes=50,
-    folds=_FIVE,
+    folds=("1", "2", "3", "4", "5"),
     licence="CC BY-NC 3.0",
-    source=_ESC_SOURCE,
-    url=_ESC_SOURCE + _GITHUB_ZIP,
+    source=f"{_GITHUB}karolpiczak/ESC-50",
+    url=f"{_GITHUB}karolpiczak/ESC-50{_ZIP}",
     keep=("audio/", "meta/", "README.md", "LICENSE"),
 )
 _ESC10 = replace(
@@ -338,10 +319,10 @@ _AUDIOMNIST = SetInfo(
     folders=("AudioMNIST", "AudioMNIST-master"),
     clips=30_000,
     classes=10,
-    folds=_FIVE,
+    folds=("1", "2", "3", "4", "5"),
     licence="MIT",
-    source="https://github.com/soerenab/AudioMNIST",
-    url="https://github.com/soerenab/AudioMNIST" + _GITHUB_ZIP,
+    source=f"{_GITHUB}soerenab/AudioMNIST",
+    url=f"{_GITHUB}soerenab/AudioMNIST{_ZIP}",
     keep=("data/", "README.md", "LICENSE"),
 )
 _SETS = (_FSDD, _FSDD_SPEAKER, _ESC50, _ESC10, _ESC40, _URBANSOUND, _AUDIOMNIST)
@@ -400,7 +381,11 @@ def load_known(info: SetInfo, folder: Path) -> SoundSet:
                 there.update(f"{parent}/{file.name}" for file in files if file.is_file())
     missing = [clip for clip in found.clips if clip.name not in there]
     # ESC-10 and ESC-40 share their folder with the rest of ESC-50.
-    unknown = () if info in (_ESC10, _ESC40) else sorted(_audio_names(there - expected))
+    unknown = (
+        ()
+        if info in (_ESC10, _ESC40)
+        else sorted(name for name in there - expected if _is_audio(Path(name)))
+    )
     if not missing and not unknown:
         return found
     count = len(expected & there) + len(unknown)
@@ -434,9 +419,8 @@ class SetStatus:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        facts = asdict(self.info)
         kept = ("name", "title", "clips", "classes", "folds", "licence", "source")
-        return {key: facts[key] for key in kept} | {
+        return {key: getattr(self.info, key) for key in kept} | {
             "found": self.folder is not None,
             "folder": str(self.folder) if self.folder else None,
             "complete": self.complete,
@@ -449,9 +433,9 @@ def survey(root: Path | None) -> list[SetStatus]:
     """The status of every known set; without a data root none is found."""
     found = []
     for info in _SETS:
-        folder = None if root is None else find_folder(info, root)
+        folder = find_folder(info, root) if root else None
         problem = "not found"
-        if folder is not None:
+        if folder:
             try:
                 load_known(info, folder)
                 problem = ""
@@ -472,25 +456,19 @@ def expected_set(info: SetInfo, folder: Path) -> SoundSet:
     # Entries are (path in the folder, label, fold).
     entries: list[tuple[str, int, str]] = []
     if info in (_FSDD, _FSDD_SPEAKER):
-        for speaker in _FSDD_SPEAKER.folds:
-            for digit in range(10):
-                for take in range(50):
-                    fold = ("test" if take < 5 else "train") if info is _FSDD else speaker
-                    entries.append((f"recordings/{digit}_{speaker}_{take}.wav", digit, fold))
+        for speaker, digit, take in product(_FSDD_SPEAKER.folds, range(10), range(50)):
+            fold = ("test" if take < 5 else "train") if info is _FSDD else speaker
+            entries.append((f"recordings/{digit}_{speaker}_{take}.wav", digit, fold))
     elif info is _AUDIOMNIST:
         for fold, speakers in AUDIOMNIST_TEST_SPEAKERS.items():
-            for s in speakers:
-                for digit in range(10):
-                    for take in range(50):
-                        entries.append((f"data/{s:02d}/{digit}_{s:02d}_{take}.wav", digit, fold))
+            for s, digit, take in product(speakers, range(10), range(50)):
+                entries.append((f"data/{s:02d}/{digit}_{s:02d}_{take}.wav", digit, fold))
     else:
         labels, entries = _from_metadata(info, folder)
     return SoundSet(
         name=info.name,
         labels=tuple(labels),
-        clips=tuple(
-            Clip(folder / name, label, fold, name) for name, label, fold in sorted(entries)
-        ),
+        clips=tuple(Clip(folder / name, lab, fold, name) for name, lab, fold in sorted(entries)),
         folds=info.folds,
         licence=info.licence,
         source=info.source,
@@ -503,9 +481,8 @@ def _from_metadata(info: SetInfo, folder: Path) -> tuple[Sequence[str], list[tup
     """Labels and entries of ESC-50 with its views, and of UrbanSound8K."""
     urban = info is _URBANSOUND
     path = folder / ("metadata/UrbanSound8K.csv" if urban else "meta/esc50.csv")
-    file, number, label = ("slice_file_name", "classID", "class") if urban else (
-        "filename", "target", "category"
-    )  # fmt: skip
+    columns = "slice_file_name classID class" if urban else "filename target category"
+    file, number, label = columns.split()
     refetch = f"Fetch the set again from {info.source}."
     try:
         with path.open(newline="", encoding="utf-8") as text:
@@ -536,14 +513,4 @@ def _from_metadata(info: SetInfo, folder: Path) -> tuple[Sequence[str], list[tup
             f"{', '.join(info.folds)}.",
             fix=refetch,
         )
-    if any(".." in name for name in names):
-        raise DataError(f"{path} names files outside the set.", fix=refetch)
     return labels, entries
-
-
-def _audio_names(names: Iterable[str]) -> list[str]:
-    return [
-        name
-        for name in names
-        if Path(name).suffix.lower() in AUDIO_SUFFIXES and not Path(name).name.startswith(".")
-    ]

@@ -47,28 +47,20 @@ class Rejected:
 
     path: Path
     reason: str
-    name: str = ""
-    """Path within the set, as in `Clip.name`."""
+    name: str = ""  # path within the set, as in `Clip.name`
 
 
 @dataclass
 class Features:
     """Normalised log-mels of the clips that could be used."""
 
-    mels: list[torch.Tensor]
-    """(M, T_i) float32 each."""
-    labels: torch.Tensor
-    """(number of clips,) int64."""
-    clips: list[Clip]
-    """The clips kept, in the given order."""
-    hashes: list[str]
-    """SHA-256 of each kept clip's file."""
+    mels: list[torch.Tensor]  # (M, T_i) float32 each
+    labels: torch.Tensor  # (number of clips,) int64
+    clips: list[Clip]  # the clips kept, in the given order
+    hashes: list[str]  # SHA-256 of each kept clip's file
     rejected: list[Rejected]
-    """Files left out, with the reason."""
-    sha256: str
-    """SHA-256 of the sorted (name within the set, file hash) list of the kept clips."""
-    mel: MelSpec
-    """The front end, with its mean and std."""
+    sha256: str  # of the sorted (name within the set, file hash) list of the kept clips
+    mel: MelSpec  # the front end, with its mean and std
 
     def __len__(self) -> int:
         return len(self.mels)
@@ -148,12 +140,7 @@ class FeatureStore:
         """Features of clips, from the cache where they are there.
 
         A file that is missing, truncated, silent, not finite or no audio is left out and listed in
-        `Features.rejected`.
-
-        Args:
-            clips: Any clips, of one set or several.
-            progress: Called with the number of clips done.
-            phase: Its phase.
+        `Features.rejected`. `progress` is called with the number of clips done.
 
         Raises:
             DataError: None of the clips can be used.
@@ -265,9 +252,11 @@ class _Entry:
     reason: str
 
 
-def _statistics(mel: MelSpec) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and std, (M, 1) or (1, 1) float32 each."""
-    mean, std = (torch.tensor(v, dtype=torch.float32).reshape(-1, 1) for v in (mel.mean, mel.std))
+def _statistics(
+    mel: MelSpec, dtype: torch.dtype = torch.float32
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and std, (M, 1) or (1, 1) each."""
+    mean, std = (torch.tensor(v, dtype=dtype).reshape(-1, 1) for v in (mel.mean, mel.std))
     return mean, std
 
 
@@ -286,8 +275,7 @@ def measure_normalisation(features: Features) -> tuple[float, float]:
     Raises:
         DataError: There are no features, or they do not vary.
     """
-    mean_M1 = torch.tensor(features.mel.mean, dtype=torch.float64).reshape(-1, 1)
-    std_M1 = torch.tensor(features.mel.std, dtype=torch.float64).reshape(-1, 1)
+    mean_M1, std_M1 = _statistics(features.mel, torch.float64)
     count, total, squares = 0, 0.0, 0.0
     for mel in features.mels:
         raw = mel.double() * std_M1 + mean_M1
@@ -320,12 +308,7 @@ def length_buckets(
         min_batch: Batches smaller than this are merged with their neighbour in length, even
             where that breaks ``max_waste`` or exceeds ``batch_size`` (BatchNorm cannot train on
             one clip).
-
-    Raises:
-        ValueError: A size is below 1, or ``max_waste`` is outside 0..1.
     """
-    if batch_size < 1 or min_batch < 1 or not 0 <= max_waste < 1:
-        raise ValueError("length_buckets needs batch_size >= 1, min_batch >= 1, 0 <= max_waste < 1")
     keys = np.asarray(lengths, dtype=np.float64)
     ties = np.arange(len(keys))
     if generator is not None:
@@ -360,15 +343,10 @@ def collate(
     *,
     pad_value: float | torch.Tensor | npt.NDArray[np.floating],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stack clips of different length, padded on the right.
+    """Stack the clips at ``indices``, each (M, T_i), padded on the right.
 
-    Args:
-        mels: (M, T_i) each.
-        indices: The clips of the batch.
-        pad_value: The front end's floor (`MelSpec.floor`), one number or one per band.
-
-    Returns:
-        ``x_B1MT`` in the mels' dtype, and ``lengths_B`` int64: true frames, for the mask.
+    ``pad_value`` is the front end's floor (`MelSpec.floor`), one number or one per band. Returns
+    ``x_B1MT`` in the mels' dtype, and ``lengths_B`` int64: true frames, for the mask.
     """
     chosen = [mels[i] for i in indices]
     lengths_B = torch.tensor([m.shape[-1] for m in chosen], dtype=torch.int64)

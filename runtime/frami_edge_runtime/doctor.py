@@ -36,7 +36,6 @@ from frami_edge_runtime.tensorrt import (
 Status: TypeAlias = Literal["ok", "warn", "fail", "absent"]
 ROOT: Path = Path("/")
 """Above ``etc``, ``proc`` and ``dev``; tests replace it."""
-NOT_READY: Final = 3
 _PACKAGES: Final = {
     "numpy": "everything",
     "soxr": "audio at another rate than the model's",
@@ -241,32 +240,32 @@ def check_tensorrt() -> tuple[str, Check]:
     return version, Check("TensorRT", "ok", found)
 
 
-def check_engines(places: Sequence[Path], tensorrt: str, sm: str) -> list[Check]:
-    """Whether engines, or all engines in folders, were built for this TensorRT and this GPU.
+def check_engine(file: Path, tensorrt: str, sm: str) -> Check:
+    """Whether an engine was built for this TensorRT and this GPU."""
+    try:
+        built, card = read_plan_version(file), read_sidecar(file)
+        check_content(card, read_model(file)[1], file.name)
+        if tensorrt and sm:
+            check_loadable(card, built, tensorrt, sm, file.name)
+    except FramiEdgeError as error:  # it was asked for by name, so it blocks
+        return Check(file.name, "fail", error.message, error.fix, needed=True)
+    found = f"built with TensorRT {card.tensorrt} for compute capability {card.sm}"
+    if tensorrt and sm:
+        return Check(file.name, "ok", f"fits this machine: {found}")
+    return Check(file.name, "absent", f"{found}; no TensorRT or no GPU is here to load it")
 
-    They were asked for by name, so one that does not fit blocks.
-    """
+
+def check_engines(places: Sequence[Path], tensorrt: str, sm: str) -> list[Check]:
+    """The engines, and all engines in the folders, in ``places``."""
     checks = []
     for place in places:
-        files = [place]
-        if place.is_dir():
-            files = sorted(p for p in place.iterdir() if p.suffix in (".engine", ".plan"))
+        found = sorted(p for p in place.glob("*") if p.suffix in (".engine", ".plan"))
+        files = found if place.is_dir() else [place]
         if not files:
             fix = f"frami-edge export --tensorrt {place} builds them on this machine."
             checks.append(Check(str(place), "absent", "no engine in this folder", fix))
         for file in files:
-            try:
-                built, card = read_plan_version(file), read_sidecar(file)
-                check_content(card, read_model(file)[1], file.name)
-                found = f"built with TensorRT {card.tensorrt} for compute capability {card.sm}"
-                if tensorrt and sm:
-                    check_loadable(card, built, tensorrt, sm, file.name)
-                    checks.append(Check(file.name, "ok", f"fits this machine: {found}"))
-                else:
-                    found += "; no TensorRT or no GPU is here to load it"
-                    checks.append(Check(file.name, "absent", found))
-            except FramiEdgeError as error:
-                checks.append(Check(file.name, "fail", error.message, error.fix, needed=True))
+            checks.append(check_engine(file, tensorrt, sm))
     return checks
 
 
@@ -367,7 +366,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report = as_json(checks, __version__)
     print(json.dumps(report, indent=2) if options.json else as_text(checks))
     print(verdict(checks, "listening"), file=sys.stderr)
-    return 0 if report["ready"] else NOT_READY
+    return 0 if report["ready"] else 3
 
 
 def _text(path: str) -> str:

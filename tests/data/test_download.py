@@ -122,7 +122,7 @@ def test_a_bad_archive_leaves_nothing(
 
 def test_addresses_that_do_not_work_are_one_sentence(tmp_path: Path, server: Server) -> None:
     server.status = 404
-    for url in (server.url, "http://127.0.0.1:9/x.zip", "file:///etc/hostname"):
+    for url in (server.url, "http://127.0.0.1:9/x.zip", "ftp://127.0.0.1:9/x.zip"):
         with pytest.raises(DataError) as caught:
             get_set("fsdd", tmp_path, url=url)
         assert caught.value.fix

@@ -125,7 +125,6 @@ def test_an_incomplete_esc50_can_still_give_a_complete_esc10(root: Path, without
         (lambda text: "\n".join(text.splitlines()[:-1]), "lists 1999 clips"),
         (lambda text: text.replace("target", "aim", 1), "cannot be read: KeyError"),
         (lambda text: text.replace("1-00-A-0.wav,1,0", "1-00-A-0.wav,1,one"), "cannot be read"),
-        (lambda text: text.replace("1-00-A-0.wav", "../1-00-A-0.wav", 1), "outside the set"),
     ],
 )
 def test_damaged_metadata_is_refused(

@@ -51,45 +51,40 @@ def build(
 ) -> TinyModel:
     """Two valid convolutions, ReLU between and after: (M, 5) with a stride, then (1, 3)."""
     onnx = pytest.importorskip("onnx")
-    helper, numpy_helper = onnx.helper, onnx.numpy_helper
     spec = spec or make_spec()
     rng = np.random.default_rng(seed)
     first = rng.normal(0, 0.3, (channels, 1, spec.n_mels, 5)).astype(np.float32)
     second = rng.normal(0, 0.3, (channels, channels, 1, 3)).astype(np.float32)
     bias = rng.normal(0, 0.1, channels).astype(np.float32)
-    pads = [0, 2, 0, 2] if pad_time else [0, 0, 0, 0]
-    nodes = [
-        helper.make_node("Conv", ["mel", "w1", "b1"], ["h1"], strides=[1, stride], pads=pads),
-        helper.make_node("Relu", ["h1"], ["r1"]),
-        helper.make_node("Conv", ["r1", "w2"], ["h2"]),
-        helper.make_node("Relu", ["h2"], ["r2"]),
-        helper.make_node("Squeeze", ["r2", "axes"], ["frames"]),
-    ]
-    float32 = onnx.TensorProto.FLOAT
-    tensors = {"w1": first, "b1": bias, "w2": second, "axes": np.array([2], np.int64)}
-    trunk = helper.make_model(
-        helper.make_graph(
-            nodes,
-            "trunk",
-            [helper.make_tensor_value_info("mel", float32, ["B", 1, spec.n_mels, "T"])],
-            [helper.make_tensor_value_info("frames", float32, ["B", channels, "T_out"])],
-            [numpy_helper.from_array(value, name) for name, value in tensors.items()],
-        ),
-        opset_imports=[helper.make_opsetid("", 17)],
-        ir_version=8,
-    )
     weight = rng.normal(0, 0.5, (2 * channels, len(labels))).astype(np.float32)
     offset = rng.normal(0, 0.5, len(labels)).astype(np.float32)
-    head = helper.make_model(
-        helper.make_graph(
-            [helper.make_node("Gemm", ["pooled", "w", "b"], ["logits"])],
-            "head",
-            [helper.make_tensor_value_info("pooled", float32, ["B", 2 * channels])],
-            [helper.make_tensor_value_info("logits", float32, ["B", len(labels)])],
-            [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(offset, "b")],
-        ),
-        opset_imports=[helper.make_opsetid("", 17)],
-        ir_version=8,
+
+    def graph(text: str, **tensors: np.ndarray) -> Any:
+        model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> {text}')
+        for name, tensor in tensors.items():
+            model.graph.initializer.append(onnx.numpy_helper.from_array(tensor, name))
+        return model
+
+    pad = 2 if pad_time else 0
+    trunk = graph(
+        f"""trunk (float[B,1,{spec.n_mels},T] mel) => (float[B,{channels},T_out] frames) {{
+            h1 = Conv <strides = [1,{stride}], pads = [0,{pad},0,{pad}]> (mel, w1, b1)
+            r1 = Relu (h1)
+            h2 = Conv (r1, w2)
+            r2 = Relu (h2)
+            frames = Squeeze (r2, axes)
+        }}""",
+        w1=first,
+        b1=bias,
+        w2=second,
+        axes=np.array([2], np.int64),
+    )
+    head = graph(
+        f"""head (float[B,{2 * channels}] pooled) => (float[B,{len(labels)}] logits) {{
+            logits = Gemm (pooled, w, b)
+        }}""",
+        w=weight,
+        b=offset,
     )
     values: dict[str, Any] = {
         "mel": spec,
@@ -103,7 +98,7 @@ def build(
     }
     info = ModelInfo(**{**values, **info_changes})
     entries = model_metadata(info, head.SerializeToString())
-    helper.set_model_props(trunk, entries if metadata is None else {**entries, **metadata})
+    onnx.helper.set_model_props(trunk, entries if metadata is None else {**entries, **metadata})
     return TinyModel(
         trunk.SerializeToString(),
         info,

@@ -75,9 +75,7 @@ def test_a_machine_without_packages_is_not_ready(
 ) -> None:
     fake()
     assert doctor.main([]) == 3
-    out, err = capsys.readouterr()
-    assert "fix: pip install numpy\n" in out
-    assert "numpy, onnxruntime" in err
+    assert "fix: pip install numpy\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -102,7 +100,6 @@ def test_children_that_hang_crash_or_raise_are_named(
     [
         ("R36 (release), REVISION: 4.3", "6.1 or 6.2", "ok"),
         ("R36 (release), REVISION: 3.0", "6.0", "warn"),
-        ("R35 (release), REVISION: 4.1", "5.x", "warn"),
         ("R39 (release), REVISION: 2.0", "7.2", "ok"),
         ("R50 (release), REVISION: 1.0", "unknown", "ok"),
         ("R36 REVISION: 4", "cannot be read", "warn"),
@@ -163,26 +160,22 @@ def test_memory_within_a_container_and_limits(fake: Fake) -> None:
     assert doctor.check_python((9, 9)).blocks
 
 
-@pytest.mark.parametrize(
-    ("tensorrt", "sm", "status"),
-    [
-        ("10.3.0", "8.7", "ok"),
-        ("10.16.1", "8.7", "fail"),
-        ("10.3.0", "8.9", "fail"),
-        ("", "8.7", "absent"),
-    ],
-)
-def test_engines_of_an_orin(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tensorrt: str, sm: str, status: str
+def test_an_engine_fits_only_its_tensorrt_and_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     card = SimpleNamespace(tensorrt="10.3.0.30", sm="8.7", gpu="", onnx_name="s.onnx")
     monkeypatch.setattr(doctor, "read_plan_version", lambda path: (10, 3, 0, 30))
     monkeypatch.setattr(doctor, "read_sidecar", lambda path: card)
     monkeypatch.setattr(doctor, "check_content", lambda card, plan, name: None)
-    monkeypatch.setattr(doctor, "read_model", lambda path: ("", b""))
     (tmp_path / "student.engine").touch()
-    (check,) = doctor.check_engines([tmp_path], tensorrt, sm)
-    assert (check.name, check.status, check.blocks) == ("student.engine", status, status == "fail")
+    for machine, status in {
+        ("10.3.0", "8.7"): "ok",
+        ("10.16.1", "8.7"): "fail",
+        ("10.3.0", "8.9"): "fail",
+        ("", "8.7"): "absent",
+    }.items():
+        (check,) = doctor.check_engines([tmp_path], *machine)
+        assert (check.status, check.blocks) == (status, status == "fail"), check
 
 
 def test_engines_that_cannot_be_read(tmp_path: Path) -> None:
