@@ -23,16 +23,11 @@ from pydantic import (
 )
 
 from frami_edge.errors import ConfigError
-from frami_edge.io import read_small
 from frami_edge_runtime.errors import MelSpecError
 from frami_edge_runtime.melspec import MelSpec
 
-MAX_BYTES = 200_000
-"""Largest config file that is read; real ones have a few kilobytes."""
-MANY = 10_000_000
-"""Most steps, clips or rows that a config may ask for."""
-WIDE = 1 << 16
-"""Largest batch or layer."""
+MANY = 10_000_000  # most steps, clips or rows that a config may ask for
+WIDE = 1 << 16  # largest batch or layer
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -92,7 +87,7 @@ def parse(text: str) -> Any:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}: " if mark else ""
         raise ValueError(f"{where}{error.problem or error.context}") from None
-    except (yaml.YAMLError, RecursionError) as error:
+    except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None
 
 
@@ -148,20 +143,18 @@ def read_mapping(name_or_path: str | Path) -> tuple[str, dict[str, Any]]:
                 fix=f"Give a .yaml file, or one of: {listed}.",
             )
         path = known[name]
-    fix = "Check the path."
-    if near := difflib.get_close_matches(path.stem, known, n=1):
-        fix = f"Use the shipped config by its name: {near[0]}."
     try:
-        data = parse(read_small(path, MAX_BYTES).decode("utf-8-sig"))
-    except FileNotFoundError:
-        raise ConfigError(f"There is no config file {name}.", fix=fix) from None
+        data = parse(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise ConfigError(f"{name} cannot be read: {reason}.", fix="Check the path.") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{name} is not text in UTF-8.", fix="Save it as UTF-8.") from None
+        near = difflib.get_close_matches(path.stem, known, n=1)
+        raise ConfigError(
+            f"The config file {name} cannot be read: {error.strerror}.",
+            fix=f"Use the shipped config by its name: {near[0]}." if near else "Check the path.",
+        ) from None
     except ValueError as error:
-        raise ConfigError(f"{name} is not valid YAML: {error}.", fix="Correct it.") from None
+        raise ConfigError(
+            f"{name} is not valid YAML: {error}.", fix="Correct it, and save it as UTF-8."
+        ) from None
     if not isinstance(data, dict | None):
         raise ConfigError(
             f"{name} holds {_kind(data)}, not a mapping of keys to values.",
@@ -190,10 +183,8 @@ def describe(
 ) -> list[str]:
     """One line per mistake: the dotted key, what is wrong, and a near name where there is one.
 
-    Args:
-        error: The error of pydantic.
-        model: The model that was validated, for the names of its fields.
-        data: What it was validated from, to tell keys from pydantic's own path elements.
+    The model that was validated gives the names of its fields; `data`, from which it was validated,
+    tells keys from pydantic's own path elements.
     """
     lines = []
     for item in error.errors(include_url=False):
@@ -258,8 +249,7 @@ def _fields_at(model: type[BaseModel] | None, loc: Sequence[int | str]) -> list[
     """Names of the fields of every model that can stand at `loc`."""
     models = [model] if model else []
     for element in loc:
-        fields = [m.model_fields[element] for m in models if element in m.model_fields]
-        if fields:
+        if fields := [m.model_fields[element] for m in models if element in m.model_fields]:
             models = [found for field in fields for found in _models_in(field.annotation)]
     return [name for m in models for name in m.model_fields]
 
@@ -271,9 +261,7 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _kind(value: Any) -> str:
-    if isinstance(value, list):
-        return "a list"
-    return "a mapping" if isinstance(value, dict) else _shown(value)
+    return "a list" if isinstance(value, list) else _shown(value)
 
 
 def _shown(value: Any) -> str:
@@ -321,12 +309,10 @@ class StudentArch(Strict):
     def _layers_match(self) -> StudentArch:
         if len(self.channels) != len(self.time_kernels):
             raise ValueError("channels and time_kernels need the same length")
-        if len(self.channels) < 2:
-            raise ValueError("channels needs at least two layers: the stem and one block")
         if set(self.time_kernels) - {1, 3}:
             raise ValueError("time_kernels may hold 1 and 3 only")
         if self.time_kernels[:2] != (3, 3):
-            # These two stride by 2: a kernel of 1 would skip every other frame.
+            # Stem and first block stride by 2: a kernel of 1 would skip every other frame.
             raise ValueError("time_kernels must start with 3, 3")
         return self
 
@@ -533,14 +519,13 @@ class BankConfig(Strict):
     def _only_used_baselines(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """A bank without baselines reads, and hashes, as it did before there were any."""
         facts: dict[str, Any] = serialise(self)
-        plain = BaselinesConfig()
+        baselines, plain = facts.pop("baselines"), BaselinesConfig()
         kept = {
-            name: facts["baselines"][name]
+            name: baselines[name]
             for name in BASELINES
             if name in self.shares or getattr(self.baselines, name) != getattr(plain, name)
         }
-        others = {key: value for key, value in facts.items() if key != "baselines"}
-        return others | ({"baselines": kept} if kept else {})
+        return facts | ({"baselines": kept} if kept else {})
 
     @model_validator(mode="after")
     def _sources_known(self) -> BankConfig:

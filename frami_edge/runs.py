@@ -32,7 +32,6 @@ from frami_edge.io import (
     atomic_write_text,
     json_text,
     plain,
-    sha256_file,
 )
 
 if TYPE_CHECKING:
@@ -80,7 +79,6 @@ class RunFolder:
         config: BaseModel | Mapping[str, Any],
         overwrite: bool = False,
         resume: bool = False,
-        inputs: Mapping[str, PathLike] | None = None,
         hashes: Mapping[str, str] | None = None,
         seeds: Mapping[str, int] | None = None,
         device: str = "",
@@ -92,10 +90,8 @@ class RunFolder:
             command: Its name, such as `distill`.
             config: Written to config.yaml; a resumed run must have the same.
             overwrite: Delete an existing run; nothing but a run is ever deleted.
-            resume: Continue an existing run with its metrics and facts; its inputs must be the
-                same.
-            inputs: Files by role; the manifest keeps their paths and SHA-256.
-            hashes: SHA-256 by role, for inputs that are not files.
+            resume: Continue an existing run with its metrics and facts.
+            hashes: SHA-256 of each input by role; a resumed run must have the same.
             seeds: Seeds by name, for the manifest.
             device: Device, precision and the reason for them, for the manifest.
 
@@ -111,12 +107,7 @@ class RunFolder:
         if resume and not _content(folder):
             raise RunError(f"{folder} holds no run to resume.", fix="Start without --resume.")
         written = plain(config)
-        # Hashing first: a wrong path must not leave a folder behind.
-        read: dict[str, Any] = {
-            role: {"path": os.fspath(p), "sha256": None if Path(p).is_dir() else sha256_file(p)}
-            for role, p in (inputs or {}).items()
-        }
-        read |= {role: {"path": None, "sha256": value} for role, value in (hashes or {}).items()}
+        inputs = {role: {"sha256": sha256} for role, sha256 in (hashes or {}).items()}
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK)
         try:
@@ -130,12 +121,14 @@ class RunFolder:
             if _content(folder):
                 old = read_manifest(folder)
                 if resume:
-                    _check_same(folder, old, command, written, read)
+                    _check_same(folder, old, command, written, inputs)
                     manifest = {**old, "resumes": old.get("resumes", 0) + 1}
                 elif overwrite:
                     for entry in _content(folder):
-                        link_or_file = entry.is_symlink() or not entry.is_dir()
-                        entry.unlink() if link_or_file else shutil.rmtree(entry)
+                        if entry.is_dir() and not entry.is_symlink():
+                            shutil.rmtree(entry)
+                        else:
+                            entry.unlink()
                 else:
                     state = "a finished" if old.get("status") == "finished" else "an unfinished"
                     raise RunError(
@@ -143,7 +136,7 @@ class RunFolder:
                         fix="Give another --out, or continue it with --resume.",
                     )
             manifest = manifest or _new_manifest(command)
-            manifest |= {"status": "running", "error": None, "inputs": read}
+            manifest |= {"status": "running", "error": None, "inputs": inputs}
             manifest |= {"seeds": dict(seeds or {}), "device": device}
             # The manifest comes first: it marks the folder as a run.
             atomic_write_json(folder / MANIFEST, manifest)
@@ -275,7 +268,7 @@ def read_manifest(folder: PathLike) -> dict[str, Any]:
         raise RunError(
             f"{folder} holds no run: {MANIFEST} is missing.", fix="Check the path."
         ) from None
-    except (ValueError, RecursionError):
+    except ValueError:
         manifest = None
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
         raise RunError(
@@ -300,16 +293,13 @@ def _check_same(
             f"{folder} holds a run of {old.get('command')}, not of {command}.",
             fix="Give another --out.",
         )
-    before = old.get("inputs") or {}
+    before = old.get("inputs", {})
     for role in {**before, **inputs}:
-        hashes = [(side.get(role) or {}).get("sha256", "none") for side in (before, inputs)]
-        if hashes[0] != hashes[1]:
+        if before.get(role, {}).get("sha256") != inputs.get(role, {}).get("sha256"):
             raise RunError(
                 f"{folder} was started with another {role} file.",
                 fix="Resume with the same one, or give another --out.",
             )
-    if [entry.name for entry in _content(folder)] == [MANIFEST]:
-        return  # killed before the config was written, and before any work was done
     try:
         saved = parse((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

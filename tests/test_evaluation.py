@@ -1,7 +1,6 @@
 """Scores by hand arithmetic, and what may be scored on what."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -92,9 +91,9 @@ def trained_on(data: str, fold: str) -> TrainedOn:
     ],
 )
 def test_other_labels_are_refused(labels: tuple[str, ...], words: str) -> None:
-    check_labels(SimpleNamespace(labels=("a", "b")), set_of())
+    check_labels(("a", "b"), set_of())
     with pytest.raises(DataError, match=words):
-        check_labels(SimpleNamespace(labels=labels), set_of())
+        check_labels(labels, set_of())
 
 
 @pytest.mark.parametrize(
