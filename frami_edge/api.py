@@ -39,15 +39,17 @@ from frami_edge.evaluation import (
     open_fold,
     score,
 )
-from frami_edge.exporting import accuracy_on, calibration_mels, facts_of
 from frami_edge.io import atomic_write_text, sha256_file
 from frami_edge.journey import (
     Journey,
     PathLike,
+    accuracy_on,
+    calibration_mels,
     changed,
     compute_for,
     draw_bank,
     draw_curves,
+    facts_of,
     journey_config,
     kept,
     new_folder,

@@ -85,21 +85,16 @@ def student_recipe(student: OpenedModel, teacher: OpenedModel | None) -> Journey
             "Controls are distilled from the student's teacher, and there is none.",
             fix="Give --teacher FILE, the teacher that the student was distilled from.",
         )
-    network, config = student.network, None
-    if isinstance(network, Student):
+    if isinstance(student.network, Student):
         with suppress(ValidationError):
-            config = JourneyConfig.model_validate(network.card.recipe)
-    if (
-        config is None
-        or network is None
-        or config.student.model_dump(mode="json") != network.card.arch
-    ):
-        raise CheckpointError(
-            f"{student.path}, a {student.kind}, does not record how it was distilled, so no "
-            "control can repeat it.",
-            fix="Give the student.safetensors of this version's `frami-edge distill`.",
-        )
-    return config
+            config = JourneyConfig.model_validate(student.network.card.recipe)
+            if config.student.model_dump(mode="json") == student.network.card.arch:
+                return config
+    raise CheckpointError(
+        f"{student.path}, a {student.kind}, does not record how it was distilled, so no control "
+        "can repeat it.",
+        fix="Give the student.safetensors of this version's `frami-edge distill`.",
+    )
 
 
 def control_sampler(
@@ -110,12 +105,12 @@ def control_sampler(
     bank: Bank | None = None,
     real: Sequence[Tensor] = (),
 ) -> Sampler:
-    """The clips of one control.
+    """The clips of one control, in numbers and lengths of the student's `config`.
 
     Args:
         name: One of `CONTROLS` but `scratch`.
         mel: Front end of the teacher.
-        config: Config of the student that is controlled: frames, numbers of clips, seed.
+        config: Config of the student that is controlled.
         bank: The student's bank, for a control on one of its sources.
         real: (M, T_i) log-mels of real clips, for `real` and `unrelated`.
 
@@ -124,12 +119,14 @@ def control_sampler(
         ConfigError: The bank is missing.
     """
     b, frames, seed = config.bank, config.bank.frames, named_seed(config.seed, f"control/{name}")
-    if name == "white_noise":
-        return TensorSampler(white_noise_mels(mel, b.control_clips, frames, seed))
-    if name == "smooth_noise":
-        return TensorSampler(smooth_noise_mels(mel, b.control_clips, frames, seed))
-    if name == "procedural":
-        return TensorSampler(procedural_mels(mel, b.procedural_clips, frames, seed))
+    made = {
+        "white_noise": (white_noise_mels, b.control_clips),
+        "smooth_noise": (smooth_noise_mels, b.control_clips),
+        "procedural": (procedural_mels, b.procedural_clips),
+    }
+    if name in made:
+        make, clips = made[name]
+        return TensorSampler(make(mel, clips, frames, seed))
     if real:
         return ClipSampler(real, frames)
     if bank is None:
@@ -151,13 +148,8 @@ def scratch_student(
 ) -> StudentNet:
     """The student's network trained on labels instead of a teacher, for about as many steps.
 
-    Args:
-        real: Training clips with labels.
-        teacher: The student's teacher, for its front end and classes only.
-        config: Config of the student that is controlled.
-        compute: Device and precision.
-        run: Keeps a checkpoint, from which a killed training resumes.
-        progress: Called after each step.
+    Of the teacher only its front end and classes are used. A `run` keeps a checkpoint, from which a
+    killed training resumes.
     """
     d, phase = config.distill, f"control-{SCRATCH}"
     alone = d.model_copy(update={"reuse_head": False})
@@ -169,7 +161,6 @@ def scratch_student(
         mixup=d.mixup,
         gain=d.gain,
     )
-
     train_epochs(
         student,
         real,
@@ -191,25 +182,15 @@ def _scratch_steps(config: JourneyConfig, clips: int) -> tuple[int, int]:
     return epochs, epochs * math.ceil(clips / d.batch_size)
 
 
-# --- Rows of one evaluation
-
-
 @dataclass(frozen=True)
 class ControlPlan:
-    """Everything that the control rows of one student need, checked before any is distilled.
-
-    Attributes:
-        wanted: Rows, see `parse_controls`.
-        bank: The student's bank, where a row needs it.
-        real: Real clips by control.
-        config: Recipe of the student.
-        teacher: Its teacher.
-        compute: Device and precision.
-    """
+    """Everything that the control rows of one student need, checked before any is distilled."""
 
     wanted: Mapping[str, str]
+    """The rows, see `parse_controls`."""
     bank: Bank | None
     real: Mapping[str, Features]
+    """Real clips by control."""
     config: JourneyConfig
     teacher: Teacher
     compute: Compute
@@ -221,13 +202,9 @@ class ControlPlan:
         run: RunFolder | None = None,
         progress: ProgressCallback | None = None,
     ) -> dict[str, Control]:
-        """Distil and score every control.
+        """Distil every control and score it on `tests`, log-mels of the teacher's front end.
 
-        Args:
-            tests: Test clips, with log-mels of the teacher's front end.
-            teacher_NK: The teacher's logits on them.
-            run: Keeps checkpoints, from which a killed evaluation resumes.
-            progress: Called after each step.
+        A `run` keeps checkpoints, from which a killed evaluation resumes.
         """
         found, c = {}, self.config
         for name, data in self.wanted.items():
@@ -267,16 +244,7 @@ def plan_controls(
 ) -> ControlPlan:
     """Open the bank and the real clips that the rows need.
 
-    Args:
-        wanted: Rows, see `parse_controls`.
-        config: Recipe of the student.
-        teacher: Its teacher.
-        compute: Device and precision.
-        data: The data set that the rows are scored on.
-        fold: Its test fold, on which no row is trained.
-        bank: Folder of the student's bank.
-        root: Data root.
-        progress: Called while log-mels are computed.
+    The rows are scored on the test fold `fold` of `data`, and none is trained on it.
 
     Raises:
         BankError: The bank belongs to another teacher, or lacks a source.

@@ -9,14 +9,14 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from frami_edge.checkpoint import TrainedOn
+from frami_edge.checkpoint import Student, TrainedOn
 from frami_edge.data.decoding import read_audio
 from frami_edge.data.sets import Clip, SoundSet, known_sets, load_set, resolve_fold
 from frami_edge.data.store import Features
@@ -71,17 +71,13 @@ def score(logits_NK: Tensor, labels_N: Tensor, teacher_NK: Tensor | None = None)
 
 @dataclass(frozen=True)
 class Control:
-    """One control row: the student's network, distilled again on other clips.
-
-    Attributes:
-        what: What it was trained on, in words.
-        score: Its score on the same test clips.
-        facts: Steps, seed, and the real clips that were used.
-    """
+    """One control row: the student's network, distilled again on other clips."""
 
     what: str
+    """Description of what it was trained on."""
     score: Score
     facts: Mapping[str, Any]
+    """Steps, seed, and the real clips that were used."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +87,6 @@ class Evaluation:
     Attributes:
         model: Path of the model's file, or its kind for a model in memory.
         kind: Kind of the model, such as `student`.
-        sha256: Hash of the model.
-        data: Name of the data set.
-        fold: Fold that it was scored on.
         labels: (K,) class names.
         score: The model's score.
         teacher: The teacher's score; None without a teacher.
@@ -140,7 +133,15 @@ class Evaluation:
             "confusion": self.score.confusion_KK.tolist(),
         }
         if self.controls:
-            found["controls"] = {name: _row(row) for name, row in self.controls.items()}
+            found["controls"] = {
+                name: {
+                    "accuracy": row.score.accuracy,
+                    "agreement": row.score.agreement,
+                    "kl_nats": row.score.kl,
+                    **row.facts,
+                }
+                for name, row in self.controls.items()
+            }
         return found
 
     def tables(self) -> list[Table]:
@@ -159,14 +160,12 @@ class Evaluation:
             row += [percent(self.teacher.accuracy), percent(self.agreement), self.score.kl]
         tables = [by_class, Table(f"{self.kind}: {self.model}", columns, [row])]
         if self.controls and self.teacher:
-            rows: list[tuple[object, ...]] = [
-                ("teacher", percent(self.teacher.accuracy), None, None)
+            scores = {"teacher": self.teacher, "student": self.score}
+            scores |= {c.what: c.score for c in self.controls.values()}
+            rows = [
+                (what, percent(s.accuracy), percent(s.agreement), s.kl)
+                for what, s in scores.items()
             ]
-            for what, s in [
-                ("student", self.score),
-                *((c.what, c.score) for c in self.controls.values()),
-            ]:
-                rows.append((what, percent(s.accuracy), percent(s.agreement), s.kl))
             names = ("", "accuracy", "agreement with the teacher", "KL from it in nats")
             caption = f"Last step, {self.score.clips} clips of fold {self.fold} of {self.data}."
             title = "Controls: same network, recipe, seed and steps, other clips"
@@ -181,11 +180,6 @@ class Evaluation:
 
     def __str__(self) -> str:
         return "\n".join(str(table) for table in self.tables())
-
-
-def _row(control: Control) -> dict[str, Any]:
-    s = control.score
-    return {"accuracy": s.accuracy, "agreement": s.agreement, "kl_nats": s.kl, **control.facts}
 
 
 def class_rows(
@@ -205,13 +199,8 @@ def logits_of(
 ) -> Tensor:
     """Logits (N, K) float32 of clips, in their order.
 
-    A checkpoint receives the log-mels. An exported file receives the audio itself, through the
-    device's own front end, so that the whole path is scored.
-
-    Args:
-        model: The opened model.
-        features: Clips, with log-mels of this model's front end.
-        progress: Called after each clip.
+    A checkpoint receives the log-mels, which are of its front end. An exported file receives the
+    audio itself, through the device's own front end, so that the whole path is scored.
     """
     if model.network is not None:
         return model.logits(features.mels)
@@ -225,19 +214,8 @@ def logits_of(
     return model.logits_of_audio(clips())
 
 
-# --- What may be scored on what
-
-
-class Labelled(Protocol):
-    """A model that names its classes."""
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """(K,) class names, in the order of the logits."""
-
-
 def open_fold(
-    model: Labelled,
+    model: OpenedModel | Student,
     known: TrainedOn | None,
     data: str,
     fold: str | int | None,
@@ -260,8 +238,15 @@ def open_fold(
             trained on it.
     """
     sounds = load_set(data, root)
-    check_labels(model, sounds)
-    key = held_out_fold(fold, known, sounds, who=who)
+    check_labels(model.labels, sounds)
+    if fold is None and known is not None and known.data == sounds.name:
+        fold = known.test_fold
+    if fold is None and len(sounds.folds) > 1:
+        raise DataError(
+            f"{who} does not record which fold of {sounds.name} its teacher held out.",
+            fix=f"Give --teacher FILE, or --fold; the folds are {', '.join(sounds.folds)}.",
+        )
+    key = resolve_fold(sounds, None if fold is None else str(fold))
     check_held_out(known, sounds, key)
     if known is None:
         log.warning(
@@ -272,17 +257,17 @@ def open_fold(
     return sounds, key, [clip for clip in sounds.clips if clip.fold == key]
 
 
-def check_labels(model: Labelled, data: SoundSet) -> None:
+def check_labels(labels: Sequence[str], data: SoundSet) -> None:
     """Model and data must name the same classes in the same order.
 
     Raises:
         DataError: They do not.
     """
-    if tuple(model.labels) == tuple(data.labels):
+    if tuple(labels) == tuple(data.labels):
         return
-    missing = sorted(set(data.labels) - set(model.labels))
-    extra = sorted(set(model.labels) - set(data.labels))
-    what = f"the data has {len(data.labels)} classes, the model {len(model.labels)}"
+    missing = sorted(set(data.labels) - set(labels))
+    extra = sorted(set(labels) - set(data.labels))
+    what = f"the data has {len(data.labels)} classes, the model {len(labels)}"
     if missing:
         what += f"; unknown to the model: {', '.join(missing[:5])}"
     if extra:
@@ -293,30 +278,6 @@ def check_labels(model: Labelled, data: SoundSet) -> None:
         f"The labels of {data.name} and of the model do not match: {what}.",
         fix="Score the model on the data set that its teacher was trained for.",
     )
-
-
-def held_out_fold(
-    wanted: str | int | None, known: TrainedOn | None, data: SoundSet, *, who: str
-) -> str:
-    """The fold to score on: `wanted`, or the one that the teacher held out.
-
-    Args:
-        wanted: Fold that the user named; None for the held-out one.
-        known: What the teacher was trained on, where known.
-        data: The data set.
-        who: The model, for the error.
-
-    Raises:
-        DataError: The set has no such fold, or several folds and nothing names one.
-    """
-    if wanted is None and known is not None and known.data == data.name:
-        wanted = known.test_fold
-    if wanted is None and len(data.folds) > 1:
-        raise DataError(
-            f"{who} does not record which fold of {data.name} its teacher held out.",
-            fix=f"Give --teacher FILE, or --fold; the folds are {', '.join(data.folds)}.",
-        )
-    return resolve_fold(data, None if wanted is None else str(wanted))
 
 
 def check_held_out(known: TrainedOn | None, data: SoundSet, fold: str) -> None:

@@ -42,23 +42,14 @@ CHUNK_S = 0.1
 
 @dataclass
 class TestClips:
-    """What the students are scored on.
+    """What the students are scored on."""
 
-    Attributes:
-        mels: (M, T_i) normalised log-mels.
-        labels_N: True classes; None for synthetic clips, which have none.
-        teacher_NK: The teacher's logits.
-        what: Description of the clips.
-        samples: A few seconds of audio to stream.
-        rate: Sample rate of `samples` in Hz.
-    """
-
-    mels: list[Tensor]
-    labels_N: Tensor | None
-    teacher_NK: Tensor
-    what: str
-    samples: npt.NDArray[np.float32]
-    rate: int
+    mels: list[Tensor]  # (M, T_i), normalised
+    labels_N: Tensor | None  # None for synthetic clips
+    teacher_NK: Tensor  # the teacher's logits
+    what: str  # description of the clips
+    samples: npt.NDArray[np.float32]  # a few seconds of audio to stream
+    rate: int  # of the samples, in Hz
 
     def score(self, logits_NK: Tensor) -> tuple[float | None, float]:
         """(accuracy or None, agreement with the teacher)."""
@@ -80,15 +71,9 @@ def run_quickstart(
 ) -> dict[str, Any]:
     """Run every step in the folder `out`; returns the figures, also written to `quickstart.json`.
 
-    Args:
-        out: Run folder of the student; the control and the export are folders in it.
-        config: The recipe.
-        data_root: Folder that holds the Free Spoken Digit Dataset; None for $FRAMI_EDGE_DATA, where
-            the set is optional.
-        overwrite: Delete an earlier run in `out`.
-        device: As in `frami_edge.distill`.
-        precision: As in `frami_edge.distill`.
-        progress: Called after each step.
+    `out` is the student's run folder, with folders of the control and the export in it. `data_root`
+    holds the Free Spoken Digit Dataset; under $FRAMI_EDGE_DATA, the default, the set is optional.
+    The other arguments are those of `frami_edge.distill`.
 
     Raises:
         DataError: `data_root` is given and does not hold the data set.
@@ -111,23 +96,18 @@ def run_quickstart(
         out=out / "export",
         progress=progress,
     )
+    manifest = read_manifest(out)
     seconds = {
-        **{name: read_manifest(out)["seconds"][name] for name in ("invert", "distill")},
+        **{name: manifest["seconds"][name] for name in ("invert", "distill")},
         "control": read_manifest(out / "control-noise")["seconds"]["distill"],
         "export": round(time.monotonic() - exporting, 2),
     }
     file, fp32 = exported.artifact("int8.cpu"), exported.artifact("fp32")
-    teacher_accuracy, _ = tests.score(tests.teacher_NK)
+    int8 = out / "export" / file.path
     fp32_NK = predict(student.model, tests.mels)
-    int8_NK = torch.from_numpy(
-        classify_mels(out / "export" / file.path, [mel.numpy() for mel in tests.mels])
-    )
+    int8_NK = torch.from_numpy(classify_mels(int8, [mel.numpy() for mel in tests.mels]))
     accuracy, agreement = tests.score(fp32_NK)
     noise_accuracy, noise_agreement = tests.score(predict(control.model, tests.mels))
-    difference, real_time_factor, label = check_stream(
-        out / "export" / file.path, tests.samples, tests.rate
-    )
-    manifest = read_manifest(out)
     pictures = {name: str(out / path) for name, path in manifest["plots"].items()}
     if tests.labels_N is not None:
         pictures["confusion"] = str(out / "plots" / "confusion.png")
@@ -135,12 +115,14 @@ def run_quickstart(
         title = f"Student on {tests.what}"
         plots.confusion(Path(pictures["confusion"]), confusion, list(teacher.labels), title)
     figures = {
-        "teacher": {"accuracy": teacher_accuracy, "parameters": parameters(teacher.model)},
+        "teacher": {
+            "accuracy": tests.score(tests.teacher_NK)[0],
+            "parameters": parameters(teacher.model),
+        },
         "student": {
             "accuracy": accuracy,
             "agreement": agreement,
-            "parameters": manifest["student"]["parameters"],
-            "macs_per_second": manifest["student"]["macs_per_second"],
+            **{name: manifest["student"][name] for name in ("parameters", "macs_per_second")},
         },
         "controls": {"noise": {"accuracy": noise_accuracy, "agreement": noise_agreement}},
         "int8": {
@@ -151,11 +133,7 @@ def run_quickstart(
             "fp32_bytes": fp32.bytes,
             "recommended": exported.recommended,
         },
-        "stream": {
-            "max_abs_difference": difference,
-            "real_time_factor": real_time_factor,
-            "label": label,
-        },
+        "stream": check_stream(int8, tests.samples, tests.rate),
         "seconds": seconds | {"total": round(time.monotonic() - start, 2)},
         "scored_on": tests.what,
         "steps": config.distill.steps,
@@ -205,9 +183,7 @@ def real_clips(teacher: Teacher, root: Path) -> Features:
     return FeatureStore(teacher.mel).load(data.split("test")[1])
 
 
-def check_stream(
-    model: Path, samples: npt.NDArray[np.float32], rate: int
-) -> tuple[float, float, str]:
+def check_stream(model: Path, samples: npt.NDArray[np.float32], rate: int) -> dict[str, Any]:
     """Stream samples in chunks of 100 ms, then of 1 sample to 400 ms, and compare the logits.
 
     Returns:
@@ -216,23 +192,22 @@ def check_stream(
     """
     classifier = Classifier(model)
     whole = classifier.classify(samples, rate)
-    rng = np.random.default_rng(0)
-    chunk = int(rate * CHUNK_S)
-    regular = [chunk] * (len(samples) // chunk + 1)
-    ragged = [1] * 50 + rng.integers(1, 4 * chunk, size=len(samples)).tolist()
-    worst, spent = 0.0, []
-    for sizes in (regular, ragged):
-        stream, place, start = classifier.stream(rate), 0, time.perf_counter()
-        for size in sizes:
-            if place >= len(samples):
-                break
-            stream.push(samples[place : place + size])
-            place += size
+    chunk, worst, spent = int(rate * CHUNK_S), 0.0, []
+    sizes = np.random.default_rng(0).integers(1, 4 * chunk, size=len(samples))
+    ragged = np.cumsum([*[1] * 50, *sizes])
+    for ends in (np.arange(chunk, len(samples), chunk), ragged[ragged < len(samples)]):
+        stream, start = classifier.stream(rate), time.perf_counter()
+        for part in np.split(samples, ends):
+            stream.push(part)
         last = stream.flush()
         spent.append(time.perf_counter() - start)
         assert last is not None
         worst = max(worst, float(np.abs(last.logits - whole.logits).max()))
-    return worst, spent[0] / (len(samples) / rate), whole.label
+    return {
+        "max_abs_difference": worst,
+        "real_time_factor": spent[0] / (len(samples) / rate),
+        "label": whole.label,
+    }
 
 
 def summary(figures: dict[str, Any]) -> Table:

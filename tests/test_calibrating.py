@@ -10,7 +10,7 @@ import torch
 from frami_edge.bank import Bank, BankIndex, Clips
 from frami_edge.checkpoint import Card, Student
 from frami_edge.config import StudentArch
-from frami_edge.exporting import calibration_mels
+from frami_edge.journey import calibration_mels
 from frami_edge.models import StudentNet
 from frami_edge_runtime.melspec import MelSpec
 

@@ -9,18 +9,14 @@ import typer
 
 from frami_edge import __version__
 from frami_edge.cli import (
-    bench,
     data,
+    device,
     distill,
-    doctor,
     evaluate,
     export,
-    inspect,
-    invert,
-    listen,
+    models,
     quickstart,
     train_teacher,
-    verify,
 )
 from frami_edge.cli._app import HELP_NAMES, CommandGroup, catch_sigterm
 
@@ -34,10 +30,7 @@ app = typer.Typer(
     context_settings=HELP_NAMES,
 )
 # In the order of the help. No module imports torch at its top.
-for command in (
-    quickstart, train_teacher, invert, distill, evaluate, export, verify, inspect, bench,
-    listen, doctor,
-):  # fmt: skip
+for command in (quickstart, train_teacher, distill, evaluate, export, models, device):
     app.add_typer(command.app)
 app.add_typer(data.app, name="data")
 

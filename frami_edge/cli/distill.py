@@ -1,4 +1,6 @@
-"""`frami-edge distill`: from a teacher to a compact student, without data."""
+"""`frami-edge invert` and `distill`: from a teacher to a bank, and to a compact student."""
+
+from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +13,79 @@ from frami_edge.cli._output import Output
 from frami_edge.tables import percent
 
 app = command_app()
+
+HEALTH = ("batch_norm_error", "entropy", "embedding_variance", "cosine", "loudness_spread")
+
+
+@command(
+    app,
+    "frami-edge invert esc10-student --teacher t.safetensors --out runs/bank",
+    "frami-edge invert my.yaml --teacher t.safetensors --out runs/bank --sources inversion",
+    "frami-edge invert my.yaml --teacher t.safetensors --out runs/bank --listen runs/wav",
+    shared=[*opt.RUN, *opt.CODE],
+)
+def invert(
+    output: Output,
+    given: dict[str, Any],
+    config: opt.Config,
+    teacher: opt.TeacherOption,
+    out: Annotated[Path, typer.Option("--out", help="Run folder; the bank is in OUT/bank.")],
+    sources: opt.Sources = None,
+    listen: Annotated[
+        Path | None,
+        typer.Option("--listen", help="Also write clips of every source as WAV files here."),
+    ] = None,
+    overrides: opt.Overrides = None,
+    seed: opt.NewSeed = None,
+) -> None:
+    """Invert a teacher into a bank of synthetic log-mels. No audio is needed."""
+    from frami_edge import api
+    from frami_edge.config import JourneyConfig, load_config
+    from frami_edge.errors import ConfigError
+    from frami_edge.rendering import write_examples
+    from frami_edge.runs import read_manifest
+
+    if listen and listen.exists() and not listen.is_dir():
+        raise ConfigError(f"--listen {listen} is a file.", fix="Give a folder.")
+    mix = opt.parse_sources(sources)
+    settings = load_config(JourneyConfig, config, overrides or ())
+    opened = opt.open_teacher(teacher, given)
+    with output.live() as progress:
+        bank = api.invert(
+            opened, config=settings, seed=seed, sources=mix, out=out, progress=progress, **given
+        )
+    wavs = [
+        str(path)
+        for source in (bank.sources if listen else {})
+        for path in write_examples(bank, source, listen or out)
+    ]
+    manifest, health = read_manifest(out), bank.index.health
+    output.result(
+        {
+            "bank": str(bank.folder),
+            "clips": bank.sources,
+            "health": health,
+            "seconds": manifest["seconds"],
+            "plots": {name: str(out / path) for name, path in manifest["plots"].items()},
+            "wavs": wavs,
+            "run_dir": str(out),
+        }
+    )
+    output.table(
+        "Bank health (from the teacher; no real clip is involved)",
+        ("source", "clips", "target hit rate", *(name.replace("_", " ") for name in HEALTH)),
+        [
+            (name, h["clips"], percent(h["hit_rate"], 0), *(h[key] for key in HEALTH))
+            for name, h in health.items()
+        ],
+    )
+    output.note(f"Pictures: {out / 'plots'}")
+    named = out / "teacher.yaml" if (out / "teacher.yaml").exists() else teacher
+    more = f" --sources {sources}" if sources else ""
+    output.hint(
+        f"frami-edge distill {config} --teacher {named} --bank {bank.folder}{more} "
+        "--out runs/student"
+    )
 
 
 @command(

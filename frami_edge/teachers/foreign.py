@@ -37,27 +37,16 @@ from frami_edge.teachers.tracing import (
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What was found out about a foreign teacher.
+    """What was found out about a foreign teacher."""
 
-    Attributes:
-        layout: Order of its input's axes.
-        states: The hidden states around the pooling.
-        stride: Mel frames between frame features.
-        offset: Mel frame at which frame feature 0 is centred.
-        receptive_field: Mel frames that a frame feature depends on; None: the whole clip.
-        head: Name of its affine head; "" where the map from pooled state to logits is not affine.
-        answers: ``logits``, ``log-probabilities`` or ``probabilities``.
-        also: Other orders of axes that it takes without an error.
-    """
-
-    layout: str
-    states: HiddenStates
-    stride: int
-    offset: float
-    receptive_field: int | None
-    head: str
-    answers: str
-    also: tuple[str, ...]
+    layout: str  # order of its input's axes
+    states: HiddenStates  # around the pooling
+    stride: int  # mel frames between frame features
+    offset: float  # mel frame at which frame feature 0 is centred
+    receptive_field: int | None  # mel frames that a frame feature depends on; None: the whole clip
+    head: str  # name of its affine head; "" where the map from pooled state to logits is not affine
+    answers: str  # `logits`, `log-probabilities` or `probabilities`
+    also: tuple[str, ...]  # other orders of axes that it takes without an error
 
 
 class ForeignTeacher(nn.Module):

@@ -37,21 +37,13 @@ scores, between whose extremes the few values compared may be by chance."""
 
 @dataclass(frozen=True, eq=False)
 class Event:
-    """A tensor that went into, or came out of, a module.
+    """A tensor that went into, or came out of, a module."""
 
-    Attributes:
-        name: Name of the module, as in `named_modules`; `NAME@in` for its input.
-        tensor: The tensor of the shorter pass.
-        longer: Shape in the longer pass.
-        leaf: The module has no children.
-        call: How often the module had run before in this pass.
-    """
-
-    name: str
-    tensor: Tensor
-    longer: tuple[int, ...]
-    leaf: bool
-    call: int
+    name: str  # of the module, as in `named_modules`; `NAME@in` for its input
+    tensor: Tensor  # of the shorter pass
+    longer: tuple[int, ...]  # shape in the longer pass
+    leaf: bool  # the module has no children
+    call: int  # how often the module had run before in this pass
 
     @property
     def time_axis(self) -> int | None:
@@ -62,23 +54,14 @@ class Event:
 
 @dataclass(frozen=True)
 class HiddenStates:
-    """The two states around the pooling.
+    """The two states around the pooling."""
 
-    Attributes:
-        frames: Name of the state with time.
-        pooled: Name of the state without.
-        channels: C of the frame features.
-        pooled_size: D.
-        pooling: What kind of pooling it looks like.
-        calls: Which runs of the two modules, where one runs several times in a pass.
-    """
-
-    frames: str
-    pooled: str
-    channels: int
-    pooled_size: int
-    pooling: str
-    calls: tuple[int, int]
+    frames: str  # name of the state with time
+    pooled: str  # name of the state without
+    channels: int  # C of the frame features
+    pooled_size: int  # D
+    pooling: str  # kind of pooling that the values suggest
+    calls: tuple[int, int]  # which runs of the two modules, where one runs several times in a pass
 
 
 def arrange(x_B1MT: Tensor, layout: str) -> Tensor:
@@ -275,9 +258,13 @@ def find_states(
     before = _named(events, frames, with_time=True) if frames else _last_that_fits(events, after)
     frames_BCT, pooled_BD = frames_of(before.tensor, before.time_axis), after.tensor.flatten(1)
     return HiddenStates(
-        before.name, after.name, frames_BCT.shape[1], pooled_BD.shape[1],
-        _kind_of_pooling(frames_BCT, pooled_BD), (before.call, after.call),
-    )  # fmt: skip
+        frames=before.name,
+        pooled=after.name,
+        channels=frames_BCT.shape[1],
+        pooled_size=pooled_BD.shape[1],
+        pooling=_kind_of_pooling(frames_BCT, pooled_BD),
+        calls=(before.call, after.call),
+    )
 
 
 def frames_of(x: Tensor, time_axis: int | None) -> Tensor:
@@ -298,20 +285,18 @@ def _named(events: Sequence[Event], name: str, *, with_time: bool) -> Event:
     option, kind = ("--frames", "with") if with_time else ("--pooled", "without")
     fix = f"{option} takes one of: {_candidates(events, with_time)}."
     found = [event for event in events if event.name == name]
-    if not found:
-        raise TeacherError(
-            f"The teacher has no module {name} that runs on its way to the logits.", fix=fix
-        )
     fitting = [
         e for e in found if (e.time_axis is not None) == with_time and e.tensor.shape[0] == BATCH
     ]
-    if not fitting:
-        raise TeacherError(
+    if fitting:
+        return fitting[-1] if with_time else fitting[0]
+    problem = f"The teacher has no module {name} that runs on its way to the logits."
+    if found:
+        problem = (
             f"{name} gives {tuple(found[0].tensor.shape)} for {BATCH} clips of one length and "
-            f"{found[0].longer} for longer ones: that is no state {kind} time.",
-            fix=fix,
+            f"{found[0].longer} for longer ones: that is no state {kind} time."
         )
-    return fitting[-1] if with_time else fitting[0]
+    raise TeacherError(problem, fix=fix)
 
 
 def _first_without_time(events: Sequence[Event]) -> Event:

@@ -155,7 +155,7 @@ def student(
 def exported(tmp_path_factory: pytest.TempPathFactory, student: dict[str, Any]) -> Path:
     """The student's export: fp32, whole classifier and int8, without gates."""
     from frami_edge.checkpoint import load_checkpoint
-    from frami_edge.exporting import calibration_mels, facts_of
+    from frami_edge.journey import calibration_mels, facts_of
     from frami_edge.models import StudentNet
     from frami_edge_export.exporter import export_student
     from frami_edge_export.options import ExportOptions

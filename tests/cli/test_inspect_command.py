@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 from typer.testing import Result
 
-from frami_edge.cli.inspect import text
+from frami_edge.cli.models import text
 from frami_edge.inspecting import describe
 from frami_edge.io import json_text
 from frami_edge_runtime.errors import FramiEdgeError

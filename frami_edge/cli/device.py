@@ -1,4 +1,4 @@
-"""`frami-edge doctor`: what this machine has, what it lacks, and the exact fix."""
+"""`frami-edge listen` and `doctor`: the programs of the runtime, from the trainer."""
 
 from __future__ import annotations
 
@@ -12,6 +12,20 @@ from frami_edge.cli._app import command, command_app
 from frami_edge.cli._output import Output
 
 app = command_app()
+
+
+@app.command(
+    context_settings={
+        "allow_extra_args": True,
+        "ignore_unknown_options": True,
+        "help_option_names": [],  # --help, too, is answered by the runtime's program
+    }
+)
+def listen(context: typer.Context) -> None:
+    """Listen to a microphone, a file or a pipe: level, top classes and events."""
+    from frami_edge_runtime.listen import main
+
+    raise typer.Exit(main(context.args, prog="frami-edge listen"))
 
 
 @command(
