@@ -79,7 +79,7 @@ def parse(text: str) -> Any:
     """The value of one YAML document.
 
     Raises:
-        ValueError: One line that says what is wrong and, where known, in which line.
+        ValueError: What is wrong and, where known, in which line.
     """
     try:
         return yaml.load(text, Loader=_Loader)
@@ -100,12 +100,11 @@ def dump(value: Any) -> str:
 def load_config(
     model: type[M], source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()
 ) -> M:
-    """Read a config.
+    """Read a config of a class.
 
     Args:
-        model: Its class.
-        source: A file if it ends in .yaml or .yml, otherwise a preset by name; or the keys and
-            values themselves.
+        model: The class.
+        source: A path that ends in .yaml or .yml, a preset's name, or the keys and values.
         overrides: `a.b=c` each: a dotted key and a YAML value. Later ones win.
 
     Raises:
@@ -157,7 +156,7 @@ def read_mapping(name_or_path: str | Path) -> tuple[str, dict[str, Any]]:
         ) from None
     if not isinstance(data, dict | None):
         raise ConfigError(
-            f"{name} holds {_kind(data)}, not a mapping of keys to values.",
+            f"{name} holds {_shown(data)}, not a mapping of keys to values.",
             fix="Write it as `key: value` lines.",
         )
     return name, data or {}
@@ -226,7 +225,7 @@ def _override(data: dict[str, Any], text: str) -> str:
             data[key] = {}
         data = data[key]
         if not isinstance(data, dict):
-            return f"--set {text}: {'.'.join(keys[:depth])} is {_kind(data)} and has no keys"
+            return f"--set {text}: {'.'.join(keys[:depth])} is {_shown(data)} and has no keys"
     data[keys[-1]] = parsed
     return ""
 
@@ -258,10 +257,6 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [found for part in get_args(annotation) for found in _models_in(part)]
-
-
-def _kind(value: Any) -> str:
-    return "a list" if isinstance(value, list) else _shown(value)
 
 
 def _shown(value: Any) -> str:

@@ -107,7 +107,7 @@ def test_an_override_below_a_plain_value_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, "seed: 1\nname: x\nlabels: [a]\n")
     message = mistakes(path, "name.first=x", "labels.0=b", ".a=1", "=1")
     assert "--set name.first=x: name is 'x' and has no keys" in message
-    assert "--set labels.0=b: labels is a list and has no keys" in message
+    assert "--set labels.0=b: labels is ['a'] and has no keys" in message
     assert "--set .a=1: should look like" in message
     assert "--set =1: should look like" in message
 
@@ -116,7 +116,7 @@ def test_an_override_below_a_plain_value_is_refused(tmp_path: Path) -> None:
     ("text", "says"),
     [
         ("seed: 1\nseed: 2\n", "line 2: the key 'seed' is given twice"),
-        ("- 1\n- 2\n", "a list, not a mapping"),
+        ("- 1\n- 2\n", "[1, 2], not a mapping"),
         ("just words", "'just words', not a mapping"),
         ("seed: [1\n", "not valid YAML: line"),
         ("seed: 2024-13-45\n", "not valid YAML"),

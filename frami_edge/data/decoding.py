@@ -13,10 +13,8 @@ import soundfile
 from frami_edge.errors import UnusableClipError
 from frami_edge.io import read_small
 
-SILENCE_PEAK = 1e-4
-"""Full scale is 1: a clip that never exceeds -80 dBFS is silent."""
-LOUDEST_PEAK = 100.0
-"""+40 dBFS: float files beyond it hold integers that were never scaled to -1..1."""
+SILENCE_PEAK = 1e-4  # -80 dBFS
+LOUDEST_PEAK = 100.0  # float files beyond +40 dBFS hold integers never scaled to -1..1
 MAX_FILE_BYTES = 1 << 29
 MAX_CLIP_S = 600
 
