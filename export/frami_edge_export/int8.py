@@ -27,14 +27,15 @@ from frami_edge_export.parity import (
     sqnr_db,
 )
 from frami_edge_export.quantise import (
+    FLAVOURS,
     METHOD,
     OP_TYPES,
+    PORTABLE,
     TENSORRT,
     BiasCorrector,
     Flavour,
     Quantiser,
-    cpu_flavours,
-    portable_flavour,
+    for_this_cpu,
 )
 from frami_edge_export.report import Artifact, Calibration, Draft, Gate
 
@@ -98,7 +99,7 @@ class Int8Search:
 
     def run(self) -> Int8Result:
         """The fastest flavour that passes, then how many first layers stay float."""
-        rivals = [self._build(flavour, self._first(1)) for flavour in cpu_flavours()]
+        rivals = [self._build(for_this_cpu(flavour), self._first(1)) for flavour in FLAVOURS]
         times = self._time(rivals)
         # A tie goes to the first flavour: noise must not change the file from run to run.
         tie = self._options.first_layers_gain
@@ -295,7 +296,7 @@ def int8_files(
     results = {"int8.cpu": found, "int8.trt": tensorrt}
     if portable:
         first = len(found.chosen.float_layers)
-        results["int8.portable"] = search.settle(portable_flavour(), first)
+        results["int8.portable"] = search.settle(for_this_cpu(PORTABLE), first)
     model_sha256 = sha256(serialised(student.trunk))
     used = Calibration(
         source, len(sample.ranges), len(sample.holdout), sample.digest, sample.clamped
@@ -390,8 +391,11 @@ def _notes(results: dict[str, Int8Result], levels: Comparison, options: ExportOp
     together = Comparison.of(chosen.logits_NK, tensorrt.logits_NK).agreement
     notes.append(f"int8.trt predicts the same class as int8.cpu on {together:.2%}.")
     if chosen.flavour.weight_bits == 7:
+        notes.append("int8.cpu has 7-bit weights: sums of 8-bit ones saturate on this CPU.")
+    else:
         notes.append(
-            "int8.cpu has 7-bit weights: sums of 8-bit ones saturate on this CPU (no VNNI)."
+            "int8.cpu is for ARM and for x86 with VNNI: elsewhere sums of its 8-bit weights "
+            "saturate. For another x86 CPU, export on one; its weights then have 7 bits."
         )
     if levels.agreement < options.min_agreement:
         notes.append(

@@ -1,6 +1,6 @@
 """int8 graphs and how they are chosen. Accuracy claims hold on CPUs with and without VNNI.
 
-`cpu_flavours` adds 7-bit weights where sums of 8-bit ones may saturate; graphs for TensorRT are
+`for_this_cpu` gives 7-bit weights where sums of 8-bit ones saturate; graphs for TensorRT are
 judged in float, as they are written. `qemu-x86_64 -cpu max` (qemu-user) runs these tests on an AVX2
 CPU.
 """
@@ -31,8 +31,7 @@ from frami_edge_export.quantise import (
     BiasCorrector,
     Flavour,
     Quantiser,
-    cpu_flavours,
-    portable_flavour,
+    for_this_cpu,
     seven_bit,
 )
 
@@ -58,14 +57,10 @@ def search(
     return found, found.run()
 
 
-def test_7_bit_weights_are_tried_where_sums_saturate(monkeypatch: pytest.MonkeyPatch) -> None:
-    for saturates, names in (
-        (False, ["U8S8", "S8S8"]),
-        (True, ["U8S8", "S8S8", "U8S8 7-bit", "S8S8 7-bit"]),
-    ):
+def test_weights_have_7_bits_where_sums_saturate(monkeypatch: pytest.MonkeyPatch) -> None:
+    for saturates, names in ((False, ["U8S8", "S8S8"]), (True, ["U8S8 7-bit", "S8S8 7-bit"])):
         monkeypatch.setattr(quantise, "cpu_saturates", lambda found=saturates: found)
-        assert [flavour.name for flavour in cpu_flavours()] == names
-        assert portable_flavour().weight_bits == (7 if saturates else 8)
+        assert [for_this_cpu(flavour).name for flavour in FLAVOURS] == names
 
 
 @pytest.mark.parametrize(
@@ -128,7 +123,9 @@ def test_one_table_holds_the_true_ranges(
     assert any(high == pytest.approx(top, rel=1e-4) for _, high in quantiser.ranges.values())
 
 
-@pytest.mark.parametrize("flavour", [*cpu_flavours(), portable_flavour()], ids=lambda f: f.name)
+@pytest.mark.parametrize(
+    "flavour", [*map(for_this_cpu, (*FLAVOURS, PORTABLE))], ids=lambda f: f.name
+)
 def test_no_sum_saturates_on_this_cpu(
     quantiser: Quantiser, head: Head, calibration: np.ndarray, flavour: Flavour
 ) -> None:
@@ -183,7 +180,9 @@ def test_the_search_keeps_a_flavour_that_passes(made: OnnxStudent, calibration: 
     assert found.chosen.comparison.agreement >= 0.98
     assert found.chosen.comparison.sqnr_db is not None
     assert found.chosen.comparison.sqnr_db > 30
-    assert {row["flavour"] for row in tried.tried} == {flavour.name for flavour in cpu_flavours()}
+    assert {row["flavour"] for row in tried.tried} == {
+        for_this_cpu(flavour).name for flavour in FLAVOURS
+    }
     assert all(row["p50_ms"] > 0 for row in tried.tried if not row["bias_correction"])
     assert found.fallback == ()
     assert sorted(row["layer"] for row in found.layers) == ["0.0", "1.0", "2.0", "3.0", "4.0"]
