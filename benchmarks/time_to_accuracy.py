@@ -40,7 +40,7 @@ from frami_edge.device import Compute, choose_compute, place
 from frami_edge.evaluation import predict, score
 from frami_edge.models import StudentNet
 from frami_edge.progress import Progress
-from frami_edge.sources import Context, make_source
+from frami_edge.sources import SourceContext, make_source
 
 GOAL = 0.98
 BAR_S = 60.0
@@ -129,7 +129,7 @@ def ours(teacher: Teacher, tests: Features, compute: Compute, seed: int) -> Stop
 class CmiLoop:
     """A sampler that makes another batch of CMI's every `KD_STEPS` steps."""
 
-    def __init__(self, context: Context, watch: Stopwatch) -> None:
+    def __init__(self, context: SourceContext, watch: Stopwatch) -> None:
         self.source: Any = make_source("cmi", context)
         self.device = context.compute.device.type
         self.watch, self.clips, self.calls, self.index = watch, torch.empty(0), 0, 0
@@ -164,7 +164,7 @@ def cmi(
     config = config.model_copy(update={"distill": distil})
     place(teacher.model, compute)
     n_classes = len(teacher.labels)
-    context = Context(teacher.model, teacher.mel, n_classes, config.bank, compute, seed)
+    context = SourceContext(teacher.model, teacher.mel, n_classes, config.bank, compute, seed)
     watch = Stopwatch(tests, stop=True, limit_s=limit_s)
     with watch.watching(), suppress(Enough):
         distillation.distill(teacher, CmiLoop(context, watch), config, compute, progress=watch)

@@ -428,7 +428,7 @@ def evaluate(
         out: Run folder for pictures and figures; None to keep nothing.
         resume: Continue the run in `out`.
         device: Where controls are distilled: `auto`, `cpu`, `cuda` or `cuda:N`.
-        precision: Of the controls: `auto`, `bf16` or `fp32`.
+        precision: For the controls: `auto`, `bf16` or `fp32`.
         progress: Called after each clip and each step.
 
     Returns:

@@ -45,8 +45,8 @@ from frami_edge.progress import ProgressCallback, StepReport
 from frami_edge.runs import damaged, load_state, save_state
 from frami_edge.sources import (
     Batch,
-    Context,
     Source,
+    SourceContext,
     balanced_labels,
     descend,
     make_source,
@@ -139,7 +139,7 @@ class Generator(nn.Module):
 class AuxiliaryStudent:
     """A tiny student, co-trained on the latest synthetic clips for the adversarial term only."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: SourceContext) -> None:
         self.teacher, self.compute = context.teacher, context.compute
         arch = STUDENT_PRESETS["tiny"]
         self.student = StudentNet(arch, context.spec.n_mels, context.n_classes)
@@ -194,7 +194,7 @@ class Inversion:
 
     name = "inversion"
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: SourceContext) -> None:
         self.context = context
         w = self.config = context.config.inversion
         self.steps = w.steps
@@ -331,7 +331,7 @@ def invert(
     place(teacher.model, compute)
     rank, ranks = world()
     seed = rank_seed(seed, rank)
-    context = Context(teacher.model, teacher.mel, len(teacher.labels), config, compute, seed)
+    context = SourceContext(teacher.model, teacher.mel, len(teacher.labels), config, compute, seed)
     bank = _open_bank(folder if ranks == 1 else folder / f"rank-{rank}", teacher, context)
     with run.timed("invert") if run else contextlib.nullcontext():
         for name in config.shares:
@@ -369,7 +369,7 @@ def check_teacher(teacher: Teacher, config: BankConfig) -> None:
     require_batch_norms(teacher.model, keys)
 
 
-def _open_bank(folder: Path, teacher: Teacher, context: Context) -> Bank:
+def _open_bank(folder: Path, teacher: Teacher, context: SourceContext) -> Bank:
     index = BankIndex(
         mel=teacher.mel.to_dict(),
         frames=context.config.frames,
@@ -420,7 +420,7 @@ def _record_seconds(
 
 @torch.no_grad()
 def _save_shard(
-    bank: Bank, source: Source, context: Context, batches: list[Batch], first: int, done: int
+    bank: Bank, source: Source, context: SourceContext, batches: list[Batch], first: int, done: int
 ) -> None:
     """Write clips with the teacher's logits, and the state of the source next to them.
 

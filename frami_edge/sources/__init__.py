@@ -76,7 +76,7 @@ class Source(Protocol):
 
 
 @dataclass
-class Context:
+class SourceContext:
     """What every source is made from."""
 
     teacher: TeacherLike
@@ -93,7 +93,7 @@ class Context:
         return self.teacher
 
 
-def make_source(name: str, context: Context) -> Source:
+def make_source(name: str, context: SourceContext) -> Source:
     """A source by its name in the config, at its first step."""
     module, _, cls = SOURCES[name].partition(":")
     source: Source = getattr(importlib.import_module(module), cls)(context)

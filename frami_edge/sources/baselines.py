@@ -34,7 +34,7 @@ from frami_edge.losses import (
     total_variation,
 )
 from frami_edge.models import Hidden
-from frami_edge.sources import NO_LABEL, Batch, Context, balanced_labels, descend, metrics_of
+from frami_edge.sources import NO_LABEL, Batch, SourceContext, balanced_labels, descend, metrics_of
 
 PADDED_CROP = 0.875
 """Shortest stretch, relative to the clip, that stands for a random crop of an image of 32 pixels
@@ -55,7 +55,7 @@ class Baseline(ABC):
     name: str
     config: Any
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: SourceContext) -> None:
         self.context, self.budget = context, context.config.inversion
         self.device, self.steps = context.compute.device, self.budget.steps
         self.config = getattr(context.config.baselines, self.name)
@@ -130,7 +130,7 @@ class Alternating(Baseline):
 
     config: AlternatingConfig
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: SourceContext) -> None:
         super().__init__(context)
         self.generator = self._unconditional(self.config.latent)
         self.optimizer = torch.optim.Adam(
@@ -213,7 +213,7 @@ class BatchWise(Baseline):
     unfinished. A subclass implements `_start_batch` and `iterate`.
     """
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: SourceContext) -> None:
         super().__init__(context)
         self.batches = max(1, self.steps // self.config.iterations)
         shape = (self.budget.batch_size, 1, context.spec.n_mels, context.config.frames)
@@ -302,7 +302,7 @@ class DeepInversion(BatchWise):
 
     config: DeepInversionConfig
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: SourceContext) -> None:
         super().__init__(context)
         band = (1, 1, context.spec.n_mels, 1)
         self._floor = torch.from_numpy(context.spec.floor).view(band).to(self.device)
@@ -355,7 +355,7 @@ class Cmi(BatchWise):
 
     config: CmiConfig
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: SourceContext) -> None:
         super().__init__(context)
         w = self.config
         if w.adversarial:
@@ -449,7 +449,7 @@ class Fast(BatchWise):
 
     config: FastConfig
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: SourceContext) -> None:
         super().__init__(context)
         w = self.config
         self.meta = self._unconditional(w.latent)

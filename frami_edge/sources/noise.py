@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from frami_edge.sources import Context
+from frami_edge.sources import SourceContext
 from frami_edge.sources.procedural import Procedural
 from frami_edge_runtime.melspec import MelSpec
 
@@ -62,7 +62,7 @@ class SmoothNoise(Procedural):
 
     name = "smooth_noise"
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: SourceContext) -> None:
         super().__init__(context)
         self.clips = context.config.control_clips
 

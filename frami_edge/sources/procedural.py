@@ -19,7 +19,7 @@ from torch import Tensor
 from frami_edge.device import named_seed
 from frami_edge.errors import ConfigError
 from frami_edge.frontend import LogMel
-from frami_edge.sources import NO_LABEL, Batch, Context
+from frami_edge.sources import NO_LABEL, Batch, SourceContext
 from frami_edge_runtime.errors import AudioError
 from frami_edge_runtime.melspec import MelSpec
 
@@ -606,7 +606,7 @@ class Procedural:
     name = "procedural"
     block = 250
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: SourceContext) -> None:
         self.context = context
         self.clips = context.config.procedural_clips
 

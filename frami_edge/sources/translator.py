@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from frami_edge.device import autocast, generator, named_seed, place, upload
 from frami_edge.losses import BatchNormStatistics, change_loss, class_loss
-from frami_edge.sources import Batch, Context, balanced_labels, descend, metrics_of
+from frami_edge.sources import Batch, SourceContext, balanced_labels, descend, metrics_of
 from frami_edge.sources.procedural import procedural_mels
 from frami_edge_runtime.melspec import MelSpec
 
@@ -83,7 +83,7 @@ class Translation:
 
     name = "translator"
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: SourceContext) -> None:
         self.context = context
         w = self.config = context.config.translator
         self.steps = w.steps

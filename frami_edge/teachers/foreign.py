@@ -17,8 +17,8 @@ from frami_edge.models import Hidden
 from frami_edge.teachers.tracing import (
     LAYOUTS,
     LENGTHS,
-    Event,
     HiddenStates,
+    TracedTensor,
     answer,
     arrange,
     as_linear,
@@ -192,7 +192,7 @@ class ForeignTeacher(nn.Module):
         else:
             module.register_forward_hook(lambda _, __, out: keep(out))
 
-    def _geometry(self, event: Event, layout: str) -> tuple[int, float, int | None]:
+    def _geometry(self, event: TracedTensor, layout: str) -> tuple[int, float, int | None]:
         """Stride, centre of frame 0, receptive field: by differences and by gradients."""
         assert event.time_axis is not None
         grown = event.longer[event.time_axis] - event.tensor.shape[event.time_axis]

@@ -36,7 +36,7 @@ scores, between whose extremes the few values compared may be by chance."""
 
 
 @dataclass(frozen=True, eq=False)
-class Event:
+class TracedTensor:
     """A tensor that went into, or came out of, a module."""
 
     name: str  # of the module, as in `named_modules`; `NAME@in` for its input
@@ -194,7 +194,7 @@ def _shapes(
 
 
 @torch.no_grad()
-def trace(model: nn.Module, n_mels: int, layout: str) -> list[Event]:
+def trace(model: nn.Module, n_mels: int, layout: str) -> list[TracedTensor]:
     """Every float tensor that went into or came out of a module, in the order of the pass.
 
     Raises:
@@ -212,7 +212,7 @@ def trace(model: nn.Module, n_mels: int, layout: str) -> list[Event]:
         if tensor.ndim == other.ndim:
             module = modules[name.removesuffix("@in")]
             leaf = next(module.children(), None) is None
-            events.append(Event(name, tensor, tuple(other.shape), leaf, number))
+            events.append(TracedTensor(name, tensor, tuple(other.shape), leaf, number))
     return events
 
 
@@ -246,7 +246,7 @@ def _record(
 
 
 def find_states(
-    events: Sequence[Event], frames: str | None = None, pooled: str | None = None
+    events: Sequence[TracedTensor], frames: str | None = None, pooled: str | None = None
 ) -> HiddenStates:
     """The hidden states around the pooling, by name where given, else found.
 
@@ -281,7 +281,7 @@ def frames_of(x: Tensor, time_axis: int | None) -> Tensor:
     return x.movedim((rest[0], time_axis), (1, x.ndim - 1)).flatten(2, -2).mean(2)
 
 
-def _named(events: Sequence[Event], name: str, *, with_time: bool) -> Event:
+def _named(events: Sequence[TracedTensor], name: str, *, with_time: bool) -> TracedTensor:
     option, kind = ("--frames", "with") if with_time else ("--pooled", "without")
     fix = f"{option} takes one of: {_candidates(events, with_time)}."
     found = [event for event in events if event.name == name]
@@ -299,7 +299,7 @@ def _named(events: Sequence[Event], name: str, *, with_time: bool) -> Event:
     raise TeacherError(problem, fix=fix)
 
 
-def _first_without_time(events: Sequence[Event]) -> Event:
+def _first_without_time(events: Sequence[TracedTensor]) -> TracedTensor:
     last = max((i for i, e in enumerate(events) if e.time_axis is not None), default=-1)
     for event in events[last + 1 :]:
         if event.tensor.shape[0] == BATCH and event.tensor.ndim >= 2:
@@ -311,7 +311,7 @@ def _first_without_time(events: Sequence[Event]) -> Event:
     )
 
 
-def _last_that_fits(events: Sequence[Event], after: Event) -> Event:
+def _last_that_fits(events: Sequence[TracedTensor], after: TracedTensor) -> TracedTensor:
     pooled_BD = after.tensor.flatten(1)
     earlier = [
         event
@@ -340,7 +340,7 @@ def _last_that_fits(events: Sequence[Event], after: Event) -> Event:
     )
 
 
-def _is_within(event: Event, pooled_BD: Tensor, *, activated: bool) -> bool:
+def _is_within(event: TracedTensor, pooled_BD: Tensor, *, activated: bool) -> bool:
     """Whether every pooled value is between the least and the largest value of its feature."""
     x = event.tensor
     channel = next(axis for axis in range(1, x.ndim) if axis != event.time_axis)
@@ -365,14 +365,14 @@ def _kind_of_pooling(frames_BCT: Tensor, pooled_BD: Tensor) -> str:
     return f"{_VAGUE}{further}"
 
 
-def _candidates(events: Sequence[Event], with_time: bool) -> str:
+def _candidates(events: Sequence[TracedTensor], with_time: bool) -> str:
     names = [e.name for e in events if (e.time_axis is not None) == with_time and e.leaf]
     shown = names[-_LISTED:] if with_time else names[:_LISTED]
     return ", ".join(dict.fromkeys(shown)) or "none"
 
 
 def find_head(
-    model: nn.Module, events: Sequence[Event], states: HiddenStates, logits_BK: Tensor
+    model: nn.Module, events: Sequence[TracedTensor], states: HiddenStates, logits_BK: Tensor
 ) -> str:
     """Name of the affine layer that maps the pooled state to the logits; "" where there is none.
 

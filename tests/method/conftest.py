@@ -10,7 +10,7 @@ from frami_edge.checkpoint import Card, Teacher
 from frami_edge.config import BankConfig, StudentArch, TeacherArch
 from frami_edge.device import Compute
 from frami_edge.models import ResNetTeacher, ReusedHead, StudentNet
-from frami_edge.sources import Context
+from frami_edge.sources import SourceContext
 from frami_edge_runtime.melspec import MelSpec
 
 LABELS = ("a", "b", "c", "d", "e")
@@ -84,10 +84,10 @@ def bank_config() -> Callable[..., BankConfig]:
 @pytest.fixture
 def context(
     teacher: ResNetTeacher, spec: MelSpec, cpu: Compute, bank_config: Callable[..., BankConfig]
-) -> Callable[..., Context]:
+) -> Callable[..., SourceContext]:
     """`context(inversion={...})`: what sources need, tiny, on the CPU in float32."""
 
-    def make(seed: int = 0, model: Any = teacher, **changes: Any) -> Context:
-        return Context(model, spec, len(LABELS), bank_config(**changes), cpu, seed)
+    def make(seed: int = 0, model: Any = teacher, **changes: Any) -> SourceContext:
+        return SourceContext(model, spec, len(LABELS), bank_config(**changes), cpu, seed)
 
     return make

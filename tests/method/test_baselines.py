@@ -14,7 +14,7 @@ from frami_edge.config import BASELINES, BankConfig, batch_norm_keys
 from frami_edge.device import Compute
 from frami_edge.errors import BankError
 from frami_edge.models import ResNetTeacher
-from frami_edge.sources import NO_LABEL, Context, Source, make_source
+from frami_edge.sources import NO_LABEL, Source, SourceContext, make_source
 from frami_edge.sources.baselines import BatchWise
 from frami_edge_runtime.melspec import MelSpec
 
@@ -45,7 +45,7 @@ def source(teacher: ResNetTeacher, spec: MelSpec, cpu: Compute) -> Make:
         own |= {"warmup": 0.25} if name == "fast" else {}
         fields = {"frames": 24, "sources": {name: 1}, "inversion": budget}
         config = BankConfig.model_validate(fields | {"baselines": {name: own | changes}})
-        return make_source(name, Context(teacher, spec, 5, config, cpu, seed))
+        return make_source(name, SourceContext(teacher, spec, 5, config, cpu, seed))
 
     return make
 

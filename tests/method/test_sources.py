@@ -14,13 +14,13 @@ from frami_edge.config import BASELINES, BankConfig
 from frami_edge.errors import TeacherError
 from frami_edge.inversion import Generator
 from frami_edge.models import ResNetTeacher
-from frami_edge.sources import NO_LABEL, SOURCES, Context, balanced_labels, make_source
+from frami_edge.sources import NO_LABEL, SOURCES, SourceContext, balanced_labels, make_source
 from frami_edge.sources.noise import smooth_noise_mels, white_noise_mels
 from frami_edge.sources.procedural import Procedural
 from frami_edge.sources.translator import Translator
 from frami_edge_runtime.melspec import MelSpec
 
-Make = Callable[..., Context]
+Make = Callable[..., SourceContext]
 LEARNED = ("inversion", "translator")
 OURS = [name for name in SOURCES if name not in BASELINES]
 
