@@ -149,7 +149,6 @@ def test_every_file_is_measured_and_judged_by_its_own_gates(
         assert found.agreement >= 0.98
         assert found.sqnr_db is not None
         assert found.sqnr_db > 25
-        assert found.bytes < report.artifact("fp32").bytes
     lints = {a.name: a.lint for a in report.artifacts}
     assert lints.pop("int8.cpu").endswith("findings")
     assert set(lints.values()) == {"clean"}
