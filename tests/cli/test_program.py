@@ -45,7 +45,7 @@ FAILURES: dict[str, BaseException] = {
 
 @pytest.fixture
 def broken(monkeypatch: pytest.MonkeyPatch) -> typer.Typer:
-    """A program whose command fails as it is told."""
+    """A program whose command raises the given error."""
     monkeypatch.delenv("FRAMI_DEBUG", raising=False)
     command = _app.command_app()
 
