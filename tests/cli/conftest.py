@@ -1,4 +1,4 @@
-"""A teacher that nobody trained, a configuration that takes a second, and clips of two tones."""
+"""An untrained teacher, a configuration that takes a second, and clips of two tones."""
 
 from __future__ import annotations
 
