@@ -71,7 +71,7 @@ class Card(Strict):
         return self.trained_on or self.teacher_trained_on
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class _Opened:
     """A network, in evaluation mode and without gradients, with what is needed to use it."""
 
@@ -91,6 +91,11 @@ class _Opened:
         """Sample rate of the front end, in Hz."""
         return self.mel.sample_rate
 
+    def __repr__(self) -> str:
+        size = f"{len(self.labels)} classes, {parameters(self.model):,} parameters"
+        front = f"{self.sample_rate} Hz, {self.mel.n_mels} mel bands"
+        return f"{type(self).__name__}({size}, {front})"
+
     def __call__(self, x_B1MT: Tensor) -> Tensor:
         """(B, 1, M, T) normalised log-mels to (B, K) logits."""
         return cast(Tensor, self.model(x_B1MT))
@@ -100,7 +105,7 @@ class _Opened:
         return cast(Hidden, self.model.hidden(x_B1MT))
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Teacher(_Opened):
     """A trained classifier: ours, or any network that `load_teacher` accepts.
 
@@ -111,7 +116,7 @@ class Teacher(_Opened):
     """How a teacher in Python code is built, a `teachers.TeacherDescription`."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Student(_Opened):
     """A distilled student with its front end and labels."""
 

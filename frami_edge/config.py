@@ -436,9 +436,6 @@ class BaselinesConfig(Strict):
 BASELINES = tuple(BaselinesConfig.model_fields)
 """Their names, as sources and as keys of `bank.baselines`."""
 
-BUDGET = ("steps", "burn_in", "batch_size", "width")
-"""Keys of `bank.inversion` that hold for them too."""
-
 
 # --- The bank of synthetic clips
 

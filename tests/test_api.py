@@ -116,6 +116,7 @@ def test_a_module_in_memory_becomes_files_on_disk(
     assert {"loss", "agreement"} <= set(seen[-1].metrics)
     x = procedural_mels(MEL, 3, 40, seed=1)
     assert student(x).shape == (3, 2)
+    assert repr(teacher).startswith("Teacher(2 classes, ")
     assert (tmp_path / "export" / "student.int8.cpu.onnx").is_file()
     assert bool(files) is all(gate.passed for gate in files.gates)
     assert "student.fp32.onnx" in str(files)
