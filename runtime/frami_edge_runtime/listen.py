@@ -231,9 +231,9 @@ class _Session:
 
     def _read_wall_clock(self) -> None:
         """Anew with every block: a sample clock drifts, and a wall clock may be set."""
-        if not isinstance(self._source, AudioFile):
-            mic = isinstance(self._source, Microphone)
-            waited_s = self._source.stats.lag_s if mic else 0.0
+        source = self._source
+        if not isinstance(source, AudioFile):
+            waited_s = source.stats.lag_s if isinstance(source, Microphone) else 0.0
             self._wall_s = time.time() - waited_s - self._clock / self._rate
 
     def _lose(self, lost: int) -> Iterator[Record]:
