@@ -40,6 +40,8 @@ HEAD_OUTPUT: Final = "logits"
 EXPORT_AGAIN: Final = "Export the model again with frami-edge export."
 
 MAX_FRAMES: Final = 1 << 20
+_OPTIONAL: Final = ("golden", "thresholds")
+"""Keys that a file may lack."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -159,6 +161,10 @@ class ModelInfo:
     licence: str = ""
     created: str = ""
     """ISO 8601."""
+    golden: Mapping[str, Any] | None = None
+    """Answers of this file to a fixed clip; see `frami_edge_runtime.selftest`."""
+    thresholds: Mapping[str, Any] | None = None
+    """When each label's events start and end; see `frami_edge_runtime.thresholds`."""
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -189,7 +195,7 @@ class ModelInfo:
         check("context", around, f"receptive_field - 1 = {field - 1} frames in all")
         known = ("fp32", "fp16", "int8")
         check("precision", self.precision in known, f"one of {', '.join(known)}")
-        for name in ("quantisation", "calibration"):
+        for name in ("quantisation", "calibration", *_OPTIONAL):
             check(name, isinstance(getattr(self, name), (Mapping, type(None))), "an object or null")
         for name in ("teacher_sha256", "student_sha256"):
             value = getattr(self, name)
@@ -230,8 +236,10 @@ class ModelInfo:
         values["mel"] = self.mel.to_dict()
         values["pooling"] = dataclasses.asdict(self.pooling)
         values["context"] = dataclasses.asdict(self.context)
-        for name in ("quantisation", "calibration", "versions"):
+        for name in ("quantisation", "calibration", "versions", *_OPTIONAL):
             values[name] = None if values[name] is None else dict(values[name])
+        # A file without them is one that older runtimes read too.
+        values = {k: v for k, v in values.items() if v is not None or k not in _OPTIONAL}
         try:
             return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
         except (TypeError, ValueError) as error:
@@ -242,13 +250,14 @@ class ModelInfo:
 
     @classmethod
     def from_json(cls, text: str) -> ModelInfo:
-        """Read the output of `to_json`: no unknown or missing key.
+        """Read the output of `to_json`: no unknown key, and none missing but the optional ones.
 
         Raises:
             ModelFileError: Not such an object, or of another schema; the message names the key.
         """
         values = parse_object(text, METADATA_KEY)
         _check_schema(values.get("schema"))
+        values = dict.fromkeys(_OPTIONAL) | values
         same_keys(values, _names(cls), METADATA_KEY)
         same_keys(values["pooling"], _names(Pooling), f"{METADATA_KEY}: pooling")
         same_keys(values["context"], _names(Context), f"{METADATA_KEY}: context")
