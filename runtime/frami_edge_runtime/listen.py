@@ -151,6 +151,7 @@ class _Session:
         # In samples:
         self._limit = round(options.duration_s * rate) if options.duration_s else sys.maxsize
         self._clock = self._lost = 0
+        self._wall_s: float | None = None  # wall clock less sample clock; None for a file
         self._reviewed = (0, 0)  # clock and lost at the last review of the losses
         self._gaps = self._results = 0
         self._shown_to = 0.0  # seconds
@@ -190,6 +191,7 @@ class _Session:
         return {
             "type": "start",
             "model": Path(self._options.model).name,
+            "sha256": self._classifier.model.sha256,
             "labels": info.labels,
             "model_rate": info.mel.sample_rate,
             "backend": self._classifier.backend,
@@ -218,6 +220,7 @@ class _Session:
                 yield from self._lose(lost)
             samples = samples[: max(0, self._limit - self._clock)]
             self._clock += len(samples)
+            self._read_wall_clock()
             self._meter.push(samples)
             for result in self._stream.push(samples):
                 yield from self._take(result)
@@ -225,6 +228,13 @@ class _Session:
                     return "once"
             yield from self._review_losses()
         return "duration"
+
+    def _read_wall_clock(self) -> None:
+        """Anew with every block: a sample clock drifts, and a wall clock may be set."""
+        source = self._source
+        if not isinstance(source, AudioFile):
+            waited_s = source.stats.lag_s if isinstance(source, Microphone) else 0.0
+            self._wall_s = time.time() - waited_s - self._clock / self._rate
 
     def _lose(self, lost: int) -> Iterator[Record]:
         for result in self._stream.gap(lost):
@@ -261,10 +271,12 @@ class _Session:
             "top": top,
             "level_db": round(self._meter.level_db(self._shown_to, result.t1), 1),
             "gap": result.gap,
+            "model": result.model,
         }
         self._shown_to = result.t1
         level_db = self._meter.level_db(max(result.t0, result.t1 - self._look_back_s), result.t1)
-        yield from self._show(self._detector.push(result, level_db=level_db))
+        wall_t1 = None if self._wall_s is None else self._wall_s + result.t1
+        yield from self._show(self._detector.push(result, level_db=level_db, wall_t1=wall_t1))
 
     def _show(self, events: list[Event]) -> Iterator[Record]:
         for event in events:

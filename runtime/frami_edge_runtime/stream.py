@@ -67,6 +67,8 @@ class Result:
     """Seconds from the start of the clip to the end of the last sample that counts."""
     gap: int = 0
     """Samples lost since the previous result, at the rate of the stream; see `Stream.gap`."""
+    model: str = ""
+    """First 12 hex digits of the SHA-256 of the model file."""
 
 
 @dataclass(frozen=True)
@@ -472,6 +474,7 @@ class Stream:
             t0=pool.begins if isinstance(pool, SlidingWindow) else now.base / self.sample_rate,
             t1=now.end / self.sample_rate if last else self._end_s(self._frames - 1),
             gap=lost,
+            model=self._model.sha256[:12],
         )
 
     def _start_s(self, frame: int) -> float:
