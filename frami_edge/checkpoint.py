@@ -48,7 +48,7 @@ class Card(Strict):
     """Shape of the network: `TeacherArch`, `StudentArch`, or how a foreign teacher is built."""
     mel: dict[str, Any]
     """Front end with its statistics, as MelSpec writes it."""
-    labels: tuple[str, ...] = Field(min_length=2, max_length=100_000)
+    labels: tuple[str, ...] = Field(min_length=1, max_length=100_000)
     """Class names, in the order of the logits."""
     output: Literal["softmax", "sigmoid"] = "softmax"
     """One of K classes, or a detector per class."""

@@ -34,7 +34,6 @@ from frami_edge.runs import RunFolder, record_compute
 from frami_edge.sources import LEARNED
 from frami_edge.sources.procedural import procedural_mels
 from frami_edge.teachers import load_teacher
-from frami_edge.teachers.foreign import ForeignTeacher
 from frami_edge.teachers.opening import TeacherDescription, write_description
 from frami_edge_export.calibration import classify_mels
 from frami_edge_export.graph import StudentFacts
@@ -132,9 +131,8 @@ class Journey:
         compute = compute_for(device, precision, deterministic, config.seed)
         loaded = load_teacher(teacher)
         place(loaded.model, compute)
-        if isinstance(loaded.model, ForeignTeacher):
-            for sentence in loaded.model.doubts:
-                log.warning(sentence)
+        for sentence in getattr(loaded.model, "doubts", ()):
+            log.warning(sentence)
         return cls(loaded, config, compute, deterministic, out)
 
     @cached_property
