@@ -201,6 +201,8 @@ class Journey:
             arch=student.arch.model_dump(mode="json"),
             mel=self.teacher.mel.to_dict(),
             labels=self.teacher.labels,
+            output=self.teacher.output,
+            keep=self.teacher.card.keep,
             teacher_sha256=self.teacher.sha256,
             teacher_trained_on=self.teacher.card.trained_on,
             recipe=self.config.model_dump(mode="json"),
@@ -339,7 +341,9 @@ def _mixed(
 def facts_of(student: Student) -> StudentFacts:
     """What the model file records, from the checkpoint's card."""
     card = student.card
-    return StudentFacts(student.mel, card.labels, card.teacher_sha256, student.sha256, card.licence)
+    return StudentFacts(
+        student.mel, card.labels, card.teacher_sha256, student.sha256, card.licence, card.output
+    )
 
 
 def accuracy_on(features: Features) -> Callable[[str | Path], float]:

@@ -59,7 +59,7 @@ class Result:
     score: float
     """Score of the best class, in 0..1."""
     scores: npt.NDArray[np.float32]
-    """(K,) softmax of the logits."""
+    """(K,) softmax or sigmoid of the logits, as the model file says."""
     logits: npt.NDArray[np.float32]
     """(K,) output of the head."""
     labels: tuple[str, ...]
@@ -488,10 +488,14 @@ class Stream:
     def _result(self, logits_K: npt.NDArray[np.float32], *, last: bool) -> Result:
         """The result of the pooled statistics, whose logits these are; the last covers all audio.
 
-        The softmax is computed in float64 and rounded once.
+        The scores are computed in float64 and rounded once.
         """
-        exponents = np.exp(logits_K.astype(np.float64) - float(logits_K.max()))
-        scores_K = (exponents / exponents.sum()).astype(np.float32)
+        z_K = logits_K.astype(np.float64)
+        if self._info.output == "sigmoid":
+            scores_K = (0.5 * (1 + np.tanh(0.5 * z_K))).astype(np.float32)
+        else:
+            exponents = np.exp(z_K - float(z_K.max()))
+            scores_K = (exponents / exponents.sum()).astype(np.float32)
         index = int(logits_K.argmax())
         now, pool = self._time, self._pool
         lost, now.lost = now.lost, 0

@@ -64,6 +64,16 @@ def test_agrees_with_the_reference(
     assert np.abs(result.scores - scores).max() < 1e-3
 
 
+def test_detectors_score_each_label_by_itself(
+    tiny: Any, build_model: Any, clip: np.ndarray
+) -> None:
+    result = Classifier(build_model(output="sigmoid").data).classify(clip)
+    assert (result.logits == Classifier(tiny.data).classify(clip).logits).all()
+    expected = 1 / (1 + np.exp(-result.logits.astype(np.float64)))
+    assert np.abs(result.scores - expected).max() < 1e-6
+    assert result.index == int(np.argmax(result.scores))
+
+
 def test_a_result_is_consistent(classifier: Classifier, clip: np.ndarray) -> None:
     result = classifier.classify(clip)
     assert result.labels == classifier.labels == classifier.info.labels
