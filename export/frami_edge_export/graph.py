@@ -106,6 +106,8 @@ class StudentFacts:
     student_sha256: str | None = None
     """Hash of the student's weights."""
     licence: str = ""
+    output: str = "softmax"
+    """How logits become scores: `softmax`, or `sigmoid` for one detector per class."""
 
 
 @dataclass(frozen=True)
@@ -389,6 +391,7 @@ def model_info(student: ExportableStudent, facts: StudentFacts) -> ModelInfo:
             **{tool: metadata.version(tool) for tool in _TOOLS},
         },
         licence=facts.licence,
+        output=facts.output,
         created=_now().isoformat(timespec="seconds"),
     )
 

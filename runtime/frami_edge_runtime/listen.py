@@ -592,9 +592,13 @@ def main(arguments: Sequence[str] | None = None, prog: str = "frami-edge-listen"
         # A label that the terminal's encoding lacks must not end a run.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        passed = check(options) if options.selftest else run(options)
+        passed = True
+        if options.selftest:
+            passed = check(options)
+        else:
+            run(options)
         sys.stdout.flush()
-        return 3 if passed is False else 0
+        return 0 if passed else 3
     except KeyboardInterrupt:
         return 130
     except FramiEdgeError as error:

@@ -40,8 +40,10 @@ HEAD_OUTPUT: Final = "logits"
 EXPORT_AGAIN: Final = "Export the model again with frami-edge export."
 
 MAX_FRAMES: Final = 1 << 20
+SCORES: Final = ("softmax", "sigmoid")
 _OPTIONAL: Final = ("golden", "thresholds")
-"""Keys that a file may lack."""
+_LATER: Final = {"output", *_OPTIONAL}
+"""Keys that files of earlier versions lack; left out at their default, which describes those."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -158,6 +160,8 @@ class ModelInfo:
     """64 hex digits of the student's file, or None where unknown."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Versions of the tools that made the file."""
+    output: str = "softmax"
+    """How logits become scores: ``softmax`` for one of K, ``sigmoid`` for K detectors."""
     licence: str = ""
     created: str = ""
     """ISO 8601."""
@@ -205,6 +209,7 @@ class ModelInfo:
             isinstance(version, str) for version in self.versions.values()
         )
         check("versions", strings, "an object of strings")
+        check("output", self.output in SCORES, f"one of {', '.join(SCORES)}")
         for name in ("licence", "created"):
             check(name, isinstance(getattr(self, name), str), "a string")
 
@@ -238,8 +243,9 @@ class ModelInfo:
         values["context"] = dataclasses.asdict(self.context)
         for name in ("quantisation", "calibration", "versions", *_OPTIONAL):
             values[name] = None if values[name] is None else dict(values[name])
-        # A file without them is one that older runtimes read too.
-        values = {k: v for k, v in values.items() if v is not None or k not in _OPTIONAL}
+        for f in dataclasses.fields(ModelInfo):
+            if f.name in _LATER and values[f.name] == f.default:
+                del values[f.name]
         try:
             return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
         except (TypeError, ValueError) as error:
@@ -257,8 +263,7 @@ class ModelInfo:
         """
         values = parse_object(text, METADATA_KEY)
         _check_schema(values.get("schema"))
-        values = dict.fromkeys(_OPTIONAL) | values
-        same_keys(values, _names(cls), METADATA_KEY)
+        same_keys(values, _names(cls) - (_LATER - set(values)), METADATA_KEY)
         same_keys(values["pooling"], _names(Pooling), f"{METADATA_KEY}: pooling")
         same_keys(values["context"], _names(Context), f"{METADATA_KEY}: context")
         _require(isinstance(values["mel"], dict), "mel", "an object", values["mel"])
