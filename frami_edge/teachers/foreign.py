@@ -97,7 +97,6 @@ class ForeignTeacher(nn.Module):
         self._kept: dict[str, Tensor] = {}
         self._runs: dict[str, int] = {}
         self._watch("frames", states.frames, states.calls[0])
-        self._watch("pooled", states.pooled, states.calls[1])
         self.shortest = shortest_clip(module, n_mels, found)
         x = arrange(probe_mels(n_mels, LENGTHS[0]), found)
         with torch.no_grad():
@@ -121,7 +120,8 @@ class ForeignTeacher(nn.Module):
                 f"The teacher's outputs are {self._answers}, which no {output} follows.",
                 fix=f"Leave --output out, or give --output {guess}.",
             )
-        head = find_head(module, events, states, logits_BK)
+        head, states = find_head(module, events, states, logits_BK, named=pooled is not None)
+        self._watch("pooled", states.pooled, states.calls[1])
         self.head = as_linear(module.get_submodule(head)) if head else None
         """The affine map from pooled state to logits; None where it is not affine."""
         self.channels, self.pooled_size = states.channels, states.pooled_size

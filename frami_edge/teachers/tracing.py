@@ -10,6 +10,7 @@ Shape legend: B batch, M mel bands, T mel frames, C channels, T' frames, D poole
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal
@@ -372,25 +373,45 @@ def _candidates(events: Sequence[TracedTensor], with_time: bool) -> str:
 
 
 def find_head(
-    model: nn.Module, events: Sequence[TracedTensor], states: HiddenStates, logits_BK: Tensor
-) -> str:
+    model: nn.Module,
+    events: Sequence[TracedTensor],
+    states: HiddenStates,
+    logits_BK: Tensor,
+    *,
+    named: bool,
+) -> tuple[str, HiddenStates]:
     """Name of the affine layer that maps the pooled state to the logits; "" where there is none.
 
     It is recognised by its values, so anything that is the identity in evaluation (dropout) may be
-    between, and a (log-)softmax may follow.
+    between, and a (log-)softmax may follow. Where further layers are between pooling and head, the
+    head's input becomes the pooled state, unless the user `named` one: a student can then reuse
+    the head.
     """
     at = {(event.name, event.call): event.tensor for event in events}
     pooled_BD = at[states.pooled, states.calls[1]].flatten(1)
     log_p = logits_BK.log_softmax(1)
+    deeper = "", states
     for (name, number), out in at.items():
         x = at.get((f"{name}@in", number))
-        if x is None or x.numel() != pooled_BD.numel() or out.flatten(1).shape != logits_BK.shape:
+        if x is None or out.flatten(1).shape != logits_BK.shape or len(x) != len(out):
             continue
-        same_in = torch.allclose(x.flatten(1), pooled_BD, atol=1e-5)
         same_out = torch.allclose(out.flatten(1).log_softmax(1), log_p, atol=1e-4)
-        if same_in and same_out and as_linear(model.get_submodule(name)) is not None:
-            return name
-    return ""
+        if not same_out or as_linear(model.get_submodule(name)) is None:
+            continue
+        x_BD = x.flatten(1)
+        if x_BD.shape == pooled_BD.shape and torch.allclose(x_BD, pooled_BD, atol=1e-5):
+            return name, states
+        if not named:
+            deeper = (
+                name,
+                dataclasses.replace(
+                    states,
+                    pooled=f"{name}@in",
+                    pooled_size=x_BD.shape[1],
+                    calls=(states.calls[0], number),
+                ),
+            )
+    return deeper
 
 
 def as_linear(module: nn.Module) -> nn.Linear | None:

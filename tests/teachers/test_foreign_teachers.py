@@ -20,12 +20,12 @@ from frami_edge.teachers.weights import load_weights
 CASES = {
     # name: layout, frames, pooled, C, D, stride, receptive field, head, answers
     "KeywordNet": ("BTM", "bn2", "classify@in", 12, 12, 2, 9, "classify", "logits"),
-    "XVector": ("BMT", "tdnn.5", "segment@in", 12, 24, 1, 9, "", "logits"),
+    "XVector": ("BMT", "tdnn.5", "out@in", 12, 10, 1, 9, "out", "logits"),
     "Attention": ("B1MT", "pool@in", "pool", 12, 12, 4, 7, "fc", "log-probabilities"),
     "InlineAttention": ("BTM", "score@in", "fc@in", 12, 12, 1, 5, "fc", "logits"),
     "SqueezeExcite": ("B1MT", "more.2", "pool", 16, 16, 4, None, "fc", "probabilities"),
-    "SubSpectral": ("B1TM", "last.2", "fc1@in", 12, 12, 2, 5, "", "logits"),
-    "Shared": ("BMT", "mix@in", "mix@in", 12, 12, 1, 5, "", "logits"),
+    "SubSpectral": ("B1TM", "last.2", "fc2@in", 12, 12, 2, 5, "fc2", "logits"),
+    "Shared": ("BMT", "mix@in", "fc@in", 12, 12, 1, 5, "fc", "logits"),
     "Recurrent": ("BTM", "gru", "fc@in", 12, 12, 1, None, "fc", "logits"),
 }
 
