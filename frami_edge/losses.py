@@ -326,6 +326,13 @@ def _recount(module: nn.Module, _: object) -> None:
     module._filled = int(module.filled)
 
 
+def same_decision(a_BK: Tensor, b_BK: Tensor, output: Literal["softmax", "sigmoid"]) -> Tensor:
+    """(B,) bool: the same class is best, or with detectors the same classes are above 0.5."""
+    if output == "sigmoid":
+        return ((a_BK > 0) == (b_BK > 0)).all(1)
+    return a_BK.argmax(1) == b_BK.argmax(1)
+
+
 # --- Distillation: logits, and the hidden states before and after the statistics pooling
 
 

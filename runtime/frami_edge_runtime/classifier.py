@@ -11,6 +11,7 @@ import numpy.typing as npt
 from frami_edge_runtime.backends import Backend, Source, choose_backend, open_backend
 from frami_edge_runtime.errors import AudioError, ModelFileError
 from frami_edge_runtime.modelfile import ModelInfo
+from frami_edge_runtime.selftest import SelfTest, selftest
 from frami_edge_runtime.stream import Result, Stream, StreamGroup
 
 
@@ -91,6 +92,14 @@ class Classifier:
                 "There are no samples to classify.", fix="Pass at least one sample of audio."
             )
         return result
+
+    def selftest(self) -> SelfTest:
+        """Compare this machine with the exporter's: a fixed clip, its log-mel and its logits.
+
+        Raises:
+            ModelFileError: The file carries no golden vectors.
+        """
+        return selftest(self._model)
 
     def stream(
         self,

@@ -53,7 +53,7 @@ _EXAMPLES: Final = """examples:
   {prog} student.onnx mic --device plughw:1 --json --quiet | my-logger
   ffmpeg -i rtsp://cam -f s16le -ac 1 -ar 16000 - | {prog} student.onnx - --rate 16000
 
-exit codes: 0 done, also after Ctrl-C; 1 a known error; 2 wrong usage
+exit codes: 0 done, also after Ctrl-C; 1 a known error; 2 wrong usage; 3 the self-test failed
 """
 
 
@@ -441,6 +441,22 @@ def run(options: argparse.Namespace) -> None:
             signal.signal(number, handler)
 
 
+def check(options: argparse.Namespace) -> bool:
+    """Run the model's self-test and print its figures.
+
+    Raises:
+        FramiEdgeError: The model cannot be used, or carries no golden vectors.
+    """
+    with Classifier(options.model, options.backend) as classifier:
+        found = classifier.selftest()
+    if options.json:
+        figures = {"type": "selftest", "passed": found.passed, **dataclasses.asdict(found)}
+        print(json.dumps(figures, allow_nan=False))
+    else:
+        print(_printable(f"self-test {'passed' if found else 'FAILED'}: {found}"))
+    return found.passed
+
+
 def open_source(options: argparse.Namespace, model_rate: int) -> Source:
     """The microphone, the pipe or the file that ``options.source`` names."""
     if options.source == MICROPHONE:
@@ -517,6 +533,7 @@ _FLAGS: Final = {
     ("--plain",): "plain lines, also on a terminal",
     ("--quiet", "-q"): "events only, no results or notes",
     ("--once",): "stop when the first event starts",
+    ("--selftest",): "compare this machine with the exporter's and stop; exit code 3 if it differs",
 }
 
 
@@ -575,9 +592,13 @@ def main(arguments: Sequence[str] | None = None, prog: str = "frami-edge-listen"
         # A label that the terminal's encoding lacks must not end a run.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        run(options)
+        passed = True
+        if options.selftest:
+            passed = check(options)
+        else:
+            run(options)
         sys.stdout.flush()
-        return 0
+        return 0 if passed else 3
     except KeyboardInterrupt:
         return 130
     except FramiEdgeError as error:

@@ -41,7 +41,8 @@ EXPORT_AGAIN: Final = "Export the model again with frami-edge export."
 
 MAX_FRAMES: Final = 1 << 20
 SCORES: Final = ("softmax", "sigmoid")
-_LATER: Final = {"output"}
+_OPTIONAL: Final = ("golden", "thresholds")
+_LATER: Final = {"output", *_OPTIONAL}
 """Keys that files of earlier versions lack; left out at their default, which describes those."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -164,6 +165,10 @@ class ModelInfo:
     licence: str = ""
     created: str = ""
     """ISO 8601."""
+    golden: Mapping[str, Any] | None = None
+    """Answers of this file to a fixed clip; see `frami_edge_runtime.selftest`."""
+    thresholds: Mapping[str, Any] | None = None
+    """When each label's events start and end; see `frami_edge_runtime.thresholds`."""
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -194,7 +199,7 @@ class ModelInfo:
         check("context", around, f"receptive_field - 1 = {field - 1} frames in all")
         known = ("fp32", "fp16", "int8")
         check("precision", self.precision in known, f"one of {', '.join(known)}")
-        for name in ("quantisation", "calibration"):
+        for name in ("quantisation", "calibration", *_OPTIONAL):
             check(name, isinstance(getattr(self, name), (Mapping, type(None))), "an object or null")
         for name in ("teacher_sha256", "student_sha256"):
             value = getattr(self, name)
@@ -236,7 +241,7 @@ class ModelInfo:
         values["mel"] = self.mel.to_dict()
         values["pooling"] = dataclasses.asdict(self.pooling)
         values["context"] = dataclasses.asdict(self.context)
-        for name in ("quantisation", "calibration", "versions"):
+        for name in ("quantisation", "calibration", "versions", *_OPTIONAL):
             values[name] = None if values[name] is None else dict(values[name])
         for f in dataclasses.fields(ModelInfo):
             if f.name in _LATER and values[f.name] == f.default:
@@ -251,7 +256,7 @@ class ModelInfo:
 
     @classmethod
     def from_json(cls, text: str) -> ModelInfo:
-        """Read the output of `to_json`: no unknown or missing key.
+        """Read the output of `to_json`: no unknown key, and none missing but the optional ones.
 
         Raises:
             ModelFileError: Not such an object, or of another schema; the message names the key.
