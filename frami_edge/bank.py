@@ -273,7 +273,11 @@ class Bank:
         found = {}
         for k, label in enumerate(self.index.labels):
             class_N = torch.full_like(clips.labels_N, k)
-            index = has_class(clips.logits_NK, class_N, self.index.output).nonzero()[:, 0].flip(0)[:per_class]
+            index = (
+                has_class(clips.logits_NK, class_N, self.index.output)
+                .nonzero()[:, 0]
+                .flip(0)[:per_class]
+            )
             if len(index):
                 found[label] = clips.mels_N1MT[index, 0]
         return found
@@ -413,12 +417,12 @@ def source_health(
 ) -> dict[str, Any]:
     """Figures of one source.
 
-    ``hit_rate``: share of clips that the teacher assigns to their target class, by a detector with
-    p > 0.5 (None without targets), and ``hit_rate_per_class``; ``batch_norm_error``: relative, as in the loss;
-    ``entropy``: of the teacher's prediction, in nats; ``embedding_variance`` of the pooled
-    statistics, total and within the predicted classes; ``cosine``: mean pairwise cosine of the
-    embeddings; ``loudness_spread``: standard deviation of the clips' means; ``class_share``: share
-    of each predicted class.
+    ``hit_rate``: share of clips that the teacher assigns to their target class (a detector: with
+    p > 0.5), None without targets, and ``hit_rate_per_class``; ``batch_norm_error``: relative, as
+    in the loss; ``entropy``: of the teacher's prediction, in nats; ``embedding_variance`` of the
+    pooled statistics, total and within the predicted classes; ``cosine``: mean pairwise cosine of
+    the embeddings; ``loudness_spread``: standard deviation of the clips' means; ``class_share``:
+    share of clips with each class.
     """
     assert isinstance(teacher, nn.Module)
     clips = bank.read(source, limit)

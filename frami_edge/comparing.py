@@ -19,7 +19,7 @@ from frami_edge.checkpoint import TrainedOn
 from frami_edge.data.decoding import read_audio
 from frami_edge.data.sets import load_set, resolve_fold
 from frami_edge.errors import BankError, CheckpointError
-from frami_edge.losses import Output, divergence_per_clip, same_answer
+from frami_edge.losses import Output, kl_from, same_decision
 from frami_edge.opening import OpenedModel
 from frami_edge.sources.procedural import ProceduralAudio
 from frami_edge_export.parity import sqnr_db
@@ -284,9 +284,9 @@ def compare_logits(
     difference = (a - b).abs().amax(dim=1)
     return LogitDifference(
         clips=len(a),
-        agreement=float(same_answer(a, b, output).double().mean()),
+        agreement=float(same_decision(a, b, output).double().mean()),
         max_abs_difference=float(difference.max()),
-        kl_nats=max(0.0, float(divergence_per_clip(a, b, output).double().mean())),
+        kl_nats=max(0.0, float(kl_from(a, b, output).double().mean())),
         sqnr_db=sqnr_db(a.numpy(), b.numpy()),
         worst_clip=clip_names[int(difference.argmax())],
     )

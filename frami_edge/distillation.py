@@ -31,7 +31,7 @@ from frami_edge.device import (
     world,
 )
 from frami_edge.errors import ConfigError, RunError
-from frami_edge.losses import DistillationLoss, FeatureScale, detection_boundary, same_answer
+from frami_edge.losses import DistillationLoss, FeatureScale, detection_boundary, same_decision
 from frami_edge.models import ReusedHead, StudentNet, TeacherLike
 from frami_edge.progress import ProgressCallback, StepReport
 from frami_edge.runs import damaged, load_state, save_state
@@ -158,9 +158,9 @@ def distill(
         scale = FeatureScale.measure(known)
     boundary = _boundary(sampler, teacher, known.logits_BK, c)
     torch.manual_seed(named_seed(config.seed, "distill/projectors"))
-    losses: nn.Module = DistillationLoss(
-        student, teacher.model, scale, c, compute, boundary
-    ).to(device)
+    losses: nn.Module = DistillationLoss(student, teacher.model, scale, c, compute, boundary).to(
+        device
+    )
     optimizer = torch.optim.AdamW(weight_groups(losses, c.weight_decay), lr=c.learning_rate)
     path = run.path(f"{phase}-state.pt") if run else None
     first = _load(path, losses, optimizer)
@@ -181,7 +181,7 @@ def distill(
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-            agreement = same_answer(logits_BK, target.logits_BK, teacher.output).float().mean()
+            agreement = same_decision(logits_BK, target.logits_BK, teacher.output).float().mean()
             done = step + 1
             due = done % c.checkpoint_steps == 0 or done == c.steps
             rows = report.step({"loss": loss, **terms, "agreement": agreement}, read=due)
@@ -285,11 +285,11 @@ def _diverged(step: int, steps: int) -> RunError:
 def held_out_agreement(
     teacher: Teacher, student: StudentNet, config: JourneyConfig, compute: Compute, clips: int = 512
 ) -> float:
-    """Share of fresh procedural clips with the same answer of student and teacher (`same_answer`).
+    """Share of fresh procedural clips on which student and teacher decide alike, `same_decision`.
 
     Their seed is one that no bank uses: selection and reports without real data rest on it.
     """
     seed = named_seed(config.seed, "held-out")
     x = procedural_mels(teacher.mel, clips, config.bank.frames, seed).to(compute.device)
-    same = [same_answer(student(part), teacher(part), teacher.output) for part in x.split(128)]
+    same = [same_decision(student(part), teacher(part), teacher.output) for part in x.split(128)]
     return float(torch.cat(same).float().mean())

@@ -37,7 +37,7 @@ from frami_edge.losses import (
     adversarial_loss,
     class_loss,
     contrastive_view,
-    divergence_per_clip,
+    kl_from,
     logits_loss,
     require_batch_norms,
 )
@@ -168,7 +168,7 @@ class AuxiliaryStudent:
         if self.output == "softmax":
             loss = logits_loss(prediction, target, temperature=2.0)
         else:
-            loss = divergence_per_clip(target, prediction, self.output).mean()
+            loss = kl_from(target.float(), prediction.float(), self.output).mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()

@@ -25,15 +25,14 @@ from frami_edge.models import Hidden, ReusedHead, StudentNet, TeacherLike
 Output = Literal["softmax", "sigmoid"]
 
 
-def same_answer(a_BK: Tensor, b_BK: Tensor, output: Output) -> Tensor:
-    """(B,) bool: whether two models give the same answer to each clip.
+def same_decision(a_BK: Tensor, b_BK: Tensor, output: Output) -> Tensor:
+    """(B,) bool: the same class is best, or with detectors the same classes are above 0.5.
 
-    One of K classes: the same largest logit. Detectors: the same set of classes above 0.5, that is
-    of logits above 0. Their mean over clips is the agreement in every table.
+    Its mean over clips is the agreement of every table.
     """
-    if output == "softmax":
-        return a_BK.argmax(1) == b_BK.argmax(1)
-    return ((a_BK > 0) == (b_BK > 0)).all(1)
+    if output == "sigmoid":
+        return ((a_BK > 0) == (b_BK > 0)).all(1)
+    return a_BK.argmax(1) == b_BK.argmax(1)
 
 
 def has_class(logits_BK: Tensor, labels_B: Tensor, output: Output) -> Tensor:
@@ -47,15 +46,14 @@ def has_class(logits_BK: Tensor, labels_B: Tensor, output: Output) -> Tensor:
     return (own_B > 0) & (labels_B >= 0)
 
 
-def divergence_per_clip(teacher_BK: Tensor, student_BK: Tensor, output: Output) -> Tensor:
-    """(B,) ``KL(teacher ‖ student)`` of the answers in nats; of detectors the sum over classes."""
-    t, s = teacher_BK.float(), student_BK.float()
+def kl_from(teacher_BK: Tensor, model_BK: Tensor, output: Output) -> Tensor:
+    """(B,) KL(teacher ‖ model) in nats; with detectors the sum over their binary divergences."""
+    t, s = teacher_BK, model_BK
     if output == "softmax":
         kl = F.kl_div(s.log_softmax(1), t.log_softmax(1), log_target=True, reduction="none")
         return kl.sum(1)
-    on, off = t.sigmoid(), (-t).sigmoid()
-    kl = on * (F.logsigmoid(t) - F.logsigmoid(s)) + off * (F.logsigmoid(-t) - F.logsigmoid(-s))
-    return kl.sum(1)
+    parts = [(x * t).sigmoid() * (F.logsigmoid(x * t) - F.logsigmoid(x * s)) for x in (1, -1)]
+    return torch.stack(parts).sum(0).sum(1)
 
 
 # --- Class and adversarial terms of the inversion
@@ -83,9 +81,7 @@ def class_loss(logits_BK: Tensor, labels_B: Tensor, wanted_BK: Tensor | None = N
     return F.binary_cross_entropy_with_logits(z, p)
 
 
-def adversarial_loss(
-    teacher_BK: Tensor, student_BK: Tensor, output: Output = "softmax"
-) -> Tensor:
+def adversarial_loss(teacher_BK: Tensor, student_BK: Tensor, output: Output = "softmax") -> Tensor:
     """``-mean_i 1[argmax z_s = argmax z_t] KL(softmax z_t ‖ softmax z_s)``.
 
     Of detectors the same set of classes above 0.5 must agree, and the KL is that of K coins.
@@ -93,8 +89,8 @@ def adversarial_loss(
     least certain; the others do not move, because the student has yet to learn them.
     Source: G. Fang et al., *Contrastive Model Inversion*, IJCAI 2021.
     """
-    kl_B = divergence_per_clip(teacher_BK, student_BK, output)
-    agree_B = same_answer(teacher_BK, student_BK, output).float()
+    kl_B = kl_from(teacher_BK.float(), student_BK.float(), output)
+    agree_B = same_decision(teacher_BK, student_BK, output).float()
     return -(agree_B * kl_B).mean()
 
 
@@ -324,13 +320,6 @@ class FeatureInvariantContrast(nn.Module):
 def _recount(module: nn.Module, _: object) -> None:
     assert isinstance(module, FeatureInvariantContrast)
     module._filled = int(module.filled)
-
-
-def same_decision(a_BK: Tensor, b_BK: Tensor, output: Literal["softmax", "sigmoid"]) -> Tensor:
-    """(B,) bool: the same class is best, or with detectors the same classes are above 0.5."""
-    if output == "sigmoid":
-        return ((a_BK > 0) == (b_BK > 0)).all(1)
-    return a_BK.argmax(1) == b_BK.argmax(1)
 
 
 # --- Distillation: logits, and the hidden states before and after the statistics pooling
