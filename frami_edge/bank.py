@@ -358,7 +358,8 @@ class BankSampler:
         for name, total in ((n, bank.sources[n]) for n in self.names):
             n = total if limit is None else min(total, max(1, round(limit * shares[name])))
             self._chosen[name] = _spread(total, n)
-        self.balance, self.boundary_K = balance, None
+        self.balance = balance
+        self.boundary_K: Tensor | None = None
         if balance or boundary is not None:
             self._rank(1.0 if boundary is None else boundary)
 
@@ -369,11 +370,11 @@ class BankSampler:
         weight_N = (self.weights / sizes).repeat_interleave(sizes)
         rng = torch.Generator().manual_seed(0)
         drawn = torch.multinomial(weight_N, 1 << 14, replacement=True, generator=rng)
-        self.boundary_K = detection_boundary(z_NK[drawn], boundary)
+        boundary_K = self.boundary_K = detection_boundary(z_NK[drawn], boundary)
         source_N = torch.arange(len(sizes)).repeat_interleave(sizes)
         number_N = torch.cat([self._chosen[n] for n in self.names])
         self._likely: list[tuple[Tensor, Tensor, Tensor]] = []
-        for k, least in enumerate(self.boundary_K):
+        for k, least in enumerate(boundary_K.tolist()):
             beyond = (z_NK[:, k] >= least).nonzero()[:, 0]
             if not len(beyond):  # a class that no clip has: its likeliest ones
                 beyond = z_NK[:, k].topk(min(8, len(z_NK))).indices
