@@ -7,6 +7,7 @@ import torchaudio
 
 from frami_edge.frontend import LogMel, resample, tile_to_window
 from frami_edge_runtime.errors import AudioError
+from frami_edge_runtime.logmel import log_mel
 from frami_edge_runtime.melspec import MelSpec
 
 SPECS = {
@@ -17,39 +18,18 @@ SPECS = {
     "db": MelSpec(log="db", log_floor="clamp", log_eps=1e-8, f_min=50.0, f_max=7000.0, n_mels=40),
     "magnitude-log10": MelSpec(power=1.0, log="log10", mean=-2.0, std=1.5),
     "per-band": MelSpec(
-        sample_rate=8000,
-        n_fft=256,
-        win_length=200,
-        hop_length=80,
-        n_mels=20,
-        log="log2",
-        mean=tuple(float(-m) for m in range(20)),
-        std=tuple(1.0 + m / 10 for m in range(20)),
+        8000, 256, 200, 80, 20, log="log2", mean=tuple(range(-20, 0)), std=(1.0, 2.0) * 10
     ),
 }
 
 
-def _by_definition(spec: MelSpec, samples: np.ndarray) -> np.ndarray:
-    """The spec in float64 NumPy, frame by frame."""
-    x = samples.astype(np.float64)
-    if spec.center:
-        x = np.pad(x, spec.n_fft // 2, mode="reflect")
-    window = np.zeros(spec.n_fft)
-    left = (spec.n_fft - spec.win_length) // 2
-    window[left : left + spec.win_length] = spec.window
-    starts = range(0, len(x) - spec.n_fft + 1, spec.hop_length)
-    frames = np.stack([x[s : s + spec.n_fft] * window for s in starts])
-    energy = np.abs(np.fft.rfft(frames, axis=1)) ** spec.power
-    return spec.compress(energy @ spec.filterbank.astype(np.float64)).T
-
-
 @pytest.mark.parametrize("name", SPECS)
-def test_the_front_end_meets_its_definition(name: str) -> None:
+def test_the_front_end_is_the_runtimes(name: str) -> None:
     spec = SPECS[name]
     samples = np.random.default_rng(1).normal(0, 0.1, 12_345).astype(np.float32)
     got_MT = LogMel(spec)(torch.from_numpy(samples)).numpy()
     assert got_MT.shape == (spec.n_mels, spec.frames(len(samples)))
-    np.testing.assert_allclose(got_MT, _by_definition(spec, samples), atol=2e-3)
+    np.testing.assert_allclose(got_MT, log_mel(samples, spec).T, atol=2e-3)
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -94,17 +74,9 @@ def test_short_clips_are_repeated_up_to_one_window() -> None:
     assert tile_to_window(torch.ones(2, 5), spec).shape == (2, 512)
 
 
-@pytest.mark.parametrize("rate", [8_000, 22_050, 48_000, 44_101])
-def test_resampling_keeps_a_tone(rate: int) -> None:
-    seconds = torch.arange(rate) / rate
-    got = resample(torch.sin(2 * torch.pi * 440 * seconds), rate, 16_000)
-    assert abs(len(got) - 16_000) <= 1
-    want = torch.sin(2 * torch.pi * 440 * torch.arange(len(got)) / 16_000)
-    assert (got - want)[200:-200].abs().max() < 2e-2
-
-
-def test_resampling_is_torchaudios() -> None:
+@pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 44_101])
+def test_resampling_is_torchaudios(rate: int) -> None:
     samples = torch.randn(4_410, generator=torch.Generator().manual_seed(0))
-    want = torchaudio.functional.resample(samples, 44_100, 16_000)
-    torch.testing.assert_close(resample(samples, 44_100, 16_000), want, atol=1e-4, rtol=1e-4)
+    want = torchaudio.functional.resample(samples, rate, 16_000)
+    torch.testing.assert_close(resample(samples, rate, 16_000), want, atol=1e-4, rtol=1e-4)
     assert resample(samples, 16_000, 16_000) is samples
