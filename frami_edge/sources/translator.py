@@ -24,12 +24,6 @@ class Translator(nn.Module):
 
     It keeps the natural texture of its input: the change is made at a quarter of the resolution and
     interpolated, so that it cannot write texture. Source: ours.
-
-    Args:
-        spec: Front end of the teacher.
-        n_classes: K.
-        latent: Size of z.
-        width: Channels of the coarse network.
     """
 
     def __init__(self, spec: MelSpec, n_classes: int, latent: int = 32, width: int = 48) -> None:
@@ -52,12 +46,7 @@ class Translator(nn.Module):
             )
 
     def forward(self, x_B1MT: Tensor, z_BZ: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Translate.
-
-        Returns:
-            The new log-mels (B, 1, M, T) float32 in the physical range, and the change before
-            clamping, whose size is penalised.
-        """
+        """The log-mels in the physical range; the change before clamping, which is penalised."""
         condition = torch.cat([z_BZ, F.one_hot(labels_B, self.n_classes).to(z_BZ.dtype)], dim=1)
         coarse = F.avg_pool2d(x_B1MT, 4, ceil_mode=True)
         scale, shift = self.condition(condition)[:, :, None, None].chunk(2, dim=1)

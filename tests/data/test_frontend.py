@@ -78,5 +78,5 @@ def test_short_clips_are_repeated_up_to_one_window() -> None:
 def test_resampling_is_torchaudios(rate: int) -> None:
     samples = torch.randn(4_410, generator=torch.Generator().manual_seed(0))
     want = torchaudio.functional.resample(samples, rate, 16_000)
-    torch.testing.assert_close(resample(samples, rate, 16_000), want, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(resample(samples, rate, 16_000), want, atol=5e-4, rtol=1e-4)
     assert resample(samples, 16_000, 16_000) is samples
