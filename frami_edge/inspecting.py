@@ -332,12 +332,13 @@ def describe_teacher(source: TeacherDescription) -> Description:
             layout=source.layout,
             frames=source.frames,
             pooled=source.pooled,
+            output=source.output,
         )
     except TeacherError as error:
         findings.append(str(error))
     else:
         anatomy = asdict(teacher.anatomy)
-        states = {"found": True, **anatomy.pop("states"), **anatomy}
+        states = {"found": True, "takes": teacher.takes, **anatomy.pop("states"), **anatomy}
         findings += teacher.doubts
         if teacher.head is None:
             findings.append(

@@ -309,4 +309,4 @@ def waveform_draft(student: OnnxStudent, options: ExportOptions) -> Draft:
     gate = Gate.at_most(
         "waveform = runtime, logits", found.scaled_difference, found.tolerance, "wave"
     )
-    return Draft(artifact, described_waveform(graph, info), graph, (gate,))
+    return Draft(artifact, described_waveform(graph, student.answered(trunk, info)), graph, (gate,))
