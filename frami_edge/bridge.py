@@ -15,15 +15,15 @@ from frami_edge_runtime.melspec import MelSpec
 
 _GRID = 4096
 _ITERATIONS = 400
-WORST_FIT = 0.1
+WORST_FIT = 0.3
 """Largest relative error of a band's shape at which the other front end can still be computed."""
 
 
 class MelBridge(nn.Module):
     """Normalised log-mels of one front end, turned into those of another.
 
-    ``e_to = W e_from`` in energy, W >= 0 fitted so that the summed filters of `source` have the
-    shape of those of `target`; their sample rates and pre-emphasis are part of it. What it cannot
+    ``e_target = W e_source`` in energy, W >= 0 fitted so that the summed filters of `source` have
+    the shape of those of `target`; their sample rates and pre-emphasis are part of it. What it cannot
     reproduce is where a finer band's energy lies inside that band.
 
     Args:
@@ -60,22 +60,22 @@ class MelBridge(nn.Module):
         energy = ((x_B1MT * self.std_in + self.mean_in) / s.log_scale).exp()  # type: ignore[operator]
         if s.log_floor == "add":
             energy = (energy - s.log_eps).clamp_min(0)
-        if s.power == 1:
-            energy = energy.square()
         energy = self.weight_NM @ energy
-        if t.power == 1:
-            energy = energy.sqrt()
         energy = energy + t.log_eps if t.log_floor == "add" else energy.clamp_min(t.log_eps)
-        return (energy.log() * t.log_scale - self.mean_out) / self.std_out  # type: ignore[no-any-return,operator]
+        return (energy.log() * t.log_scale - self.mean_out) / self.std_out  # type: ignore[operator]
 
 
 def comparable(source: MelSpec, target: MelSpec) -> bool:
-    """Whether the two have frames of the same length and distance in seconds."""
+    """Whether both are of energy and have frames of the same length and distance in seconds.
+
+    Magnitudes do not add up: their sum over a band depends on how they are spread inside it.
+    """
 
     def seconds(spec: MelSpec) -> tuple[float, float]:
         return spec.hop_length / spec.sample_rate, spec.win_length / spec.sample_rate
 
-    return bool(np.allclose(seconds(source), seconds(target), rtol=1e-6))
+    same = np.allclose(seconds(source), seconds(target), rtol=1e-6)
+    return bool(same) and source.power == target.power == 2
 
 
 def fit_bands(source: MelSpec, target: MelSpec) -> tuple[npt.NDArray[np.float32], float]:
@@ -89,9 +89,10 @@ def fit_bands(source: MelSpec, target: MelSpec) -> tuple[npt.NDArray[np.float32]
     """
     if not comparable(source, target):
         raise ConfigError(
-            "The student's frames have another length or distance in seconds than the teacher's.",
-            fix=f"Use windows of {1000 * source.win_length / source.sample_rate:g} ms every "
-            f"{1000 * source.hop_s:g} ms.",
+            "The student's frames have another length or distance in seconds than the teacher's, "
+            "or are not of energy.",
+            fix=f"Use power 2 and windows of {1000 * source.win_length / source.sample_rate:g} ms "
+            f"every {1000 * source.hop_s:g} ms.",
         )
     if target.f_min < source.f_min or target.f_high > source.f_high:
         raise ConfigError(
