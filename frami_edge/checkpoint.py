@@ -48,8 +48,12 @@ class Card(Strict):
     """Shape of the network: `TeacherArch`, `StudentArch`, or how a foreign teacher is built."""
     mel: dict[str, Any]
     """Front end with its statistics, as MelSpec writes it."""
-    labels: tuple[str, ...] = Field(min_length=2, max_length=100_000)
+    labels: tuple[str, ...] = Field(min_length=1, max_length=100_000)
     """Class names, in the order of the logits."""
+    output: Literal["softmax", "sigmoid"] = "softmax"
+    """One of K classes, or a detector per class."""
+    keep: dict[str, tuple[str, ...]] | None = None
+    """Labels of the original teacher behind each label; None for all of them, unchanged."""
     trained_on: TrainedOn | None = None
     """Real clips of a teacher's training; None for a student, which saw none."""
     teacher_sha256: str | None = None
@@ -85,6 +89,11 @@ class _Opened:
     def labels(self) -> tuple[str, ...]:
         """Class names, in the order of the logits."""
         return self.card.labels
+
+    @property
+    def output(self) -> Literal["softmax", "sigmoid"]:
+        """How logits become scores: one of K classes, or a detector per class."""
+        return self.card.output
 
     @property
     def sample_rate(self) -> int:

@@ -332,6 +332,7 @@ def describe_teacher(source: TeacherDescription) -> Description:
             layout=source.layout,
             frames=source.frames,
             pooled=source.pooled,
+            output=source.output,
         )
     except TeacherError as error:
         findings.append(str(error))

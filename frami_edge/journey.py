@@ -34,7 +34,6 @@ from frami_edge.runs import RunFolder, record_compute
 from frami_edge.sources import LEARNED
 from frami_edge.sources.procedural import procedural_mels
 from frami_edge.teachers import load_teacher
-from frami_edge.teachers.foreign import ForeignTeacher
 from frami_edge.teachers.opening import TeacherDescription, write_description
 from frami_edge_export.calibration import classify_mels
 from frami_edge_export.graph import StudentFacts
@@ -132,9 +131,8 @@ class Journey:
         compute = compute_for(device, precision, deterministic, config.seed)
         loaded = load_teacher(teacher)
         place(loaded.model, compute)
-        if isinstance(loaded.model, ForeignTeacher):
-            for sentence in loaded.model.doubts:
-                log.warning(sentence)
+        for sentence in getattr(loaded.model, "doubts", ()):
+            log.warning(sentence)
         return cls(loaded, config, compute, deterministic, out)
 
     @cached_property
@@ -201,6 +199,8 @@ class Journey:
             arch=student.arch.model_dump(mode="json"),
             mel=self.teacher.mel.to_dict(),
             labels=self.teacher.labels,
+            output=self.teacher.output,
+            keep=self.teacher.card.keep,
             teacher_sha256=self.teacher.sha256,
             teacher_trained_on=self.teacher.card.trained_on,
             recipe=self.config.model_dump(mode="json"),
@@ -339,7 +339,9 @@ def _mixed(
 def facts_of(student: Student) -> StudentFacts:
     """What the model file records, from the checkpoint's card."""
     card = student.card
-    return StudentFacts(student.mel, card.labels, card.teacher_sha256, student.sha256, card.licence)
+    return StudentFacts(
+        student.mel, card.labels, card.teacher_sha256, student.sha256, card.licence, card.output
+    )
 
 
 def accuracy_on(features: Features) -> Callable[[str | Path], float]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+import frami_edge_runtime  # noqa: F401  # turns ONNX Runtime's telemetry off before its import
+
 if TYPE_CHECKING:
     from frami_edge_export.calibration import LayerRange, calibration_ranges, classify_mels
     from frami_edge_export.errors import CalibrationError, ExportError, GraphError, ParityError

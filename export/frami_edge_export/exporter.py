@@ -138,9 +138,14 @@ def export_student(
         max_abs_difference=parity["classifier"].max_abs_difference,
         agreement=parity["classifier"].agreement,
     )
+    answered = made.answered(trunk, info)
     drafts = [
         Draft(fp32, made.described(trunk, info), trunk),
-        Draft(model, with_entries(whole, {CLASSIFIER_KEY: info.to_json()}), whole),
+        Draft(
+            model,
+            with_entries(whole, {CLASSIFIER_KEY: answered.to_json()}),
+            whole,
+        ),
     ]
 
     bench_inputs = BenchInputs.of(info, options)

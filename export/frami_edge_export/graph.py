@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from frami_edge_export.errors import GraphError
-from frami_edge_export.parity import Head
+from frami_edge_export.parity import Head, cpu_session, run_trunk, with_context
+from frami_edge_runtime.logmel import log_mel
 from frami_edge_runtime.melspec import MelSpec
 from frami_edge_runtime.modelfile import (
     HEAD_INPUT,
@@ -38,6 +39,7 @@ from frami_edge_runtime.modelfile import (
     Pooling,
     model_metadata,
 )
+from frami_edge_runtime.selftest import golden_clip, golden_vectors
 
 OPSET: Final = 20
 """The newest that onnxruntime 1.23.2 and TensorRT 10.3 both read."""
@@ -104,6 +106,8 @@ class StudentFacts:
     student_sha256: str | None = None
     """Hash of the student's weights."""
     licence: str = ""
+    output: str = "softmax"
+    """How logits become scores: `softmax`, or `sigmoid` for one detector per class."""
 
 
 @dataclass(frozen=True)
@@ -120,9 +124,35 @@ class OnnxStudent:
     info: ModelInfo
     """Description of the fp32 file."""
 
-    def described(self, graph: onnx.ModelProto, info: ModelInfo) -> bytes:
-        """The bytes of a streaming model file: graph, description and head."""
-        return with_entries(graph, model_metadata(info, self.head_onnx))
+    def described(self, graph: onnx.ModelProto, info: ModelInfo, *, exact: bool = False) -> bytes:
+        """The bytes of a streaming model file: graph, description and head; see `answered`."""
+        described_as = self.answered(graph, info, exact=exact)
+        return with_entries(graph, model_metadata(described_as, self.head_onnx))
+
+    def answered(
+        self, graph: onnx.ModelProto, info: ModelInfo, *, exact: bool = False
+    ) -> ModelInfo:
+        """The description with golden vectors: a trunk's answers to the clip of the self-test.
+
+        Args:
+            graph: The trunk.
+            info: Its description.
+            exact: Compute Q/DQ in float, as TensorRT does, not in this CPU's integer kernels.
+        """
+        frames, context = golden_frames(info), (info.context.left, info.context.right)
+        mel_TM = log_mel(golden_clip(info.mel, frames), info.mel)
+        padded = with_context(mel_TM.T[None, None].astype(np.float32), context)
+        logits_1K = self.head(run_trunk(cpu_session(graph, exact=exact), padded))
+        return info.replace(golden=golden_vectors(info.mel, frames, logits_1K[0]))
+
+
+GOLDEN_S: Final = 0.5
+"""Length of the clip of the self-test, and at least twice the receptive field."""
+
+
+def golden_frames(info: ModelInfo) -> int:
+    """Mel frames of the clip that a file is tested with."""
+    return max(round(GOLDEN_S / info.mel.hop_s), 2 * info.receptive_field)
 
 
 class WholeClassifier(nn.Module):
@@ -361,6 +391,7 @@ def model_info(student: ExportableStudent, facts: StudentFacts) -> ModelInfo:
             **{tool: metadata.version(tool) for tool in _TOOLS},
         },
         licence=facts.licence,
+        output=facts.output,
         created=_now().isoformat(timespec="seconds"),
     )
 

@@ -195,7 +195,7 @@ def half_drafts(
             )
         # Not timed: a CPU without fp16 kernels casts back, up to 14 times slower, and would spend
         # the others' measuring time.
-        data = student.described(half, described_as)
+        data = student.described(half, described_as, exact=True)
         drafts.append(Draft(artifact, data, half, (agreed, close), timed=False))
     return drafts, notes
 

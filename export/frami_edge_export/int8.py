@@ -35,7 +35,6 @@ from frami_edge_export.quantise import (
     BiasCorrector,
     Flavour,
     Quantiser,
-    for_this_cpu,
 )
 from frami_edge_export.report import Artifact, Calibration, Draft, Gate
 
@@ -99,7 +98,7 @@ class Int8Search:
 
     def run(self) -> Int8Result:
         """The fastest flavour that passes, then how many first layers stay float."""
-        rivals = [self._build(for_this_cpu(flavour), self._first(1)) for flavour in FLAVOURS]
+        rivals = [self._build(flavour, self._first(1)) for flavour in FLAVOURS]
         times = self._time(rivals)
         # A tie goes to the first flavour: noise must not change the file from run to run.
         tie = self._options.first_layers_gain
@@ -296,7 +295,7 @@ def int8_files(
     results = {"int8.cpu": found, "int8.trt": tensorrt}
     if portable:
         first = len(found.chosen.float_layers)
-        results["int8.portable"] = search.settle(for_this_cpu(PORTABLE), first)
+        results["int8.portable"] = search.settle(PORTABLE, first)
     model_sha256 = sha256(serialised(student.trunk))
     used = Calibration(
         source, len(sample.ranges), len(sample.holdout), sample.digest, sample.clamped
@@ -377,7 +376,8 @@ def _draft(
     gate = Gate.at_least(
         f"{which} agreement with fp32", made.comparison.agreement, options.min_agreement, which
     )
-    return Draft(artifact, student.described(made.model, info), made.model, (gate,))
+    data = student.described(made.model, info, exact=made.flavour.inputs_only)
+    return Draft(artifact, data, made.model, (gate,))
 
 
 def _notes(results: dict[str, Int8Result], levels: Comparison, options: ExportOptions) -> list[str]:
@@ -390,13 +390,6 @@ def _notes(results: dict[str, Int8Result], levels: Comparison, options: ExportOp
     chosen, tensorrt = results["int8.cpu"].chosen, results["int8.trt"].chosen
     together = Comparison.of(chosen.logits_NK, tensorrt.logits_NK).agreement
     notes.append(f"int8.trt predicts the same class as int8.cpu on {together:.2%}.")
-    if chosen.flavour.weight_bits == 7:
-        notes.append("int8.cpu has 7-bit weights: sums of 8-bit ones saturate on this CPU.")
-    else:
-        notes.append(
-            "int8.cpu is for ARM and for x86 with VNNI: elsewhere sums of its 8-bit weights "
-            "saturate. For another x86 CPU, export on one; its weights then have 7 bits."
-        )
     if levels.agreement < options.min_agreement:
         notes.append(
             f"int8.cpu agrees with fp32 on {levels.agreement:.2%} only where sounds are up to "

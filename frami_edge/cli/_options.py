@@ -12,6 +12,7 @@ import typer
 
 from frami_edge.config import parse
 from frami_edge.errors import ConfigError
+from frami_edge.io import read_small
 
 if TYPE_CHECKING:
     from frami_edge.checkpoint import Teacher
@@ -152,6 +153,29 @@ Layout = Annotated[
         rich_help_panel=PANEL,
     ),
 ]
+OutputKind = Annotated[
+    Literal["softmax", "sigmoid"] | None,
+    typer.Option(
+        "--output",
+        help="How its logits become scores: softmax for one of K classes, sigmoid for K detectors.",
+        show_default="guessed from its answers",
+        rich_help_panel=PANEL,
+    ),
+]
+Keep = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--keep",
+        metavar="CLASS,...|NAME=CLASS,...",
+        help="Classes that the student shall know, by label or index; NAME=... makes one of "
+        "several. Repeatable. A softmax teacher's other classes become `other`.",
+        show_default="all",
+    ),
+]
+KeepFile = Annotated[
+    Path | None,
+    typer.Option("--keep-file", help="Text file with one value of --keep per line."),
+]
 
 
 def options(**named: tuple[Any, Any]) -> list[inspect.Parameter]:
@@ -174,15 +198,46 @@ CODE = options(
     frames=(Frames, None),
     pooled=(Pooled, None),
     layout=(Layout, None),
+    output_kind=(OutputKind, None),
 )
 """What describes a teacher in Python code: arguments of `frami_edge.load_teacher`."""
+TEACHER = [*CODE, *options(keep=(Keep, None), keep_file=(KeepFile, None))]
+"""Any teacher, with the selection of its classes."""
 
 
 def open_teacher(teacher: str, given: dict[str, Any]) -> Teacher:
     """The teacher that the options name, which are removed; raises as `load_teacher`."""
     from frami_edge.api import load_teacher
 
-    return load_teacher(teacher, **code_arguments(given))
+    keep, file = given.pop("keep", None), given.pop("keep_file", None)
+    if file:
+        lines = read_lines(file)
+        keep = [*(keep or ()), *lines]
+    return load_teacher(teacher, keep=keep or None, **code_arguments(given))
+
+
+def keep_text(teacher: Teacher) -> str:
+    """The selection of classes as options of the next command."""
+    groups = (teacher.card.keep or {}).items()
+    return "".join(f' --keep "{name}={",".join(members)}"' for name, members in groups)
+
+
+def read_lines(file: Path) -> list[str]:
+    """Lines of a text file; empty ones and comments after # are left out.
+
+    Raises:
+        ConfigError: It cannot be read, or has no line.
+    """
+    try:
+        text = read_small(file, 10_000_000).decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{file} cannot be read: {reason}.", fix="Give a text file.") from None
+    lines = [line.strip() for line in text.splitlines()]
+    lines = [line for line in lines if line and not line.startswith("#")]
+    if not lines:
+        raise ConfigError(f"{file} is empty.", fix="Write one class per line.")
+    return lines
 
 
 def code_arguments(given: dict[str, Any]) -> dict[str, Any]:
@@ -203,7 +258,7 @@ def code_arguments(given: dict[str, Any]) -> dict[str, Any]:
             arguments[name] = parse(value)
         except ValueError as error:
             raise ConfigError(f"--teacher-arg {text!r}: {error}.", fix="Quote it.") from None
-    return {"arguments": arguments or None, **code}
+    return {"arguments": arguments or None, "output": code.pop("output_kind"), **code}
 
 
 def parse_sources(text: str | None) -> Mapping[str, float] | None:

@@ -22,7 +22,7 @@ HEALTH = ("batch_norm_error", "entropy", "embedding_variance", "cosine", "loudne
     "frami-edge invert esc10-student --teacher t.safetensors --out runs/bank",
     "frami-edge invert my.yaml --teacher t.safetensors --out runs/bank --sources inversion",
     "frami-edge invert my.yaml --teacher t.safetensors --out runs/bank --listen runs/wav",
-    shared=[*opt.RUN, *opt.CODE],
+    shared=[*opt.RUN, *opt.TEACHER],
 )
 def invert(
     output: Output,
@@ -82,6 +82,8 @@ def invert(
     output.note(f"Pictures: {out / 'plots'}")
     named = out / "teacher.yaml" if (out / "teacher.yaml").exists() else teacher
     more = f" --sources {sources}" if sources else ""
+    if named == teacher:
+        more += opt.keep_text(opened)
     output.hint(
         f"frami-edge distill {config} --teacher {named} --bank {bank.folder}{more} "
         "--out runs/student"
@@ -93,7 +95,7 @@ def invert(
     "frami-edge distill esc10-student --teacher runs/teacher/teacher.safetensors --out runs/s",
     "frami-edge distill my.yaml --teacher t.safetensors --bank runs/bank/bank --out runs/s",
     "frami-edge distill my.yaml --teacher t.safetensors --out runs/s --resume",
-    shared=[*opt.RUN, *opt.CODE],
+    shared=[*opt.RUN, *opt.TEACHER],
 )
 def distill(
     output: Output,

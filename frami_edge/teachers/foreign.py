@@ -6,7 +6,7 @@ Shape legend: B batch, M mel bands, T mel frames, C channels, T' frames, D poole
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,17 +17,20 @@ from frami_edge.models import Hidden
 from frami_edge.teachers.tracing import (
     LAYOUTS,
     LENGTHS,
+    Answers,
     HiddenStates,
     TracedTensor,
     answer,
     arrange,
     as_linear,
+    as_logits,
     find_head,
     find_layout,
     find_states,
     first_tensor,
     frames_of,
-    log_probabilities,
+    kind_of_answers,
+    looks_like_detectors,
     probe_mels,
     shortest_clip,
     takes,
@@ -45,7 +48,9 @@ class Anatomy:
     offset: float  # mel frame at which frame feature 0 is centred
     receptive_field: int | None  # mel frames that a frame feature depends on; None: the whole clip
     head: str  # name of its affine head; "" where the map from pooled state to logits is not affine
-    answers: str  # `logits`, `log-probabilities` or `probabilities`
+    answers: Answers  # what its outputs are
+    output: Literal["softmax", "sigmoid"]  # how its logits become scores
+    output_given: bool  # False where it was guessed
     also: tuple[str, ...]  # other orders of axes that it takes without an error
 
 
@@ -60,6 +65,7 @@ class ForeignTeacher(nn.Module):
         layout: Order of the input's axes, or ``auto``.
         frames: Name of the state with time; found where None.
         pooled: Name of the state without time; found where None.
+        output: How its logits become scores; guessed from its answers where None.
 
     Raises:
         TeacherError: It takes no such mels, or its hidden states are ambiguous.
@@ -74,6 +80,7 @@ class ForeignTeacher(nn.Module):
         layout: str = "auto",
         frames: str | None = None,
         pooled: str | None = None,
+        output: Literal["softmax", "sigmoid"] | None = None,
     ) -> None:
         super().__init__()
         self.module = module.float().eval().requires_grad_(False)
@@ -106,14 +113,15 @@ class ForeignTeacher(nn.Module):
                 "The teacher's outputs are not finite.",
                 fix="Check the weights and the mel's mean and std.",
             )
-        self._probabilities = log_probabilities(raw_BK) is not raw_BK
-        if self._probabilities:
-            answers = "probabilities"
-        elif torch.allclose(raw_BK.logsumexp(1), torch.zeros(()), atol=1e-3):
-            answers = "log-probabilities"
-        else:
-            answers = "logits"
-        head = find_head(module, events, states, raw_BK)
+        self._answers = kind_of_answers(raw_BK)
+        logits_BK = as_logits(raw_BK, self._answers)
+        guess = _output(self._answers, logits_BK)
+        if self._answers != "logits" and output not in (None, guess):
+            raise TeacherError(
+                f"The teacher's outputs are {self._answers}, which no {output} follows.",
+                fix=f"Leave --output out, or give --output {guess}.",
+            )
+        head = find_head(module, events, states, logits_BK)
         self.head = as_linear(module.get_submodule(head)) if head else None
         """The affine map from pooled state to logits; None where it is not affine."""
         self.channels, self.pooled_size = states.channels, states.pooled_size
@@ -122,20 +130,36 @@ class ForeignTeacher(nn.Module):
         also = tuple(o for o in others if takes(module, n_mels, classes, o))
         self._forget()
         self.anatomy = Anatomy(
-            found, states, self.frame_stride, self.frame_offset, field, head, answers, also
+            found,
+            states,
+            self.frame_stride,
+            self.frame_offset,
+            field,
+            head,
+            self._answers,
+            output or guess,
+            output is not None or self._answers != "logits",
+            also,
         )
         self.requires_grad_(False)
 
     @property
     def doubts(self) -> tuple[str, ...]:
         """Assumptions that only its owner can confirm, in sentences."""
-        if not self.anatomy.also:
-            return ()
-        layout, others = self.anatomy.layout, " or ".join(self.anatomy.also)
-        return (
-            f"The teacher takes mels as {others} without an error as well, and {layout} was "
-            f"assumed. A wrong order gives nonsense: add --layout {layout} once you are sure.",
-        )
+        found = []
+        if self.anatomy.also:
+            layout, others = self.anatomy.layout, " or ".join(self.anatomy.also)
+            found.append(
+                f"The teacher takes mels as {others} without an error as well, and {layout} was "
+                f"assumed. A wrong order gives nonsense: add --layout {layout} once you are sure."
+            )
+        if self.anatomy.output == "sigmoid" and not self.anatomy.output_given:
+            found.append(
+                "The teacher's logits look like those of a tagger with a sigmoid per label: add "
+                "--output sigmoid once you are sure, or --output softmax if it chooses one of "
+                f"{self.classes} classes."
+            )
+        return tuple(found)
 
     def hidden(self, x_B1MT: Tensor, lengths_B: Tensor | None = None) -> Hidden:
         """Frame features (B, C, T'), pooled state (B, D) and logits (B, K).
@@ -156,7 +180,7 @@ class ForeignTeacher(nn.Module):
         self._forget()
         try:
             out = answer(self.module(arrange(x_B1MT, self.anatomy.layout)), self.classes)
-            logits_BK = out.clamp_min(1e-12).log() if self._probabilities else out
+            logits_BK = as_logits(out, self._answers)
             frames_BCT = frames_of(self._kept["frames"], self._time_axis)
             return Hidden(frames_BCT, self._kept["pooled"].flatten(1), logits_BK)
         finally:
@@ -210,6 +234,12 @@ class ForeignTeacher(nn.Module):
         if field >= LENGTHS[1] - stride:
             return stride, (stride - 1) / 2, None
         return stride, (first + last) / 2 - middle * stride, field
+
+
+def _output(answers: Answers, logits_BK: Tensor) -> Literal["softmax", "sigmoid"]:
+    if answers == "logits":
+        return "sigmoid" if looks_like_detectors(logits_BK) else "softmax"
+    return "sigmoid" if answers == "sigmoid probabilities" else "softmax"
 
 
 def _plain_gradient(_: nn.Module, __: tuple[Any, ...], out: Tensor) -> None:

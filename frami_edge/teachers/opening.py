@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 import importlib
 import logging
 import os
@@ -21,6 +22,7 @@ from frami_edge.config import Strict, dump_config, load_config, presets, read_ma
 from frami_edge.errors import CheckpointError, ConfigError, TeacherError
 from frami_edge.io import atomic_write_text, read_small, sha256_file, sha256_tensors
 from frami_edge.teachers.foreign import ForeignTeacher
+from frami_edge.teachers.selection import Keep, select_classes
 from frami_edge.teachers.tracing import in_words
 from frami_edge.teachers.weights import load_weights, read_weights
 from frami_edge_runtime.errors import FramiEdgeError, MelSpecError
@@ -34,6 +36,7 @@ MAX_LABELS = 100_000
 
 PathLike = str | os.PathLike[str]
 Layout = Literal["auto", "B1MT", "BMT", "B1TM", "BTM", "B3MT", "B3TM"]
+Output = Literal["softmax", "sigmoid"]
 
 
 class TeacherDescription(Strict):
@@ -57,6 +60,10 @@ class TeacherDescription(Strict):
     """Module whose output is the last hidden state over time (`NAME@in` for its input)."""
     pooled: str | None = None
     """Module whose output (`NAME@in`: input) is the first hidden state without time."""
+    output: Output | None = None
+    """How its logits become scores: `softmax` or `sigmoid`; guessed where missing."""
+    keep: dict[str, tuple[str, ...]] | None = None
+    """Classes that the student shall know: each new label with the teacher's labels behind it."""
     trained_on: TrainedOn | None = None
     """Real clips that it was trained on, so that no student is scored on them."""
     licence: str = ""
@@ -73,6 +80,8 @@ def load_teacher(
     frames: str | None = None,
     pooled: str | None = None,
     layout: Layout | None = None,
+    output: Output | None = None,
+    keep: Keep | None = None,
 ) -> Teacher:
     """Open a trained classifier so that it can be inverted and distilled.
 
@@ -89,6 +98,10 @@ def load_teacher(
         frames: Module whose output is the last hidden state over time (`NAME@in` for its input).
         pooled: Module whose output (`NAME@in`: input) is the first hidden state without time.
         layout: Axes of the input, such as `B1MT`; found where None.
+        output: How its logits become scores: `softmax` for one of K classes, `sigmoid` for K
+            detectors; guessed from its answers where None.
+        keep: Classes that the student shall know, as `["Dog", "Baby cry"]`, or groups, as
+            `{"alarm": ["Smoke detector, smoke alarm", "Fire alarm"]}`; None for all.
 
     Returns:
         The teacher in evaluation mode, without gradients.
@@ -106,6 +119,7 @@ def load_teacher(
         "frames": frames,
         "pooled": pooled,
         "layout": layout,
+        "output": output,
     }
     facts = {name: value for name, value in facts.items() if value is not None}
     if isinstance(source, nn.Module):
@@ -126,20 +140,20 @@ def load_teacher(
             labels=read_labels(facts["labels"]),
         )
         sha256 = sha256_tensors(module.state_dict())
-        return _opened(module, card, sha256, layout or "auto", frames, pooled)
+        return _kept(_opened(module, card, sha256, layout or "auto", frames, pooled, output), keep)
     if isinstance(source, str) and ":" in source and not Path(source).exists():
         _check_facts(f"teacher {source}", facts, ("weights", "mel", "labels"))
         facts["factory"] = source
-        return open_teacher(load_config(TeacherDescription, facts))
+        return _kept(open_teacher(load_config(TeacherDescription, facts)), keep)
     if facts:
         raise ConfigError(
             f"{', '.join(facts)} describe a teacher in Python code, and the teacher {source} "
             "carries these facts itself.",
             fix="Leave them out, or name the teacher as MODULE:CALLABLE.",
         )
-    if isinstance(source, Teacher):
-        return source
-    return open_teacher(teacher_assets().get(os.fspath(source)) or Path(source))
+    if not isinstance(source, Teacher):
+        source = open_teacher(teacher_assets().get(os.fspath(source)) or Path(source))
+    return _kept(source, keep)
 
 
 def _check_facts(
@@ -171,9 +185,11 @@ def open_teacher(source: Path | TeacherDescription) -> Teacher:
         licence=source.licence,
     )
     module, sha256 = build_teacher(source)
-    teacher = _opened(module, card, sha256, source.layout, source.frames, source.pooled)
+    teacher = _opened(
+        module, card, sha256, source.layout, source.frames, source.pooled, source.output
+    )
     teacher.description = source
-    return teacher
+    return _kept(teacher, source.keep)
 
 
 def build_teacher(description: TeacherDescription) -> tuple[nn.Module, str]:
@@ -199,12 +215,31 @@ def _opened(
     layout: str,
     frames: str | None,
     pooled: str | None,
+    output: Output | None,
 ) -> Teacher:
     mel = MelSpec.from_dict(card.mel)
     model = ForeignTeacher(
-        module, mel.n_mels, len(card.labels), layout=layout, frames=frames, pooled=pooled
+        module,
+        mel.n_mels,
+        len(card.labels),
+        layout=layout,
+        frames=frames,
+        pooled=pooled,
+        output=output,
     )
+    card = card.model_copy(update={"output": model.anatomy.output})
     return Teacher(model.eval(), card, mel, sha256)
+
+
+def _kept(teacher: Teacher, keep: Keep | None) -> Teacher:
+    """The teacher with selected classes; its description names them, so that runs reproduce it."""
+    if keep is None:
+        return teacher
+    selected = select_classes(teacher, keep)
+    if isinstance(teacher.description, TeacherDescription):
+        update = {"keep": selected.card.keep, "output": teacher.output}
+        selected.description = teacher.description.model_copy(update=update)
+    return selected
 
 
 def _plain(value: Any) -> Any:
@@ -258,7 +293,7 @@ def read_mel(source: str | Mapping[str, Any]) -> MelSpec:
 
 
 def read_labels(source: str | Sequence[str]) -> tuple[str, ...]:
-    """(K,) class names, given or from a file with one name per line.
+    """(K,) class names, given or from a file: one per line, or AudioSet's csv of its classes.
 
     Raises:
         TeacherError: The file cannot be read, or the names are fewer than two or not different.
@@ -266,14 +301,19 @@ def read_labels(source: str | Sequence[str]) -> tuple[str, ...]:
     labels = source
     if isinstance(source, str):
         try:
-            text = read_small(source, 10_000_000).decode("utf-8")
+            text = read_small(source, 10_000_000).decode("utf-8-sig")
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise TeacherError(
                 f"The labels {source} cannot be read: {reason}.",
                 fix="Give a text file, one name per line.",
             ) from None
-        labels = [line.strip() for line in text.splitlines() if line.strip()]
+        header, *rows = list(csv.reader(text.splitlines())) or [[]]
+        if "display_name" in header:  # AudioSet's class_labels_indices.csv
+            column = header.index("display_name")
+            labels = [row[column].strip() for row in rows if row]
+        else:
+            labels = [line.strip() for line in text.splitlines() if line.strip()]
     if not 2 <= len(labels) <= MAX_LABELS or len(set(labels)) != len(labels):
         raise TeacherError(
             f"The labels name {len(labels)} classes, {len(set(labels))} of them different.",

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -381,7 +381,7 @@ def find_head(
     """
     at = {(event.name, event.call): event.tensor for event in events}
     pooled_BD = at[states.pooled, states.calls[1]].flatten(1)
-    log_p = log_probabilities(logits_BK).log_softmax(1)
+    log_p = logits_BK.log_softmax(1)
     for (name, number), out in at.items():
         x = at.get((f"{name}@in", number))
         if x is None or x.numel() != pooled_BD.numel() or out.flatten(1).shape != logits_BK.shape:
@@ -410,20 +410,35 @@ def as_linear(module: nn.Module) -> nn.Linear | None:
     return linear
 
 
-def log_probabilities(out_BK: Tensor) -> Tensor:
-    """Logits as they are; probabilities of a softmax as their logarithm.
+Answers = Literal["logits", "log-probabilities", "probabilities", "sigmoid probabilities"]
 
-    Raises:
-        TeacherError: They look like independent probabilities of several labels at once.
-    """
-    if bool((out_BK < 0).any()) or bool((out_BK > 1).any()):
-        return out_BK
-    if bool(((out_BK.sum(1) - 1).abs() < 1e-3).all()):
+
+def kind_of_answers(out_BK: Tensor) -> Answers:
+    """What the teacher's outputs are, by their range and sum."""
+    if bool((out_BK >= 0).all()) and bool((out_BK <= 1).all()):
+        if bool(((out_BK.sum(1) - 1).abs() < 1e-3).all()):
+            return "probabilities"
+        if bool((out_BK != out_BK[:1]).any()):
+            return "sigmoid probabilities"
+    if torch.allclose(out_BK.logsumexp(1), torch.zeros(()), atol=1e-3):
+        return "log-probabilities"
+    return "logits"
+
+
+def as_logits(out_BK: Tensor, answers: Answers) -> Tensor:
+    """The teacher's outputs before a softmax or sigmoid."""
+    if answers == "probabilities":
         return out_BK.clamp_min(1e-12).log()
-    if bool((out_BK != out_BK[:1]).any()):
-        raise TeacherError(
-            "The teacher's outputs are in 0..1 and do not sum to 1: it seems to end in a sigmoid, "
-            "for several labels at once.",
-            fix="Give a teacher that chooses one of K classes, or wrap it to return logits.",
-        )
+    if answers == "sigmoid probabilities":
+        return out_BK.logit(eps=1e-7)
     return out_BK
+
+
+def looks_like_detectors(logits_BK: Tensor) -> bool:
+    """Whether logits on test signals look as if they were trained with a sigmoid per class.
+
+    A softmax does not change when all logits shift, so that training with one leaves them around
+    zero; a tagger says no to nearly everything.
+    """
+    many = logits_BK.shape[1] >= 10
+    return many and bool((logits_BK < 0).float().mean() > 0.95) and float(logits_BK.mean()) < -2

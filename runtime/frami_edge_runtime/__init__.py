@@ -5,6 +5,12 @@
 >>> result.label, result.score
 """
 
+import os
+
+# ONNX Runtime 1.29 and later sends telemetry and keeps a device id under HOME unless this is set
+# before it is imported; every module that imports it belongs to a package that imports this one.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 from frami_edge_runtime.classifier import Classifier
 from frami_edge_runtime.errors import (
     AudioError,

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+from typing import Any
+
 import numpy.typing as npt
 
 from frami_edge_runtime.backends import Backend, Source, choose_backend, open_backend
-from frami_edge_runtime.errors import AudioError
+from frami_edge_runtime.errors import AudioError, ModelFileError
 from frami_edge_runtime.modelfile import ModelInfo
+from frami_edge_runtime.selftest import SelfTest, selftest
 from frami_edge_runtime.stream import Result, Stream, StreamGroup
 
 
 class Classifier:
     """A sound classifier from one model file of ``frami-edge export``.
 
-    It can be shared between threads; a `Stream` belongs to one.
+    It can be shared between threads; a `Stream` belongs to one. It is pickled as the path of its
+    file, or as its bytes, and loads the same file again in the other process.
 
     Args:
         model: Path of the ``.onnx`` or ``.engine`` file, or the bytes of an ONNX file.
@@ -32,6 +38,8 @@ class Classifier:
         """Load the model and check it against its metadata."""
         _, self.backend_reason = choose_backend(model, backend)
         self._model: Backend = open_backend(model, backend, threads=threads)
+        source = model if isinstance(model, bytes) else Path(os.path.abspath(model))
+        self._made_of = (source, backend, threads)
 
     @property
     def model(self) -> Backend:
@@ -63,6 +71,9 @@ class Classifier:
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (*self._made_of, self._model.sha256)
+
     def classify(self, samples: npt.ArrayLike, sample_rate: int | None = None) -> Result:
         """Classify one clip of any length: a stream, pushed once and flushed.
 
@@ -81,6 +92,14 @@ class Classifier:
                 "There are no samples to classify.", fix="Pass at least one sample of audio."
             )
         return result
+
+    def selftest(self) -> SelfTest:
+        """Compare this machine with the exporter's: a fixed clip, its log-mel and its logits.
+
+        Raises:
+            ModelFileError: The file carries no golden vectors.
+        """
+        return selftest(self._model)
 
     def stream(
         self,
@@ -137,3 +156,18 @@ class Classifier:
             forget_s=forget_s,
             hop_s=hop_s,
         )
+
+
+def _reopen(source: Source, backend: str, threads: int, sha256: str) -> Classifier:
+    """Unpickle a classifier.
+
+    Raises:
+        ModelFileError: The file is not the one that was pickled.
+    """
+    classifier = Classifier(source, backend, threads=threads)
+    if classifier.model.sha256 != sha256:
+        raise ModelFileError(
+            f"{classifier.model.name} has changed since the classifier was pickled.",
+            fix="Open the new file with Classifier(path).",
+        )
+    return classifier

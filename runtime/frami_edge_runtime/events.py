@@ -138,6 +138,13 @@ class Event:
     """Raw score of the newest result."""
     gap: bool
     """Samples were lost within the event or next to it."""
+    model: str = ""
+    """Short hash of the model file, as in `Result.model`."""
+    wall_t0: float | None = None
+    """Wall-clock time of ``t0`` in seconds since 1970 (UTC), as `time.time`; None where
+    `EventDetector.push` was not given ``wall_t1``."""
+    wall_t1: float | None = None
+    """Wall-clock time of ``t1``."""
 
 
 class EventDetector:
@@ -175,13 +182,19 @@ class EventDetector:
         self._raw_K = np.zeros(len(self.labels))  # scores of the last result
         self._smooth_K: npt.NDArray[np.float64] | None = None  # None: at the start, in a gap
         self._after_gap = False
+        self._model = ""
+        self._wall_s: float | None = None  # wall clock less sample clock
 
-    def push(self, result: Result, *, level_db: float | None = None) -> list[Event]:
+    def push(
+        self, result: Result, *, level_db: float | None = None, wall_t1: float | None = None
+    ) -> list[Event]:
         """Take the next result of the stream, including the one of `Stream.flush`.
 
         Args:
             result: A result with the labels of the detector, not older than the last one.
             level_db: Level of the result's window, for a spec with ``min_level_db``.
+            wall_t1: Wall-clock time (`time.time`) of the audio at ``result.t1``; events then carry
+                wall-clock times.
 
         Returns:
             The events that this result decides.
@@ -207,15 +220,27 @@ class EventDetector:
         self._smooth_K = y_K
         events += self._decide(middle, result.t1)
         self._t1 = result.t1
-        return events
+        self._model = result.model
+        self._wall_s = None if wall_t1 is None else wall_t1 - result.t1
+        return self._stamp(events)
 
     def finish(self) -> list[Event]:
         """End the clip: the last result decides up to its end, and all events end."""
         events = self._decide(self._t1, self._t1)
         for index in sorted(self._tracks):
             events += self._tracks[index].close(self._t1)
+        events = self._stamp(events)
         self.reset()
         return events
+
+    def _stamp(self, events: list[Event]) -> list[Event]:
+        """Add the model and, where it is known, the wall-clock time."""
+        if self._wall_s is None:
+            return [replace(e, model=self._model) for e in events]
+        wall = self._wall_s
+        return [
+            replace(e, model=self._model, wall_t0=wall + e.t0, wall_t1=wall + e.t1) for e in events
+        ]
 
     def _middle_of(self, result: Result) -> float:
         length = result.t1 - result.t0

@@ -40,6 +40,10 @@ HEAD_OUTPUT: Final = "logits"
 EXPORT_AGAIN: Final = "Export the model again with frami-edge export."
 
 MAX_FRAMES: Final = 1 << 20
+SCORES: Final = ("softmax", "sigmoid")
+_OPTIONAL: Final = ("golden", "thresholds")
+_LATER: Final = {"output", *_OPTIONAL}
+"""Keys that files of earlier versions lack; left out at their default, which describes those."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -156,9 +160,15 @@ class ModelInfo:
     """64 hex digits of the student's file, or None where unknown."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Versions of the tools that made the file."""
+    output: str = "softmax"
+    """How logits become scores: ``softmax`` for one of K, ``sigmoid`` for K detectors."""
     licence: str = ""
     created: str = ""
     """ISO 8601."""
+    golden: Mapping[str, Any] | None = None
+    """Answers of this file to a fixed clip; see `frami_edge_runtime.selftest`."""
+    thresholds: Mapping[str, Any] | None = None
+    """When each label's events start and end; see `frami_edge_runtime.thresholds`."""
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -189,7 +199,7 @@ class ModelInfo:
         check("context", around, f"receptive_field - 1 = {field - 1} frames in all")
         known = ("fp32", "fp16", "int8")
         check("precision", self.precision in known, f"one of {', '.join(known)}")
-        for name in ("quantisation", "calibration"):
+        for name in ("quantisation", "calibration", *_OPTIONAL):
             check(name, isinstance(getattr(self, name), (Mapping, type(None))), "an object or null")
         for name in ("teacher_sha256", "student_sha256"):
             value = getattr(self, name)
@@ -199,6 +209,7 @@ class ModelInfo:
             isinstance(version, str) for version in self.versions.values()
         )
         check("versions", strings, "an object of strings")
+        check("output", self.output in SCORES, f"one of {', '.join(SCORES)}")
         for name in ("licence", "created"):
             check(name, isinstance(getattr(self, name), str), "a string")
 
@@ -230,8 +241,11 @@ class ModelInfo:
         values["mel"] = self.mel.to_dict()
         values["pooling"] = dataclasses.asdict(self.pooling)
         values["context"] = dataclasses.asdict(self.context)
-        for name in ("quantisation", "calibration", "versions"):
+        for name in ("quantisation", "calibration", "versions", *_OPTIONAL):
             values[name] = None if values[name] is None else dict(values[name])
+        for f in dataclasses.fields(ModelInfo):
+            if f.name in _LATER and values[f.name] == f.default:
+                del values[f.name]
         try:
             return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
         except (TypeError, ValueError) as error:
@@ -242,14 +256,14 @@ class ModelInfo:
 
     @classmethod
     def from_json(cls, text: str) -> ModelInfo:
-        """Read the output of `to_json`: no unknown or missing key.
+        """Read the output of `to_json`: no unknown key, and none missing but the optional ones.
 
         Raises:
             ModelFileError: Not such an object, or of another schema; the message names the key.
         """
         values = parse_object(text, METADATA_KEY)
         _check_schema(values.get("schema"))
-        same_keys(values, _names(cls), METADATA_KEY)
+        same_keys(values, _names(cls) - (_LATER - set(values)), METADATA_KEY)
         same_keys(values["pooling"], _names(Pooling), f"{METADATA_KEY}: pooling")
         same_keys(values["context"], _names(Context), f"{METADATA_KEY}: context")
         _require(isinstance(values["mel"], dict), "mel", "an object", values["mel"])

@@ -14,13 +14,15 @@ D = 2 C, K classes.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
+import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NoReturn, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +45,7 @@ MOST_BLOCKS: Final = 1 << 16
 """Hops in a window; bounds the memory."""
 LONGEST_DEFAULT_HOP_S: Final = 0.5
 _NOTHING: Final = np.zeros(0, np.float32)
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +59,7 @@ class Result:
     score: float
     """Score of the best class, in 0..1."""
     scores: npt.NDArray[np.float32]
-    """(K,) softmax of the logits."""
+    """(K,) softmax or sigmoid of the logits, as the model file says."""
     logits: npt.NDArray[np.float32]
     """(K,) output of the head."""
     labels: tuple[str, ...]
@@ -67,6 +70,8 @@ class Result:
     """Seconds from the start of the clip to the end of the last sample that counts."""
     gap: int = 0
     """Samples lost since the previous result, at the rate of the stream; see `Stream.gap`."""
+    model: str = ""
+    """First 12 hex digits of the SHA-256 of the model file."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +141,24 @@ class _Meter:
         )
 
 
+def _one_thread(method: _Method) -> _Method:
+    """Refuse a second thread while one is inside any such method of the object."""
+
+    @functools.wraps(method)
+    def call(self: Any, *args: Any, **options: Any) -> Any:
+        if not self._inside.acquire(blocking=False):
+            raise StreamError(
+                "A stream was used by two threads at once.",
+                fix="Open one stream per thread, or pass the samples through a queue.Queue.",
+            )
+        try:
+            return method(self, *args, **options)
+        finally:
+            self._inside.release()
+
+    return call  # type: ignore[return-value]
+
+
 @dataclass
 class _Clock:
     """Positions and counts in samples at the stream's rate, from the start of the clip."""
@@ -159,6 +182,8 @@ class Stream:
 
     so lost time passes for windows and forgetting, no slot is used twice, and the rounding of many
     gaps does not add up.
+
+    A stream belongs to one thread: a call during that of another thread raises a `StreamError`.
     """
 
     def __init__(
@@ -173,6 +198,7 @@ class Stream:
     ) -> None:
         """Allocate all working memory; streams that take turns may share a ``block``."""
         info, mel = model.info, model.info.mel
+        self._inside = threading.RLock()
         self._model, self._info = model, info
         self._batch = min(CPU_BATCH if model.kind == "cpu" else GPU_BATCH, model.max_batch)
         self.sample_rate = mel.sample_rate if sample_rate is None else check_rate(sample_rate)
@@ -203,6 +229,12 @@ class Stream:
         self._meter = _Meter()
         self.reset()
 
+    def __reduce__(self) -> NoReturn:
+        raise StreamError(
+            "A stream cannot be pickled.",
+            fix="Pickle its state(), and load_state() it into a new stream of the same options.",
+        )
+
     @property
     def hop_s(self) -> float | None:
         """Seconds between results, after rounding to whole trunk frames; None: only at flush."""
@@ -220,6 +252,7 @@ class Stream:
         """Counters and times since the stream was made; `reset` does not clear them."""
         return self._meter.stats(self._meter.counts, self.sample_rate, self._lag_s)
 
+    @_one_thread
     def push(self, samples: npt.ArrayLike) -> list[Result]:
         """Take samples and return the results that became final.
 
@@ -237,6 +270,7 @@ class Stream:
         self._meter.step(started)
         return results
 
+    @_one_thread
     def gap(self, lost_samples: int, *, keep_pooling: bool = True) -> list[Result]:
         """Report lost samples: the clock advances, and the audio is not spliced.
 
@@ -283,6 +317,7 @@ class Stream:
         self._meter.step(started)
         return results
 
+    @_one_thread
     def flush(self) -> Result | None:
         """End the clip and return its last result; the stream is then reset.
 
@@ -306,12 +341,14 @@ class Stream:
         self._meter.step(started)
         return result
 
+    @_one_thread
     def reset(self) -> None:
         """Forget everything: the next sample is the first of a clip, at 0 s."""
         self._time = _Clock()
         self._pool.reset()
         self._clear_segment()
 
+    @_one_thread
     def state(self) -> dict[str, Any]:
         """All that future results depend on, as plain integers, strings and arrays.
 
@@ -330,6 +367,7 @@ class Stream:
         }
         return state if self._resampler is None else state | {"resampler": self._resampler.state()}
 
+    @_one_thread
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue exactly where `state` was taken, in a stream of the same model and options.
 
@@ -450,10 +488,14 @@ class Stream:
     def _result(self, logits_K: npt.NDArray[np.float32], *, last: bool) -> Result:
         """The result of the pooled statistics, whose logits these are; the last covers all audio.
 
-        The softmax is computed in float64 and rounded once.
+        The scores are computed in float64 and rounded once.
         """
-        exponents = np.exp(logits_K.astype(np.float64) - float(logits_K.max()))
-        scores_K = (exponents / exponents.sum()).astype(np.float32)
+        z_K = logits_K.astype(np.float64)
+        if self._info.output == "sigmoid":
+            scores_K = (0.5 * (1 + np.tanh(0.5 * z_K))).astype(np.float32)
+        else:
+            exponents = np.exp(z_K - float(z_K.max()))
+            scores_K = (exponents / exponents.sum()).astype(np.float32)
         index = int(logits_K.argmax())
         now, pool = self._time, self._pool
         lost, now.lost = now.lost, 0
@@ -468,6 +510,7 @@ class Stream:
             t0=pool.begins if isinstance(pool, SlidingWindow) else now.base / self.sample_rate,
             t1=now.end / self.sample_rate if last else self._end_s(self._frames - 1),
             gap=lost,
+            model=self._model.sha256[:12],
         )
 
     def _start_s(self, frame: int) -> float:
@@ -526,6 +569,7 @@ class StreamGroup:
         block = MelBlock(model.info.mel)
         self._streams = [Stream(model, **options, block=block) for _ in range(n)]
         self._meter = _Meter()
+        self._inside = threading.RLock()
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -551,6 +595,7 @@ class StreamGroup:
         lag_s = max(stream._lag_s for stream in self._streams)
         return self._meter.stats(counts, self.sample_rate, lag_s)
 
+    @_one_thread
     def push(self, chunks: Sequence[npt.ArrayLike | None]) -> list[list[Result]]:
         """Take samples of every stream and return the results that became final.
 
@@ -584,6 +629,7 @@ class StreamGroup:
         self._meter.step(started)
         return results
 
+    @_one_thread
     def flush_all(self) -> list[Result | None]:
         """End the clips of all streams at once; None where there is too little for an answer.
 
@@ -595,6 +641,7 @@ class StreamGroup:
         self._meter.step(started)
         return results
 
+    @_one_thread
     def reset(self) -> None:
         """Reset all streams."""
         for stream in self._streams:

@@ -91,6 +91,11 @@ def test_the_streaming_files_describe_themselves(
         pooled = np.random.default_rng(0).standard_normal((3, 48)).astype(np.float32)
         expected = student.head(torch.from_numpy(pooled)).detach().numpy()
         np.testing.assert_allclose(head.run(["logits"], {"pooled": pooled})[0], expected, atol=1e-5)
+        golden = info.golden
+        assert golden is not None
+        assert len(json.dumps(golden)) < 4000
+    for name in ("fp32", "int8.cpu", "int8.portable"):
+        assert Classifier(exported[0] / f"kit.{name}.onnx").selftest()
     classifier = cpu_session(str(exported[0] / "kit.model.onnx")).get_modelmeta()
     assert set(classifier.custom_metadata_map) == {"frami.classifier"}  # no streaming file
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frami_edge_runtime.classifier import Classifier
-from frami_edge_runtime.errors import AudioError, FramiEdgeError, ModelFileError
+from frami_edge_runtime.errors import AudioError, FramiEdgeError, ModelFileError, StreamError
 from frami_edge_runtime.modelfile import HEAD_KEY, METADATA_KEY, Context, model_metadata
 
 
@@ -60,6 +62,16 @@ def test_agrees_with_the_reference(
     assert np.abs(result.logits - expected).max() < 2e-4 * max(1, np.abs(expected).max())
     scores = np.exp(expected - expected.max()) / np.exp(expected - expected.max()).sum()
     assert np.abs(result.scores - scores).max() < 1e-3
+
+
+def test_detectors_score_each_label_by_itself(
+    tiny: Any, build_model: Any, clip: np.ndarray
+) -> None:
+    result = Classifier(build_model(output="sigmoid").data).classify(clip)
+    assert (result.logits == Classifier(tiny.data).classify(clip).logits).all()
+    expected = 1 / (1 + np.exp(-result.logits.astype(np.float64)))
+    assert np.abs(result.scores - expected).max() < 1e-6
+    assert result.index == int(np.argmax(result.scores))
 
 
 def test_a_result_is_consistent(classifier: Classifier, clip: np.ndarray) -> None:
@@ -173,3 +185,47 @@ def test_a_model_that_gives_nan_is_reported(build_model: Any, clip: np.ndarray) 
     bias.CopyFrom(onnx.numpy_helper.from_array(np.full(12, np.inf, np.float32), "b1"))
     with pytest.raises(ModelFileError):
         Classifier(model.SerializeToString()).classify(clip)
+
+
+def test_a_classifier_is_pickled_by_its_file(
+    model_path: Path, clip: np.ndarray, monkeypatch: pytest.MonkeyPatch, build_model: Any
+) -> None:
+    monkeypatch.chdir(model_path.parent)
+    saved = pickle.dumps(Classifier(model_path.name, threads=2))
+    monkeypatch.chdir("/")
+    again = pickle.loads(saved)
+    np.testing.assert_array_equal(
+        again.classify(clip).logits, Classifier(model_path).classify(clip).logits
+    )
+    model_path.write_bytes(build_model(seed=1).data)
+    with pytest.raises(ModelFileError, match="changed since"):
+        pickle.loads(saved)
+    with pytest.raises(StreamError, match=r"cannot be pickled. Pickle its state\(\)"):
+        pickle.dumps(again.stream())
+
+
+def test_a_stream_refuses_a_second_thread(
+    model_path: Path, clip: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Classifier(model_path)
+    stream, expected = model.stream(), model.classify(clip)
+    inside, leave = threading.Event(), threading.Event()
+    frames = model.model.frames
+
+    def slow(mel_BMT: np.ndarray) -> np.ndarray:
+        inside.set()
+        assert leave.wait(10)
+        return frames(mel_BMT)
+
+    monkeypatch.setattr(model.model, "frames", slow)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(stream.push, clip)
+        assert inside.wait(10)
+        for call in (lambda: stream.push(clip), stream.flush, stream.state, stream.reset):
+            with pytest.raises(StreamError, match="two threads at once"):
+                call()
+        leave.set()
+        assert first.result(10) == []
+    result = stream.flush()  # of the first thread's samples alone
+    assert result is not None
+    np.testing.assert_array_equal(result.logits, expected.logits)

@@ -131,6 +131,17 @@ def test_a_gap_ends_what_it_outlasts_and_breaks_a_run() -> None:
     assert (end.t0, end.t1, end.gap) == (0.0, 7.0, True)
 
 
+def test_an_event_knows_its_model_and_the_time_of_day() -> None:
+    detector, events = EventDetector(EventSpec(update_s=None), LABELS), []
+    for r in one(0.9, 0.9, 0.1, 0.9):
+        named = dataclasses.replace(r, model="0123456789ab")
+        events += detector.push(named, wall_t1=1.8e9 + r.t1)
+    events += detector.finish()
+    assert len(events) == 4
+    for e in events:
+        assert (e.model, e.wall_t0, e.wall_t1) == ("0123456789ab", 1.8e9 + e.t0, 1.8e9 + e.t1)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -51,6 +52,35 @@ def test_features_alone_do_not_load_onnx_runtime() -> None:
         "log_mel(numpy.zeros(9000), MelSpec())"
     )
     assert not (HEAVY | {"onnxruntime"}) & set(loaded)
+
+
+LOOK = """
+import os, time
+time.sleep(0.5)
+fds = [os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")[:-1]]
+print(os.environ["ORT_DISABLE_TELEMETRY"], [fd for fd in fds if "socket" in fd])
+"""
+
+
+def test_nothing_is_sent_and_nothing_is_kept(model_path: Path, tmp_path: Path) -> None:
+    """ONNX Runtime 1.29 and later would write a device id and a database under HOME."""
+    home = tmp_path / "home"
+    home.mkdir()
+    code = (
+        "import numpy; from frami_edge_runtime import Classifier\n"
+        f"Classifier({str(model_path)!r}).classify(numpy.zeros(9000))\n{LOOK}"
+    )
+    environment = {"HOME": str(home), "PATH": os.environ["PATH"]}
+    command = [sys.executable, "-c", code]
+
+    def run(**more: str) -> str:
+        return subprocess.run(
+            command, env=environment | more, check=True, capture_output=True, text=True, timeout=60
+        ).stdout
+
+    assert run() == "1 []\n"
+    assert list(home.rglob("*")) == []
+    assert run(ORT_DISABLE_TELEMETRY="0").startswith("0 ")  # the user decides
 
 
 def test_errors_keep_both_sentences() -> None:

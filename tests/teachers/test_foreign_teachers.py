@@ -96,7 +96,6 @@ def test_states_can_be_named() -> None:
     ("name", "how", "said"),
     [
         ("ScoresOverTime", {}, "pools over time and returns the result at once"),
-        ("Sigmoid", {}, "seems to end in a sigmoid"),
         ("KeywordNet", {"frames": "nowhere"}, "has no module nowhere"),
         ("KeywordNet", {"frames": "classify"}, "no state with time"),
         ("KeywordNet", {"pooled": "bn1"}, "no state without time"),

@@ -1,0 +1,123 @@
+"""The classes that a student shall know, out of those of its teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import teacher_zoo as zoo
+import torch
+from teacher_zoo import K, M
+from torch import nn
+
+import frami_edge as fe
+from frami_edge.errors import ConfigError, TeacherError
+from frami_edge.teachers.opening import read_description, write_description
+
+LABELS = ("Dog", "Baby cry, infant cry", "Smoke detector, smoke alarm", "Fire alarm", "Bark")
+assert len(LABELS) == K
+
+
+def load(name: str = "KeywordNet", **how: Any) -> fe.Teacher:
+    torch.manual_seed(0)
+    module = zoo.lively(getattr(zoo, name)(), "BTM")
+    return fe.load_teacher(module, mel=fe.MelSpec(n_mels=M), labels=LABELS, **how)
+
+
+@pytest.fixture(scope="module")
+def x() -> torch.Tensor:
+    return torch.randn(6, 1, M, 50, generator=torch.Generator().manual_seed(1))
+
+
+def test_a_softmax_teacher_keeps_its_probabilities_and_gives_the_rest_to_other(
+    x: torch.Tensor,
+) -> None:
+    keep = ["dog", "alarm=Smoke detector, smoke alarm,Fire alarm"]
+    teacher, p = load(keep=keep), load()(x).softmax(1)
+    assert teacher.labels == ("Dog", "alarm", "other")
+    expected = torch.stack([p[:, 0], p[:, 2] + p[:, 3], p[:, 1] + p[:, 4]], dim=1)
+    assert torch.allclose(teacher(x).softmax(1), expected, atol=1e-6)
+    assert teacher.model.head is None
+    assert teacher.hidden(x).frames_BCT.shape == load().hidden(x).frames_BCT.shape
+
+
+def test_a_sigmoid_teacher_gives_a_detector_per_class_and_its_head(x: torch.Tensor) -> None:
+    teacher = load("Sigmoid", keep={"baby": "Baby cry", "noise": ["Fire alarm"]})
+    assert teacher.labels == ("baby", "noise")
+    assert teacher.output == "sigmoid"
+    hidden = teacher.hidden(x)
+    with torch.no_grad():
+        p = zoo.lively(_same(zoo.Sigmoid()), "BTM")(x[:, 0].transpose(1, 2))
+    assert torch.allclose(hidden.logits_BK.sigmoid(), p[:, [1, 3]], atol=1e-5)
+    assert teacher.model.head is not None
+    assert torch.allclose(teacher.model.head(hidden.pooled_BD), hidden.logits_BK, atol=1e-4)
+    grouped = load("Sigmoid", keep={"dog": "Dog,Bark"})(x)
+    assert torch.equal(grouped[:, 0], load("Sigmoid")(x)[:, [0, 4]].amax(1))
+
+
+def _same(module: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    return type(module)()
+
+
+@pytest.mark.parametrize(
+    ("keep", "said"),
+    [
+        (["Dgo"], "no class 'Dgo'. Did you mean 'Dog'?"),
+        (["smoke"], "'Smoke detector, smoke alarm'"),
+        (["Dog", "0"], "has 'Dog' twice"),
+        (["a=Dog", "a=Bark"], "has 'a' twice"),
+        (["a=Dog,Bark", "Bark"], "has 'Bark' twice"),
+        ([""], "is empty"),
+        (["a="], "is empty"),
+        (["9"], "no class '9'"),
+        (["other=Dog"], "what is not selected"),
+    ],
+)
+def test_a_selection_that_cannot_be_meant_is_refused(keep: list[str], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(keep=keep)
+    assert said in str(caught.value)
+
+
+def test_the_output_that_was_named_must_fit_the_answers() -> None:
+    with pytest.raises(TeacherError, match="sigmoid probabilities, which no softmax follows"):
+        load("Sigmoid", output="softmax")
+    assert load(output="sigmoid").output == "sigmoid"
+    assert load().output == "softmax"
+
+
+def test_logits_of_a_tagger_are_recognised_and_said_to_be_a_guess() -> None:
+    class Tagger(zoo.KeywordNet):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (super().forward(x) - 6).repeat(1, 4)
+
+    torch.manual_seed(0)
+    labels = [f"{i}" for i in range(4 * K)]
+    mel = fe.MelSpec(n_mels=M)
+    tagger = zoo.lively(Tagger(), "BTM")
+    teacher = fe.load_teacher(tagger, mel=mel, labels=labels)
+    assert teacher.output == "sigmoid"
+    assert any("--output sigmoid" in doubt for doubt in teacher.model.doubts)
+    sure = fe.load_teacher(tagger, mel=mel, labels=labels, output="softmax")
+    assert sure.output == "softmax"
+    assert not any("--output" in doubt for doubt in sure.model.doubts)
+
+
+def test_a_description_keeps_its_selection(tmp_path: Path, x: torch.Tensor) -> None:
+    torch.save(zoo.lively(_same(zoo.KeywordNet()), "BTM").state_dict(), tmp_path / "w.pt")
+    (tmp_path / "labels.csv").write_text(
+        "index,mid,display_name\n" + "".join(f'{i},/m/{i},"{n}"\n' for i, n in enumerate(LABELS))
+    )
+    teacher = fe.load_teacher(
+        "teacher_zoo:KeywordNet", weights=tmp_path / "w.pt", mel={"n_mels": M},
+        labels=tmp_path / "labels.csv", keep=["2", "bark"],
+    )  # fmt: skip
+    assert teacher.labels == ("Smoke detector, smoke alarm", "Bark", "other")
+    write_description(tmp_path / "teacher.yaml", teacher.description)  # type: ignore[arg-type]
+    again = fe.load_teacher(tmp_path / "teacher.yaml")
+    assert read_description(tmp_path / "teacher.yaml").keep == teacher.card.keep
+    assert torch.equal(again(x), teacher(x))
+    with pytest.raises(ConfigError, match="already a selection"):
+        fe.load_teacher(again, keep=["Bark"])
