@@ -23,8 +23,8 @@ class MelBridge(nn.Module):
     """Normalised log-mels of one front end, turned into those of another.
 
     ``e_target = W e_source`` in energy, W >= 0 fitted so that the summed filters of `source` have
-    the shape of those of `target`; their sample rates and pre-emphasis are part of it. What it cannot
-    reproduce is where a finer band's energy lies inside that band.
+    the shape of those of `target`; their sample rates and pre-emphasis are part of it. What it
+    cannot reproduce is where a finer band's energy lies inside that band.
 
     Args:
         source: The finer front end.

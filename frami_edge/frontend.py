@@ -78,18 +78,19 @@ class LogMel(torch.nn.Module):
     def _spectra(self, samples: torch.Tensor) -> torch.Tensor:
         """(..., N) samples to (..., F, T) energies or magnitudes."""
         spec = self.spec
+        spectra: torch.Tensor
         if spec.framing == "fft":
             if spec.pre_emphasis:
                 samples = samples[..., 1:] - spec.pre_emphasis * samples[..., :-1]
-            spectra: torch.Tensor = self.spectrogram(samples)
+            spectra = self.spectrogram(samples)
             return spectra
         frames = samples.unfold(-1, spec.win_length, spec.hop_length)
         if spec.remove_dc:
             frames = frames - frames.mean(-1, keepdim=True)
         if spec.pre_emphasis:  # the first sample has no predecessor, and every window starts at 0
             frames = frames - spec.pre_emphasis * frames.roll(1, -1)
-        z = torch.fft.rfft(frames * self.spectrogram.window, spec.n_fft).transpose(-1, -2)
-        return z.abs() if spec.power == 1 else z.abs().square()
+        spectra = torch.fft.rfft(frames * self.spectrogram.window, spec.n_fft).abs()
+        return (spectra if spec.power == 1 else spectra.square()).transpose(-1, -2)
 
 
 def tile_to_window(samples: torch.Tensor, spec: MelSpec) -> torch.Tensor:

@@ -66,8 +66,8 @@ def frontend_graph(mel: MelSpec) -> onnx.ModelProto:
     runtime does. Every `MelSpec` is supported. Samples are not checked: non-finite ones give
     non-finite answers.
     """
-    # With framing "fft" the window is in the middle of n_fft: what it leaves out at both ends is cut
-    # off, or not padded in the first place.
+    # With framing "fft" the window is in the middle of n_fft: what it leaves out at both ends is
+    # cut off, or not padded in the first place.
     unused = mel.n_fft - mel.win_length if mel.framing == "fft" else 0
     left = unused // 2
     right = unused - left

@@ -102,10 +102,8 @@ class MelSpec:
     f_max: float = 0.0
     """Upper edge of the last band, Hz; 0 stands for half the sample rate."""
     mel_scale: str = "htk"
-    """``htk``, ``slaney``, or ``kaldi``: HTK's scale, with triangles that are linear in mel, not Hz.
-
-    TensorFlow's ``linear_to_mel_weight_matrix`` (YAMNet, VGGish) is ``kaldi`` too.
-    """
+    """``htk``, ``slaney``, or ``kaldi``: HTK's scale, with triangles linear in mel, not Hz, as in
+    TensorFlow's ``linear_to_mel_weight_matrix`` too (YAMNet, VGGish)."""
     norm: str = "none"
     """``none``, or ``slaney`` for bands of unit area."""
     power: float = 2.0
@@ -123,7 +121,7 @@ class MelSpec:
     std: float | tuple[float, ...] = 1.0
     """Standard deviation of the log-mel over the same data."""
     window: str = "hann"
-    """``hann`` (periodic), ``hann_symmetric``, or ``povey``: Kaldi's, symmetric Hann to the 0.85."""
+    """``hann`` (periodic), ``hann_symmetric``, or Kaldi's ``povey``, symmetric Hann to the 0.85."""
     framing: str = "fft"
     """What one frame covers: ``fft``, ``n_fft`` samples with the window in their middle, as in
     torch and librosa; ``window``, the ``win_length`` samples under the window, as in Kaldi and
@@ -318,7 +316,7 @@ class MelSpec:
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON; ``window`` and later fields only where they are not the default."""
+        """Plain values, for JSON; the fields from ``window`` on only where set."""
         fields = {
             f.name: value
             for f in dataclasses.fields(self)
