@@ -67,6 +67,22 @@ def test_a_bank_is_made(tmp_path: Path, make: Make, opened: Teacher) -> None:
     torch.testing.assert_close(clips.logits_NK, logits, atol=0.05, rtol=0.01)  # stored as float16
 
 
+def test_detectors_are_asked_for_positives_and_near_misses(
+    tmp_path: Path, make: Make, opened: Teacher, bank_config: Callable[..., BankConfig]
+) -> None:
+    opened.card = opened.card.model_copy(update={"output": "sigmoid"})
+    mix = {"inversion": 1, "translator": 1}
+    config = bank_config(sources=mix, near_misses=0.4, inversion={"steps": 40, "class_loss": 5})
+    bank = make(tmp_path, config=config)
+    clips = bank.read("inversion")
+    near = clips.labels_N < 0
+    assert 0.2 < near.float().mean() < 0.6
+    own = clips.logits_NK[~near].gather(1, clips.labels_N[~near, None])[:, 0]
+    assert float((own > 0).float().mean()) > 0.5
+    hits = bank.index.health["inversion"]["hit_rate"]
+    assert hits == pytest.approx(float((own > 0).float().mean()), abs=0.05)
+
+
 STEPS = [("inversion", 1), ("inversion", 4), ("inversion", 5), ("translator", 4), ("translator", 6)]
 
 
