@@ -45,13 +45,8 @@ def mel_to_audio(
 
     The spectrum is the non-negative least-squares solution of the filter bank (multiplicative
     updates, Lee and Seung 2001), its phase comes from Griffin-Lim (D. Griffin and J. Lim, *Signal
-    estimation from modified short-time Fourier transform*, 1984).
-
-    Args:
-        mel_MT: Normalised log-mel.
-        spec: Its front end.
-        iterations: Iterations of Griffin-Lim.
-        seed: Seeds the initial phases; the global generator stays unchanged.
+    estimation from modified short-time Fourier transform*, 1984). The seed decides the initial
+    phases; the global generator stays unchanged.
 
     Returns:
         (span + (T - 1) hop,) float32 with `MelSpec.span`; with ``center`` ((T - 1) hop,), at least

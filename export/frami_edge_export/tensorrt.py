@@ -37,13 +37,7 @@ from frami_edge_export.parity import Array, Array64, Comparison, cpu_session, ru
 from frami_edge_runtime.backends import LONGEST_RUN, Backend, open_backend
 from frami_edge_runtime.errors import BackendError, FramiEdgeError
 from frami_edge_runtime.melspec import MelSpec
-from frami_edge_runtime.modelfile import (
-    HEAD_INPUT,
-    HEAD_KEY,
-    METADATA_KEY,
-    TRUNK_INPUT,
-    ModelInfo,
-)
+from frami_edge_runtime.modelfile import HEAD_INPUT, HEAD_KEY, METADATA_KEY, TRUNK_INPUT, ModelInfo
 from frami_edge_runtime.pooling import mean_std
 from frami_edge_runtime.tensorrt import (
     Cudart,
@@ -199,11 +193,7 @@ class EngineSource:
 def read_bundle(
     folder: Path, precisions: Sequence[str] = PRECISIONS
 ) -> tuple[str, list[EngineSource], list[str]]:
-    """Read a folder of ``frami-edge export``.
-
-    Args:
-        folder: Holds ``export_report.json`` and the ONNX files that it names.
-        precisions: Precisions that are wanted.
+    """Read a folder of ``frami-edge export`` as far as the wanted precisions need it.
 
     Returns:
         The export's name, the files (several of one precision best first), and a note on each
@@ -300,12 +290,8 @@ def build_engine(
 ) -> tuple[bytes, str]:
     """Build one engine; only names that the bindings of 10.3 to 11.4 share are used.
 
-    Args:
-        source: A trunk with its types as wanted and its weights inside.
-        profile: Shapes of its input.
-        trt: The ``tensorrt`` module.
-        cache: Timing cache of this TensorRT and GPU, read where it exists and replaced: the second
-            build on a device takes a fraction of the time.
+    The timing cache of this TensorRT and GPU is read where it exists, and replaced: the second
+    build on a device takes a fraction of the time.
 
     Returns:
         The serialised engine, and the state of the cache: ``new``, ``reused`` or ``rejected``.

@@ -21,8 +21,7 @@ Json = Annotated[
     bool, typer.Option("--json", help="Print exactly one JSON object on stdout instead of tables.")
 ]
 Quiet = Annotated[
-    bool,
-    typer.Option("--quiet", "-q", help="Print no notes, hints and progress; warnings stay."),
+    bool, typer.Option("--quiet", "-q", help="Print no notes, hints and progress; warnings stay.")
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seeds everything random.")]
 NewSeed = Annotated[
@@ -46,8 +45,7 @@ Sources = Annotated[
     ),
 ]
 Resume = Annotated[
-    bool,
-    typer.Option("--resume", help="Continue the run in --out where it was interrupted."),
+    bool, typer.Option("--resume", help="Continue the run in --out where it was interrupted.")
 ]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Delete an earlier run in --out first.")
