@@ -103,6 +103,17 @@ Mel = Annotated[
         rich_help_panel=PANEL,
     ),
 ]
+SampleRate = Annotated[
+    int | None,
+    typer.Option(
+        "--sample-rate",
+        metavar="HZ",
+        min=1000,
+        max=768_000,
+        help="Sample rate of a module that takes audio, instead of --mel.",
+        rich_help_panel=PANEL,
+    ),
+]
 Labels = Annotated[
     Path | None,
     typer.Option(
@@ -146,7 +157,7 @@ Layout = Annotated[
         "--layout",
         metavar="AXES",
         help="Axes of the input: B1MT, BMT, B1TM, BTM, B3MT or B3TM (batch, channels, mel bands, "
-        "time).",
+        "time); BN or B1N (samples).",
         show_default="found automatically",
         rich_help_panel=PANEL,
     ),
@@ -191,6 +202,7 @@ RUN = [*options(resume=(Resume, False), deterministic=(Deterministic, False)), *
 CODE = options(
     weights=(Weights, None),
     mel=(Mel, None),
+    sample_rate=(SampleRate, None),
     labels=(Labels, None),
     arguments=(TeacherArgs, None),
     frames=(Frames, None),
