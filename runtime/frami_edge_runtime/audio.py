@@ -15,7 +15,6 @@ import re
 import select
 import stat
 import struct
-import tempfile
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -660,6 +659,8 @@ class _SoundFile:
         try:
             file: Any = str(path)
             if path is None:
+                import tempfile  # only here, and it takes as long to load as all of this module
+
                 file = tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115
                 while data := stream.read(BLOCK_BYTES):
                     file.write(data)

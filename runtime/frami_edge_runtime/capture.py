@@ -297,6 +297,11 @@ class _PortAudio:
             device = int(device)
         elif alsa := re.fullmatch(r"(?:plug)?hw:(\d+)(?:,(\d+))?", str(device)):
             device = f"(hw:{alsa[1]},{alsa[2] or 0})"  # as PortAudio's names end
+        if channel == 1 and channels == 1:
+            # Of one channel, ALSA would give the average.
+            with contextlib.suppress(sounddevice.PortAudioError, ValueError):
+                described = sounddevice.query_devices(device, "input")
+                channels = min(2, int(described.get("max_input_channels", 1)))
         self.note = ""
         self._expected: float | None = None  # time stamp of the next buffer, in seconds
         self._called = time.monotonic()
