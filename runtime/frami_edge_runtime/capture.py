@@ -27,19 +27,15 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from frami_edge_runtime.audio import (
-    POLL_S,
+from frami_edge_runtime.audio import POLL_S, AudioFile, ByteStream, PcmFrames, check_rate
+from frami_edge_runtime.errors import AudioError
+from frami_edge_runtime.monitor import (
     STALLED_S,
-    AudioFile,
-    ByteStream,
     CaptureStats,
     Channel,
     InputMonitor,
-    PcmFrames,
     check_channel,
-    check_rate,
 )
-from frami_edge_runtime.errors import AudioError
 from frami_edge_runtime.state import reason
 
 LONGEST_QUEUE_S: Final = 600.0
@@ -253,7 +249,7 @@ class Microphone:
         )
 
     def take_warnings(self) -> list[tuple[str, str]]:
-        """New warnings, see `audio.InputMonitor`."""
+        """New warnings, see `monitor.InputMonitor`."""
         return self._driver.monitor.take_warnings()
 
     def close(self) -> None:
@@ -583,7 +579,7 @@ class PcmPipe:
         return replace(self.monitor.stats) if self._file is None else self._file.stats
 
     def take_warnings(self) -> list[tuple[str, str]]:
-        """New warnings, see `audio.InputMonitor`."""
+        """New warnings, see `monitor.InputMonitor`."""
         return (self.monitor if self._file is None else self._file).take_warnings()
 
     def close(self) -> None:
