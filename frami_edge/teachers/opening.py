@@ -95,10 +95,10 @@ def load_teacher(
         source: One of five things. A path: a checkpoint of `frami-edge train-teacher`, or a YAML
             description of a teacher. `"hf:FOLDER"` or `"hf:OWNER/NAME"`: an audio classifier of
             Hugging Face, which needs `transformers`. The name of a teacher that ships with the
-            package (`digits-teacher`). `"module:callable"` that builds an `nn.Module`; it needs `weights`,
-            `labels`, and `mel` or `sample_rate`. An `nn.Module` in memory with its trained weights;
-            it needs `labels`, and `mel` or `sample_rate`, and stays unchanged: the teacher is a
-            copy.
+            package (`digits-teacher`). `"module:callable"` that builds an `nn.Module`; it needs
+            `weights`, `labels`, and `mel` or `sample_rate`. An `nn.Module` in memory with its
+            trained weights; it needs `labels`, and `mel` or `sample_rate`, and stays unchanged: the
+            teacher is a copy.
         mel: Front end of a module that takes log-mels: a MelSpec, its keys, a YAML file of them, or
             a preset.
         sample_rate: Sample rate in Hz of a module that takes audio. The log-mel inside it is
