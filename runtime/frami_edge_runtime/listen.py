@@ -81,8 +81,8 @@ class LevelMeter:
         at = (self._clock + np.arange(len(x) + 1)) // self._block - self._clock // self._block
         self._clock += len(x)
         size = int(at[-1]) + 1  # the last block may still be empty
-        values = (x * x, x, np.ones_like(x))
-        fresh: npt.NDArray[Any] = np.stack([np.bincount(at[:-1], value, size) for value in values])
+        weights = (x * x, x, None)
+        fresh = np.stack([np.bincount(at[:-1], w, size) for w in weights]).astype(np.float64)
         fresh[:, 0] += self._sums[:, -1]
         self._sums = np.hstack([self._sums[:, :-1], fresh])[:, -self._blocks :]
 
@@ -256,9 +256,8 @@ class _Session:
 
     def _read_wall_clock(self) -> None:
         """Anew with every block: a sample clock drifts, and a wall clock may be set."""
-        source = self._source
-        if not isinstance(source, AudioFile):
-            waited_s = source.stats.lag_s if isinstance(source, Microphone) else 0.0
+        if self._source.live:
+            waited_s = self._source.stats.lag_s
             self._wall_s = time.time() - waited_s - self._clock / self._rate
 
     def _lose(self, lost: int) -> Iterator[Record]:
