@@ -194,9 +194,7 @@ class Microphone:
         sounddevice = None
         arecord = driver != "portaudio" and shutil.which("arecord")
         if driver != "arecord":
-            with contextlib.suppress(
-                ImportError, OSError
-            ):  # OSError: there is no PortAudio library
+            with contextlib.suppress(ImportError, OSError):  # the latter: no PortAudio library
                 sounddevice = importlib.import_module("sounddevice")
         alsa = isinstance(device, str) and _ALSA_NAME.fullmatch(device)
         if arecord and (alsa or sounddevice is None):
@@ -245,6 +243,7 @@ class Microphone:
             counted,
             clipped=noticed.clipped,
             dead_s=noticed.dead_s,
+            stalled_s=noticed.stalled_s,
             clock_steps=noticed.clock_steps,
         )
 
@@ -369,6 +368,7 @@ class _Arecord:
         channels: int | None,
         channel: Channel,
     ) -> None:
+        SampleQueue(wanted, seconds)  # refuses what it cannot hold, before arecord runs
         self._pcm = "default" if device is None else str(device)
         self.name = f"ALSA device {self._pcm}"
         self.note = ""

@@ -65,11 +65,11 @@ class CaptureStats:
     max_lag_s: float = 0.0
     """The most that ever waited."""
     clipped: int = 0
-    """Samples in runs of at least three at full scale."""
+    """Samples at full scale between two others at full scale."""
     dead_s: float = 0.0
     """Seconds of audio without any change, as of a muted or broken microphone."""
     stalled_s: float = 0.0
-    """Seconds in which a pipe delivered nothing."""
+    """Seconds in which a pipe, or arecord, delivered nothing."""
     clock_steps: int = 0
     """Losses whose size was bounded because the clock of the time stamps had been set."""
 
