@@ -13,8 +13,12 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from frami_edge import distillation, inversion, plots, training
 from frami_edge.bank import Bank, BankSampler
@@ -34,9 +38,13 @@ from frami_edge.distillation import Sampler
 from frami_edge.errors import ConfigError
 from frami_edge.evaluation import (
     Evaluation,
+    Score,
+    as_selected,
     check_teacher,
+    label_targets,
     logits_of,
     open_fold,
+    read_label_map,
     score,
 )
 from frami_edge.io import atomic_write_text, sha256_file
@@ -406,6 +414,7 @@ def evaluate(
     fold: str | int | None = None,
     teacher: Teacher | PathLike | None = None,
     data_root: PathLike | None = None,
+    label_map: Mapping[str, Sequence[str]] | PathLike | None = None,
     controls: Sequence[str] | None = None,
     bank: PathLike | None = None,
     out: PathLike | None = None,
@@ -419,9 +428,13 @@ def evaluate(
     Args:
         model: A student or teacher, or any model file that `open_model` reads.
         data: Name of a data set, or `folder:PATH`.
-        fold: Test fold; None for the one that the teacher held out.
+        fold: Test fold, or `all` for a set that the teacher was not trained on; None for the one
+            that it held out.
         teacher: Also compare with this teacher, clip by clip.
         data_root: Folder that holds the data sets; None for $FRAMI_EDGE_DATA.
+        label_map: The model's labels for classes of the set, as a mapping or a csv with a class and
+            a label per line; the others match by name. Classes that match none are `other`, or none
+            of the detectors.
         controls: Control rows, such as `["smooth_noise", "unrelated=esc40"]`: the student's network
             is distilled again on other clips, with its own seed and steps.
         bank: Folder of the student's bank, for controls on one of its sources.
@@ -447,9 +460,15 @@ def evaluate(
     judged = _opened(model)
     reference = None if teacher is None else _opened(teacher)
     if reference:
+        reference = as_selected(judged, reference)
         check_teacher(judged, reference)
     known = judged.trained_on or (reference.trained_on if reference else None)
     sounds, key, clips = open_fold(judged, known, data, fold, root, who=str(judged.path))
+    if isinstance(label_map, str | os.PathLike):
+        label_map = read_label_map(Path(label_map))
+    targets_DK = label_targets(
+        judged.labels, sounds, selection=judged.selection, label_map=label_map
+    )
     plan = None
     if controls is not None:
         wanted, config = parse_controls(controls), student_recipe(judged, reference)
@@ -482,11 +501,19 @@ def evaluate(
             if reference.mel != judged.mel:
                 their_features = load_features(reference.mel, clips, progress)
             their_logits = logits_of(reference, their_features)
-            theirs = score(their_logits, features.labels)
+        targets_NK = targets_DK[features.labels]
+        labels_N = torch.where(targets_NK.any(1), targets_NK.int().argmax(1), -1)
+        compare = partial(score, output=judged.output, targets_NK=targets_NK)
+        if their_logits is not None:
+            theirs = compare(their_logits, labels_N)
         logits = logits_of(judged, features, progress)
         rows = {}
         if plan and their_logits is not None:
-            rows = plan.rows(their_features, their_logits, run, progress)
+
+            def scored(found_NK: Tensor) -> Score:
+                return compare(found_NK, labels_N, their_logits)
+
+            rows = plan.rows(their_features, scored, run, progress)
         found = Evaluation(
             model=str(judged.path),
             kind=judged.kind,
@@ -494,7 +521,7 @@ def evaluate(
             data=sounds.name,
             fold=key,
             labels=judged.labels,
-            score=score(logits, features.labels, their_logits),
+            score=compare(logits, labels_N, their_logits),
             teacher=theirs,
             rejected=len(features.rejected),
             controls=rows,

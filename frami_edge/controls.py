@@ -6,7 +6,7 @@ lost without data.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from frami_edge.data.store import Features, length_buckets, load_features
 from frami_edge.device import Compute, named_seed
 from frami_edge.distillation import ClipSampler, Sampler, TensorSampler, distill, new_student
 from frami_edge.errors import CheckpointError, ConfigError
-from frami_edge.evaluation import Control, predict, score
+from frami_edge.evaluation import Control, Score, predict
 from frami_edge.models import StudentNet
 from frami_edge.opening import OpenedModel
 from frami_edge.progress import ProgressCallback
@@ -198,7 +198,7 @@ class ControlPlan:
     def rows(
         self,
         tests: Features,
-        teacher_NK: Tensor,
+        scored: Callable[[Tensor], Score],
         run: RunFolder | None = None,
         progress: ProgressCallback | None = None,
     ) -> dict[str, Control]:
@@ -225,7 +225,7 @@ class ControlPlan:
                 student = distill(
                     self.teacher, sampler, c, self.compute, run=run, phase=phase, progress=progress
                 )
-            result = score(predict(student, tests.mels), tests.labels, teacher_NK)
+            result = scored(predict(student, tests.mels))
             found[name] = Control(CONTROLS[name], result, facts)
         return found
 

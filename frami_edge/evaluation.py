@@ -5,28 +5,36 @@ Shape legend: N clips, M mel bands, T frames, K classes.
 
 from __future__ import annotations
 
+import csv
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from frami_edge.checkpoint import Student, TrainedOn
+from frami_edge.checkpoint import Student, Teacher, TrainedOn
 from frami_edge.data.decoding import read_audio
 from frami_edge.data.sets import Clip, SoundSet, known_sets, load_set, resolve_fold
 from frami_edge.data.store import Features
-from frami_edge.errors import CheckpointError, DataError
+from frami_edge.errors import CheckpointError, ConfigError, DataError
+from frami_edge.losses import same_decision
 from frami_edge.opening import OpenedModel
 from frami_edge.opening import predict as predict
 from frami_edge.progress import Progress, ProgressCallback
 from frami_edge.tables import Table, percent
+from frami_edge.teachers.selection import OTHER, read_keep, select_classes
 
 log = logging.getLogger("frami_edge")
+
+EVERY = "all"
+"""Stands for all folds of a set that no teacher was trained on."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +42,15 @@ class Score:
     """Predictions of one model compared with labels, and with its teacher's predictions.
 
     Attributes:
-        accuracy: Share of clips with the right class.
-        agreement: Share of clips on which model and teacher predict the same class; None without a
+        accuracy: Share of clips with the right class, among those that have one of the classes.
+        agreement: Share of clips on which model and teacher predict the same class, with detectors
+            the same set of classes above 0.5; None without a teacher.
+        kl: Mean KL(teacher ‖ model) in nats, with detectors summed over them; None without a
             teacher.
-        kl: Mean KL(teacher ‖ model) in nats; None without a teacher.
         confusion_KK: Clip counts; rows are true classes, columns predicted ones.
         clips: N.
+        detectors: Average precision and d' of each detector over all clips, NaN where there is no
+            clip with or without its class; None for a model that chooses one of K.
     """
 
     accuracy: float
@@ -47,6 +58,15 @@ class Score:
     kl: float | None
     confusion_KK: Tensor
     clips: int
+    detectors: tuple[list[float], list[float]] | None = None
+
+    @property
+    def mean_average_precision(self) -> float | None:
+        """Mean over the detectors whose class occurs; None for a model that chooses one of K."""
+        if self.detectors is None:
+            return None
+        found = [ap for ap in self.detectors[0] if not math.isnan(ap)]
+        return sum(found) / len(found) if found else None
 
     def per_class(self) -> list[float | None]:
         """Recall of each class; None where a class has no clip."""
@@ -55,18 +75,86 @@ class Score:
         return [int(h) / int(n) if n else None for h, n in zip(hits, counts, strict=True)]
 
 
-def score(logits_NK: Tensor, labels_N: Tensor, teacher_NK: Tensor | None = None) -> Score:
-    """Compare logits with labels and, where given, with the teacher's logits."""
-    k = logits_NK.shape[1]
+def score(
+    logits_NK: Tensor,
+    labels_N: Tensor,
+    teacher_NK: Tensor | None = None,
+    *,
+    output: Literal["softmax", "sigmoid"] = "softmax",
+    targets_NK: Tensor | None = None,
+) -> Score:
+    """Compare logits with labels and, where given, with the teacher's logits.
+
+    Args:
+        logits_NK: The model's logits.
+        labels_N: The class of each clip; -1 for none of them.
+        teacher_NK: The teacher's logits.
+        output: How logits become scores.
+        targets_NK: For detectors: the classes of each clip; None for those in `labels_N`.
+    """
+    k, known_N = logits_NK.shape[1], labels_N >= 0
     predicted_N = logits_NK.argmax(1)
-    confusion = torch.bincount(labels_N * k + predicted_N, minlength=k * k).view(k, k)
-    agreement = kl = None
+    pairs = (labels_N * k + predicted_N)[known_N]
+    confusion = torch.bincount(pairs, minlength=k * k).view(k, k)
+    agreement = kl = detectors = None
     if teacher_NK is not None:
-        agreement = float((predicted_N == teacher_NK.argmax(1)).double().mean())
-        t, s = teacher_NK.log_softmax(1), logits_NK.log_softmax(1)
-        kl = float((t.exp() * (t - s)).sum(1).mean())
-    accuracy = float((predicted_N == labels_N).double().mean())
-    return Score(accuracy, agreement, kl, confusion, len(labels_N))
+        agreement = float(same_decision(logits_NK, teacher_NK, output).double().mean())
+        kl = float(kl_from(teacher_NK, logits_NK, output).mean())
+    if output == "sigmoid":
+        if targets_NK is None:
+            targets_NK = labels_N[:, None] == torch.arange(k)
+        columns = list(zip(logits_NK.T, targets_NK.T, strict=True))
+        detectors = [average_precision(*c) for c in columns], [d_prime(*c) for c in columns]
+    accuracy = float((predicted_N == labels_N)[known_N].double().mean())
+    return Score(accuracy, agreement, kl, confusion, len(labels_N), detectors)
+
+
+def kl_from(teacher_NK: Tensor, model_NK: Tensor, output: Literal["softmax", "sigmoid"]) -> Tensor:
+    """(N,) KL(teacher ‖ model) in nats; with detectors the sum over their binary divergences."""
+    if output == "softmax":
+        t, s = teacher_NK.log_softmax(1), model_NK.log_softmax(1)
+        return (t.exp() * (t - s)).sum(1)
+    parts = [
+        (sign * teacher_NK).sigmoid()
+        * (F.logsigmoid(sign * teacher_NK) - F.logsigmoid(sign * model_NK))
+        for sign in (1, -1)
+    ]
+    return torch.stack(parts).sum(0).sum(1)
+
+
+def average_precision(scores_N: Tensor, positive_N: Tensor) -> float:
+    """Mean of the precision at each positive clip, best score first; NaN without a positive.
+
+    Clips of equal score count as one step.
+    Source: M. Everingham et al., *The Pascal VOC Challenge*, IJCV 2010, without interpolation.
+    """
+    scores, positive = scores_N.double(), positive_N.bool()
+    if not positive.any():
+        return math.nan
+    values, counts = scores.unique(return_counts=True)  # rising
+    hits = torch.zeros(len(values), dtype=torch.float64)
+    hits.index_add_(0, torch.searchsorted(values, scores), positive.double())
+    hits, counts = hits.flip(0), counts.flip(0)
+    precision = hits.cumsum(0) / counts.cumsum(0)
+    return float((precision * hits).sum() / hits.sum())
+
+
+def d_prime(scores_N: Tensor, positive_N: Tensor) -> float:
+    """Separation of positive and other clips: sqrt(2) Φ⁻¹(AUC); NaN where one kind is missing.
+
+    Source: S. Hershey et al., *CNN Architectures for Large-Scale Audio Classification*, ICASSP
+    2017.
+    """
+    positive = positive_N.bool()
+    p, n = scores_N[positive].double(), scores_N[~positive].double()
+    if not len(p) or not len(n):
+        return math.nan
+    ordered = n.sort().values
+    below = torch.searchsorted(ordered, p), torch.searchsorted(ordered, p, right=True)
+    auc = torch.stack(below).double().mean(0).sum() / (len(p) * len(n))
+    # Half a pair from the ends: a perfect order on a finite set is not an infinite distance.
+    end = 0.5 / (len(p) * len(n))
+    return float(math.sqrt(2) * torch.special.ndtri(auc.clamp(end, 1 - end)))
 
 
 @dataclass(frozen=True)
@@ -129,9 +217,20 @@ class Evaluation:
             "agreement": self.score.agreement,
             "kl_nats": self.score.kl,
             "teacher_accuracy": self.teacher.accuracy if self.teacher else None,
+            "mean_average_precision": self.score.mean_average_precision,
+            "teacher_mean_average_precision": (
+                self.teacher.mean_average_precision if self.teacher else None
+            ),
             "recall": dict(zip(self.labels, self.score.per_class(), strict=True)),
             "confusion": self.score.confusion_KK.tolist(),
         }
+        for who, scored in (("", self.score), ("teacher_", self.teacher)):
+            if scored and scored.detectors:
+                for what, values in zip(
+                    ("average_precision", "d_prime"), scored.detectors, strict=True
+                ):
+                    plain = [None if math.isnan(value) else value for value in values]
+                    found[who + what] = dict(zip(self.labels, plain, strict=True))
         if self.controls:
             found["controls"] = {
                 name: {
@@ -158,6 +257,13 @@ class Evaluation:
         if self.teacher:
             columns += ["teacher's accuracy", "agreement with it", "mean KL from it in nats"]
             row += [percent(self.teacher.accuracy), percent(self.agreement), self.score.kl]
+        if self.score.detectors:
+            columns = ["mAP", *columns]
+            row = [percent(self.score.mean_average_precision), *row]
+            if self.teacher:
+                columns.insert(1, "teacher's mAP")
+                row.insert(1, percent(self.teacher.mean_average_precision))
+            by_class = self._by_detector(where)
         tables = [by_class, Table(f"{self.kind}: {self.model}", columns, [row])]
         if self.controls and self.teacher:
             scores = {"teacher": self.teacher, "student": self.score}
@@ -171,6 +277,20 @@ class Evaluation:
             title = "Controls: same network, recipe, seed and steps, other clips"
             tables.append(Table(title, names, rows, caption))
         return tables
+
+    def _by_detector(self, where: str) -> Table:
+        """Average precision, d' and recall of each detector, with the teacher's beside them."""
+        counts = self.score.confusion_KK.sum(dim=1).tolist()
+        columns = ["class", "clips"]
+        rows: list[list[object]] = [
+            [label, int(n)] for label, n in zip(self.labels, counts, strict=True)
+        ]
+        for who, scored in (("", self.score), ("teacher's ", self.teacher)):
+            if scored and scored.detectors:
+                columns += [f"{who}AP", f"{who}d'"]
+                for row, ap, d in zip(rows, *scored.detectors, strict=True):
+                    row += ["-" if math.isnan(ap) else percent(ap, 1), "-" if math.isnan(d) else d]
+        return Table(f"{where} by detector", columns, rows)
 
     def accuracies(self) -> dict[str, float]:
         """Accuracy of teacher, student and controls by name."""
@@ -238,7 +358,6 @@ def open_fold(
             trained on it.
     """
     sounds = load_set(data, root)
-    check_labels(model.labels, sounds)
     if fold is None and known is not None and known.data == sounds.name:
         fold = known.test_fold
     if fold is None and len(sounds.folds) > 1:
@@ -246,7 +365,11 @@ def open_fold(
             f"{who} does not record which fold of {sounds.name} its teacher held out.",
             fix=f"Give --teacher FILE, or --fold; the folds are {', '.join(sounds.folds)}.",
         )
-    key = resolve_fold(sounds, None if fold is None else str(fold))
+    if str(fold) == EVERY:
+        key, clips = EVERY, list(sounds.clips)
+    else:
+        key = resolve_fold(sounds, None if fold is None else str(fold))
+        clips = [clip for clip in sounds.clips if clip.fold == key]
     check_held_out(known, sounds, key)
     if known is None:
         log.warning(
@@ -254,7 +377,85 @@ def open_fold(
             "checkpoint, or trained_on in its description.",
             key,
         )
-    return sounds, key, [clip for clip in sounds.clips if clip.fold == key]
+    return sounds, key, clips
+
+
+def label_targets(
+    labels: Sequence[str],
+    data: SoundSet,
+    *,
+    selection: bool,
+    label_map: Mapping[str, Sequence[str]] | None = None,
+) -> Tensor:
+    """(D, K) bool: which of the model's K labels are right for each of the set's D classes.
+
+    Args:
+        labels: Of the model.
+        data: The set.
+        selection: Whether the model knows a part of the classes: classes that match none are then
+            `other`, or none of its detectors.
+        label_map: The model's labels for classes of the set; others match by name.
+
+    Raises:
+        DataError: They do not match.
+    """
+    if not selection and label_map is None:
+        check_labels(labels, data)
+        return torch.eye(len(labels), dtype=torch.bool)
+    label_map = label_map or {}
+    unknown = sorted(set(label_map) - set(data.labels))
+    unknown += sorted({label for some in label_map.values() for label in some} - set(labels))
+    if unknown:
+        raise DataError(
+            f"The label map names '{unknown[0]}', no class of {data.name} or of the model.",
+            fix=f"The model knows {', '.join(labels[:12])}; the set {', '.join(data.labels[:12])}.",
+        )
+    targets = torch.zeros(len(data.labels), len(labels), dtype=torch.bool)
+    for d, name in enumerate(data.labels):
+        for label in label_map.get(name, ()) or _same_name(name, labels):
+            targets[d, labels.index(label)] = True
+    if not targets.any():
+        raise DataError(
+            f"No class of {data.name} has the name of one of the model's labels.",
+            fix="Give --label-map FILE, a csv with a class of the set and a label of the model "
+            "per line.",
+        )
+    if OTHER in labels:
+        targets[~targets.any(1), labels.index(OTHER)] = True
+    return targets
+
+
+def _same_name(name: str, labels: Sequence[str]) -> list[str]:
+    try:
+        ((_, index),) = read_keep([name], labels).items()
+    except (ConfigError, ValueError):
+        return []
+    return [labels[i] for i in index]
+
+
+def read_label_map(path: Path) -> dict[str, list[str]]:
+    """A csv without a header: a class of the data set and a label of the model per line.
+
+    Raises:
+        DataError: It cannot be read, or a line has not two values.
+    """
+    try:
+        rows = list(csv.reader(path.read_text("utf-8-sig").splitlines()))
+    except (OSError, ValueError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(
+            f"The label map {path} cannot be read: {reason}.", fix="Check it."
+        ) from None
+    found: dict[str, list[str]] = {}
+    for number, row in enumerate(rows, start=1):
+        values = [value.strip() for value in row]
+        if len(values) != 2 or not all(values):
+            raise DataError(
+                f"Line {number} of {path} has {len(values)} values.",
+                fix='Write two per line, such as: crying_baby,"Baby cry, infant cry"',
+            )
+        found.setdefault(values[0], []).append(values[1])
+    return found
 
 
 def check_labels(labels: Sequence[str], data: SoundSet) -> None:
@@ -276,7 +477,8 @@ def check_labels(labels: Sequence[str], data: SoundSet) -> None:
         what = "they name the same classes in another order"
     raise DataError(
         f"The labels of {data.name} and of the model do not match: {what}.",
-        fix="Score the model on the data set that its teacher was trained for.",
+        fix="Score the model on the data set that its teacher was trained for, or give --label-map "
+        "FILE.",
     )
 
 
@@ -298,8 +500,8 @@ def check_held_out(known: TrainedOn | None, data: SoundSet, fold: str) -> None:
             fix=f"Use --data {known.data}, or train a teacher on {data.name}.",
         )
     raise DataError(
-        f"The teacher was trained on fold {fold} of {data.name}: it held out fold "
-        f"{known.test_fold}. A score on its training clips would mean nothing.",
+        f"The teacher was trained on {data.name}: it held out fold {known.test_fold}, not {fold}. "
+        "A score on its training clips would mean nothing.",
         fix=f"Use --fold {known.test_fold}, or train a teacher that holds out fold {fold}.",
     )
 
@@ -307,6 +509,24 @@ def check_held_out(known: TrainedOn | None, data: SoundSet, fold: str) -> None:
 def _recordings(name: str) -> str:
     """The download that a set is cut from: several sets share their clips."""
     return next((info.part_of or info.name for info in known_sets() if info.name == name), name)
+
+
+def as_selected(model: OpenedModel, teacher: OpenedModel) -> OpenedModel:
+    """The teacher with the classes of the model: those of the student's card, or by their labels.
+
+    Raises:
+        ConfigError: The teacher lacks one of them.
+    """
+    if teacher.labels == model.labels or not isinstance(teacher.network, Teacher):
+        return teacher
+    if teacher.network.card.keep is not None:
+        return teacher
+    known = model.network.card.keep if model.network else None
+    if known is None and set(model.labels) - {OTHER} <= set(teacher.labels):
+        known = {label: (label,) for label in model.labels if label in teacher.labels}
+    if known is None:
+        return teacher
+    return OpenedModel.of_network(teacher.path, select_classes(teacher.network, known))
 
 
 def check_teacher(model: OpenedModel, teacher: OpenedModel) -> None:

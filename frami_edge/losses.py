@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -271,6 +271,13 @@ class FeatureInvariantContrast(nn.Module):
 def _recount(module: nn.Module, _: object) -> None:
     assert isinstance(module, FeatureInvariantContrast)
     module._filled = int(module.filled)
+
+
+def same_decision(a_BK: Tensor, b_BK: Tensor, output: Literal["softmax", "sigmoid"]) -> Tensor:
+    """(B,) bool: the same class is best, or with detectors the same classes are above 0.5."""
+    if output == "sigmoid":
+        return ((a_BK > 0) == (b_BK > 0)).all(1)
+    return a_BK.argmax(1) == b_BK.argmax(1)
 
 
 # --- Distillation: logits, and the hidden states before and after the statistics pooling

@@ -23,6 +23,7 @@ from frami_edge.errors import CheckpointError
 from frami_edge.frontend import resample
 from frami_edge.io import sha256_file
 from frami_edge.teachers.opening import DESCRIPTIONS, open_teacher
+from frami_edge.teachers.selection import OTHER
 from frami_edge_export.frontend import WAVEFORM_KEY
 from frami_edge_export.graph import CLASSIFIER_KEY
 from frami_edge_runtime.backends import Backend, open_session, run_session
@@ -96,6 +97,19 @@ class OpenedModel:
             teacher_sha256=network.card.teacher_sha256,
             trained_on=network.card.real_clips,
         )
+
+    @property
+    def output(self) -> Literal["softmax", "sigmoid"]:
+        """How logits become scores."""
+        if self.network is not None:
+            return self.network.output
+        return "sigmoid" if self.info and self.info.output == "sigmoid" else "softmax"
+
+    @property
+    def selection(self) -> bool:
+        """Whether it may know a part of a data set's classes: a selection, or detectors."""
+        kept = self.network is not None and self.network.card.keep is not None
+        return kept or self.output == "sigmoid" or OTHER in self.labels
 
     @property
     def network(self) -> Teacher | Student | None:

@@ -15,13 +15,17 @@ from frami_edge.data.sets import SoundSet, load_set
 from frami_edge.data.store import FeatureStore
 from frami_edge.errors import CheckpointError, DataError
 from frami_edge.evaluation import (
+    average_precision,
     check_held_out,
     check_labels,
     check_teacher,
     class_rows,
+    d_prime,
+    label_targets,
     logits_of,
     open_fold,
     predict,
+    read_label_map,
     score,
 )
 from frami_edge.models import ResNetTeacher, StudentNet
@@ -36,6 +40,63 @@ SPEC = MelSpec(
     sample_rate=8000, n_fft=256, win_length=200, hop_length=80, n_mels=16, mean=-6.0, std=4.0
 )
 LABELS = ("high", "low")
+
+
+def test_average_precision_and_d_prime_by_hand() -> None:
+    scores = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.5])
+    positive = torch.tensor([True, False, True, False, False])
+    assert average_precision(scores, positive) == pytest.approx((1 / 1 + 2 / 3) / 2)
+    # Five of the six pairs of a positive and another clip are in order; d' by the normal table.
+    assert d_prime(scores, positive) == pytest.approx(2**0.5 * 0.96742, abs=1e-4)
+    ties = torch.zeros(5)
+    assert average_precision(ties, positive) == pytest.approx(2 / 5)
+    assert d_prime(ties, positive) == pytest.approx(0, abs=1e-12)
+    assert np.isnan(average_precision(scores, ~positive & positive))
+    assert np.isfinite(d_prime(scores, scores > 0.65))
+
+
+def test_detectors_are_scored_on_clips_of_no_class_too() -> None:
+    logits = torch.tensor([[3.0, -2.0], [-1.0, 2.0], [1.0, -3.0], [-4.0, -5.0]])
+    labels = torch.tensor([0, 1, -1, -1])
+    found = score(logits, labels, logits, output="sigmoid")
+    assert found.accuracy == found.agreement == 1
+    assert found.kl == pytest.approx(0)
+    assert found.detectors is not None
+    assert found.detectors[0] == [1.0, 1.0]
+    assert found.mean_average_precision == 1
+    assert found.confusion_KK.sum() == 2
+    theirs = logits.clone()
+    theirs[2, 0] = -1.0  # the teacher does not hear class 0 here
+    against = score(logits, labels, theirs, output="sigmoid")
+    assert against.agreement == 0.75
+    p, q = torch.sigmoid(torch.tensor([-1.0, 1.0])).double().tolist()
+    by_hand = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
+    assert against.kl == pytest.approx(by_hand / 4, abs=1e-6)
+
+
+def _set(*labels: str) -> SoundSet:
+    return SoundSet("tiny", labels, (), ("0",), "", "", Path())
+
+
+def test_classes_of_a_set_meet_labels_of_the_model_by_name_or_by_map(tmp_path: Path) -> None:
+    labels = ("Baby cry, infant cry", "Dog")
+    sounds = _set("crying_baby", "dog", "rain")
+    by_name = label_targets(labels, sounds, selection=True)
+    assert by_name.tolist() == [[False, False], [False, True], [False, False]]
+    (tmp_path / "map.csv").write_text('crying_baby,"Baby cry, infant cry"\n', "utf-8-sig")
+    mapped = label_targets(
+        labels, sounds, selection=True, label_map=read_label_map(tmp_path / "map.csv")
+    )
+    assert mapped.tolist() == [[True, False], [False, True], [False, False]]
+    with_other = label_targets(("dog", "other"), sounds, selection=True)
+    assert with_other.int().argmax(1).tolist() == [1, 0, 1]
+    with pytest.raises(DataError, match="No class of tiny"):
+        label_targets(("cat", "cow"), sounds, selection=True)
+    with pytest.raises(DataError, match="names 'cat'"):
+        label_targets(labels, sounds, selection=True, label_map={"dog": ["cat"]})
+    (tmp_path / "map.csv").write_text("dog\n")
+    with pytest.raises(DataError, match="Line 1"):
+        read_label_map(tmp_path / "map.csv")
 
 
 def test_predictions_come_in_the_order_of_the_clips() -> None:

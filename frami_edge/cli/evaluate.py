@@ -17,6 +17,7 @@ app = command_app()
     "frami-edge evaluate runs/student/student.safetensors --data esc10",
     "frami-edge evaluate student.safetensors --data fsdd --teacher teacher.safetensors",
     "frami-edge evaluate student.int8.cpu.onnx --data fsdd --teacher t.safetensors --json",
+    "frami-edge evaluate student.safetensors --data esc50 --fold all --label-map map.csv",
     "frami-edge evaluate student.safetensors --data esc10 --teacher t.safetensors "
     "--controls all-synthetic,inversion,unrelated=esc40 --bank runs/student/bank --out runs/c",
     shared=[*opt.options(resume=(opt.Resume, False)), *opt.COMPUTE],
@@ -35,6 +36,14 @@ def evaluate(
         Path | None, typer.Option("--teacher", help="Also compare with this teacher, clip by clip.")
     ] = None,
     data_root: opt.DataRoot = None,
+    label_map: Annotated[
+        Path | None,
+        typer.Option(
+            "--label-map",
+            help="csv with a class of the data set and a label of the model per line, where their "
+            "names differ.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Run folder for pictures and figures.")
     ] = None,
@@ -68,6 +77,7 @@ def evaluate(
             fold=fold,
             teacher=teacher,
             data_root=data_root,
+            label_map=label_map,
             controls=None if controls is None else controls.split(","),
             bank=bank,
             out=out,

@@ -1,7 +1,8 @@
 """What counts as audio, and audio files of any length, block by block, in bounded memory.
 
-PCM WAV (8, 16, 24, 32 bit) is read here. Everything else that libsndfile reads (FLAC, OGG, MP3,
-float WAV, AIFF) needs the extra ``audio``.
+PCM WAV (8, 16, 24, 32 bit; RIFF, RF64, BW64) is read here, also from a pipe, and to its end where
+its header states another length. Everything else that libsndfile reads (FLAC, OGG, MP3, float WAV,
+AIFF) needs the extra ``audio``.
 
 Shape legend: N samples, C channels.
 """
@@ -10,11 +11,16 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
+import select
+import stat
 import struct
+import tempfile
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -29,9 +35,45 @@ FULL_SCALE_LIMIT: Final = 16.0
 LOWEST_RATE: Final = 1_000
 HIGHEST_RATE: Final = 768_000
 BLOCK_BYTES: Final = 1 << 18
+POLL_S: Final = 1.0
+STALLED_S: Final = 5.0
+DEAD_S: Final = 60.0
+"""Input without any change for this long comes from no microphone that works."""
+REVIEW_S: Final = 10.0
+REPEAT_S: Final = 600.0
+CLIPPED_SHARE: Final = 1e-3
+CANCELLED_DB: Final = 20.0
+"""The average of 30 independent channels is 15 dB below them."""
+AUDIBLE_DB: Final = -70.0
+LONGEST_HEADER: Final = 1 << 26
+SPOOL_BYTES: Final = 1 << 24
+"""More of a compressed pipe waits on disk, in a temporary file."""
 _SHORT_CHUNK: Final = 4096
 _PCM: Final = 1
 _EXTENSIBLE: Final = 0xFFFE
+_UNKNOWN: Final = 0xFFFFFFFF
+_ENDLESS: Final = 0x7FFF0000
+"""Writers to a pipe state lengths from here on: 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF."""
+_CHUNK: Final = re.compile(rb"[A-Za-z0-9_ ]{4}")
+_CONTAINERS: Final = {
+    b"RIFF": "WAV",
+    b"RIFX": "RIFX",
+    b"RF64": "RF64",
+    b"BW64": "BW64",
+    b"riff": "W64",
+    b"fLaC": "FLAC",
+    b"OggS": "Ogg",
+    b"FORM": "AIFF",
+    b".snd": "AU",
+    b"caff": "CAF",
+    b"ID3": "MP3",
+    b"\x1aE\xdf\xa3": "Matroska",
+}
+# kbit/s of layer III by the four bits of a header, for MPEG-2 and MPEG-1.
+_MP3_KBIT: Final = (
+    (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+    (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+)
 
 
 def check_samples(samples: Any) -> npt.NDArray[Any]:
@@ -141,14 +183,268 @@ def to_mono(x_NC: npt.NDArray[Any], channel: Channel) -> npt.NDArray[Any]:
     return x_N * INT16_SCALE if x_NC.dtype.kind == "i" else x_N
 
 
+@dataclass
+class CaptureStats:
+    """Counters since the source was opened, in samples at its rate."""
+
+    samples_in: int = 0
+    """Captured samples, including those that were dropped later."""
+    dropped: int = 0
+    """Lost samples: dropped before they were read, or reported lost by the device."""
+    overruns: int = 0
+    """How many times samples were lost."""
+    lag_s: float = 0.0
+    """Seconds of audio that wait to be read."""
+    max_lag_s: float = 0.0
+    """The most that ever waited."""
+    clipped: int = 0
+    """Samples in runs of at least three at full scale."""
+    dead_s: float = 0.0
+    """Seconds of audio without any change, as of a muted or broken microphone."""
+    stalled_s: float = 0.0
+    """Seconds in which a pipe delivered nothing."""
+    clock_steps: int = 0
+    """Losses whose size was bounded because the clock of the time stamps had been set."""
+
+
+class InputMonitor:
+    """Turns channels into mono, and notices input that no model can answer about.
+
+    Warnings are pairs of a kind and a sentence. Kinds: ``dead`` (the input does not change),
+    ``clipping``, ``cancelling`` (channels out of phase), ``stalled`` (a pipe), ``clock`` (time
+    stamps that jumped), ``header`` (a file of another length than it states). The same kind comes
+    at most once in `REPEAT_S` of audio.
+
+    Args:
+        name: Name of the source, for warnings.
+        sample_rate: Hz.
+        channel: As for `to_mono`.
+        stall_s: Seconds without data after which `stalled` raises; None: never.
+    """
+
+    def __init__(
+        self, name: str, sample_rate: int, channel: Channel, stall_s: float | None = None
+    ) -> None:
+        self.name, self.stats = name, CaptureStats()
+        self._rate, self._channel, self._stall_s = sample_rate, channel, stall_s
+        self._warnings: deque[tuple[str, str]] = deque()
+        self._warned: dict[str, float] = {}  # kind: clock in seconds
+        self._stalled_s = 0.0  # of the current stall
+        self._dead = 0  # samples without a change, up to now
+        self._last: Any = None
+        self._restart()
+
+    def mono(self, x_NC: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The mono samples (N,) of a block (N, C); N may be 0."""
+        x_N = to_mono(x_NC, self._channel)
+        if len(x_N) == 0:
+            return x_N
+        self._stalled_s = 0.0
+        used_NC = x_NC if self._channel == "mix" else x_N[:, None]
+        self.stats.samples_in += len(x_N)
+        self._watch_changes(used_NC)
+        clipped = _clipped(used_NC)
+        self.stats.clipped += clipped
+        self._clipped += clipped
+        self._reviewed += len(x_N)
+        if used_NC.shape[1] > 1:
+            scale = float(INT16_SCALE) if x_NC.dtype.kind == "i" else 1.0
+            powers_C = used_NC.var(axis=0, dtype=np.float64) * scale**2
+            self._energy += float(powers_C.mean()) * len(x_N)
+            self._mixed_energy += float(x_N.var(dtype=np.float64)) * len(x_N)
+        if self._reviewed >= REVIEW_S * self._rate:
+            self.review()
+        return x_N
+
+    def _watch_changes(self, x_NC: npt.NDArray[Any]) -> None:
+        if not (x_NC == x_NC[0]).all() or (self._dead and (x_NC[0] != self._last).any()):
+            self._dead = 0
+        else:
+            self._dead += len(x_NC)
+            self.stats.dead_s += len(x_NC) / self._rate
+            if self._dead >= DEAD_S * self._rate:
+                value = "zero" if not x_NC[0].any() else "the same value"
+                seconds = self._dead / self._rate
+                self.warn(
+                    "dead",
+                    f"All samples of the last {seconds:.0f} s are {value}: the "
+                    "microphone is muted, broken or not the right one.",
+                )
+        self._last = x_NC[-1].copy()
+
+    def review(self) -> None:
+        """Judge the audio since the last review; called every `REVIEW_S`, and at the end."""
+        samples = max(1, self._reviewed)
+        if self._clipped > CLIPPED_SHARE * samples:
+            share = 100 * self._clipped / samples
+            self.warn("clipping", f"{share:.1f} % of the samples are clipped: lower the gain.")
+        audible = self._energy / samples > 10 ** (AUDIBLE_DB / 10)
+        if audible and self._energy > 10 ** (CANCELLED_DB / 10) * self._mixed_energy:
+            self.warn(
+                "cancelling",
+                "The channels cancel each other out of phase: their average is "
+                "far below them. Choose one, as with --channel 1.",
+            )
+        self._restart()
+
+    def _restart(self) -> None:
+        self._reviewed = self._clipped = 0
+        self._energy = self._mixed_energy = 0.0
+
+    def stalled(self, seconds: float) -> None:
+        """Nothing came for this long.
+
+        Raises:
+            AudioError: Nothing came for ``stall_s``.
+        """
+        self._stalled_s += seconds
+        self.stats.stalled_s += seconds
+        what = f"No audio came from {self.name} for {self._stalled_s:g} s."
+        if self._stall_s is not None and self._stalled_s >= self._stall_s:
+            raise AudioError(what, fix="Check the program that writes to it.")
+        if self._stalled_s >= STALLED_S > self._stalled_s - seconds:
+            self._warnings.append(("stalled", what))
+
+    def warn(self, kind: str, message: str) -> None:
+        """Add a warning, unless one of the kind is recent."""
+        now_s = self.stats.samples_in / self._rate
+        if now_s - self._warned.get(kind, -REPEAT_S) >= REPEAT_S:
+            self._warned[kind] = now_s
+            self._warnings.append((kind, message))
+
+    def take_warnings(self) -> list[tuple[str, str]]:
+        """Warnings since the last call, in order, as (kind, sentence)."""
+        return [self._warnings.popleft() for _ in range(len(self._warnings))]
+
+
+def _clipped(x_NC: npt.NDArray[Any]) -> int:
+    """Samples at full scale between two others: the peak of a normalised tone has none."""
+    low, high = (-32768, 32767) if x_NC.dtype.kind == "i" else (-0.99996, 0.99996)
+    if x_NC.min() > low and x_NC.max() < high:
+        return 0
+    ends = (x_NC <= low, x_NC >= high)
+    return sum(int((full[:-2] & full[1:-1] & full[2:]).sum()) for full in ends)
+
+
+class ByteStream:
+    """Bytes of a file, a FIFO or a pipe in order, whether it can seek or not.
+
+    Args:
+        file: Open for reading in binary, with ``read1``.
+    """
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._ahead = bytearray()
+        self.regular = self._waits = False
+        try:
+            self.regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+            self._waits = not self.regular
+        except (AttributeError, OSError, ValueError):  # bytes in memory
+            self.regular = True
+
+    def wait(self, timeout: float) -> bool:
+        """Whether there are bytes, or the end, within this many seconds."""
+        if self._ahead or not self._waits:
+            return True
+        return bool(select.select([self._file.fileno()], [], [], timeout)[0])
+
+    def read(self, most: int) -> bytes:
+        """At least one byte, or none at the end."""
+        if not self._ahead:
+            # Not `read`, which waits for all of them; and no read-ahead that `wait` cannot see.
+            data: bytes = self._file.read1(most)
+            return data
+        data = bytes(self._ahead[:most])
+        del self._ahead[:most]
+        return data
+
+    def peek(self, size: int) -> bytes:
+        """The next bytes, without taking them; fewer at the end."""
+        while len(self._ahead) < size:
+            if not (data := self._file.read1(size - len(self._ahead))):
+                break
+            self._ahead += data
+        return bytes(self._ahead[:size])
+
+    def container(self) -> str:
+        """Name of the audio format that the first bytes state; empty for what may be raw PCM."""
+        head = self.peek(12)
+        if head[4:8] == b"ftyp":
+            return "MP4"
+        if head[:1] == b"\xff":
+            return self._compressed_frames()
+        found = (name for magic, name in _CONTAINERS.items() if head.startswith(magic))
+        return next(found, "")
+
+    def _compressed_frames(self) -> str:
+        """MP3 or AAC, where three frames follow each other; one sync word alone may be PCM."""
+        at, first = 0, b""
+        for _ in range(3):
+            head = self.peek(at + 6)[at:]
+            first = first or head[:2]
+            if len(head) < 6 or head[:2] != first:
+                return ""
+            layer, version = head[1] >> 1 & 3, head[1] >> 3 & 3
+            if head[1] & 0xF6 == 0xF0:
+                size = (head[3] & 3) << 11 | head[4] << 3 | head[5] >> 5
+            elif head[1] & 0xE0 == 0xE0 and layer == 1 and version != 1:
+                rates = _MP3_KBIT[version == 3]
+                bits, rate = head[2] >> 4, head[2] >> 2 & 3
+                if not 0 < bits < 15 or rate == 3:
+                    return ""
+                hertz = (44_100, 48_000, 32_000)[rate] >> (3 - version if version else 2)
+                size = (144 if version == 3 else 72) * 1000 * rates[bits - 1] // hertz
+                size += head[2] >> 1 & 1
+            else:
+                return ""
+            if size < 7:
+                return ""
+            at += size
+        return "AAC" if layer == 0 else "MP3"
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class PcmFrames:
+    """Whole frames of raw PCM from a byte stream."""
+
+    def __init__(self, stream: ByteStream, frame_bytes: int) -> None:
+        self._stream, self._frame_bytes = stream, frame_bytes
+        self._rest = b""
+
+    def read(self, frames: int) -> bytes | None:
+        """At least one frame; no bytes if none came within `POLL_S`, None at the end."""
+        size = self._frame_bytes
+        data = self._rest
+        while len(data) < size:
+            if not self._stream.wait(POLL_S):
+                self._rest = data
+                return b""
+            if not (more := self._take(max(1, frames) * size - len(data))):
+                return None  # the stream may end within a frame
+            data += more
+        whole = len(data) - len(data) % size
+        self._rest = data[whole:]
+        return data[:whole]
+
+    def _take(self, most: int) -> bytes:
+        return self._stream.read(most)
+
+
 class AudioFile:
     """One audio file as mono blocks; ``frami-edge-listen`` reads it like a microphone.
 
     Samples are int16 for mono 16-bit (and 8-bit) PCM, else float32 with full scale 1.
 
     Args:
-        path: The file.
+        source: Path of a file or a FIFO, or a `ByteStream`, which `close` leaves open. What is
+            neither PCM WAV nor can seek is read to its end first.
         channel: ``"mix"`` averages all channels; 1 is the first, 2 the second, and so on.
+        name: Name for messages; default: the path.
+        stall_s: Seconds without data after which `read` fails; None: never.
 
     Raises:
         AudioError: It is missing, damaged, no audio, of an absurd rate, has no such channel, or
@@ -157,42 +453,71 @@ class AudioFile:
 
     device_note = ""
 
-    def __init__(self, path: str | os.PathLike[str], channel: Channel = "mix") -> None:
+    def __init__(
+        self,
+        source: str | os.PathLike[str] | ByteStream,
+        channel: Channel = "mix",
+        *,
+        name: str = "",
+        stall_s: float | None = None,
+    ) -> None:
         """Read the header."""
-        self.name = str(path)
-        self._decoder = _open(Path(path))
-        self._channel: Channel = channel
-        self.channels = self._decoder.channels
+        path = None if isinstance(source, ByteStream) else Path(source)
+        self.name = name or str(path)
+        stream = source if isinstance(source, ByteStream) else _open_stream(Path(source))
+        self._stream = None if path is None else stream
+        self._decoder: _PcmWave | _SoundFile | None = None
         try:
+            self._decoder = _open_decoder(stream, path, self.name)
+            self.channels = self._decoder.channels
             self.sample_rate = check_rate(self._decoder.sample_rate)
             """Hz."""
             check_channel(channel, self.channels, self.name)
         except AudioError:
             self.close()
             raise
+        self._monitor = InputMonitor(self.name, self.sample_rate, channel, stall_s)
+        self.take_warnings = self._monitor.take_warnings
 
     def read(self, most: int = 16_384) -> tuple[npt.NDArray[Any], int] | None:
         """The next block (N,) of at most this length, and 0 samples lost; None at the end.
 
+        N is 0 only where a FIFO or pipe delivered nothing for a second.
+
         Raises:
-            AudioError: The file is damaged here.
+            AudioError: The file is damaged here, or a FIFO stalled for ``stall_s``.
         """
         # The size in bytes is bounded too: a header may claim hundreds of channels.
         frames = max(1, min(most, BLOCK_BYTES // (4 * self.channels)))
         try:
-            x_NC = self._decoder.read(frames)
+            x_NC = self._decoder.read(frames)  # type: ignore[union-attr]
         except Exception as error:  # decoders raise unrelated types
             raise _damaged(self.name, reason(error)) from None
-        return (to_mono(x_NC, self._channel), 0) if len(x_NC) else None
+        if x_NC is None:
+            self._monitor.review()
+            if why := getattr(self._decoder, "wrong_length", ""):
+                self._monitor.warn("header", why)
+            return None
+        if len(x_NC) == 0:
+            self._monitor.stalled(POLL_S)
+        return self._monitor.mono(x_NC), 0
 
     def blocks(self) -> Iterator[npt.NDArray[Any]]:
         """All blocks, to the end."""
         while (block := self.read()) is not None:
             yield block[0]
 
+    @property
+    def stats(self) -> CaptureStats:
+        """Counters so far."""
+        return replace(self._monitor.stats)
+
     def close(self) -> None:
         """Close the file."""
-        self._decoder.close()
+        if isinstance(self._decoder, _SoundFile):
+            self._decoder.close()
+        if self._stream is not None:
+            self._stream.close()
 
     def __enter__(self) -> AudioFile:
         return self
@@ -201,37 +526,44 @@ class AudioFile:
         self.close()
 
 
-def _open(path: Path) -> _PcmWave | _SoundFile:
+def _open_stream(path: Path) -> ByteStream:
     try:
-        file = path.open("rb")
+        return ByteStream(path.open("rb"))
     except OSError as error:
         missing = isinstance(error, FileNotFoundError)
         what = "does not exist" if missing else f"cannot be read: {reason(error)}"
         raise AudioError(f"{path} {what}.", fix="Check the path.") from None
+
+
+def _open_decoder(stream: ByteStream, path: Path | None, name: str) -> _PcmWave | _SoundFile:
     try:
-        if file.read(4) == b"RIFF" and file.read(8)[4:] == b"WAVE" and (wave := _open_wave(file)):
+        head = stream.peek(12)
+        pcm_wave = head[:4] in (b"RIFF", b"RF64", b"BW64") and head[8:] == b"WAVE"
+        if pcm_wave and (wave := _open_wave(stream)):
             return wave
     except struct.error:
-        file.close()
-        raise _damaged(str(path), "its header ends too early") from None
+        raise _damaged(name, "its header ends too early") from None
     except (OSError, ValueError) as error:
-        file.close()
-        raise _damaged(str(path), reason(error)) from None
-    file.close()
-    return _SoundFile(path)
+        raise _damaged(name, reason(error)) from None
+    return _SoundFile(stream, path if stream.regular else None, name)
 
 
-def _open_wave(file: BinaryIO) -> _PcmWave | None:
-    """The samples of a WAV file that is read up to its first chunk; None if it is not PCM."""
-    fmt = b""
+def _open_wave(stream: ByteStream) -> _PcmWave | None:
+    """The samples of a WAV file, whose header is then taken from the stream; None if not PCM."""
+    fmt, long_size, at = b"", 0, 12
     while True:
-        name, size = struct.unpack("<4sI", file.read(8))
+        name, size = struct.unpack("<4sI", stream.peek(at + 8)[at:])
+        at += 8
         if name == b"data":
             break
-        after = file.tell() + size + size % 2
+        if at + size > LONGEST_HEADER:
+            raise ValueError(f"its header is longer than {LONGEST_HEADER >> 20} MiB")
+        chunk = stream.peek(at + size)[at:]
         if name == b"fmt ":
-            fmt = file.read(min(size, 26))
-        file.seek(after)
+            fmt = chunk[:26]
+        elif name == b"ds64":
+            long_size = int.from_bytes(chunk[8:16], "little")
+        at += size + size % 2
     tag, channels, rate, _, block, bits = struct.unpack("<HHIIHH", fmt[:16])
     # ffmpeg and sox write 24-bit files as WAVE_FORMAT_EXTENSIBLE, with the real tag further on.
     if tag == _EXTENSIBLE and len(fmt) == 26:
@@ -240,30 +572,61 @@ def _open_wave(file: BinaryIO) -> _PcmWave | None:
         return None
     if channels == 0 or block != channels * bits // 8:
         raise ValueError(f"{channels} channels of {bits} bits do not make frames of {block} bytes")
-    # A recorder that was cut off, or writes to a pipe, leaves another size than the file's.
-    left = min(size, os.fstat(file.fileno()).st_size - file.tell())
-    return _PcmWave(file, channels, rate, bits // 8, left)
+    while at > 0:
+        at -= len(stream.read(at))
+    stated = long_size if size == _UNKNOWN and long_size else size
+    return _PcmWave(stream, channels, rate, bits // 8, stated)
 
 
-@dataclass
-class _PcmWave:
-    """PCM samples from the current position of a WAV file."""
+class _PcmWave(PcmFrames):
+    """PCM samples of a WAV file.
 
-    file: BinaryIO
-    channels: int
-    sample_rate: int
-    width: int  # bytes per sample
-    left: int  # bytes of samples
+    The length that its header states is wrong where a recorder was killed, could not seek, or wrote
+    more than 4 GiB: what follows the stated end is then no chunk, but more samples.
+    """
 
-    def read(self, frames: int) -> npt.NDArray[Any]:
-        size = self.width * self.channels
-        data = self.file.read(min(frames * size, self.left))
-        self.left -= len(data)
-        data = data[: len(data) - len(data) % size]  # the file may end within a frame
-        return _decode_pcm(data, self.width).reshape(-1, self.channels)
+    def __init__(
+        self, stream: ByteStream, channels: int, sample_rate: int, width: int, stated: int
+    ) -> None:
+        super().__init__(stream, width * channels)
+        self.channels, self.sample_rate = channels, sample_rate
+        self._width = width  # bytes per sample
+        self._stated = self._left = stated  # bytes
+        self._taken = 0
+        self.wrong_length = ""
+        """A sentence, at the end."""
 
-    def close(self) -> None:
-        self.file.close()
+    def read(self, frames: int) -> npt.NDArray[Any] | None:  # type: ignore[override]
+        if (data := super().read(frames)) is not None:
+            return _decode_pcm(data, self._width).reshape(-1, self.channels)
+        # A writer to a pipe cannot know the length: only a file is expected to state it.
+        if self._taken != self._stated and (self._stream.regular or self._stated < _ENDLESS):
+            stated_s, taken_s = (
+                bytes_ / (self._frame_bytes * self.sample_rate)
+                for bytes_ in (self._stated, self._taken)
+            )
+            self.wrong_length = (
+                f"The header states {stated_s:.1f} s of audio, and {taken_s:.1f} s were found and "
+                "read: the recorder was interrupted, or wrote more than a header can state."
+            )
+        return None
+
+    def _take(self, most: int) -> bytes:
+        if self._left == 0:
+            if self._at_chunk():
+                return b""
+            self._left = 1 << 32  # by which a long file's stated length is wrong
+        data = self._stream.read(min(most, self._left))
+        self._left -= len(data)
+        self._taken += len(data)
+        return data
+
+    def _at_chunk(self) -> bool:
+        """Whether another chunk or the end comes next, and not samples."""
+        pad = self._stated % 2
+        after = self._stream.peek(8 + pad)[pad:]
+        named = _CHUNK.match(after) and int.from_bytes(after[4:8], "little") < 1 << 24
+        return len(after) < 8 or bool(named)
 
 
 def _decode_pcm(data: bytes, width: int) -> npt.NDArray[Any]:
@@ -279,31 +642,38 @@ def _decode_pcm(data: bytes, width: int) -> npt.NDArray[Any]:
 
 
 class _SoundFile:
-    """Everything else, by libsndfile."""
+    """Everything else, by libsndfile; what cannot seek is copied first."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, stream: ByteStream, path: Path | None, name: str) -> None:
         convert = "ffmpeg -i IN -c:a pcm_s16le OUT.wav"
         try:
             # Imported here: it is an extra, and PCM WAV does not need it.
             soundfile: Any = importlib.import_module("soundfile")
         except (ImportError, OSError):
             raise AudioError(
-                f"{path} is no PCM WAV, and soundfile, which reads the rest, is not installed.",
+                f"{name} is no PCM WAV, and soundfile, which reads the rest, is not installed.",
                 fix=f"pip install 'frami-edge-runtime[audio]', or convert it: {convert}",
             ) from None
         try:
-            self._file: Any = soundfile.SoundFile(str(path))
+            file: Any = str(path)
+            if path is None:
+                file = tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115
+                while data := stream.read(BLOCK_BYTES):
+                    file.write(data)
+                file.seek(0)
+            self._file: Any = soundfile.SoundFile(file)
         except Exception as error:  # libsndfile's own errors, and TypeError for headerless formats
+            why = getattr(error, "error_string", "") or reason(error)
             raise AudioError(
-                f"{path} is no audio file that can be read: {reason(error).rstrip('.')}.",
+                f"{name} is no audio file that can be read: {why.rstrip('.')}.",
                 fix=f"Convert it: {convert}",
             ) from None
         self.sample_rate = int(self._file.samplerate)
         self.channels = int(self._file.channels)
 
-    def read(self, frames: int) -> npt.NDArray[Any]:
+    def read(self, frames: int) -> npt.NDArray[Any] | None:
         x_NC: npt.NDArray[Any] = self._file.read(frames, dtype="float32", always_2d=True)
-        return x_NC
+        return x_NC if len(x_NC) else None
 
     def close(self) -> None:
         self._file.close()

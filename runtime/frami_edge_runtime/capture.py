@@ -12,45 +12,47 @@ them), or None at the end. Lost samples are counted and never spliced over::
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import re
 import shutil
 import subprocess
 import threading
+import time
 from collections import deque
-from dataclasses import dataclass, replace
-from typing import Any, BinaryIO, Final
+from dataclasses import replace
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from frami_edge_runtime.audio import Channel, check_channel, check_rate, to_mono
+from frami_edge_runtime.audio import (
+    POLL_S,
+    STALLED_S,
+    AudioFile,
+    ByteStream,
+    CaptureStats,
+    Channel,
+    InputMonitor,
+    PcmFrames,
+    check_channel,
+    check_rate,
+)
 from frami_edge_runtime.errors import AudioError
 from frami_edge_runtime.state import reason
 
 LONGEST_QUEUE_S: Final = 600.0
-STALLED_S: Final = 5.0
 PCM_FORMATS: Final = {"s16le": "<i2", "s32le": "<i4", "f32le": "<f4"}
+DRIVERS: Final = ("auto", "arecord", "portaudio")
+CLOCK_SLACK_S: Final = 1.0
 _PIPE_FRAMES: Final = 8192
 _OVERRUN: Final = re.compile(r"overrun.*?([\d.]+) ms")
-_OTHER_RATE: Final = re.compile(r"rate is not accurate.*?got = (\d+)", re.IGNORECASE)
-
-
-@dataclass
-class CaptureStats:
-    """Counters since the capture was opened, in samples at its rate."""
-
-    samples_in: int = 0
-    """Captured samples, including those that were dropped later."""
-    dropped: int = 0
-    """Lost samples: dropped before they were read, or reported lost by the device."""
-    overruns: int = 0
-    """How many times samples were lost."""
-    lag_s: float = 0.0
-    """Seconds of audio that wait to be read."""
-    max_lag_s: float = 0.0
-    """The most that ever waited."""
+# arecord's description of the device, and of the stream that it opened; the first one is the outer.
+_CAN: Final = re.compile(r"(CHANNELS|FORMAT): +\[?(.*?)\]?$")
+_OPENED: Final = re.compile(r"rate +: (\d+)$")
+_FORMATS: Final = {"S16_LE": "s16le", "S32_LE": "s32le", "FLOAT_LE": "f32le"}
+_ALSA_NAME: Final = re.compile(r"\w+:\S+")
 
 
 class SampleQueue:
@@ -76,14 +78,14 @@ class SampleQueue:
             )
         self._capacity = seconds * sample_rate
         self._changed = threading.Condition()
-        self._blocks: deque[tuple[int, npt.NDArray[np.int16]]] = deque()  # (lost before, samples)
+        self._blocks: deque[tuple[int, npt.NDArray[Any]]] = deque()  # (lost before, samples)
         self._lost = 0  # since the newest block
         self._waiting = 0  # samples
         self._stats = CaptureStats()
         self._closed = False
         self._error: AudioError | None = None
 
-    def put(self, samples: npt.NDArray[np.int16]) -> None:
+    def put(self, samples: npt.NDArray[Any]) -> None:
         """Append a copy of (N,) samples; never waits."""
         if len(samples) == 0:
             return
@@ -111,7 +113,7 @@ class SampleQueue:
 
     def get(
         self, most: int | None = None, timeout: float | None = None
-    ) -> tuple[npt.NDArray[np.int16], int] | None:
+    ) -> tuple[npt.NDArray[Any], int] | None:
         """Take what waits, up to the next loss and ``most`` samples; wait ``timeout`` s for some.
 
         Returns:
@@ -152,40 +154,64 @@ class SampleQueue:
 
 
 class Microphone:
-    """Captures mono int16 with PortAudio (sounddevice) or, without it, with ALSA's arecord.
+    """Captures mono audio with PortAudio (sounddevice) or with ALSA's arecord.
 
     A capture thread only copies into a `SampleQueue`. Samples that the queue drops are counted
     exactly; losses in the driver are estimated from its time stamps (PortAudio) or its messages
-    (arecord).
+    (arecord), and are never longer than the time that has passed.
 
     Args:
-        sample_rate: Wanted rate in Hz. A PortAudio device without it is opened at its own rate;
-            ALSA converts.
+        sample_rate: Wanted rate in Hz. A device without it is opened at its own rate; ALSA's
+            ``plughw`` converts.
         device: Name or number of a sounddevice device, or name of an ALSA PCM (``plughw:1``); None
             for the default.
         seconds: Audio that may wait for the reader before the oldest is dropped.
+        driver: ``portaudio``, ``arecord``, or ``auto``: arecord for a name as ALSA's or where there
+            is no PortAudio.
+        channels: Channels to open; default: as many as ``channel`` needs.
+        channel: ``"mix"`` averages them; 1 is the first.
 
     Raises:
-        AudioError: There is no way to record here, or the device does not exist or is in use.
+        AudioError: There is no way to record here, or the device does not exist, is in use, or has
+            no such channel.
     """
 
     def __init__(
-        self, sample_rate: int, device: str | int | None = None, *, seconds: float = 10.0
+        self,
+        sample_rate: int,
+        device: str | int | None = None,
+        *,
+        seconds: float = 10.0,
+        driver: str = "auto",
+        channels: int | None = None,
+        channel: Channel = "mix",
     ) -> None:
         self._driver: _PortAudio | _Arecord
         rate = check_rate(sample_rate)
-        try:
-            sounddevice = importlib.import_module("sounddevice")
-        except (ImportError, OSError):  # OSError: there is no PortAudio library
-            if not shutil.which("arecord"):
-                raise AudioError(
-                    "There is no way to record here: neither PortAudio nor arecord is installed.",
-                    fix="pip install 'frami-edge-runtime[mic]' and apt-get install libportaudio2, "
-                    "or apt-get install alsa-utils.",
-                ) from None
-            self._driver = _Arecord(rate, device, seconds)
+        if channel != "mix":
+            channels = channels or max(1, int(channel))
+            check_channel(channel, channels, "The microphone")
+        if driver not in DRIVERS:
+            raise AudioError(f"There is no driver {driver!r}.", fix=f"Use {', '.join(DRIVERS)}.")
+        sounddevice = None
+        arecord = driver != "portaudio" and shutil.which("arecord")
+        if driver != "arecord":
+            with contextlib.suppress(
+                ImportError, OSError
+            ):  # OSError: there is no PortAudio library
+                sounddevice = importlib.import_module("sounddevice")
+        alsa = isinstance(device, str) and _ALSA_NAME.fullmatch(device)
+        if arecord and (alsa or sounddevice is None):
+            self._driver = _Arecord(rate, device, seconds, channels, channel)
+        elif sounddevice is not None:
+            self._driver = _PortAudio(sounddevice, rate, device, seconds, channels or 1, channel)
         else:
-            self._driver = _PortAudio(sounddevice, rate, device, seconds)
+            wanted = {"auto": "neither PortAudio nor arecord is"}.get(driver, f"{driver} is not")
+            raise AudioError(
+                f"There is no way to record here: {wanted} installed.",
+                fix="pip install 'frami-edge-runtime[mic]' and apt-get install libportaudio2, "
+                "or apt-get install alsa-utils.",
+            )
         self._queue = self._driver.queue
         self.sample_rate = self._queue.sample_rate
         """Rate of the captured samples in Hz."""
@@ -195,14 +221,15 @@ class Microphone:
 
     def read(
         self, most: int | None = None, timeout: float = STALLED_S
-    ) -> tuple[npt.NDArray[np.int16], int] | None:
+    ) -> tuple[npt.NDArray[Any], int] | None:
         """Wait for up to ``most`` samples; None after `close`.
 
         Returns:
             (samples (N,), samples lost right before them)
 
         Raises:
-            AudioError: No samples came within ``timeout`` seconds, or the device failed.
+            AudioError: No samples came within ``timeout`` seconds, or the device failed or was
+                unplugged.
         """
         block = self._queue.get(most, timeout)
         if block is not None and len(block[0]) == 0:
@@ -214,8 +241,18 @@ class Microphone:
 
     @property
     def stats(self) -> CaptureStats:
-        """Counters of captured and lost samples."""
-        return self._queue.stats
+        """Counters of captured and lost samples, and of what is wrong with them."""
+        counted, noticed = self._queue.stats, self._driver.monitor.stats
+        return replace(
+            counted,
+            clipped=noticed.clipped,
+            dead_s=noticed.dead_s,
+            clock_steps=noticed.clock_steps,
+        )
+
+    def take_warnings(self) -> list[tuple[str, str]]:
+        """New warnings, see `audio.InputMonitor`."""
+        return self._driver.monitor.take_warnings()
 
     def close(self) -> None:
         """Stop capturing; samples that wait can still be read."""
@@ -228,37 +265,67 @@ class Microphone:
         self.close()
 
 
+def _bounded(stated_s: float, passed_s: float, monitor: InputMonitor) -> float:
+    """Seconds lost: what a driver states by a clock that may be set, as far as time has passed."""
+    if -CLOCK_SLACK_S <= stated_s <= passed_s + CLOCK_SLACK_S:
+        return stated_s
+    monitor.stats.clock_steps += 1
+    monitor.warn(
+        "clock",
+        f"The clock of {monitor.name} jumped: its time stamps say that {stated_s:.1f} s were lost; "
+        f"{max(0.0, passed_s):.1f} s are counted.",
+    )
+    return passed_s
+
+
 class _PortAudio:
     """An open sounddevice stream that fills a queue."""
 
     def __init__(
-        self, sounddevice: Any, wanted: int, device: str | int | None, seconds: float
+        self,
+        sounddevice: Any,
+        wanted: int,
+        device: str | int | None,
+        seconds: float,
+        channels: int,
+        channel: Channel,
     ) -> None:
+        self.name = "the microphone" if device is None else f"microphone {device}"
         if isinstance(device, str) and device.isdigit():
             device = int(device)
-        self.name = "the microphone" if device is None else f"microphone {device}"
+        elif alsa := re.fullmatch(r"(?:plug)?hw:(\d+)(?:,(\d+))?", str(device)):
+            device = f"(hw:{alsa[1]},{alsa[2] or 0})"  # as PortAudio's names end
         self.note = ""
         self._expected: float | None = None  # time stamp of the next buffer, in seconds
-        settings = {"device": device, "channels": 1, "dtype": "int16"}
+        self._called = time.monotonic()
+        settings = {"device": device, "channels": channels, "dtype": "int16"}
         try:
             rate = self._usable_rate(sounddevice, wanted, settings)
             self.queue = SampleQueue(rate, seconds)
+            self.monitor = InputMonitor(self.name, rate, channel)
             self._stream = sounddevice.InputStream(
                 samplerate=rate,
                 callback=self._callback,
-                finished_callback=self.queue.close,
+                finished_callback=self._finished,
                 **settings,
             )
             self._stream.start()
         except (sounddevice.PortAudioError, ValueError) as error:
             raise AudioError(
                 f"The microphone cannot be opened: {reason(error).rstrip('.')}.",
-                fix="`python -m sounddevice` lists the devices; choose one by name or number.",
+                fix="`python -m sounddevice` lists the devices; choose one by name or number, or "
+                "use arecord: --driver arecord.",
             ) from None
 
     def close(self) -> None:
-        self._stream.close()
         self.queue.close()
+        self._stream.close()
+
+    def _finished(self) -> None:
+        """PortAudio's stream has ended: by `close`, which was first then, or by itself."""
+        what = f"{self.name[:1].upper()}{self.name[1:]} stopped recording."
+        fix = "Check that it is plugged in, and start again."
+        self.queue.close(AudioError(what, fix=fix))
 
     def _usable_rate(self, sounddevice: Any, wanted: int, settings: dict[str, Any]) -> int:
         try:
@@ -272,33 +339,90 @@ class _PortAudio:
             self.note = f"The microphone cannot record at {wanted} Hz; it is opened at {own} Hz."
             return own
 
-    def _callback(self, indata: Any, frames: int, time: Any, status: Any) -> None:
-        begin = float(time.inputBufferAdcTime)
+    def _callback(self, indata: Any, frames: int, clock: Any, status: Any) -> None:
+        begin, now, rate = float(clock.inputBufferAdcTime), time.monotonic(), self.queue.sample_rate
         if status.input_overflow:
             # PortAudio reports that samples were lost, not how many: its time stamps jump.
-            jump = 0.0 if self._expected is None else begin - self._expected
-            self.queue.lose(max(1, round(jump * self.queue.sample_rate)))
-        self._expected = begin + frames / self.queue.sample_rate
-        self.queue.put(indata[:, 0])
+            jump = 0.0 if self._expected is None or begin == 0 else begin - self._expected
+            passed = now - self._called - frames / rate
+            self.queue.lose(max(1, round(_bounded(jump, passed, self.monitor) * rate)))
+        self._expected, self._called = begin + frames / rate, now
+        self.queue.put(self.monitor.mono(indata))
 
 
 class _Arecord:
     """A running arecord, and two threads that read its samples and its messages.
 
-    Every Linux board has arecord, or apt-get does. The ALSA device converts the rate where the
-    hardware cannot.
+    Every Linux board has arecord, or apt-get does. It describes the device before it opens it, and
+    then what it opened: where the device lacks the format or number of channels, it is started once
+    more with one that the device has; another rate is the rate of the source.
     """
 
-    note = ""
+    def __init__(
+        self,
+        wanted: int,
+        device: str | int | None,
+        seconds: float,
+        channels: int | None,
+        channel: Channel,
+    ) -> None:
+        self._pcm = "default" if device is None else str(device)
+        self.name = f"ALSA device {self._pcm}"
+        self.note = ""
+        # ALSA mixes down to one channel, and copies to two and more.
+        count, encoding = channels or 1, "S16_LE"
+        if channel != "mix" and count == 1:
+            count = 2
+        self._samples: threading.Thread | None = None
+        self._arrived = time.monotonic()
+        self._start(wanted, count, encoding)
+        if self._rate is None and (other := self._alternative(count, encoding)):
+            count, encoding = other
+            with self._process:
+                self._messages.join()
+            if count < (channels or 1):
+                raise AudioError(
+                    f"{self.name} has {count} channels, not {channels}.",
+                    fix=f"Use a channel in 1..{count}.",
+                )
+            self._start(wanted, count, encoding)
+        if self._rate is None:
+            with self._process:
+                raise self._stopped()
+        if self._rate != wanted:
+            self.note = (
+                f"The microphone cannot record at {wanted} Hz; it is opened at {self._rate} Hz."
+            )
+        elif self._linear:
+            self.note = (
+                "ALSA converts the rate by linear interpolation, which distorts high frequencies: "
+                "use hw:... with soxr, or apt-get install libasound2-plugins."
+            )
+        if channel == "mix" and count > (channels or 1):
+            self.note = f"{self.note} The average of its {count} channels is used.".strip()
+        self.queue = SampleQueue(self._rate, seconds)
+        self._source = PcmPipe(
+            self._process.stdout,
+            self._rate,
+            _FORMATS[encoding],
+            channels=count,
+            channel=channel,
+            name=self.name,
+        )
+        self.monitor = self._source.monitor
+        self._samples = threading.Thread(target=self._read_samples, daemon=True)
+        self._samples.start()
 
-    def __init__(self, wanted: int, device: str | int | None, seconds: float) -> None:
-        pcm = "default" if device is None else str(device)
-        self.name = f"ALSA device {pcm}"
-        self.queue = SampleQueue(wanted, seconds)
+    def _start(self, wanted: int, channels: int, encoding: str) -> None:
+        """Run arecord until it has opened the device, or ended."""
         self._last_message = ""
-        command = ["arecord", "-q", "-D", pcm, "-t", "raw", "-f", "S16_LE", "-c", "1"]
+        self._rate: int | None = None
+        self._can: dict[str, str] = {}
+        self._linear = False
+        self._known = threading.Event()
+        command = ["arecord", "-q", "-v", "--dump-hw-params", "-D", self._pcm, "-t", "raw"]
         self._process = subprocess.Popen(
-            [*command, "-r", str(wanted)],
+            [*command, "-f", encoding, "-c", str(channels), "-r", str(wanted)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -306,70 +430,95 @@ class _Arecord:
             start_new_session=True,  # Ctrl-C reaches only this program, and close() ends arecord
         )
         self._messages = threading.Thread(target=self._read_messages, daemon=True)
-        self._samples = threading.Thread(target=self._read_samples, daemon=True)
         self._messages.start()
-        self._samples.start()
+        if not self._known.wait(STALLED_S):
+            self._process.kill()
+            self._last_message = f"it did not open the device within {STALLED_S:g} s"
+
+    def _alternative(self, channels: int, encoding: str) -> tuple[int, str] | None:
+        """Channels and format that the device has, where they are others."""
+        counts = [int(n) for n in re.findall(r"\d+", self._can.get("CHANNELS", ""))]
+        formats = self._can.get("FORMAT", "").split()
+        other = next((name for name in _FORMATS if name in formats), encoding)
+        count = min(max(channels, counts[0]), counts[-1]) if counts else channels
+        return (count, other) if (count, other) != (channels, encoding) else None
+
+    def _stopped(self) -> AudioError:
+        self._messages.join(STALLED_S)  # its last message
+        why = self._last_message or f"exit code {self._process.wait()}"
+        return AudioError(
+            f"arecord stopped recording: {why.rstrip('.')}.",
+            fix="`arecord -L` lists the devices; choose one with --device, as plughw:1.",
+        )
 
     def close(self) -> None:
         self.queue.close()
         with self._process:  # waits for its end and closes the pipes
             self._process.kill()
             self._messages.join()
-            self._samples.join()
+            if self._samples is not None:
+                self._samples.join()
 
     def _read_samples(self) -> None:
-        pipe: Any = self._process.stdout
-        pcm = PcmPipe(pipe, self.queue.sample_rate)
-        while (block := pcm.read()) is not None:
+        while (block := self._source.read()) is not None:
+            self._arrived = time.monotonic()
             self.queue.put(block[0])
-        self._messages.join()  # its last message
-        why = self._last_message or f"exit code {self._process.wait()}"
-        fix = "`arecord -L` lists the devices; choose one with the device option."
-        self.queue.close(AudioError(f"arecord stopped recording: {why.rstrip('.')}.", fix=fix))
+        self.queue.close(self._stopped())
 
     def _read_messages(self) -> None:
-        rate = self.queue.sample_rate
         for line in self._process.stderr or ():
             text = line.decode("utf-8", "replace").strip()
-            if overrun := _OVERRUN.search(text):
-                self.queue.lose(max(1, round(float(overrun[1]) / 1000 * rate)))
-            elif other := _OTHER_RATE.search(text):
-                found = f"{self.name} records at {other[1]} Hz only, not at {rate} Hz."
-                fix = "Use a device that converts (plughw:...), or that rate."
-                self.queue.close(AudioError(found, fix=fix))
-            elif text:
+            if self._samples and (overrun := _OVERRUN.search(text)):
+                passed = time.monotonic() - self._arrived
+                lost_s = _bounded(float(overrun[1]) / 1000, passed, self.monitor)
+                self.queue.lose(max(1, round(lost_s * self.queue.sample_rate)))
+            elif self._rate is None:
+                if can := _CAN.match(text):
+                    self._can[can[1]] = can[2]
+                elif opened := _OPENED.match(text):
+                    self._rate = int(opened[1])
+                    self._known.set()
+                elif text.startswith("Converter: linear"):
+                    self._linear = True
+            if ": " in text and text.startswith(("arecord: ", "ALSA lib ")):
                 self._last_message = text.rpartition("arecord: ")[2]
+        self._known.set()
 
 
 class PcmPipe:
     """Raw PCM from a pipe, as ``ffmpeg -i ... -f s16le -ac 1 -ar 16000 -`` writes it.
 
     A writer that is faster than the reader waits, so nothing is lost. Bytes after the last whole
-    frame are ignored.
+    frame are ignored. An audio file of the same rate that comes through the pipe is recognised and
+    decoded.
 
     Args:
-        stream: Buffered binary stream, for example ``sys.stdin.buffer``; the caller closes it.
+        stream: Binary stream, for example ``sys.stdin.buffer``, or a `audio.ByteStream` of it; the
+            caller closes it.
         sample_rate: Hz.
         encoding: ``s16le``, ``s32le`` or ``f32le``.
         channels: Number of interleaved channels.
         channel: ``"mix"`` averages all channels; 1 is the first.
+        stall_s: Seconds without data after which `read` fails; None: never.
 
     Raises:
         AudioError: The rate, encoding or channel is out of range.
     """
 
-    name = "standard input"
     device_note = ""
 
     def __init__(
         self,
-        stream: BinaryIO,
+        stream: Any,
         sample_rate: int,
         encoding: str = "s16le",
         *,
         channels: int = 1,
         channel: Channel = "mix",
+        name: str = "standard input",
+        stall_s: float | None = None,
     ) -> None:
+        self.name = name
         self.sample_rate = check_rate(sample_rate)
         if encoding not in PCM_FORMATS:
             raise AudioError(
@@ -377,38 +526,57 @@ class PcmPipe:
                 fix=f"Use one of {', '.join(PCM_FORMATS)}.",
             )
         check_channel(channel, channels, self.name)
-        self._stream: Any = stream
+        self._stream = stream if isinstance(stream, ByteStream) else ByteStream(stream)
         self._dtype = np.dtype(PCM_FORMATS[encoding])
-        self._channels, self._channel = channels, channel
-        self._rest = b""
+        self._frames = PcmFrames(self._stream, self._dtype.itemsize * channels)
+        self._channels, self._channel, self._stall_s = channels, channel, stall_s
+        self._file: AudioFile | None = None
         self._at_start = True
+        self.monitor = InputMonitor(name, self.sample_rate, channel, stall_s)
 
     def read(self) -> tuple[npt.NDArray[Any], int] | None:
-        """(samples that have arrived, at least one, and 0 lost samples); None at the end.
+        """(samples that have arrived, and 0 lost samples); None at the end.
+
+        There are no samples only where none came for a second.
 
         Raises:
-            AudioError: The stream is a WAV file.
+            AudioError: Nothing came for ``stall_s``, or the stream is an audio file that cannot be
+                decoded here or has another rate.
         """
-        size = self._dtype.itemsize * self._channels
-        data = self._rest
-        while len(data) < size:
-            chunk = self._stream.read1(_PIPE_FRAMES * size)
-            if not chunk:
-                return None
-            data += chunk
-        if self._at_start and data[:4] == b"RIFF":
-            raise AudioError(
-                "A WAV file came through the pipe, where raw samples were expected.",
-                fix="Give the file by its name, or let ffmpeg write raw: -f s16le -",
-            )
-        self._at_start = False
-        frames = len(data) // size
-        self._rest = data[frames * size :]
-        x_NC = np.frombuffer(data, self._dtype, frames * self._channels)
-        x_NC = x_NC.reshape(frames, self._channels)
+        if self._at_start and self._stream.wait(POLL_S):
+            self._at_start = False
+            if found := self._stream.container():
+                self._open_file(found)
+        if self._file is not None:
+            return self._file.read()
+        if (data := self._frames.read(_PIPE_FRAMES)) is None:
+            self.monitor.review()
+            return None
+        if not data:
+            self.monitor.stalled(POLL_S)
+        x_NC = np.frombuffer(data, self._dtype).reshape(-1, self._channels)
         if self._dtype.str == "<i4":
             x_NC = (x_NC * 2.0**-31).astype(np.float32)
-        return to_mono(x_NC, self._channel), 0
+        return self.monitor.mono(x_NC), 0
+
+    def _open_file(self, found: str) -> None:
+        file = AudioFile(self._stream, self._channel, name=self.name, stall_s=self._stall_s)
+        if file.sample_rate != self.sample_rate:
+            raise AudioError(
+                f"{self.name} is no raw PCM but {found}, of {file.sample_rate} Hz and not "
+                f"{self.sample_rate} Hz.",
+                fix="Leave --rate out: the file states its own.",
+            )
+        self._file = file
+
+    @property
+    def stats(self) -> CaptureStats:
+        """Counters so far."""
+        return replace(self.monitor.stats) if self._file is None else self._file.stats
+
+    def take_warnings(self) -> list[tuple[str, str]]:
+        """New warnings, see `audio.InputMonitor`."""
+        return (self.monitor if self._file is None else self._file).take_warnings()
 
     def close(self) -> None:
         """Do nothing: the caller closes the stream."""

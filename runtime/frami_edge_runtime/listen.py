@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
@@ -27,8 +27,8 @@ import numpy as np
 import numpy.typing as npt
 
 from frami_edge_runtime import __version__
-from frami_edge_runtime.audio import INT16_SCALE, AudioFile
-from frami_edge_runtime.capture import Microphone, PcmPipe
+from frami_edge_runtime.audio import INT16_SCALE, STALLED_S, AudioFile, ByteStream
+from frami_edge_runtime.capture import DRIVERS, Microphone, PcmPipe
 from frami_edge_runtime.classifier import Classifier
 from frami_edge_runtime.errors import AudioError, FramiEdgeError
 from frami_edge_runtime.events import Event, EventDetector, EventSpec
@@ -70,7 +70,7 @@ class LevelMeter:
         block_s = max(LEVEL_BLOCK_S, span_s / MOST_LEVEL_BLOCKS)
         self._block = round(block_s * sample_rate)  # samples
         self._blocks = math.ceil(span_s * sample_rate / self._block) + 2
-        self._sums = np.zeros((2, 1))  # energy and number of samples of each kept block
+        self._sums = np.zeros((3, 1))  # energy, sum and number of samples of each kept block
         self._clock = 0  # samples
 
     def push(self, samples: npt.NDArray[Any]) -> None:
@@ -81,9 +81,9 @@ class LevelMeter:
         at = (self._clock + np.arange(len(x) + 1)) // self._block - self._clock // self._block
         self._clock += len(x)
         size = int(at[-1]) + 1  # the last block may still be empty
-        fresh = [np.bincount(at[:-1], x * x, size), np.bincount(at[:-1], minlength=size)]
-        fresh[0][0] += self._sums[0, -1]
-        fresh[1][0] += self._sums[1, -1]
+        values = (x * x, x, np.ones_like(x))
+        fresh: npt.NDArray[Any] = np.stack([np.bincount(at[:-1], value, size) for value in values])
+        fresh[:, 0] += self._sums[:, -1]
         self._sums = np.hstack([self._sums[:, :-1], fresh])[:, -self._blocks :]
 
     def lose(self, samples: int) -> None:
@@ -91,18 +91,20 @@ class LevelMeter:
         before = self._clock // self._block
         self._clock += samples
         fresh = min(self._clock // self._block - before, self._blocks)
-        self._sums = np.hstack([self._sums, np.zeros((2, fresh))])[:, -self._blocks :]
+        self._sums = np.hstack([self._sums, np.zeros((3, fresh))])[:, -self._blocks :]
 
     def level_db(self, t0: float, t1: float) -> float:
         """RMS level from ``t0`` to ``t1`` seconds in dB of full scale, at least -120.
 
-        A full-scale sine has -3 dB. Lost samples and everything older than the span are left out.
+        A full-scale sine has -3 dB. A constant offset, lost samples and everything older than the
+        span are left out.
         """
         oldest = self._clock // self._block + 1 - self._sums.shape[1]
         first = max(0, int(t0 * self._rate / self._block) - oldest)
         last = max(first, math.ceil(t1 * self._rate / self._block) - oldest)
-        energy, count = self._sums[:, first:last].sum(axis=1).tolist()
-        return max(QUIETEST_DB, 10 * math.log10(energy / count)) if energy else QUIETEST_DB
+        energy, total, count = self._sums[:, first:last].sum(axis=1).tolist()
+        power = energy / count - (total / count) ** 2 if count else 0.0
+        return 10 * math.log10(max(power, 10 ** (QUIETEST_DB / 10)))
 
 
 class _Stop:
@@ -116,12 +118,13 @@ class _Stop:
             raise KeyboardInterrupt
         self._wanted = True
 
-    def read(self, source: Source) -> tuple[npt.NDArray[Any], int] | None:
+    def wait(self, read: Callable[[], Any]) -> Any:
+        """Call a function that may wait for input."""
         self._waiting = True
         try:
             if self._wanted:
                 raise KeyboardInterrupt
-            return source.read()
+            return read()
         finally:
             self._waiting = False
 
@@ -156,6 +159,11 @@ class _Session:
         self._gaps = self._results = 0
         self._shown_to = 0.0  # seconds
         self._started: Counter[str] = Counter()
+        self._warned: Counter[str] = Counter()
+        read = source.read
+        if isinstance(source, Microphone):
+            read = partial(source.read, timeout=options.stall_s or STALLED_S)
+        self._read = read
 
     def records(self, stop: _Stop) -> Iterator[Record]:
         started = time.perf_counter()
@@ -168,7 +176,8 @@ class _Session:
                 fix = "Give a source with audio."
                 raise AudioError(f"{self._source.name} holds no samples.", fix=fix)
             yield from self._show(self._detector.finish())
-        mic = self._source if isinstance(self._source, Microphone) else None
+        yield from self._warn()
+        stats = self._source.stats
         yield {
             "type": "summary",
             "reason": reason,
@@ -180,7 +189,12 @@ class _Session:
             "gaps": self._gaps,
             "wall_s": time.perf_counter() - started,
             "busy_s": self._stream.stats.busy_s,
-            "max_lag_s": mic.stats.max_lag_s if mic else 0.0,
+            "max_lag_s": stats.max_lag_s,
+            "warnings": dict(self._warned),
+            "clipped": stats.clipped,
+            "dead_s": stats.dead_s,
+            "stalled_s": stats.stalled_s,
+            "clock_steps": stats.clock_steps,
         }
 
     def _start_record(self) -> Record:
@@ -210,9 +224,10 @@ class _Session:
         """Read and push; return why it ended."""
         while self._clock < self._limit:
             try:
-                block = stop.read(self._source)
+                block = stop.wait(self._read)
             except KeyboardInterrupt:
                 return "interrupted"
+            yield from self._warn()
             if block is None:
                 return "end"
             samples, lost = block
@@ -251,11 +266,25 @@ class _Session:
         if span >= WARN_OVER_S * self._rate:
             self._reviewed = (self._clock, self._lost)
             if lost > WARN_SHARE * span:
-                message = (
+                yield self._warning(
+                    "lost",
                     f"{100 * lost / span:.0f} % of the audio of the last {WARN_OVER_S / 60:g} "
-                    "minutes was lost: this machine does not keep up."
+                    "minutes was lost: this machine does not keep up.",
                 )
-                yield {"type": "warning", "message": message}
+
+    def _warn(self) -> Iterator[Record]:
+        for kind, message in self._source.take_warnings():
+            yield self._warning(kind, message)
+
+    def _warning(self, kind: str, message: str) -> Record:
+        self._warned[kind] += 1
+        return {
+            "type": "warning",
+            "kind": kind,
+            "t": self._clock / self._rate,
+            "wall_t": time.time(),
+            "message": message,
+        }
 
     def _take(self, result: Result) -> Iterator[Record]:
         self._results += 1
@@ -350,6 +379,8 @@ class _Plain:
         text += f": {summary['results']} results, {sum(events.values())} events"
         if events:
             text += f" ({', '.join(f'{name} {n}' for name, n in sorted(events.items()))})"
+        if summary["warnings"]:
+            text += f"; {sum(summary['warnings'].values())} warnings"
         if summary["lost"]:
             share = 100 * summary["lost_s"] / audio_s
             text += f"; lost {summary['lost_s']:.2f} s ({share:.1f} %) in {summary['gaps']} gaps"
@@ -429,13 +460,14 @@ def run(options: argparse.Namespace) -> None:
     stop = _Stop()
     before = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with (
-            Classifier(options.model, options.backend) as classifier,
-            closing(open_source(options, classifier.info.mel.sample_rate)) as source,
-            closing(_choose_display(options)) as display,
-        ):
-            for record in _Session(classifier, source, options).records(stop):
-                display.show(record)
+        with Classifier(options.model, options.backend) as classifier:
+            try:
+                found = stop.wait(partial(open_source, options, classifier.info.mel.sample_rate))
+            except KeyboardInterrupt:
+                return  # while it waited for the first bytes: there is nothing to sum up
+            with closing(found) as source, closing(_choose_display(options)) as display:
+                for record in _Session(classifier, source, options).records(stop):
+                    display.show(record)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -460,15 +492,32 @@ def check(options: argparse.Namespace) -> bool:
 def open_source(options: argparse.Namespace, model_rate: int) -> Source:
     """The microphone, the pipe or the file that ``options.source`` names."""
     if options.source == MICROPHONE:
-        return Microphone(options.rate or model_rate, options.device, seconds=options.ring_s)
+        return Microphone(
+            options.rate or model_rate,
+            options.device,
+            seconds=options.ring_s,
+            driver=options.driver or "auto",
+            channels=options.channels,
+            channel=options.channel,
+        )
     if options.source != STDIN:
-        return AudioFile(options.source, options.channel)
+        return AudioFile(options.source, options.channel, stall_s=options.stall_s)
+    stream, name = ByteStream(sys.stdin.buffer), "standard input"
+    if options.rate is None:
+        if not stream.container():
+            raise AudioError(
+                "Raw samples do not state their rate.",
+                fix="Add --rate, the -ar of ffmpeg, or pipe a WAV file.",
+            )
+        return AudioFile(stream, options.channel, name=name, stall_s=options.stall_s)
     return PcmPipe(
-        sys.stdin.buffer,
+        stream,
         options.rate,
         options.encoding or "s16le",
         channels=options.channels or 1,
         channel=options.channel,
+        name=name,
+        stall_s=options.stall_s,
     )
 
 
@@ -518,12 +567,14 @@ _OPTIONS: Final[dict[str, tuple[tuple[str, str, Any, str, str], ...]]] = {
         ("--ignore", "ignore", str, "LABEL", "not this label; repeatable"),
     ),
     "source": (
-        ("--device", "device", str, "NAME", "sounddevice name or number, or ALSA PCM"),
+        ("--device", "device", str, "NAME", "ALSA PCM as plughw:1, or PortAudio name or number"),
+        ("--driver", "driver", str, "NAME", "auto, arecord or portaudio"),
         ("--rate", "rate", int, "HZ", "rate of raw PCM, or wanted rate of the microphone"),
         ("--format", "encoding", str, "F", "raw PCM: s16le (default), s32le or f32le"),
-        ("--channels", "channels", int, "N", "raw PCM: number of interleaved channels (default 1)"),
+        ("--channels", "channels", int, "N", "channels of raw PCM, or to open of a microphone"),
         ("--channel", "channel", channel, "N", "use one channel, from 1, instead of the average"),
         ("--ring", "ring_s", seconds, "S", "audio that may wait for the model (default 10)"),
+        ("--stall-timeout", "stall_s", seconds, "S", "fail if no audio comes (microphone: 5)"),
     ),
     "output": (("--duration", "duration_s", seconds, "S", "stop after this much audio"),),
 }
@@ -550,7 +601,7 @@ def make_parser(prog: str = "frami-edge-listen") -> argparse.ArgumentParser:
     )
     parser.set_defaults(top=3, backend="auto", channel="mix", ring_s=10.0)
     parser.add_argument("model", metavar="MODEL", help="the .onnx or .engine file of an export")
-    source = "an audio file, - for raw PCM on standard input, or mic (default)"
+    source = "an audio file, - for raw PCM or a file on standard input, or mic (default)"
     parser.add_argument("source", metavar="SOURCE", nargs="?", default=MICROPHONE, help=source)
     for title, options in _OPTIONS.items():
         group = parser.add_argument_group(title)
@@ -571,15 +622,15 @@ def parse(arguments: Sequence[str] | None, prog: str) -> argparse.Namespace:
     kind = options.source if options.source in (MICROPHONE, STDIN) else "a file"
     for option, given, kinds in (
         ("--device", options.device, (MICROPHONE,)),
+        ("--driver", options.driver, (MICROPHONE,)),
         ("--rate", options.rate, (MICROPHONE, STDIN)),
         ("--format", options.encoding, (STDIN,)),
-        ("--channels", options.channels, (STDIN,)),
-        ("--channel", options.channel != "mix", ("a file", STDIN)),
+        ("--channels", options.channels, (MICROPHONE, STDIN)),
     ):
         if given and kind not in kinds:
             parser.error(f"{option} is for {' and '.join(kinds)}, and the source is {kind}")
-    if kind == STDIN and options.rate is None:
-        parser.error("raw samples do not state their rate: add --rate, the -ar of ffmpeg")
+    if options.driver and options.driver not in DRIVERS:
+        parser.error(f"--driver is one of {', '.join(DRIVERS)}")
     if options.top < 1:
         parser.error("--top must be at least 1")
     return options

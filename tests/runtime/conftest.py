@@ -107,14 +107,41 @@ def build(
     )
 
 
+ARECORD_OPENS = """\
+HW Params of device "{device}":
+--------------------
+ACCESS:  MMAP_INTERLEAVED MMAP_NONINTERLEAVED MMAP_COMPLEX RW_INTERLEAVED RW_NONINTERLEAVED
+SUBFORMAT:  STD
+CHANNELS: [1 1073741823]
+RATE: [1 4294967295]
+--------------------
+Its setup is:
+  stream       : CAPTURE
+  format       : {format}
+  channels     : {channels}
+  rate         : {rate}
+  exact rate   : {rate} ({rate}/1)
+"""
+"""Of what arecord 1.2.8 prints with our flags; test_capture compares it with the real one."""
+
+
 @pytest.fixture
 def fake_arecord(tmp_path: Path) -> Callable[[str], dict[str, str]]:
-    """`fake_arecord(script)`: an environment whose only microphone is an arecord that runs it."""
+    """`fake_arecord(script)`: an environment whose only microphone is an arecord that runs it.
+
+    It opens any device, unless the script begins with ``# fails``.
+    """
 
     def make(script: str) -> dict[str, str]:
         path = tmp_path / "bin" / "arecord"
         path.parent.mkdir(exist_ok=True)
         head = "import random, struct, sys, time\nout = sys.stdout.buffer\nrandom.seed(0)\n"
+        if not script.startswith("# fails"):
+            head += (
+                "a = dict(zip(sys.argv, sys.argv[1:]))\n"
+                f"print({ARECORD_OPENS!r}.format(device=a['-D'], format=a['-f'], channels=a['-c'], "
+                "rate=a['-r']), file=sys.stderr, end='', flush=True)\n"
+            )
         path.write_text(f"#!{sys.executable}\n{head}{script}\n")
         path.chmod(0o755)
         (path.parent / "sounddevice.py").write_text("raise ImportError")

@@ -186,18 +186,19 @@ def test_arecord_is_used_without_sounddevice_and_its_overruns_are_counted(
     assert time.monotonic() - closing < 2  # it is terminated, not waited for
     np.testing.assert_array_equal(samples, np.r_[0:500, 600:700])
     assert (losses[-1], sum(losses)) == (100, 100)
-    assert arguments.read_text() == "-q -D plughw:1 -t raw -f S16_LE -c 1 -r 8000"
-
-
-OTHER_RATE = "Warning: rate is not accurate (requested = 8000Hz, got = 48000Hz)"
+    flags = "-q -v --dump-hw-params -D plughw:1 -t raw -f S16_LE -c 1 -r 8000"
+    assert arguments.read_text() == flags
 
 
 @pytest.mark.parametrize(
     ("script", "message"),
     [
-        ("sys.exit('arecord: main:831: audio open error: No such file')", "audio open error: No"),
-        ("sys.exit(3)", "exit code 3"),
-        (f"sys.stderr.write('{OTHER_RATE}'); sys.stderr.close()", "records at 48000 Hz only"),
+        (
+            "# fails\nsys.exit('arecord: main:831: audio open error: No such file')",
+            "audio open error: No",
+        ),
+        ("# fails\nsys.exit(3)", "exit code 3"),
+        ("sys.exit('arecord: pcm_read:2221: read error: No such device')", "No such device"),
         (None, "no way to record here"),  # neither is installed
     ],
 )
@@ -244,8 +245,3 @@ def test_pipes_have_formats_and_channels(data: np.ndarray, arguments: Any, expec
     block = PcmPipe(io.BytesIO(data.tobytes()), RATE, **arguments).read()
     assert block is not None
     assert block[0].tolist() == expected
-
-
-def test_a_wav_file_in_a_pipe_is_not_taken_for_samples() -> None:
-    with pytest.raises(AudioError, match="A WAV file came through the pipe"):
-        PcmPipe(io.BytesIO(b"RIFF" + bytes(100)), RATE).read()

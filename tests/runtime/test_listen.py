@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from stream_kit import as_int16, write_wav
 
+from frami_edge_runtime.audio import CaptureStats
 from frami_edge_runtime.classifier import Classifier
 from frami_edge_runtime.events import EventDetector, EventSpec
 from frami_edge_runtime.listen import LevelMeter, main
@@ -126,7 +127,8 @@ def test_options_choose_what_is_reported(listen: Listen, wav_path: Path) -> None
         (["{wav}", "--on", "1.5"], 1, "on must be a number in 0..1"),
         (["{wav}", "--window", "1", "--forget", "1"], 1, "exclude each other"),
         (["{empty}"], 1, "holds no samples"),
-        (["-"], 2, "add --rate"),
+        (["-"], 1, "do not state their rate.\nfix: Add --rate"),
+        (["--driver", "alsa"], 2, "auto, arecord, portaudio"),
         (["{wav}", "--rate", "8000"], 2, "--rate is for mic and -"),
         (["{wav}", "--duration", "nan"], 2, "invalid seconds value: 'nan'"),
     ],
@@ -139,7 +141,9 @@ def test_errors_name_the_reason_and_the_fix(
     arguments: list[str],
     code: int,
     words: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(bytes(100))))
     empty = write_wav(tmp_path / "empty.wav", np.empty(0))
     filled = [a.format(wav=wav_path, empty=empty) for a in arguments]
     try:
@@ -181,6 +185,9 @@ def test_levels_follow_the_sample_clock() -> None:
     assert whole.level_db(1.1, 1.9) == -120.0  # lost
     assert whole.level_db(2.0, 3.0) == -120.0  # silent
     assert whole.level_db(0.0, 3.0) == pytest.approx(-6.02, abs=0.1)
+    offset, rng = LevelMeter(RATE, 5.0), np.random.default_rng(0)
+    offset.push(np.float32(0.05) + rng.normal(0, 10 ** (-71 / 20), RATE).astype(np.float32))
+    assert offset.level_db(0, 1) == pytest.approx(-71, abs=0.2)  # with the offset it is -26
     whole.lose(100 * RATE)
     assert whole.level_db(0.0, 200.0) == -120.0  # older than the span
 
@@ -212,22 +219,42 @@ def test_losses_are_counted_exactly_and_the_readme_names_every_field(
 ) -> None:
     environment = fake_arecord(
         "out.write(random.randbytes(16000)); out.flush(); time.sleep(0.3)\n"
-        "print('overrun!!! (at least 310000.000 ms long)', file=sys.stderr, flush=True)\n"
+        "print('overrun!!! (at least 250.000 ms long)', file=sys.stderr, flush=True)\n"
+        "time.sleep(0.3); out.write(random.randbytes(8000)); out.flush(); time.sleep(0.3)\n"
+        "print('overrun!!! (at least 9000000.000 ms long)', "
+        "file=sys.stderr, flush=True)\n"
         "time.sleep(0.3); out.write(random.randbytes(16000)); out.flush(); time.sleep(30)"
     )
-    process = start(model_path, *EASY, "--json", "--duration", "312", env=environment)
+    process = start(model_path, *EASY, "--json", "--duration", "2.7", env=environment)
     records = [json.loads(line) for line in process.communicate(timeout=60)[0].splitlines()]
-    assert of(records, "gap") == [{"t": 1.0, "lost": 2_480_000, "lost_s": 310.0}]
-    assert [r["gap"] for r in of(records, "result") if r["gap"]] == [2_480_000]
+    gap, step = of(records, "gap")
+    assert gap == {"t": 1.0, "lost": 2000, "lost_s": 0.25}
+    assert 0.3 <= step["lost_s"] < 1  # the clock was set by hours; no more time has passed
+    assert [r["gap"] for r in of(records, "result") if r["gap"]] == [2000, step["lost"]]
     (warning,) = of(records, "warning")
-    assert warning["message"].startswith("99 % of the audio of the last 5 minutes was lost")
+    assert warning["kind"] == "clock"
+    assert "say that 9000.0 s were lost" in warning["message"]
     (summary,) = of(records, "summary")
-    assert (summary["audio_s"], summary["lost"], summary["gaps"]) == (312.0, 2_480_000, 1)
+    assert (summary["audio_s"], summary["gaps"], summary["clock_steps"]) == (2.7, 2, 1)
     rows = README.read_text(encoding="utf-8").splitlines()
     for record in records:
         (row,) = (row for row in rows if row.startswith(f"| `{record['type']}` |"))
         named = re.findall(r"`(\w+)`", re.sub(r"\([^)]*\)", "", row))  # values are in brackets
         assert set(named) - {record["type"]} == set(record) - {"type"}
+
+
+def test_heavy_losses_are_a_warning(
+    listen: Listen, monkeypatch: pytest.MonkeyPatch, clip: np.ndarray
+) -> None:
+    blocks: Any = iter([(clip, 0), (clip, 310 * RATE), None])
+    source = SimpleNamespace(
+        name="slow", device_note="", sample_rate=RATE, stats=CaptureStats(), close=lambda: None
+    )
+    source.read, source.take_warnings = lambda: next(blocks), list
+    monkeypatch.setattr("frami_edge_runtime.listen.open_source", lambda *a: source)
+    (warning,) = of(listen("any"), "warning")
+    assert warning["kind"] == "lost"
+    assert warning["message"].startswith("98 % of the audio of the last 5 minutes was lost")
 
 
 def test_a_reader_that_goes_away_and_a_full_disk(model_path: Path, tmp_path: Path) -> None:
