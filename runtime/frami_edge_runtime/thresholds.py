@@ -51,22 +51,24 @@ def log_odds(scores: npt.NDArray[np.floating]) -> Array:
     return np.asarray(np.log(y) - np.log1p(-y))
 
 
-def known(logits: npt.NDArray[np.floating], reject: float | None) -> npt.NDArray[np.float64]:
-    """How likely a sound is one of the labels, 0..1: sigmoid(E - reject).
+def energy(logits: npt.NDArray[np.floating]) -> Array:
+    """Ln Σ exp(logits) over the last axis; large for sounds like those that a model was made for.
 
-    E = ln Σ exp(logits) is the energy score of W. Liu et al., *Energy-based Out-of-distribution
-    Detection*, NeurIPS 2020.
-
-    Args:
-        logits: (..., K).
-        reject: Energy at which it is one half; None: always 1.
+    Source: W. Liu et al., *Energy-based Out-of-distribution Detection*, NeurIPS 2020.
     """
-    if reject is None:
-        return np.ones(logits.shape[:-1])
     z = logits.astype(np.float64)
-    top = z.max(axis=-1, keepdims=True)
-    energy = (top + np.log(np.exp(z - top).sum(axis=-1, keepdims=True)))[..., 0]
-    return np.asarray(1 / (1 + np.exp(np.clip(reject - energy, -50, 50))))
+    top = z.max(axis=-1)
+    return np.asarray(top + np.log(np.exp(z - top[..., None]).sum(axis=-1)))
+
+
+def decision_scores(
+    scores: npt.NDArray[np.floating], logits: npt.NDArray[np.floating], reject: float | None
+) -> Array:
+    """Scores (..., K) as events use them: times sigmoid(energy - ``reject``), if there is one."""
+    y = scores.astype(np.float64)
+    if reject is None:
+        return y
+    return np.asarray(y / (1 + np.exp(np.clip(reject - energy(logits), -50, 50)))[..., None])
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Thresholds:
     off: tuple[float, ...]
     """(K,) scores below which they end."""
     reject: float | None = None
-    """Energy at which a sound counts half as one of the labels; see `known`."""
+    """Energy at which scores count half; see `decision_scores`. None: no rejection."""
     target: float = TARGET
     """False alarms per hour that were asked for."""
     false_alarms_per_hour: float = 0.0
@@ -249,7 +251,7 @@ def tuned(
 
     Args:
         old: The file's thresholds, whose ``reject`` the scores contain.
-        scores: (N, K) decision scores of each recording; see `decision_scores`.
+        scores: (N, K) `decision_scores` of each recording.
         k: Number of labels.
         hop_s: Seconds between results.
         target: False alarms per hour; None: as before.
@@ -270,13 +272,6 @@ def tuned(
         reject=old.reject if old else None,
         background=f"tuned on {hours:.2g} h of the user's background",
     )
-
-
-def decision_scores(
-    scores: npt.NDArray[np.floating], logits: npt.NDArray[np.floating], reject: float | None
-) -> Array:
-    """Scores (..., K) as events use them: times `known`."""
-    return scores.astype(np.float64) * known(logits, reject)[..., None]
 
 
 def with_thresholds(model: bytes, thresholds: Thresholds | Mapping[str, Any]) -> bytes:
