@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from frami_edge.config import Strict, StudentArch, TeacherArch
 from frami_edge.errors import CheckpointError
+from frami_edge.frontend import LogMel
 from frami_edge.io import atomic_write_bytes, sha256_file
 from frami_edge.models import Hidden, ResNetTeacher, StudentNet
 from frami_edge_runtime import __version__
@@ -118,11 +119,28 @@ class _Opened:
 class Teacher(_Opened):
     """A trained classifier: ours, or any network that `load_teacher` accepts.
 
-    Its model has what `models.TeacherLike` lists.
+    Its model has what `models.TeacherLike` lists. Where `takes` is ``audio``, `mel` is only the
+    front end that is proposed for the student.
     """
 
     description: Strict | None = None
     """How a teacher in Python code is built, a `teachers.TeacherDescription`."""
+
+    @property
+    def takes(self) -> Literal["mel", "audio"]:
+        """What its network takes: normalised log-mels, or samples at `sample_rate`."""
+        return cast(Literal["mel", "audio"], self.model.takes)
+
+    @property
+    def step_s(self) -> float:
+        """Seconds per step of its input: per mel frame, or per sample."""
+        return self.mel.hop_s if self.takes == "mel" else 1 / self.sample_rate
+
+    def listen(self, audio_BN: Tensor) -> Tensor:
+        """(B, N) samples at `sample_rate` to what its network takes."""
+        if self.takes == "audio":
+            return audio_BN
+        return cast(Tensor, LogMel(self.mel).to(audio_BN.device)(audio_BN))[:, None]
 
 
 @dataclass(eq=False, repr=False)

@@ -338,7 +338,7 @@ def describe_teacher(source: TeacherDescription) -> Description:
         findings.append(str(error))
     else:
         anatomy = asdict(teacher.anatomy)
-        states = {"found": True, **anatomy.pop("states"), **anatomy}
+        states = {"found": True, "takes": teacher.takes, **anatomy.pop("states"), **anatomy}
         findings += teacher.doubts
         if teacher.head is None:
             findings.append(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -35,17 +35,19 @@ class Hidden:
 class TeacherLike(Protocol):
     """What inversion and distillation need from a teacher's network; foreign ones are wrapped."""
 
+    takes: Literal["mel", "audio"]
+    """What `hidden` takes: (B, 1, M, T) normalised log-mels, or (B, N) samples."""
     channels: int
     """C of the frame features."""
     pooled_size: int
     """D of the pooled state: 2C after statistics pooling, C after a mean."""
     frame_stride: int
-    """Mel frames from one frame feature to the next."""
+    """Mel frames (samples, where it takes audio) from one frame feature to the next."""
     frame_offset: float
-    """Mel frame at which frame feature 0 is centred."""
+    """Mel frame (sample) at which frame feature 0 is centred."""
 
     def hidden(self, x_B1MT: Tensor, lengths_B: Tensor | None = None) -> Hidden:
-        """Frame features, pooled statistics and logits of normalised log-mels."""
+        """Frame features, pooled statistics and logits of what the teacher takes."""
         ...
 
     @property
@@ -146,6 +148,7 @@ class ResNetTeacher(nn.Module):
         n_classes: Classes (K).
     """
 
+    takes: Literal["mel", "audio"] = "mel"
     frame_stride = 4
     frame_offset = 0.0
 

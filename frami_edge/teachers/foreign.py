@@ -1,37 +1,37 @@
 """A network that is not ours behind our interface: it shows its hidden states.
 
-Shape legend: B batch, M mel bands, T mel frames, C channels, T' frames, D pooled size, K classes.
+Shape legend: B batch, M mel bands, T mel frames, N samples, C channels, T' frames, D pooled size,
+K classes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
 
 from frami_edge.errors import TeacherError
 from frami_edge.models import Hidden
 from frami_edge.teachers.tracing import (
-    LAYOUTS,
-    LENGTHS,
+    ANSWER,
+    MEAN,
     Answers,
     HiddenStates,
+    Input,
     TracedTensor,
-    answer,
-    arrange,
     as_linear,
-    as_logits,
+    find_calling,
     find_head,
-    find_layout,
     find_states,
     first_tensor,
     frames_of,
     kind_of_answers,
     looks_like_detectors,
-    probe_mels,
     shortest_clip,
     takes,
     trace,
@@ -44,23 +44,26 @@ class Anatomy:
 
     layout: str  # order of its input's axes
     states: HiddenStates  # around the pooling
-    stride: int  # mel frames between frame features
-    offset: float  # mel frame at which frame feature 0 is centred
-    receptive_field: int | None  # mel frames that a frame feature depends on; None: the whole clip
+    stride: int  # mel frames (samples, of a teacher that takes audio) between frame features
+    offset: float  # mel frame (sample) at which frame feature 0 is centred
+    receptive_field: int | None  # frames (samples) behind a frame feature; None: the whole clip
     head: str  # name of its affine head; "" where the map from pooled state to logits is not affine
     answers: Answers  # what its outputs are
     output: Literal["softmax", "sigmoid"]  # how its logits become scores
     output_given: bool  # False where it was guessed
     also: tuple[str, ...]  # other orders of axes that it takes without an error
+    clip_length: int | None  # the only length that it takes, in mel frames (samples); None: any
+    answers_per_frame: bool  # its answers are averaged over time
+    patch_bands: int  # patches along frequency of a patch transformer, averaged; 0 for others
 
 
 class ForeignTeacher(nn.Module):
-    """Any log-mel classifier behind our interface (`models.TeacherLike`).
+    """Any classifier of log-mels or audio behind our interface (`models.TeacherLike`).
 
     Args:
-        module: Takes log-mels of any length, gives one output of K classes. It is frozen, put into
-            evaluation mode and converted to float32.
-        n_mels: M.
+        module: Takes log-mels or audio, gives one output of K classes, or one per frame. It is
+            frozen, put into evaluation mode and converted to float32.
+        taken: What it takes: M mel bands, or an `Input`.
         classes: K.
         layout: Order of the input's axes, or ``auto``.
         frames: Name of the state with time; found where None.
@@ -68,13 +71,13 @@ class ForeignTeacher(nn.Module):
         output: How its logits become scores; guessed from its answers where None.
 
     Raises:
-        TeacherError: It takes no such mels, or its hidden states are ambiguous.
+        TeacherError: It takes no such input, or its hidden states are ambiguous.
     """
 
     def __init__(
         self,
         module: nn.Module,
-        n_mels: int,
+        taken: Input | int,
         classes: int,
         *,
         layout: str = "auto",
@@ -84,53 +87,67 @@ class ForeignTeacher(nn.Module):
     ) -> None:
         super().__init__()
         self.module = module.float().eval().requires_grad_(False)
-        self.n_mels, self.classes = n_mels, classes
-        found = find_layout(module, n_mels, classes, layout)
-        events = trace(module, n_mels, found)
-        states = find_states(events, frames, pooled)
-        at = {(event.name, event.call): event for event in events}
-        frame_event = at[states.frames, states.calls[0]]
-        self._time_axis = frame_event.time_axis
-        for layer in module.modules():
-            if isinstance(layer, _BatchNorm):
-                layer.register_forward_hook(_plain_gradient)
-        self._kept: dict[str, Tensor] = {}
-        self._runs: dict[str, int] = {}
-        self._watch("frames", states.frames, states.calls[0])
-        self._watch("pooled", states.pooled, states.calls[1])
-        self.shortest = shortest_clip(module, n_mels, found)
-        x = arrange(probe_mels(n_mels, LENGTHS[0]), found)
+        taken = Input(n_mels=taken) if isinstance(taken, int) else taken
+        self.takes: Literal["mel", "audio"] = "mel" if taken.n_mels else "audio"
+        self.classes = classes
+        self._calling = calling = find_calling(module, taken, classes, layout)
+        events = trace(module, calling)
+        x = taken.probe(calling.lengths[0])
         with torch.no_grad():
-            raw_BK, again_BK = (answer(module(x), classes) for _ in range(2))
-        if not torch.allclose(raw_BK, again_BK, atol=1e-3, rtol=1e-3, equal_nan=True):
+            raw, again = (calling.raw(module, x) for _ in range(2))
+        if not torch.allclose(raw, again, atol=1e-3, rtol=1e-3, equal_nan=True):
             raise TeacherError(
                 "The teacher's outputs differ between two equal calls: something is random in "
                 "evaluation.",
                 fix="Let chance follow the mode: nn.Dropout, or F.dropout(x, p, self.training).",
             )
-        if not torch.isfinite(raw_BK).all():
+        if not torch.isfinite(raw).all():
             raise TeacherError(
                 "The teacher's outputs are not finite.",
                 fix="Check the weights and the mel's mean and std.",
             )
-        self._answers = kind_of_answers(raw_BK)
-        logits_BK = as_logits(raw_BK, self._answers)
+        states = find_states(events, raw, calling, module, frames, pooled)
+        at = {(event.name, event.call): event for event in events}
+        frame_event = at[states.frames, states.calls[0]]
+        self._time_axis, self._grid = frame_event.time_axis, frame_event.grid
+        for layer in module.modules():
+            if isinstance(layer, _BatchNorm):
+                layer.register_forward_hook(_plain_gradient)
+        self._answers: Answers
+        self._kept: dict[str, Tensor] = {}
+        self._runs: dict[str, int] = {}
+        self._watch("frames", states.frames, states.calls[0])
+        self.shortest = shortest_clip(module, calling)
+        affine = any(
+            event.tensor.shape == raw.shape
+            and torch.equal(event.tensor, raw)
+            and not event.name.endswith("@in")
+            and as_linear(module.get_submodule(event.name)) is not None
+            for event in events
+        )  # the values of an untrained network may be between 0 and 1 by chance
+        self._answers = "logits" if affine else kind_of_answers(calling.rows(raw))
+        logits_BK = calling.logits(raw, self._answers)
         guess = _output(self._answers, logits_BK)
         if self._answers != "logits" and output not in (None, guess):
             raise TeacherError(
                 f"The teacher's outputs are {self._answers}, which no {output} follows.",
                 fix=f"Leave --output out, or give --output {guess}.",
             )
-        head = find_head(module, events, states, logits_BK)
+        head, states = find_head(module, events, states, logits_BK, named=pooled is not None)
+        self._pooled = states.pooled
+        if states.pooled not in (ANSWER, MEAN):
+            self._watch("pooled", states.pooled, states.calls[1])
         self.head = as_linear(module.get_submodule(head)) if head else None
         """The affine map from pooled state to logits; None where it is not affine."""
         self.channels, self.pooled_size = states.channels, states.pooled_size
-        self.frame_stride, self.frame_offset, field = self._geometry(frame_event, found)
-        others = [o for o in LAYOUTS if o != found] if layout == "auto" else []
-        also = tuple(o for o in others if takes(module, n_mels, classes, o))
+        self.frame_stride, self.frame_offset, field = self._geometry(events, frame_event)
+        others = [o for o in taken.layouts if o != calling.layout] if layout == "auto" else []
+        also = tuple(
+            o for o in others if calling.length is None and takes(module, taken, classes, o)
+        )
         self._forget()
         self.anatomy = Anatomy(
-            found,
+            calling.layout,
             states,
             self.frame_stride,
             self.frame_offset,
@@ -140,68 +157,119 @@ class ForeignTeacher(nn.Module):
             output or guess,
             output is not None or self._answers != "logits",
             also,
+            calling.length,
+            calling.frame_axis is not None,
+            self._grid.bands if self._grid else 0,
         )
         self.requires_grad_(False)
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        """Assumptions that only its owner can confirm, in sentences."""
+        """Assumptions that its owner should confirm, and what a user should know."""
         found = []
-        if self.anatomy.also:
-            layout, others = self.anatomy.layout, " or ".join(self.anatomy.also)
+        a = self.anatomy
+        if a.also and self.takes == "mel":
             found.append(
-                f"The teacher takes mels as {others} without an error as well, and {layout} was "
-                f"assumed. A wrong order gives nonsense: add --layout {layout} once you are sure."
+                f"The teacher takes mels as {' or '.join(a.also)} without an error as well, and "
+                f"{a.layout} was assumed. A wrong order gives nonsense: add --layout {a.layout} "
+                "once you are sure."
             )
-        if self.anatomy.output == "sigmoid" and not self.anatomy.output_given:
+        if a.output == "sigmoid" and not a.output_given:
             found.append(
                 "The teacher's logits look like those of a tagger with a sigmoid per label: add "
                 "--output sigmoid once you are sure, or --output softmax if it chooses one of "
                 f"{self.classes} classes."
             )
+        if a.clip_length is not None:
+            found.append(
+                f"The teacher takes clips of {a.clip_length} frames alone: shorter ones are "
+                "repeated up to that length, longer ones are answered in windows and averaged. "
+                f"Crops of that length suit it best: --set bank.frames={a.clip_length} --set "
+                f"distill.crop_max={a.clip_length}."
+            )
+        if a.answers_per_frame:
+            found.append(
+                "The teacher answers per frame: the mean over time is its answer to a clip. If it "
+                "was trained with another pooling, such as the maximum, return that one."
+            )
+        if a.patch_bands > 1:
+            found.append(
+                f"Its tokens are patches, {a.patch_bands} along frequency, whose mean is the frame "
+                f"feature: one per {a.stride} mel frames."
+            )
         return tuple(found)
 
-    def hidden(self, x_B1MT: Tensor, lengths_B: Tensor | None = None) -> Hidden:
+    def hidden(self, x: Tensor, lengths_B: Tensor | None = None) -> Hidden:
         """Frame features (B, C, T'), pooled state (B, D) and logits (B, K).
 
-        A clip that is too short for the network is repeated until it is not.
+        A clip that is too short for the network is repeated until it is not; a longer one than a
+        network of one clip length takes is answered in windows, whose pooled states and logits are
+        averaged.
+
+        Args:
+            x: (B, 1, M, T) normalised log-mels, or (B, N) samples where it takes audio.
+            lengths_B: Lengths of the clips of a padded batch.
 
         Raises:
             TeacherError: The clips of a padded batch differ in length.
         """
-        if lengths_B is not None and bool((lengths_B != x_B1MT.shape[3]).any()):
+        n = x.shape[-1]
+        if lengths_B is not None and bool((lengths_B != n).any()):
             raise TeacherError(
                 "A foreign teacher has no masks: its hidden states need clips of one length.",
                 fix="Batch clips of equal length.",
             )
-        if x_B1MT.shape[3] < self.shortest:
-            times = -(-self.shortest // x_B1MT.shape[3])
-            x_B1MT = x_B1MT.repeat(1, 1, 1, times)[..., : self.shortest]
+        if n < self.shortest:
+            x = x[..., torch.arange(self.shortest, device=x.device) % n]
+        length = self._calling.length
+        if length is None or x.shape[-1] == length == n:
+            return self._hidden(x)
+        if x.shape[-1] == length:  # a repeated clip has frames beyond its end
+            hidden = self._hidden(x)
+            heard = -(-n // self.frame_stride)
+            return Hidden(hidden.frames_BCT[:, :, :heard], hidden.pooled_BD, hidden.logits_BK)
+        starts = [*range(0, n - length, length), n - length]
+        parts = self._hidden(torch.cat([x[..., s : s + length] for s in starts]))
+        frames = list(parts.frames_BCT.chunk(len(starts)))
+        new = n - (len(starts) - 1) * length  # mel frames of the last window that are new
+        frames[-1] = frames[-1][:, :, -max(1, round(new / self.frame_stride)) :]
+        pooled, logits = (
+            torch.stack(t.chunk(len(starts))).mean(0) for t in (parts.pooled_BD, parts.logits_BK)
+        )
+        return Hidden(torch.cat(frames, 2), pooled, logits)
+
+    def _hidden(self, x: Tensor) -> Hidden:
         self._forget()
         try:
-            out = answer(self.module(arrange(x_B1MT, self.anatomy.layout)), self.classes)
-            logits_BK = as_logits(out, self._answers)
-            frames_BCT = frames_of(self._kept["frames"], self._time_axis)
-            return Hidden(frames_BCT, self._kept["pooled"].flatten(1), logits_BK)
+            raw = self._calling.raw(self.module, x)
+            logits_BK = self._calling.logits(raw, self._answers)
+            frames_BCT = frames_of(self._kept["frames"], self._time_axis, self._grid)
+            if self._pooled == ANSWER:
+                pooled_BD = logits_BK
+            elif self._pooled == MEAN:
+                pooled_BD = frames_BCT.mean(2)
+            else:
+                pooled_BD = self._kept["pooled"].flatten(1)
+            return Hidden(frames_BCT, pooled_BD, logits_BK)
         finally:
             self._forget()
 
-    def forward(self, x_B1MT: Tensor, lengths_B: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """Logits (B, K); each clip of a padded batch is computed at its own length."""
         if lengths_B is None:
-            return self.hidden(x_B1MT).logits_BK
+            return self.hidden(x).logits_BK
         rows: dict[int, Tensor] = {}
         for n in lengths_B.unique().tolist():
             index = (lengths_B == n).nonzero()[:, 0]
-            logits = self.hidden(x_B1MT[index, :, :, : int(n)]).logits_BK
+            logits = self.hidden(x[index][..., : int(n)]).logits_BK
             rows.update(zip(index.tolist(), logits, strict=True))
-        return torch.stack([rows[i] for i in range(len(x_B1MT))])
+        return torch.stack([rows[i] for i in range(len(x))])
 
     def _forget(self) -> None:
         self._kept.clear()
         self._runs.clear()
 
-    def _watch(self, key: str, name: str, number: int) -> None:
+    def _watch(self, key: str, name: str, number: int) -> RemovableHandle:
         """Keep a copy of a module's input or output in its run ``number`` of a pass."""
         module = self.module.get_submodule(name.removesuffix("@in"))
 
@@ -212,28 +280,72 @@ class ForeignTeacher(nn.Module):
                 self._kept[key] = tensor.clone()  # an in-place activation may follow
 
         if name.endswith("@in"):
-            module.register_forward_pre_hook(lambda _, inputs: keep(inputs))
-        else:
-            module.register_forward_hook(lambda _, __, out: keep(out))
+            return module.register_forward_pre_hook(lambda _, inputs: keep(inputs))
+        return module.register_forward_hook(lambda _, __, out: keep(out))
 
-    def _geometry(self, event: TracedTensor, layout: str) -> tuple[int, float, int | None]:
-        """Stride, centre of frame 0, receptive field: by differences and by gradients."""
-        assert event.time_axis is not None
-        grown = event.longer[event.time_axis] - event.tensor.shape[event.time_axis]
-        stride = max(1, round((LENGTHS[1] - LENGTHS[0]) / grown))
+    def _geometry(
+        self, events: Sequence[TracedTensor], event: TracedTensor
+    ) -> tuple[int, float, int | None]:
+        """Stride, centre of frame 0, receptive field: by gradients of two frame features.
+
+        Where a frame feature depends on the whole clip, stride and centre are those of the first
+        state with as many frames, which is before recurrence and attention as a rule.
+        """
+        count = event.frames().shape[2]
+        candidates = [event]
+        candidates += [
+            e
+            for e in events
+            if e.time_axis is not None
+            and e.tensor.shape[0] == event.tensor.shape[0]
+            and e.tensor.ndim >= 3
+            and e.frames().shape[2] == count
+        ][:1]
+        for number, candidate in enumerate(candidates):
+            found = self._local_geometry(candidate)
+            if found is not None:
+                stride, offset, field = found
+                return stride, offset, None if number else field
+        length = self._calling.lengths[0]
+        stride = max(1, round(length / count))
+        if self._calling.length is None and event.grid is None:
+            assert event.time_axis is not None
+            grown = event.longer[event.time_axis] - event.tensor.shape[event.time_axis]
+            stride = max(1, round((self._calling.lengths[1] - length) / grown))
+        return stride, (stride - 1) / 2, None
+
+    def _local_geometry(self, event: TracedTensor) -> tuple[int, float, int] | None:
+        """Stride, centre of frame 0 and receptive field; None for the whole clip."""
+        length = self._calling.lengths[-1]
+        handle = self._watch("probed", event.name, event.call)
         self._forget()
-        x = probe_mels(self.n_mels, LENGTHS[1]).requires_grad_()
-        with torch.enable_grad():
-            self.module(arrange(x, layout))
-            frames_BCT = frames_of(self._kept["frames"], event.time_axis)
-            middle = frames_BCT.shape[2] // 2
-            (gradient,) = torch.autograd.grad(frames_BCT[:, :, middle].square().sum(), x)
-        touched = gradient.abs().sum(dim=(0, 1, 2)).nonzero()[:, 0]
-        first, last = (int(touched[0]), int(touched[-1])) if len(touched) else (0, LENGTHS[1])
-        field = last - first + 1
-        if field >= LENGTHS[1] - stride:
-            return stride, (stride - 1) / 2, None
-        return stride, (first + last) / 2 - middle * stride, field
+        x = self._calling.input.probe(length, 1).requires_grad_()
+        try:
+            with torch.enable_grad():
+                self._calling.raw(self.module, x)
+                kept = self._kept.get("probed")
+                if kept is None or not kept.requires_grad:
+                    return None
+                frames_BCT = frames_of(kept, event.time_axis, event.grid)
+                count = frames_BCT.shape[2]
+                edges = []
+                middle, step = count // 2, max(1, count // 8)
+                for frame in sorted({max(0, middle - step), middle}):
+                    square = frames_BCT[:, :, frame].square().sum()
+                    (gradient,) = torch.autograd.grad(square, x, retain_graph=True)
+                    touched = gradient.abs().flatten(0, -2).sum(0).nonzero()[:, 0]
+                    if not len(touched):
+                        return None
+                    edges.append((frame, int(touched[0]), int(touched[-1])))
+        finally:
+            handle.remove()
+            self._forget()
+        (early, first, last), (late, begin, end) = edges[0], edges[-1]
+        field = end - begin + 1
+        if early == late or field > 0.9 * length:  # what recurrence carries further may round to 0
+            return None
+        stride = max(1, round(((begin - first) + (end - last)) / 2 / (late - early)))
+        return stride, (begin + end) / 2 - late * stride, field
 
 
 def _output(answers: Answers, logits_BK: Tensor) -> Literal["softmax", "sigmoid"]:

@@ -167,6 +167,7 @@ class SelectedTeacher(nn.Module):
     ) -> None:
         super().__init__()
         self.model = cast(nn.Module, model)
+        self.takes = model.takes
         self.channels, self.pooled_size = model.channels, model.pooled_size
         self.frame_stride, self.frame_offset = model.frame_stride, model.frame_offset
         self.output = output

@@ -5,13 +5,20 @@ without it. A squeeze-excite block also loses time, but time comes back after it
 after the last tensor with time count. Whether two states belong together is checked on values:
 mean, maximum and attention pooling all stay between a feature's least and largest value over time.
 
-Shape legend: B batch, M mel bands, T mel frames, C channels, T' frames, D pooled size, K classes.
+The axis of time is the one that grows with the clip. A network of one clip length has no longer
+clip: there it is the axis along which a change at the start of the clip stays near the start, and
+one at its end near the end. A patch transformer flattens frequency and time into tokens; the
+convolution that cut the patches tells how.
+
+Shape legend: B batch, M mel bands, T mel frames, N samples, C channels, T' frames, D pooled size,
+K classes.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -21,18 +28,119 @@ from frami_edge.errors import TeacherError
 
 LAYOUTS = ("B1MT", "BMT", "B1TM", "BTM", "B3MT", "B3TM")
 """Orders of the input's axes, tried in this order where none is given."""
+AUDIO_LAYOUTS = ("BN", "B1N")
 BATCH = 4
-LENGTHS = (256, 512)
-"""Mel frames of the two passes that are compared: an axis that grows between them is time."""
 _USUAL_LENGTHS = (32, 48, 49, 50, 61, 63, 64, 80, 96, 98, 99, 100, 101, 125, 126, 128, 200, 201,
-                  250, 251, 300, 301, 400, 401, 500, 501, 512, 998, 1000, 1001, 1024)  # fmt: skip
+                  250, 251, 256, 300, 301, 400, 401, 500, 501, 512, 998, 1000, 1001,
+                  1024)  # fmt: skip
 """Mel frames of the clips that networks of one length are commonly built for."""
+_SEARCH_S = 20.0
+"""Seconds spent at most on finding an unusual fixed length."""
 _TOLERANCE = 1e-4
 _LISTED = 6
 _VAGUE = "weighted or mixed"
 _MOST_STATISTICS = 4
 """Statistics per feature: mean, deviation, least, greatest. Fewer channels than that are attention
 scores, between whose extremes the few values compared may be by chance."""
+_MOST_PREFIX = 4
+"""Tokens without a place in time at the start of a sequence: class and distillation tokens."""
+ANSWER = "@answer"
+"""Name of the answer itself as a state without time."""
+MEAN = "@mean"
+"""Name of the mean over time of the frame features, where the answers are one per frame."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """What a teacher takes: log-mels of so many bands, or audio."""
+
+    n_mels: int = 0  # 0: audio
+    sample_rate: int = 0  # Hz, of audio
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Mel frames, or samples, of the two passes that are compared."""
+        if self.n_mels:
+            return 256, 512
+        unit = 1 << max(10, (self.sample_rate // 3).bit_length())  # a third to two thirds of 1 s
+        return 2 * unit, 6 * unit
+
+    @property
+    def unit(self) -> str:
+        """What lengths are counted in."""
+        return "frames" if self.n_mels else "samples"
+
+    @property
+    def layouts(self) -> tuple[str, ...]:
+        """Orders of axes that may fit."""
+        return LAYOUTS if self.n_mels else AUDIO_LAYOUTS
+
+    def probe(self, length: int, batch: int = BATCH) -> Tensor:
+        """(B, 1, M, T) or (B, N) test signals."""
+        if self.n_mels:
+            return probe_mels(self.n_mels, length, batch=batch)
+        draw = torch.Generator().manual_seed(0)
+        noise_BN = torch.randn(batch, length, generator=draw)
+        knots = max(2, length // 400)
+        loudness = nn.functional.interpolate(
+            torch.rand(batch, 1, knots, generator=draw), size=length, mode="linear"
+        )[:, 0]
+        t = torch.arange(length) / self.sample_rate
+        rise_B1 = 200 * (1 + torch.arange(batch)[:, None].float())
+        return (
+            loudness * (0.1 * noise_BN + 0.3 * torch.sin(6.2832 * rise_B1 * t * (1 + t)))
+        ).clamp(-1, 1)
+
+
+@dataclass(frozen=True)
+class Calling:
+    """How a teacher is called, and what it returns."""
+
+    input: Input
+    classes: int
+    layout: str  # order of its input's axes
+    length: int | None = None  # the only clip length that it takes; None: any
+    frame_axis: int | None = (
+        None  # axis of time where it answers per frame, (B, T', K) or (B, K, T')
+    )
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Lengths of the passes that are compared."""
+        return self.input.lengths if self.length is None else (self.length,)
+
+    def raw(self, model: nn.Module, x: Tensor) -> Tensor:
+        """The teacher's outputs for our (B, 1, M, T) or (B, N): (B, K), or per frame."""
+        return answer(model(arrange(x, self.layout)), self.classes)
+
+    def logits(self, raw: Tensor, answers: Answers) -> Tensor:
+        """(B, K) logits in such outputs; those of frames are averaged over time."""
+        logits = as_logits(raw, answers)
+        return logits if self.frame_axis is None else logits.mean(self.frame_axis)
+
+    def rows(self, raw: Tensor) -> Tensor:
+        """Outputs as rows of K columns, frame by frame where there are frames."""
+        if self.frame_axis is None:
+            return raw
+        return raw.movedim(self.frame_axis, 1).reshape(-1, self.classes)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How a sequence of tokens is made of patches in frequency and time."""
+
+    prefix: int  # tokens before the patches, such as a class token
+    bands: int  # patches along frequency
+    band_major: bool  # all times of the lowest band come first
+
+    def unflatten(self, x_BNC: Tensor) -> Tensor:
+        """Tokens to (B, C, F', T')."""
+        b, n, c = x_BNC.shape
+        times = (n - self.prefix) // self.bands
+        patches = x_BNC[:, self.prefix :].transpose(1, 2)
+        if self.band_major:
+            return patches.reshape(b, c, self.bands, times)
+        return patches.reshape(b, c, times, self.bands).transpose(2, 3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,12 +152,12 @@ class TracedTensor:
     longer: tuple[int, ...]  # shape in the longer pass
     leaf: bool  # the module has no children
     call: int  # how often the module had run before in this pass
+    time_axis: int | None  # None where time is gone
+    grid: Grid | None = None  # of the tokens along the axis of time
 
-    @property
-    def time_axis(self) -> int | None:
-        """The axis that grows with the clip; None where time is gone."""
-        pairs = zip(self.tensor.shape, self.longer, strict=True)
-        return next((i for i, (a, b) in enumerate(pairs) if a != b), None)
+    def frames(self) -> Tensor:
+        """(B, C, T') frame features of the shorter pass."""
+        return frames_of(self.tensor, self.time_axis, self.grid)
 
 
 @dataclass(frozen=True)
@@ -64,9 +172,11 @@ class HiddenStates:
     calls: tuple[int, int]  # which runs of the two modules, where one runs several times in a pass
 
 
-def arrange(x_B1MT: Tensor, layout: str) -> Tensor:
-    """Our (B, 1, M, T) in the teacher's order of axes."""
-    x = x_B1MT.transpose(2, 3) if layout.endswith("TM") else x_B1MT
+def arrange(x: Tensor, layout: str) -> Tensor:
+    """Our (B, 1, M, T), or (B, N), in the teacher's order of axes."""
+    if layout in AUDIO_LAYOUTS:
+        return x[:, None] if "1" in layout else x
+    x = x.transpose(2, 3) if layout.endswith("TM") else x
     if "3" in layout:  # networks for pictures take the same mel in each colour
         return x.expand(-1, 3, -1, -1)
     return x if "1" in layout else x.squeeze(1)
@@ -96,11 +206,13 @@ def answer(out: Any, classes: int) -> Tensor:
             f"The teacher returns {type(out).__name__} without a tensor in it.",
             fix="Wrap it in a module whose forward returns the logits.",
         )
-    return next((t for t in tensors if t.ndim == 2 and t.shape[1] == classes), tensors[0])
+    wanted = [t for t in tensors if t.ndim == 2 and t.shape[1] == classes]
+    wanted += [t for t in tensors if t.ndim == 3 and classes in t.shape[1:]]
+    return (wanted or tensors)[0]
 
 
 def _tensors(out: Any) -> Iterator[Tensor]:
-    if is_dataclass(out) and not isinstance(out, type):
+    if is_dataclass(out) and not isinstance(out, Mapping | type):
         out = {field.name: getattr(out, field.name) for field in fields(out)}
     if isinstance(out, Tensor):
         yield out
@@ -124,102 +236,224 @@ def in_words(error: BaseException) -> str:
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
 
 
-def find_layout(model: nn.Module, n_mels: int, classes: int, asked: str = "auto") -> str:
-    """The order of axes in which the teacher gives (B, K) for clips of two lengths.
+# --- How it is called
+
+
+def find_calling(model: nn.Module, taken: Input, classes: int, asked: str = "auto") -> Calling:
+    """The order of axes in which the teacher answers clips of two lengths, or of one.
 
     Raises:
         TeacherError: None of them does, with the outcome of each attempt; or two do, which differ.
     """
-    layouts = LAYOUTS if asked == "auto" else (asked,)
+    layouts = taken.layouts if asked == "auto" else (asked,)
     tried = []
     for layout in layouts:
-        shapes = _shapes(model, n_mels, classes, layout, LENGTHS)
-        if shapes == [(BATCH, classes)] * 2:
+        shapes = _shapes(model, taken, classes, layout, taken.lengths)
+        if fits(shapes, classes):
             # Both orders of three axes are common, so neither may be assumed.
-            if asked == "auto" and layout == "BMT" and takes(model, n_mels, classes, "BTM"):
+            if asked == "auto" and layout == "BMT" and takes(model, taken, classes, "BTM"):
                 raise TeacherError(
                     "The teacher takes (batch, bands, frames) and (batch, frames, bands) alike, "
                     "and only one of them is what it was trained on.",
                     fix="Name it: --layout BMT or --layout BTM, or `layout:` in its description.",
                 )
-            return layout
+            return Calling(taken, classes, layout, None, _frame_axis(shapes))
         gives = "" if isinstance(shapes[-1], str) else "gives "
         tried.append(f"{layout}: {gives}{' and '.join(map(str, shapes))}")
-    for layout in layouts:
-        for frames in _USUAL_LENGTHS:
-            if _shapes(model, n_mels, classes, layout, (frames,)) == [(BATCH, classes)]:
-                raise TeacherError(
-                    f"The teacher takes clips of {frames} frames ({layout}) and not of "
-                    f"{LENGTHS[0]} and {LENGTHS[1]}: its clip length is fixed.",
-                    fix="Wrap it in a module that takes any length: docs/MY_TEACHER.md shows one.",
-                )
+    if taken.n_mels and (fixed := _fixed(model, taken, classes, layouts)):
+        return fixed
+    attempts = f"Tried: {'; '.join(tried)}."
+    if not taken.n_mels:
+        raise TeacherError(
+            f"The teacher does not turn audio, (batch, samples) at {taken.sample_rate} Hz, into "
+            f"(batch, {classes}) logits. {attempts}",
+            fix="Check the labels; wrap a network that needs more than one argument in a module "
+            "that takes audio alone. For a network that takes log-mels, leave the sample rate out "
+            "and give --mel.",
+        )
     raise TeacherError(
-        f"The teacher does not turn log-mels of {n_mels} bands and {LENGTHS[0]} or {LENGTHS[1]} "
-        f"frames into (batch, {classes}) logits. Tried: {'; '.join(tried)}.",
-        fix="Check mel and labels. A network that takes waveforms, needs more than one argument, "
-        "or has a fixed clip length has to be wrapped in a module that takes log-mels of any "
-        "length: docs/MY_TEACHER.md shows how.",
+        f"The teacher does not turn log-mels of {taken.n_mels} bands and {taken.lengths[0]} or "
+        f"{taken.lengths[1]} frames into (batch, {classes}) logits. {attempts}",
+        fix="Check mel and labels. A network that takes waveforms needs its sample rate: "
+        "--sample-rate HZ. One that needs more than one argument has to be wrapped in a module "
+        "that takes log-mels alone: docs/MY_TEACHER.md shows how.",
     )
 
 
-def shortest_clip(model: nn.Module, n_mels: int, layout: str) -> int:
-    """Fewest mel frames that it takes, by bisection."""
-    too_few, enough, frames = 0, LENGTHS[0], 1
-    while enough - too_few > 1:
+def fits(shapes: Sequence[tuple[int, ...] | str], classes: int) -> bool:
+    """Whether outputs of these shapes are answers: (B, K), or one (B, T', K) or (B, K, T')."""
+    if any(isinstance(shape, str) or shape[0] != BATCH for shape in shapes):
+        return False
+    if all(shape == (BATCH, classes) for shape in shapes):
+        return True
+    return all(len(shape) == 3 for shape in shapes) and _frame_axis(shapes) is not None
+
+
+def _frame_axis(shapes: Sequence[tuple[int, ...] | str]) -> int | None:
+    """The axis that grows in answers of three axes."""
+    grown = [i for i, sizes in enumerate(zip(*shapes, strict=False)) if len(set(sizes)) > 1]
+    return grown[0] if len(grown) == 1 else None
+
+
+def _fixed(model: nn.Module, taken: Input, classes: int, layouts: Sequence[str]) -> Calling | None:
+    """How a network of one clip length is called; None where no length works."""
+    for layout in layouts:
+        works = [
+            n
+            for n in _USUAL_LENGTHS
+            if _shapes(model, taken, classes, layout, (n,)) == [(BATCH, classes)]
+        ]
+        if works:
+            # A network that takes any length up to some limit knows the longest best; one that
+            # rounds its length down takes a few frames more than it was built for.
+            return Calling(
+                taken, classes, layout, works[-1] if works[-1] > 1.3 * works[0] else works[0]
+            )
+    until = time.monotonic() + _SEARCH_S
+    for n in range(16, 1200):
+        for layout in layouts:
+            if _shapes(model, taken, classes, layout, (n,)) == [(BATCH, classes)]:
+                return Calling(taken, classes, layout, n)
+        if time.monotonic() > until:
+            break
+    return None
+
+
+def shortest_clip(model: nn.Module, calling: Calling) -> int:
+    """Fewest mel frames or samples that it takes, by bisection."""
+    if calling.length is not None:
+        return calling.length
+    too_few, enough, length = 0, calling.lengths[0], 1
+    while enough - too_few > max(1, enough // 50 if not calling.input.n_mels else 1):
         try:
             with torch.no_grad():
-                model(arrange(probe_mels(n_mels, frames), layout))
-            enough = frames
+                calling.raw(model, calling.input.probe(length, 1))
+            enough = length
         except Exception:  # the teacher is somebody else's code
-            too_few = frames
-        frames = (too_few + enough) // 2
+            too_few = length
+        length = (too_few + enough) // 2
     return enough
 
 
-def takes(model: nn.Module, n_mels: int, classes: int, layout: str) -> bool:
-    """Whether clips of two lengths in this order of axes give (B, K)."""
-    return _shapes(model, n_mels, classes, layout, LENGTHS) == [(BATCH, classes)] * 2
+def takes(model: nn.Module, taken: Input, classes: int, layout: str) -> bool:
+    """Whether clips of two lengths in this order of axes give answers."""
+    return fits(_shapes(model, taken, classes, layout, taken.lengths), classes)
 
 
 def _shapes(
-    model: nn.Module, n_mels: int, classes: int, layout: str, lengths: tuple[int, ...]
+    model: nn.Module, taken: Input, classes: int, layout: str, lengths: tuple[int, ...]
 ) -> list[tuple[int, ...] | str]:
     """Shapes of the outputs for clips of these lengths; an error in words, where there was one."""
-    mels = [arrange(probe_mels(n_mels, frames), layout) for frames in lengths]
+    clips = [arrange(taken.probe(length), layout) for length in lengths]
     try:
         with torch.no_grad():
-            return [tuple(answer(model(x), classes).shape) for x in mels]
+            return [tuple(answer(model(x), classes).shape) for x in clips]
     except Exception as error:  # the teacher is somebody else's code
         return [in_words(error)]
 
 
+# --- What happens in a pass
+
+
 @torch.no_grad()
-def trace(model: nn.Module, n_mels: int, layout: str) -> list[TracedTensor]:
+def trace(model: nn.Module, calling: Calling) -> list[TracedTensor]:
     """Every float tensor that went into or came out of a module, in the order of the pass.
 
     Raises:
         TeacherError: Passes of two lengths ran through different modules.
     """
-    short, long = (_record(model, n_mels, frames, layout) for frames in LENGTHS)
-    if [row[:2] for row in short] != [row[:2] for row in long]:
-        raise TeacherError(
-            "The teacher runs through other modules for clips of another length.",
-            fix="Name the hidden states: --frames MODULE --pooled MODULE.",
-        )
     modules = dict(model.named_modules())
+    probe = calling.input.probe(calling.lengths[0])
+    short = record(model, calling, probe)
     events = []
-    for (name, number, tensor), (_, _, other) in zip(short, long, strict=True):
-        if tensor.ndim == other.ndim:
-            module = modules[name.removesuffix("@in")]
-            leaf = next(module.children(), None) is None
-            events.append(TracedTensor(name, tensor, tuple(other.shape), leaf, number))
-    return events
+    if calling.length is None:
+        long = record(model, calling, calling.input.probe(calling.lengths[1]))
+        _same_modules(short, long)
+        for (name, number, tensor), (_, _, other) in zip(short, long, strict=True):
+            if tensor.ndim == other.ndim:
+                pairs = enumerate(zip(tensor.shape, other.shape, strict=True))
+                axis = next((i for i, (a, b) in pairs if a != b), None)
+                shape = tuple(other.shape)
+                events.append(TracedTensor(name, tensor, shape, _leaf(modules, name), number, axis))
+    else:
+        part = max(1, calling.length // 8)
+        changed = []
+        for where in (slice(None, part), slice(-part, None)):
+            x = probe.clone()
+            x[..., where] = x[..., where].flip(0) + 0.5
+            changed.append(record(model, calling, x))
+            _same_modules(short, changed[-1])
+        for row, first, last in zip(short, *changed, strict=True):
+            name, number, tensor = row
+            axis = _local_axis(tensor, first[2] - tensor, last[2] - tensor)
+            shape = tuple(tensor.shape)
+            events.append(TracedTensor(name, tensor, shape, _leaf(modules, name), number, axis))
+    return _with_grids(events, fixed=calling.length is not None)
 
 
-def _record(
-    model: nn.Module, n_mels: int, frames: int, layout: str
-) -> list[tuple[str, int, Tensor]]:
-    """(name, call, tensor) of every event."""
+def _leaf(modules: Mapping[str, nn.Module], name: str) -> bool:
+    return next(modules[name.removesuffix("@in")].children(), None) is None
+
+
+def _same_modules(
+    one: Sequence[tuple[str, int, Tensor]], other: Sequence[tuple[str, int, Tensor]]
+) -> None:
+    if [row[:2] for row in one] != [row[:2] for row in other]:
+        raise TeacherError(
+            "The teacher runs through other modules for clips of another length or content.",
+            fix="Wrap it in a module that always takes the same path.",
+        )
+
+
+def _local_axis(x: Tensor, at_start: Tensor, at_end: Tensor) -> int | None:
+    """The axis along which changes at both ends of the clip stay apart."""
+    if x.ndim < 3 or x.shape[0] != BATCH:
+        return None
+    found, widest = None, 0.3
+    for axis in range(1, x.ndim):
+        n = x.shape[axis]
+        if n < 3:
+            continue
+        place = torch.linspace(0, 1, n)
+        rest = [i for i in range(x.ndim) if i != axis]
+        weights = [d.abs().mean(rest) for d in (at_start, at_end)]
+        if min(float(w.sum()) for w in weights) == 0:
+            continue
+        first, last = (float((place * w).sum() / w.sum()) for w in weights)
+        if last - first > widest:
+            found, widest = axis, last - first
+    return found
+
+
+def _with_grids(events: list[TracedTensor], *, fixed: bool) -> list[TracedTensor]:
+    """The same events; sequences of patches know how they were flattened."""
+    source: TracedTensor | None = None
+    found = []
+    for event in events:
+        if event.tensor.ndim == 4 and event.time_axis in (2, 3):
+            source = event
+        elif source is not None and event.tensor.ndim == 3 and event.tensor.shape[0] == BATCH:
+            grid = _grid(source, event, fixed)
+            if grid is not None:
+                event = replace(event, time_axis=1, grid=grid)
+        found.append(event)
+    return found
+
+
+def _grid(source: TracedTensor, event: TracedTensor, fixed: bool) -> Grid | None:
+    assert source.time_axis is not None
+    bands = source.tensor.shape[5 - source.time_axis]
+    counts = [shape[source.time_axis] * bands for shape in (source.tensor.shape, source.longer)]
+    prefix = event.tensor.shape[1] - counts[0]
+    if not 0 <= prefix <= _MOST_PREFIX or event.longer[1] - counts[1] != prefix:
+        return None
+    if (not fixed and event.time_axis != 1) or (bands == 1 and not prefix):
+        return None
+    return Grid(prefix, bands, band_major=source.time_axis == 3)
+
+
+def record(model: nn.Module, calling: Calling, x: Tensor) -> list[tuple[str, int, Tensor]]:
+    """(name, call, tensor) of every float tensor into or out of a module."""
     rows: list[tuple[str, int, Tensor]] = []
     calls: dict[str, int] = {}
 
@@ -238,25 +472,57 @@ def _record(
                 module.register_forward_hook(lambda _, __, out, n=name: keep(n, out)),
             ]
     try:
-        model(arrange(probe_mels(n_mels, frames), layout))
+        model(arrange(x, calling.layout))
     finally:
         for handle in handles:
             handle.remove()
     return rows
 
 
+# --- The two states
+
+
 def find_states(
-    events: Sequence[TracedTensor], frames: str | None = None, pooled: str | None = None
+    events: Sequence[TracedTensor],
+    raw: Tensor,
+    calling: Calling,
+    model: nn.Module,
+    frames: str | None = None,
+    pooled: str | None = None,
 ) -> HiddenStates:
     """The hidden states around the pooling, by name where given, else found.
+
+    Args:
+        events: From `trace`.
+        raw: The teacher's outputs in the shorter pass.
+        calling: How it is called.
+        model: The teacher.
+        frames: Name of the state with time, where known.
+        pooled: Name of the state without time, where known.
 
     Raises:
         TeacherError: A name is unknown or of the wrong kind, or nothing is unambiguous; the message
             lists the candidates.
     """
+    if calling.frame_axis is not None:
+        return _states_of_frame_answers(events, raw, model, frames)
     after = _named(events, pooled, with_time=False) if pooled else _first_without_time(events)
+    if after is None:
+        return _states_of_pooled_answers(events, raw, model, frames)
     before = _named(events, frames, with_time=True) if frames else _last_that_fits(events, after)
-    frames_BCT, pooled_BD = frames_of(before.tensor, before.time_axis), after.tensor.flatten(1)
+    if before is None and not pooled:
+        # A network that flattens time, or several layers between: the head's own input is a state
+        # of a useful size.
+        head = _last_affine(events, raw, model)
+        after = head or after
+        before = _last_with_time(events[: events.index(after)])
+    if before is None:
+        raise TeacherError(
+            f"The state before the pooling is not unambiguous: none fits {after.name} "
+            f"{tuple(after.tensor.shape)}.",
+            fix=f"Name it: --frames takes one of {_candidates(events, True)}.",
+        )
+    frames_BCT, pooled_BD = before.frames(), after.tensor.flatten(1)
     return HiddenStates(
         frames=before.name,
         pooled=after.name,
@@ -267,14 +533,99 @@ def find_states(
     )
 
 
-def frames_of(x: Tensor, time_axis: int | None) -> Tensor:
+def _states_of_frame_answers(
+    events: Sequence[TracedTensor],
+    raw: Tensor,
+    model: nn.Module,
+    asked: str | None,
+) -> HiddenStates:
+    """Features behind answers per frame; their mean over time is the pooled state."""
+    before: TracedTensor | None
+    if asked:
+        before = _named(events, asked, with_time=True)
+    else:
+        before = _frame_head(events, raw, model) or _last_with_time(events)
+    if before is None:
+        raise TeacherError(
+            "No module of the teacher gives a hidden state over time.",
+            fix="Wrap it in a module whose layers are modules.",
+        )
+    channels = before.frames().shape[1]
+    how = "mean of the answers per frame"
+    return HiddenStates(before.name, MEAN, channels, channels, how, (before.call, 0))
+
+
+def _states_of_pooled_answers(
+    events: Sequence[TracedTensor], raw: Tensor, model: nn.Module, asked: str | None
+) -> HiddenStates:
+    """Where scores are pooled over time and returned at once, the answer is the pooled state."""
+    before: TracedTensor | None
+    if asked:
+        before = _named(events, asked, with_time=True)
+    else:
+        before = _frame_head(events, raw, model) or _last_with_time(events)
+    if before is None:
+        raise TeacherError(
+            "No module of the teacher gives a hidden state over time.",
+            fix="Wrap it in a module whose layers are modules.",
+        )
+    channels, how = before.frames().shape[1], "scores per frame, pooled over time"
+    return HiddenStates(before.name, ANSWER, channels, raw.shape[1], how, (before.call, 0))
+
+
+def _frame_head(
+    events: Sequence[TracedTensor], raw: Tensor, model: nn.Module
+) -> TracedTensor | None:
+    """Input of the last affine layer that gives K values per frame."""
+    k = raw.shape[1] if raw.ndim == 2 else None
+    for event in reversed(events):
+        if event.time_axis is None or event.name.endswith("@in") or event.tensor.ndim != 3:
+            continue
+        wanted = k or raw.shape[1 if raw.shape[2] == event.tensor.shape[event.time_axis] else 2]
+        if event.frames().shape[1] == wanted and as_linear(model.get_submodule(event.name)):
+            names = [(e.name, e.call) for e in events]
+            place = names.index((f"{event.name}@in", event.call))
+            return events[place] if events[place].time_axis is not None else None
+    return None
+
+
+def _last_affine(
+    events: Sequence[TracedTensor], raw: Tensor, model: nn.Module
+) -> TracedTensor | None:
+    """Input without time of the affine layer whose output has the shape of the answer."""
+    at = {(event.name, event.call): event for event in events}
+    for event in reversed(events):
+        given = at.get((f"{event.name}@in", event.call))
+        same = event.tensor.flatten(1).shape == raw.shape
+        timeless = given and event.time_axis is None and given.time_axis is None
+        if same and timeless and as_linear(model.get_submodule(event.name)) is not None:
+            return given
+    return None
+
+
+def _last_with_time(events: Sequence[TracedTensor]) -> TracedTensor | None:
+    return next(
+        (
+            e
+            for e in reversed(events)
+            if e.time_axis is not None and e.tensor.ndim >= 3 and e.tensor.shape[0] == BATCH
+        ),
+        None,
+    )
+
+
+def frames_of(x: Tensor, time_axis: int | None, grid: Grid | None = None) -> Tensor:
     """Frame features (B, C, T'): time last, frequency averaged out.
 
     Args:
-        x: (B, C, T'), (B, T', C), or with a frequency axis before or after time.
+        x: (B, C, T'), (B, T', C), or with a frequency axis before or after time; with a grid
+            (B, tokens, C).
         time_axis: Axis of x.
+        grid: How the tokens are made of patches.
     """
     assert time_axis is not None
+    if grid is not None:
+        return grid.unflatten(x).mean(2)
     if x.ndim == 3:
         return x if time_axis == 2 else x.transpose(1, 2)
     rest = [axis for axis in range(1, x.ndim) if axis != time_axis]
@@ -299,19 +650,15 @@ def _named(events: Sequence[TracedTensor], name: str, *, with_time: bool) -> Tra
     raise TeacherError(problem, fix=fix)
 
 
-def _first_without_time(events: Sequence[TracedTensor]) -> TracedTensor:
+def _first_without_time(events: Sequence[TracedTensor]) -> TracedTensor | None:
     last = max((i for i, e in enumerate(events) if e.time_axis is not None), default=-1)
     for event in events[last + 1 :]:
         if event.tensor.shape[0] == BATCH and event.tensor.ndim >= 2:
             return event
-    raise TeacherError(
-        "No module of the teacher receives a hidden state without time: it pools over time and "
-        "returns the result at once.",
-        fix="Wrap the pooling into a module of its own, such as nn.Identity behind it.",
-    )
+    return None
 
 
-def _last_that_fits(events: Sequence[TracedTensor], after: TracedTensor) -> TracedTensor:
+def _last_that_fits(events: Sequence[TracedTensor], after: TracedTensor) -> TracedTensor | None:
     pooled_BD = after.tensor.flatten(1)
     earlier = [
         event
@@ -321,7 +668,7 @@ def _last_that_fits(events: Sequence[TracedTensor], after: TracedTensor) -> Trac
     # An activation inside `forward` has no name: the state before it is what can be watched.
     for activated in (False, True):
         for event in reversed(earlier):
-            frames_BCT = frames_of(event.tensor, event.time_axis)
+            frames_BCT = event.frames()
             statistics, rest = divmod(pooled_BD.shape[1], frames_BCT.shape[1])
             if rest or statistics > _MOST_STATISTICS:
                 continue
@@ -331,13 +678,11 @@ def _last_that_fits(events: Sequence[TracedTensor], after: TracedTensor) -> Trac
                 return next(
                     e
                     for e in events
-                    if e.tensor.shape == event.tensor.shape and torch.equal(e.tensor, event.tensor)
+                    if e.tensor.shape == event.tensor.shape
+                    and e.time_axis == event.time_axis
+                    and torch.equal(e.tensor, event.tensor)
                 )
-    raise TeacherError(
-        f"The state before the pooling is not unambiguous: none fits {after.name} "
-        f"{tuple(after.tensor.shape)}.",
-        fix=f"Name it: --frames takes one of {_candidates(events, True)}.",
-    )
+    return None
 
 
 def _is_within(event: TracedTensor, pooled_BD: Tensor, *, activated: bool) -> bool:
@@ -359,7 +704,9 @@ def _kind_of_pooling(frames_BCT: Tensor, pooled_BD: Tensor) -> str:
         return "further layers between"
     further = "" if d == c else " and further statistics"
     for h_BCT, how in ((frames_BCT, ""), (frames_BCT.relu(), " after a ReLU")):
-        for kind, value in (("mean", h_BCT.mean(2)), ("maximum", h_BCT.amax(2))):
+        mean, most = h_BCT.mean(2), h_BCT.amax(2)
+        kinds = (("mean", mean), ("maximum", most), ("mean plus maximum", mean + most))
+        for kind, value in kinds:
             if torch.allclose(first, value, atol=1e-4, rtol=1e-3):
                 return f"{kind}{further}{how}"
     return f"{_VAGUE}{further}"
@@ -372,25 +719,58 @@ def _candidates(events: Sequence[TracedTensor], with_time: bool) -> str:
 
 
 def find_head(
-    model: nn.Module, events: Sequence[TracedTensor], states: HiddenStates, logits_BK: Tensor
-) -> str:
+    model: nn.Module,
+    events: Sequence[TracedTensor],
+    states: HiddenStates,
+    logits_BK: Tensor,
+    *,
+    named: bool,
+) -> tuple[str, HiddenStates]:
     """Name of the affine layer that maps the pooled state to the logits; "" where there is none.
 
     It is recognised by its values, so anything that is the identity in evaluation (dropout) may be
-    between, and a (log-)softmax may follow.
+    between, and a (log-)softmax may follow. Where further layers are between pooling and head, the
+    head's input becomes the pooled state, unless the user `named` one: a student can then reuse
+    the head.
     """
     at = {(event.name, event.call): event.tensor for event in events}
+    if states.pooled == ANSWER:
+        return "", states
+    if states.pooled == MEAN:
+        return _head_per_frame(model, events, states, logits_BK), states
     pooled_BD = at[states.pooled, states.calls[1]].flatten(1)
     log_p = logits_BK.log_softmax(1)
+    deeper = "", states
     for (name, number), out in at.items():
         x = at.get((f"{name}@in", number))
-        if x is None or x.numel() != pooled_BD.numel() or out.flatten(1).shape != logits_BK.shape:
+        if x is None or out.flatten(1).shape != logits_BK.shape or len(x) != len(out):
             continue
-        same_in = torch.allclose(x.flatten(1), pooled_BD, atol=1e-5)
         same_out = torch.allclose(out.flatten(1).log_softmax(1), log_p, atol=1e-4)
-        if same_in and same_out and as_linear(model.get_submodule(name)) is not None:
-            return name
-    return ""
+        if not same_out or as_linear(model.get_submodule(name)) is None:
+            continue
+        x_BD = x.flatten(1)
+        if x_BD.shape == pooled_BD.shape and torch.allclose(x_BD, pooled_BD, atol=1e-5):
+            return name, states
+        if not named:
+            calls = (states.calls[0], number)
+            size = x_BD.shape[1]
+            deeper = name, replace(states, pooled=f"{name}@in", pooled_size=size, calls=calls)
+    return deeper
+
+
+def _head_per_frame(
+    model: nn.Module, events: Sequence[TracedTensor], states: HiddenStates, logits_BK: Tensor
+) -> str:
+    """An affine layer over frames, whose mean is the layer of the mean."""
+    name = states.frames.removesuffix("@in")
+    head = as_linear(model.get_submodule(name))
+    if head is None or not states.frames.endswith("@in"):
+        return ""
+    event = next(e for e in events if (e.name, e.call) == (states.frames, states.calls[0]))
+    with torch.no_grad():
+        again_BK: Tensor = head(event.frames().mean(2))
+    same = again_BK.shape == logits_BK.shape and torch.allclose(again_BK, logits_BK, atol=1e-3)
+    return name if same else ""
 
 
 def as_linear(module: nn.Module) -> nn.Linear | None:

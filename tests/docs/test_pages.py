@@ -258,7 +258,8 @@ def microphone(reader: Reader) -> None:
     (reader.home / "bin").mkdir()
     path = reader.home / "bin" / "arecord"
     path.write_text(
-        "#!/bin/sh\nfor _ in $(seq 50); do head -c 3200 /dev/urandom; sleep 0.02; done\nsleep 60\n"
+        '#!/bin/sh\nfor rate; do :; done; echo "  rate         : $rate" >&2  # the last argument\n'
+        "for _ in $(seq 50); do head -c 3200 /dev/urandom; sleep 0.02; done\nsleep 60\n"
     )
     path.chmod(0o755)
     (path.parent / "sounddevice.py").write_text("raise ImportError")

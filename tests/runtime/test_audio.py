@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
+import subprocess
 import sys
 import tracemalloc
 import wave
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from frami_edge_runtime.audio import AudioFile, check_rate, check_samples
+from frami_edge_runtime.audio import AudioFile, ByteStream, InputMonitor, check_rate, check_samples
 from frami_edge_runtime.errors import AudioError
 
 WAVE = np.sin(np.arange(1000) * 0.1) * 0.7
@@ -163,6 +164,136 @@ def test_a_recording_that_was_cut_off_is_read_to_its_end(tmp_path: Path) -> None
     # A recorder that writes to a pipe does not know the sizes.
     path.write_bytes(data[:4] + b"\xff" * 4 + data[8:40] + b"\xff" * 4 + data[44:])
     assert len(read_all(path)) == 1000
+
+
+def wav_bytes(samples: int, riff: int, data: int, tail: bytes = b"") -> bytes:
+    """A mono 16-bit WAV file whose header states these sizes."""
+    fmt = struct.pack("<HHIIHH", 1, 1, 8000, 16_000, 2, 16)
+    head = b"RIFF" + struct.pack("<I", riff) + b"WAVEfmt " + struct.pack("<I", 16) + fmt
+    return head + b"data" + struct.pack("<I", data) + pcm(np.resize(WAVE, samples), 2) + tail
+
+
+LIST = b"LIST\x04\0\0\0junk"
+
+
+@pytest.mark.parametrize(
+    ("data", "samples", "warned"),
+    [
+        (wav_bytes(1000, 2036, 2000), 1000, False),
+        (wav_bytes(1000, 2048, 2000, LIST), 1000, False),
+        (wav_bytes(0, 48, 0, LIST), 0, False),  # empty, and nothing wrong with it
+        (wav_bytes(1000, 0, 0), 1000, True),  # a recorder that was killed at once
+        (wav_bytes(1000, 0, 400), 1000, True),  # or after it had written its header again
+        (wav_bytes(1000, 0x7FFFFFFF, 0x7FFFFFFF), 1000, True),
+        (wav_bytes(1000, 0x80000024, 0x80000000), 1000, True),  # arecord, killed
+        (wav_bytes(1000, 0xFFFFFFFF, 0xFFFFFFFF), 1000, True),
+        (wav_bytes(250, 2036, 2000), 250, True),  # cut off
+    ],
+)
+def test_a_wav_file_is_read_to_its_end_whatever_its_header_states(
+    tmp_path: Path, data: bytes, samples: int, warned: bool
+) -> None:
+    path = tmp_path / "a.wav"
+    path.write_bytes(data)
+    with AudioFile(path) as file:
+        read = np.concatenate([*file.blocks(), np.empty(0, np.int16)])
+        warnings = file.take_warnings()
+    np.testing.assert_array_equal(read, np.frombuffer(pcm(np.resize(WAVE, samples), 2), "<i2"))
+    assert [kind for kind, _ in warnings] == ["header"] * warned
+    if warned:
+        assert f"{samples / 8000:.1f} s were found and read" in warnings[0][1]
+
+
+class LongFile:
+    """A head, this many zeros, and a tail, without the time that a disk takes for 4 GiB."""
+
+    def __init__(self, head: bytes, zeros: int, tail: bytes) -> None:
+        self._parts, self._zeros = [head, tail], zeros
+        self._block = bytes(1 << 26)
+
+    def read1(self, most: int) -> bytes:
+        if not self._parts[0] and self._zeros:
+            data = self._block[: min(most, self._zeros)]
+            self._zeros -= len(data)
+            return data
+        if not self._parts[0]:
+            self._parts[0], self._parts[1] = self._parts[1], b""
+        data, self._parts[0] = self._parts[0][:most], self._parts[0][most:]
+        return data
+
+
+@pytest.mark.parametrize("rf64", [False, True])
+def test_a_wav_file_beyond_4_gib_is_read_to_its_end(rf64: bool) -> None:
+    """The length has wrapped around in the header, or is in RF64's own chunk."""
+    size = (1 << 32) + 40_000  # bytes of samples
+    head = wav_bytes(0, 0, 0)[12:-4]
+    if rf64:
+        ds64 = b"ds64" + struct.pack("<IQQQI", 28, size + 72, size, size // 2, 0)
+        head = b"RF64\xff\xff\xff\xffWAVE" + ds64 + head + b"\xff" * 4
+    else:
+        head = b"RIFF\0\0\0\0WAVE" + head + struct.pack("<I", size - (1 << 32))
+    file = AudioFile(ByteStream(LongFile(head, size - 4, b"\x39\x30\x39\x30" + LIST)))
+    take = file._decoder._take  # type: ignore[union-attr]  # bytes: decoding takes a minute
+    found, last = 0, b""
+    while data := take(1 << 26):
+        found, last = found + len(data), data
+    assert found == size
+    assert last[-4:] == b"\x39\x30\x39\x30"  # and not the chunk after it
+
+
+@pytest.mark.parametrize("way", ["fifo", "substitution", "stdin"])
+def test_wav_files_are_streamed_from_whatever_cannot_seek(tmp_path: Path, way: str) -> None:
+    path = write_wav(tmp_path / "a.wav", pcm(WAVE, 2))
+    code = (
+        "import sys, numpy as np; from frami_edge_runtime.audio import AudioFile; "
+        "print(sum(len(b) for b in AudioFile(sys.argv[1]).blocks()))"
+    )
+    program = f"{sys.executable} -c '{code}'"
+    command = {
+        "fifo": f"mkfifo f; cat {path} > f & {program} f",
+        "substitution": f"{program} <(cat {path})",
+        "stdin": f"cat {path} | {program} /dev/stdin",
+    }[way]
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("1000\n", "")
+
+
+def kinds(monitor: InputMonitor, x_NC: np.ndarray, block: int = 1600) -> set[str]:
+    for start in range(0, len(x_NC), block):
+        monitor.mono(x_NC[start : start + block])
+    monitor.review()
+    return {kind for kind, _ in monitor.take_warnings()}
+
+
+def test_input_that_no_model_can_answer_about_is_noticed() -> None:
+    rng = np.random.default_rng(0)
+    noise = (rng.normal(0, 3000, (8000 * 70, 1))).astype(np.int16)
+    zeros = np.zeros_like(noise)
+    tone = (32767 * np.sin(np.arange(8000) * 2 * np.pi * 50 / 8000)).astype(np.int16)[:, None]
+
+    def monitor() -> InputMonitor:
+        return InputMonitor("a", 8000, "mix")
+
+    assert kinds(monitor(), noise) == set()
+    assert kinds(monitor(), zeros[: 8000 * 50]) == set()
+    assert kinds(dead := monitor(), zeros) == {"dead"}
+    assert dead.stats.dead_s == pytest.approx(70)
+    assert kinds(monitor(), zeros + 77) == {"dead"}  # a constant offset and nothing else
+    assert kinds(monitor(), tone) == set()  # full scale, and not clipped
+    assert kinds(clipped := monitor(), np.clip(tone * 1.5, -32768, 32767).astype(np.int16)) == {
+        "clipping"
+    }
+    assert 3000 < clipped.stats.clipped < 4500
+    floats = np.clip(noise[:8000] / 8192, -1, 1).astype(np.float32)
+    assert kinds(monitor(), np.where(np.abs(floats) > 0.3, np.sign(floats), floats)) == {"clipping"}
+    pair = noise[:16_000]
+    assert kinds(monitor(), np.hstack([pair, -pair])) == {"cancelling"}
+    assert kinds(monitor(), np.hstack([pair, -pair + 3000])) == {"cancelling"}
+    assert kinds(InputMonitor("a", 8000, 1), np.hstack([pair, -pair])) == set()
+    many = rng.normal(0, 3000, (16_000, 16)).astype(np.int16)
+    assert kinds(monitor(), many) == set()  # independent channels: 12 dB
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:

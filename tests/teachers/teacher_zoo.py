@@ -178,12 +178,97 @@ class Sigmoid(KeywordNet):
         return torch.sigmoid(super().forward(x))
 
 
-def lively(model: nn.Module, layout: str = "B1MT") -> nn.Module:
+def lively(model: nn.Module, layout: str = "B1MT", frames: int = 64) -> nn.Module:
     """BatchNorm statistics of some data, not the initial ones."""
     from frami_edge.teachers.tracing import arrange, probe_mels
 
     model.train()
     with torch.no_grad():
         for _ in range(10):
-            model(arrange(probe_mels(M, 64, batch=8), layout))
+            model(arrange(probe_mels(M, frames, batch=8), layout))
     return model.eval()
+
+
+class Patches(nn.Module):
+    """A patch transformer, (B, T, M) in: frequency x time flattened into tokens.
+
+    With ``frames`` it has learned places, as AST, and so one clip length.
+    """
+
+    def __init__(self, frames: int | None = None, patch: int = 8, width: int = 12) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(1, width, patch, patch)
+        self.start = nn.Parameter(torch.randn(1, 1, width))
+        tokens = 1 + (frames or 0) // patch * (M // patch)
+        self.places = nn.Parameter(0.1 * torch.randn(1, tokens, width)) if frames else None
+        layer = nn.TransformerEncoderLayer(width, 2, 24, dropout=0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, K)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.ndim == 3
+        assert x.shape[2] == M
+        h = self.embed(x[:, None].transpose(2, 3)).flatten(2).transpose(1, 2)
+        h = torch.cat([self.start.expand(len(h), 1, -1), h], 1)
+        h = self.norm(self.encoder(h if self.places is None else h + self.places))
+        return self.head(h[:, 0])
+
+
+class Vggish(nn.Module):
+    """96 frames, flattened: (B, 1, T, M)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(conv(1, 6), nn.MaxPool2d(2), conv(6, 8), nn.MaxPool2d(2))
+        self.embed = nn.Sequential(nn.Linear(8 * 24 * 4, 20), nn.ReLU())
+        self.fc = nn.Linear(20, K)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.features(x).permute(0, 2, 3, 1)
+        return self.fc(self.embed(h.reshape(len(h), -1)))
+
+
+class Crnn(nn.Module):
+    """Sound event detection: a sigmoid per frame, (B, 1, T, M) in."""
+
+    def __init__(self, clip: str = "none") -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(conv(1, 6), nn.MaxPool2d((2, 4)), conv(6, 8))
+        self.gru = nn.GRU(32, 6, batch_first=True, bidirectional=True)
+        self.strong, self.soft, self.clip = nn.Linear(12, K), nn.Linear(12, K), clip
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        assert x.shape[3] == M
+        h, _ = self.gru(self.trunk(x).transpose(1, 2).flatten(2))
+        strong = torch.sigmoid(self.strong(h))
+        if self.clip == "none":
+            return strong
+        if self.clip == "maximum":
+            return strong.amax(1)
+        weights = self.soft(h).softmax(-1)
+        return strong, (strong * weights).sum(1) / weights.sum(1)
+
+
+class Cnn14(nn.Module):
+    """PANNs: BatchNorm over bands, functional pooling, maximum plus mean over time, sigmoid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn0 = nn.BatchNorm2d(M)
+        self.conv1, self.bn1 = nn.Conv2d(1, 8, 3, 1, 1, bias=False), nn.BatchNorm2d(8)
+        self.conv2, self.bn2 = nn.Conv2d(8, 12, 3, 1, 1, bias=False), nn.BatchNorm2d(12)
+        self.fc1, self.fc_audioset = nn.Linear(12, 12), nn.Linear(12, K)
+
+    def body(self, x: Tensor) -> dict[str, Tensor]:
+        x = self.bn0(x.transpose(1, 3)).transpose(1, 3)
+        x = F.avg_pool2d(F.relu_(self.bn1(self.conv1(x))), 2)
+        x = F.dropout(x, 0.2, training=self.training)
+        x = F.avg_pool2d(F.relu_(self.bn2(self.conv2(x))), 2).mean(3)
+        x = F.dropout(x.amax(2) + x.mean(2), 0.5, training=self.training)
+        x = F.relu_(self.fc1(x))
+        embedding = F.dropout(x, 0.5, training=self.training)
+        return {"clipwise_output": torch.sigmoid(self.fc_audioset(x)), "embedding": embedding}
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        assert x.shape[3] == M
+        return self.body(x)

@@ -20,19 +20,41 @@ from frami_edge.teachers.weights import load_weights
 CASES = {
     # name: layout, frames, pooled, C, D, stride, receptive field, head, answers
     "KeywordNet": ("BTM", "bn2", "classify@in", 12, 12, 2, 9, "classify", "logits"),
-    "XVector": ("BMT", "tdnn.5", "segment@in", 12, 24, 1, 9, "", "logits"),
+    "XVector": ("BMT", "tdnn.5", "out@in", 12, 10, 1, 9, "out", "logits"),
     "Attention": ("B1MT", "pool@in", "pool", 12, 12, 4, 7, "fc", "log-probabilities"),
     "InlineAttention": ("BTM", "score@in", "fc@in", 12, 12, 1, 5, "fc", "logits"),
     "SqueezeExcite": ("B1MT", "more.2", "pool", 16, 16, 4, None, "fc", "probabilities"),
-    "SubSpectral": ("B1TM", "last.2", "fc1@in", 12, 12, 2, 5, "", "logits"),
-    "Shared": ("BMT", "mix@in", "mix@in", 12, 12, 1, 5, "", "logits"),
+    "SubSpectral": ("B1TM", "last.2", "fc2@in", 12, 12, 2, 5, "fc2", "logits"),
+    "Shared": ("BMT", "mix@in", "fc@in", 12, 12, 1, 5, "fc", "logits"),
     "Recurrent": ("BTM", "gru", "fc@in", 12, 12, 1, None, "fc", "logits"),
+    "Cnn14": (
+        "B1TM",
+        "bn2",
+        "fc_audioset@in",
+        12,
+        12,
+        2,
+        8,
+        "fc_audioset",
+        "sigmoid probabilities",
+    ),
+    "Patches": ("BTM", "norm", "head@in", 12, 12, 8, None, "head", "logits"),
+    "Ast": ("BTM", "norm", "head@in", 12, 12, 8, None, "head", "logits"),
+    "Vggish": ("B1MT", "features", "fc@in", 8, 20, 4, 10, "fc", "logits"),
+    "Crnn": ("B1TM", "strong@in", "@mean", 12, 12, 2, None, "strong", "sigmoid probabilities"),
+    "StrongWeak": ("B1TM", "soft@in", "@answer", 12, 5, 2, None, "", "sigmoid probabilities"),
+    "ScoresOverTime": ("BTM", "net", "@answer", 5, 5, 1, 3, "", "logits"),
 }
 
 
 def teacher(name: str, **how: str) -> ForeignTeacher:
     torch.manual_seed(0)
-    module = zoo.lively(getattr(zoo, name)(), CASES[name][0] if name in CASES else "BTM")
+    arguments = {"Ast": ("Patches", 200), "StrongWeak": ("Crnn", "soft")}
+    kind, *given = arguments.get(name, (name,))
+    layout = CASES[name][0] if name in CASES else "BTM"
+    module = zoo.lively(
+        getattr(zoo, kind)(*given), layout, {"Ast": 200, "Vggish": 96}.get(name, 64)
+    )
     return ForeignTeacher(module, M, K, **how)  # type: ignore[arg-type]
 
 
@@ -52,9 +74,10 @@ def test_hidden_states_are_found_and_right(name: str) -> None:
     assert hidden.pooled_BD.shape == (3, made.pooled_size)
     if made.head is not None:
         again = made.head(hidden.pooled_BD).log_softmax(1)
-        assert torch.allclose(again, hidden.logits_BK.log_softmax(1), atol=1e-5, rtol=1e-4)
-    longer = made.hidden(mels(frames=90 + 8 * made.frame_stride))
-    assert longer.frames_BCT.shape[2] - hidden.frames_BCT.shape[2] == 8
+        assert torch.allclose(again, hidden.logits_BK.log_softmax(1), atol=1e-4, rtol=1e-4)
+    if made.anatomy.clip_length is None:
+        longer = made.hidden(mels(frames=90 + 8 * made.frame_stride))
+        assert longer.frames_BCT.shape[2] - hidden.frames_BCT.shape[2] == 8
     # Gradients against a central difference: torch's BatchNorm is wrong for (B, M, T, 1) on CPUs.
     made.double()
     x, direction = mels(2, 40).double().requires_grad_(), mels(2, 40, seed=2).double()
@@ -77,6 +100,43 @@ def test_frames_are_centred_where_their_offset_says() -> None:
     assert centre == pytest.approx(50, abs=made.frame_stride / 2)
 
 
+def test_a_network_of_one_clip_length_takes_any() -> None:
+    made = teacher("Ast")
+    assert made.anatomy.clip_length == 200
+    assert "clips of 200 frames alone" in " ".join(made.doubts)
+    x = mels(2, 200)
+    whole = made.hidden(x)
+    expected = made.module(x[:, 0].transpose(1, 2))
+    assert torch.allclose(whole.logits_BK, expected, atol=1e-5)
+    short = made.hidden(x[..., :70])  # repeated; frames beyond its end are left out
+    again = torch.cat([x[..., :70]] * 3, 3)[..., :200]
+    assert torch.allclose(short.logits_BK, made.hidden(again).logits_BK, atol=1e-5)
+    assert short.frames_BCT.shape[2] == 9
+    twice = made.hidden(torch.cat([x, x], 3))
+    assert torch.allclose(twice.logits_BK, whole.logits_BK, atol=1e-5)
+    assert torch.allclose(twice.frames_BCT, torch.cat([whole.frames_BCT] * 2, 2), atol=1e-5)
+    assert made.hidden(mels(2, 230)).frames_BCT.shape[2] == 29
+
+
+def test_tokens_of_frequency_and_time_become_frames() -> None:
+    made = teacher("Patches")
+    assert made.anatomy.patch_bands == 2
+    x = mels(1, 80)
+    tokens: list[Tensor] = []
+    handle = made.module.norm.register_forward_hook(lambda _, __, out: tokens.append(out))
+    frames_BCT = made.hidden(x).frames_BCT
+    handle.remove()
+    patches = tokens[0][:, 1:].reshape(1, 2, 10, 12)  # bands, frames, channels
+    assert torch.allclose(frames_BCT, patches.mean(1).transpose(1, 2), atol=1e-6)
+
+
+def test_answers_per_frame_are_averaged() -> None:
+    made, x = teacher("Crnn"), mels(2, 60)
+    strong = made.module(x.transpose(2, 3))
+    assert torch.allclose(made(x), strong.logit().mean(1), atol=1e-4)
+    assert "answers per frame" in " ".join(made.doubts)
+
+
 def test_a_padded_batch_is_answered_clip_by_clip() -> None:
     made = teacher("SqueezeExcite")
     x, lengths = mels(4, 60), torch.tensor([60, 35, 60, 20])
@@ -95,7 +155,6 @@ def test_states_can_be_named() -> None:
 @pytest.mark.parametrize(
     ("name", "how", "said"),
     [
-        ("ScoresOverTime", {}, "pools over time and returns the result at once"),
         ("KeywordNet", {"frames": "nowhere"}, "has no module nowhere"),
         ("KeywordNet", {"frames": "classify"}, "no state with time"),
         ("KeywordNet", {"pooled": "bn1"}, "no state without time"),
@@ -221,9 +280,8 @@ class WithLengths(zoo.KeywordNet):
     ("module", "said", "fix"),
     [
         (Random(), "differ between two equal calls", "self.training"),
-        (Waveforms(), r"expected \(batch, samples\)", "waveforms"),
+        (Waveforms(), r"expected \(batch, samples\)", "--sample-rate"),
         (WithLengths(), "missing 1 required positional argument: 'lengths'", "one argument"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(M * 101, K)), "clips of 101 frames", "any length"),
         (nn.Conv1d(24, K, 3), f"does not turn log-mels of {M} bands", "Check mel and labels"),
     ],
 )
