@@ -15,14 +15,28 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from frami_edge import plots
+from frami_edge.data.decoding import read_audio
+from frami_edge.data.sets import is_audio
 from frami_edge.errors import ConfigError, DataError
 from frami_edge.frontend import resample
-from frami_edge.opening import OpenedModel, predict
+from frami_edge.io import atomic_write_bytes
+from frami_edge.opening import OpenedModel, open_model, predict
 from frami_edge.progress import Progress, ProgressCallback
+from frami_edge.tables import Table, percent
+from frami_edge_runtime.classifier import Classifier
 from frami_edge_runtime.events import EventDetector, EventSpec
 from frami_edge_runtime.logmel import log_mel
 from frami_edge_runtime.stream import Result, scores_of
-from frami_edge_runtime.thresholds import HOP_S, WINDOW_S
+from frami_edge_runtime.thresholds import (
+    HOP_S,
+    MIN_ON_S,
+    WINDOW_S,
+    Thresholds,
+    background_scores,
+    tuned,
+    with_thresholds,
+)
 
 TOLERANCE_S: Final = 0.5
 """An event this far from a sound still belongs to it."""
@@ -209,3 +223,130 @@ def _moved(threshold: float, shift: float) -> float:
     """A threshold moved by so much in log-odds."""
     odds = threshold / max(1e-9, 1 - threshold) * np.exp(shift)
     return float(np.clip(odds / (1 + odds), 1e-6, 1 - 1e-7))
+
+
+@dataclass(frozen=True)
+class StreamEvaluation:
+    """Events of a model, and of its teacher, in the same recordings."""
+
+    model: EventScore
+    teacher: EventScore | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        theirs = self.teacher.to_dict() if self.teacher else None
+        return {"model": self.model.to_dict(), "teacher": theirs}
+
+    def tables(self) -> list[Table]:
+        """One row per model, at its own thresholds; then false alarms at equal hit rates."""
+        rows = {"model": self.model} | ({"teacher": self.teacher} if self.teacher else {})
+        summary = Table(
+            f"Events in {self.model.hours:.2f} h",
+            ("", "false alarms per hour", "hit rate", "sounds", "latency, s"),
+            [
+                (name, e.false_alarms_per_hour, percent(e.hit_rate), e.sounds, e.latency_s)
+                for name, e in rows.items()
+            ],
+            "Each with its own thresholds; a teacher's start at 0.5.",
+        )
+        wanted = [rate for rate in (0.5, 0.7, 0.8, 0.9, 0.95) if self.model.sounds]
+        trade = Table(
+            "False alarms per hour at a hit rate",
+            ["", *(f"{100 * rate:.0f} %" for rate in wanted)],
+            [(name, *(e.at_hit_rate(rate) for rate in wanted)) for name, e in rows.items()],
+        )
+        return [summary, trade] if wanted else [summary]
+
+
+def evaluate_stream(
+    model: Path,
+    audio: Sequence[Path],
+    *,
+    labels: Path | None = None,
+    teacher: Path | None = None,
+    picture: Path | None = None,
+    progress: ProgressCallback | None = None,
+) -> StreamEvaluation:
+    """Score a model's events in long recordings, with the settings of `frami-edge listen`.
+
+    Args:
+        model: A streaming file or a checkpoint.
+        audio: Files, or folders of them.
+        labels: CSV of the sounds in them, see `read_sounds`; without it every event is a false
+            alarm.
+        teacher: Its teacher, to compare with.
+        picture: PNG file of the detection error trade-off; needs sounds.
+        progress: Called after each recording.
+
+    Raises:
+        AudioError: A recording cannot be used.
+        ConfigError: The model takes whole clips only.
+        DataError: There is no audio, or the labels cannot be read.
+    """
+    sounds = read_sounds(labels) if labels else {}
+    files = audio_files(audio)
+
+    def score(path: Path) -> EventScore:
+        opened = open_model(path)
+        settings: dict[str, Any] = {"min_on_s": MIN_ON_S}
+        info = opened.info
+        spec = EventSpec.for_model(info, **settings) if info else EventSpec(**settings)
+        recordings = ((*read_audio(file), sounds.get(file.name, ())) for file in files)
+        return score_events(opened, recordings, spec, progress)
+
+    found = StreamEvaluation(score(model), score(teacher) if teacher else None)
+    curves = {
+        name: [(false, hit) for false, hit in e.curve if hit is not None]
+        for name, e in (("model", found.model), ("teacher", found.teacher))
+        if e is not None and e.sounds
+    }
+    if picture and curves:
+        plots.detection_error(picture, curves, f"{model.name}, {found.model.hours:.2f} h")
+    return found
+
+
+def audio_files(paths: Sequence[Path]) -> list[Path]:
+    """Files as given, and all audio files below the folders.
+
+    Raises:
+        DataError: There are none.
+    """
+    found = []
+    for path in paths:
+        inside = sorted(p for p in path.rglob("*") if is_audio(p)) if path.is_dir() else [path]
+        found += inside
+    if not found:
+        raise DataError(
+            f"There is no audio in {', '.join(map(str, paths))}.",
+            fix="Give audio files, or folders that hold some.",
+        )
+    return found
+
+
+def tune(
+    model: Path, audio: Sequence[Path], out: Path, *, false_alarms_per_hour: float | None = None
+) -> Thresholds:
+    """Write a streaming model file with thresholds for a background; nothing else changes.
+
+    Args:
+        model: The ``.onnx`` file.
+        audio: Recordings of the place, without the sounds that the model shall find; or folders.
+        out: The new file.
+        false_alarms_per_hour: Target; None for the one that the file was exported with.
+
+    Raises:
+        AudioError: A recording cannot be used.
+        DataError: There is no audio.
+        ModelFileError: The model is no streaming ONNX file, or there is too little audio.
+    """
+    classifier = Classifier(model)
+    old = Thresholds.of(classifier.info)
+    reject = old.reject if old else None
+    scores = []
+    for path in audio_files(audio):
+        samples, rate = read_audio(path)
+        stream = classifier.stream(rate, WINDOW_S, hop_s=HOP_S)
+        scores += background_scores(stream, [(samples, 0)], reject)
+    found = tuned(old, scores, len(classifier.labels), false_alarms_per_hour)
+    atomic_write_bytes(out, with_thresholds(model.read_bytes(), found))
+    return found

@@ -35,6 +35,8 @@ SOUND_SHARE: Final = 0.1
 STEADY_S: Final = 20.0
 MARGIN: Final = 0.7
 """Log-odds between the largest score of steady noise and the least threshold."""
+SURE: Final = 4.6
+"""Log-odds of 0.99: a label for which steady noise scores more is reported."""
 QUIET_DBFS: Final = -80.0
 REJECT_QUANTILES: Final = (0.02, 0.1, 0.2)
 """Energies of sounds of the classes that are tried as `Thresholds.reject`."""
@@ -164,10 +166,12 @@ def find_thresholds(
         reject=reject,
         background=f"synthetic background with unknown sounds {SOUND_SHARE:.0%} of the time",
     )
+    loudest_K = tops.argmax(axis=0)
     notes = [
-        f"{names[int(tops[:, k].argmax())]} may start events of {label}: it sounds alike."
+        f"{label}: {names[loudest_K[k]]} scores {1 / (1 + np.exp(-tops[loudest_K[k], k])):.4f}, so "
+        "only surer sounds start its events."
         for k, label in enumerate(labels)
-        if tops[:, k].max() >= log_odds(np.array(found.on[k]))
+        if tops[loudest_K[k], k] > SURE
     ]
     if found.false_alarms_per_hour > 1.05 * target:
         notes.append(

@@ -96,15 +96,15 @@ class EventSpec:
 
         Args:
             info: `Classifier.info`.
-            settings: Those of `EventSpec`. With ``on`` the file's thresholds are not used;
-                ``overrides`` win over them.
+            settings: Those of `EventSpec`. With ``on`` or ``off`` the file's thresholds are not
+                used; ``overrides`` win over them.
 
         Raises:
             StreamError: A setting is out of range.
             ModelFileError: The file's thresholds are damaged.
         """
         found = Thresholds.of(info)
-        if found is None or "on" in settings:
+        if found is None or {"on", "off"} & set(settings):
             return cls(**settings)
         overrides: dict[str, dict[str, float | None]] = {
             label: {"on": on, "off": off}

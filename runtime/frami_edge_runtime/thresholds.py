@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from frami_edge_runtime.errors import ModelFileError
 from frami_edge_runtime.modelfile import EXPORT_AGAIN, THRESHOLDS_KEY, ModelInfo, metadata_entry
+from frami_edge_runtime.stream import Stream
 
 Array = npt.NDArray[np.float64]
 
@@ -36,11 +37,14 @@ TARGET: Final = 0.2
 """False alarms per hour."""
 MIN_HIT_RATE: Final = 0.5
 """A model that finds fewer is of no use: then the target gives way, and the file says so."""
+MIN_LABEL_HIT_RATE: Final = 0.25
+"""The same for a single label."""
 PEAK_S: Final = 5.0
 """Scores above a threshold within so many seconds are one false alarm."""
 _TAIL: Final = 30  # largest peaks of a label, from which the exponential tail is estimated
 _LEAST_DECAY: Final = 0.2
 _HIGHEST: Final = math.log(0.9995 / 0.0005)  # thresholds beyond it would depend on rounding
+_NEVER: Final = math.log(0.999999 / 0.000001)  # where even steady noise scores higher than that
 _HIGHEST_BLIND: Final = math.log(0.95 / 0.05)  # where nothing is known about hits
 _OFF: Final = 0.15  # as in silero-vad
 
@@ -99,8 +103,8 @@ class Thresholds:
     """(K, 11) deciles of the log-odds that sounds of each label reach; empty where not known."""
 
     def __post_init__(self) -> None:
-        k = len(self.on)
         try:
+            k = len(self.on)
             for name in ("on", "off", "least"):
                 object.__setattr__(self, name, tuple(float(x) for x in getattr(self, name)))
             object.__setattr__(self, "hits", tuple(tuple(map(float, row)) for row in self.hits))
@@ -127,9 +131,10 @@ class Thresholds:
             return None
         names = {f.name for f in dataclasses.fields(cls)}
         found = {key: value for key, value in info.thresholds.items() if key in names}
-        if not {"on", "off"} <= set(found) or len(found["on"]) != len(info.labels):
+        thresholds = cls(**{"on": (), "off": (), **found})
+        if len(thresholds.on) != len(info.labels):
             raise ModelFileError("The thresholds of the model are damaged.", fix=EXPORT_AGAIN)
-        return cls(**found)
+        return thresholds
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -191,13 +196,18 @@ def choose(
         reject: See `Thresholds.reject`; the peaks already contain it.
         background: Describes the audio.
     """
-    grid = np.linspace(min(*least, 0.0), _HIGHEST if hits else _HIGHEST_BLIND, 400)
+    least_K = np.minimum(least, _NEVER)
+    top_K = np.maximum(least_K, _HIGHEST if hits else _HIGHEST_BLIND)
+    grid = np.unique([*np.linspace(min(0.0, *least_K), max(top_K), 400), *least_K, *top_K])
     rows = np.arange(len(least))
     false_KG = np.stack([_rate(peaks_PK[:, k], grid, hours) for k in rows])
-    false_KG[grid < np.minimum(least, grid[-1])[:, None] - 1e-9] = np.inf
-    hit_KG = np.zeros_like(false_KG)
+    false_KG[(grid < least_K[:, None]) | (grid > top_K[:, None])] = np.inf
+    hit_KG = np.ones_like(false_KG)
     if hits:
         hit_KG = np.stack([1 - np.interp(grid, row, np.linspace(0, 1, 11)) for row in hits])
+    # No label is given up for the others, unless steady noise demands it.
+    usable_KG = np.logical_and(np.isfinite(false_KG), hit_KG >= MIN_LABEL_HIT_RATE)
+    false_KG[~usable_KG & usable_KG.any(axis=1, keepdims=True)] = np.inf
 
     def at(exponent: float) -> tuple[npt.NDArray[np.int64], float, float]:
         """Indices into the grid, false alarms and hit rate for a weight of the hits."""
@@ -213,9 +223,10 @@ def choose(
         index_K, rate, hit = at(low)
     else:  # every label gets the same part of the budget
         index_K = np.argmax(false_KG <= target / len(least), axis=1)
-        index_K[false_KG[:, -1] > target / len(least)] = len(grid) - 1
+        never_K = ~(false_KG <= target / len(least)).any(axis=1)
+        index_K[never_K] = np.searchsorted(grid, top_K[never_K])
         rate, hit = float(false_KG[rows, index_K].sum()), 0.0
-    on = [round(float(1 / (1 + math.exp(-grid[i]))), 6) for i in index_K]
+    on = [round(float(1 / (1 + math.exp(-grid[i]))), 7) for i in index_K]
     return Thresholds(
         on=tuple(on),
         off=tuple(round(min(x, max(x - _OFF, 0.01)), 6) for x in on),
@@ -241,10 +252,31 @@ def _rate(peaks_P: Array, grid: Array, hours: float) -> Array:
     return counted / hours
 
 
+def background_scores(
+    stream: Stream, blocks: Iterable[tuple[npt.NDArray[Any], int]], reject: float | None
+) -> list[Array]:
+    """`decision_scores` (N, K) of each unbroken stretch of a background.
+
+    Args:
+        stream: A new stream with windows of `WINDOW_S`, `HOP_S` apart.
+        blocks: Samples, and how many were lost before them.
+        reject: See `decision_scores`.
+    """
+    found: list[list[Array]] = [[]]
+    for samples, lost in blocks:
+        if lost:
+            stream.gap(lost, keep_pooling=False)
+            found.append([])
+        found[-1] += [decision_scores(r.scores, r.logits, reject) for r in stream.push(samples)]
+    return [np.stack(rows) for rows in found if rows]
+
+
 def tuned(
-    old: Thresholds | None, scores: Sequence[npt.NDArray[np.floating]], k: int, hop_s: float,
-    *, target: float | None = None,
-) -> Thresholds:  # fmt: skip
+    old: Thresholds | None,
+    scores: Sequence[npt.NDArray[np.floating]],
+    labels: int,
+    target: float | None = None,
+) -> Thresholds:
     """Thresholds for a user's own background, without labels.
 
     What steady noise needs stays as it was, and so does what is known about hits.
@@ -252,12 +284,14 @@ def tuned(
     Args:
         old: The file's thresholds, whose ``reject`` the scores contain.
         scores: (N, K) `decision_scores` of each recording.
-        k: Number of labels.
-        hop_s: Seconds between results.
+        labels: K.
         target: False alarms per hour; None: as before.
+
+    Raises:
+        ModelFileError: There is too little background.
     """
-    found = [peaks(some_NK, hop_s) for some_NK in scores if len(some_NK)]
-    hours = sum(len(some) for some in scores) * hop_s / 3600
+    found = [peaks(some_NK) for some_NK in scores if len(some_NK)]
+    hours = sum(len(some) for some in scores) * HOP_S / 3600
     if not found or hours * 3600 < PEAK_S:
         raise ModelFileError(
             f"{hours * 3600:.0f} s of background are too little to tune to.",
@@ -267,18 +301,23 @@ def tuned(
         np.concatenate(found),
         hours,
         target=target or (old.target if old else TARGET),
-        least=old.least if old and old.least else [0.0] * k,
+        least=old.least if old and old.least else [0.0] * labels,
         hits=old.hits if old else (),
         reject=old.reject if old else None,
         background=f"tuned on {hours:.2g} h of the user's background",
     )
 
 
-def with_thresholds(model: bytes, thresholds: Thresholds | Mapping[str, Any]) -> bytes:
-    """A model file with other thresholds, without the ``onnx`` package.
+def with_thresholds(model: bytes, thresholds: Thresholds) -> bytes:
+    """An ONNX model file with other thresholds; needs no ``onnx`` package.
 
-    A protobuf message may be continued: an entry behind the others wins over that in the
-    description. An entry of an earlier call is replaced.
+    Raises:
+        ModelFileError: It is an engine.
     """
-    values = thresholds.to_dict() if isinstance(thresholds, Thresholds) else dict(thresholds)
-    return metadata_entry(model, THRESHOLDS_KEY, json.dumps(values, separators=(",", ":")))
+    if model.startswith(b"ftrt"):
+        raise ModelFileError(
+            "The thresholds of an engine cannot be changed.",
+            fix="Tune the ONNX file that it was built from, and build the engine again.",
+        )
+    text = json.dumps(thresholds.to_dict(), separators=(",", ":"))
+    return metadata_entry(model, THRESHOLDS_KEY, text)
