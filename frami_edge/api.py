@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from frami_edge import distillation, inversion, plots, training
-from frami_edge.bank import Bank, BankSampler
+from frami_edge.bank import Bank
 from frami_edge.cards import CARD, export_readme, student_readme
 from frami_edge.checkpoint import (
     Student,
@@ -218,7 +218,7 @@ def distill(
                 loaded, settings.bank, journey.folder / "bank", compute, settings.seed,
                 run=run, progress=progress,
             )  # fmt: skip
-            sampler = BankSampler(given, settings.bank.shares)
+            sampler = journey.sampler(given)
             pictures = draw_bank(run, given)
         model = distillation.distill(loaded, sampler, settings, compute, run=run, progress=progress)
         agreement = distillation.held_out_agreement(loaded, model, settings, compute)

@@ -26,7 +26,13 @@ from frami_edge.config import Strict, budget, section
 from frami_edge.device import Compute, autocast
 from frami_edge.errors import BankError
 from frami_edge.io import atomic_write_bytes, atomic_write_json, read_small, sha256_file
-from frami_edge.losses import BatchNormStatistics, live_batch_norms
+from frami_edge.losses import (
+    BatchNormStatistics,
+    Output,
+    detection_boundary,
+    has_class,
+    live_batch_norms,
+)
 from frami_edge.models import TeacherLike
 from frami_edge_runtime.errors import MelSpecError
 from frami_edge_runtime.melspec import MelSpec
@@ -57,6 +63,7 @@ class BankIndex(Strict):
     teacher_sha256: str
     config: dict[str, Any]  # the bank section of the config
     seed: int
+    output: Output = "softmax"  # how the teacher's logits become scores
     shards: tuple[Shard, ...] = ()
     health: dict[str, Any] = Field(default_factory=dict)  # by source, see `source_health`
 
@@ -77,12 +84,7 @@ class Clips:
 
 
 class Bank:
-    """A bank of synthetic clips.
-
-    Args:
-        folder: Folder of the bank.
-        index: Content of `bank.json`.
-    """
+    """A bank of synthetic clips in a folder; `index` is the content of `bank.json`."""
 
     def __init__(self, folder: Path, index: BankIndex) -> None:
         self.folder, self.index = folder, index
@@ -245,23 +247,32 @@ class Bank:
                 fix=f"It has: {', '.join(self.sources) or 'none'}.",
             )
         wanted = _spread(total, total if limit is None else min(limit, total))
-        labels, logits = [], []
-        start = 0
+        labels, logits = (self._column(source, name, wanted) for name in ("labels", "logits"))
+        return Clips(self.mels(source, wanted), labels, logits)
+
+    def logits(self, source: str, indices: Tensor) -> Tensor:
+        """(n, K) stored logits of one source's clips, by their number in ascending order."""
+        return self._column(source, "logits", indices)
+
+    def _column(self, source: str, name: str, indices: Tensor) -> Tensor:
+        parts, start = [], 0
         for shard in (s for s in self.index.shards if s.source == source):
-            here = wanted[(wanted >= start) & (wanted < start + shard.clips)] - start
-            handle = self._handle(shard)
-            labels.append(handle.get_tensor("labels")[here])
-            logits.append(handle.get_tensor("logits")[here])
+            here = indices[(indices >= start) & (indices < start + shard.clips)] - start
+            parts.append(self._handle(shard).get_tensor(name)[here])
             start += shard.clips
-        return Clips(self.mels(source, wanted), torch.cat(labels), torch.cat(logits))
+        return torch.cat(parts)
 
     def examples(self, source: str, per_class: int = 6) -> dict[str, Tensor]:
         """The latest clips of each class that the teacher predicts: {label: (n, M, T)}."""
         clips = self.read(source, 2048)
-        prediction = clips.logits_NK.argmax(1)
         found = {}
         for k, label in enumerate(self.index.labels):
-            index = (prediction == k).nonzero()[:, 0].flip(0)[:per_class]
+            class_N = torch.full_like(clips.labels_N, k)
+            index = (
+                has_class(clips.logits_NK, class_N, self.index.output)
+                .nonzero()[:, 0]
+                .flip(0)[:per_class]
+            )
             if len(index):
                 found[label] = clips.mels_N1MT[index, 0]
         return found
@@ -310,12 +321,26 @@ class BankSampler:
         shares: Weight of each source; they sum to 1.
         limit: Draw from this many clips in all, divided by the weights and spread evenly over each
             source; None for all.
+        balance: Share of a batch that is drawn class by class, in turns, from the clips whose
+            stored logit is above the class's boundary (`losses.detection_boundary`).
+        boundary: Share of the clips below that boundary.
+
+    Attributes:
+        boundary_K: The boundaries; None where ``balance`` is 0 and ``boundary`` None.
 
     Raises:
         BankError: The bank lacks a source.
     """
 
-    def __init__(self, bank: Bank, shares: dict[str, float], limit: int | None = None) -> None:
+    def __init__(
+        self,
+        bank: Bank,
+        shares: dict[str, float],
+        limit: int | None = None,
+        *,
+        balance: float = 0.0,
+        boundary: float | None = None,
+    ) -> None:
         missing = sorted(set(shares) - set(bank.sources))
         if missing:
             raise BankError(
@@ -328,17 +353,49 @@ class BankSampler:
         for name, total in ((n, bank.sources[n]) for n in self.names):
             n = total if limit is None else min(total, max(1, round(limit * shares[name])))
             self._chosen[name] = _spread(total, n)
+        self.balance = balance
+        self.boundary_K: Tensor | None = None
+        if balance or boundary is not None:
+            self._rank(1.0 if boundary is None else boundary)
+
+    def _rank(self, boundary: float) -> None:
+        """Boundaries, and the clips beyond each: (source, number) pairs and their weights."""
+        z_NK = torch.cat([self.bank.logits(n, self._chosen[n]) for n in self.names])
+        sizes = torch.tensor([len(self._chosen[n]) for n in self.names])
+        weight_N = (self.weights / sizes).repeat_interleave(sizes)
+        rng = torch.Generator().manual_seed(0)
+        drawn = torch.multinomial(weight_N, 1 << 14, replacement=True, generator=rng)
+        boundary_K = self.boundary_K = detection_boundary(z_NK[drawn], boundary)
+        source_N = torch.arange(len(sizes)).repeat_interleave(sizes)
+        number_N = torch.cat([self._chosen[n] for n in self.names])
+        self._likely: list[tuple[Tensor, Tensor, Tensor]] = []
+        for k, least in enumerate(boundary_K.tolist()):
+            beyond = (z_NK[:, k] >= least).nonzero()[:, 0]
+            if not len(beyond):  # a class that no clip has: its likeliest ones
+                beyond = z_NK[:, k].topk(min(8, len(z_NK))).indices
+            self._likely.append((source_N[beyond], number_N[beyond], weight_N[beyond]))
 
     def batch(self, n: int, generator: torch.Generator) -> Tensor:
         """(n, 1, M, T) float32; the order within a batch mixes the sources."""
-        which = torch.multinomial(self.weights, n, replacement=True, generator=generator)
-        parts = []
+        balanced = round(self.balance * n)
+        mixed = n - balanced
+        which = torch.multinomial(self.weights, mixed, replacement=True, generator=generator)
+        wanted: list[list[Tensor]] = [[] for _ in self.names]
         for i, name in enumerate(self.names):
             count = int((which == i).sum())
             if count:
                 chosen = self._chosen[name]
                 index = torch.randint(0, len(chosen), (count,), generator=generator)
-                parts.append(self.bank.mels(name, chosen[index]))
+                wanted[i].append(chosen[index])
+        for j in range(balanced):
+            source, number, weight = self._likely[j % len(self._likely)]
+            at = torch.multinomial(weight, 1, generator=generator)
+            wanted[int(source[at])].append(number[at])
+        parts = [
+            self.bank.mels(name, torch.cat(index))
+            for name, index in zip(self.names, wanted, strict=True)
+            if index
+        ]
         return torch.cat(parts)[torch.randperm(n, generator=generator)]
 
 
@@ -347,16 +404,21 @@ class BankSampler:
 
 @torch.no_grad()
 def source_health(
-    teacher: TeacherLike, bank: Bank, source: str, compute: Compute, limit: int = 768
+    teacher: TeacherLike,
+    bank: Bank,
+    source: str,
+    compute: Compute,
+    limit: int = 768,
+    output: Output = "softmax",
 ) -> dict[str, Any]:
     """Figures of one source.
 
-    ``hit_rate``: share of clips that the teacher assigns to their target class (None without
-    targets), and ``hit_rate_per_class``; ``batch_norm_error``: relative, as in the loss;
-    ``entropy``: of the teacher's prediction, in nats; ``embedding_variance`` of the pooled
-    statistics, total and within the predicted classes; ``cosine``: mean pairwise cosine of the
-    embeddings; ``loudness_spread``: standard deviation of the clips' means; ``class_share``: share
-    of each predicted class.
+    ``hit_rate``: share of clips that the teacher assigns to their target class (a detector: with
+    p > 0.5), None without targets, and ``hit_rate_per_class``; ``batch_norm_error``: relative, as
+    in the loss; ``entropy``: of the teacher's prediction, in nats; ``embedding_variance`` of the
+    pooled statistics, total and within the predicted classes; ``cosine``: mean pairwise cosine of
+    the embeddings; ``loudness_spread``: standard deviation of the clips' means; ``class_share``:
+    share of clips with each class.
     """
     assert isinstance(teacher, nn.Module)
     clips = bank.read(source, limit)
@@ -377,7 +439,7 @@ def source_health(
     s_ND, z_NK = torch.cat(pooled), torch.cat(logits)
     prediction_N, target_N = z_NK.argmax(1), clips.labels_N
     k = z_NK.shape[1]
-    hits_N = (prediction_N == target_N).float()
+    hits_N = has_class(z_NK, target_N, output).float()
 
     def hit_rate(of: Tensor) -> float | None:
         return float(hits_N[of].mean()) if of.any() else None
@@ -387,13 +449,23 @@ def source_health(
         "hit_rate": hit_rate(target_N >= 0),
         "hit_rate_per_class": [hit_rate(target_N == label) for label in range(k)],
         "batch_norm_error": float(torch.stack(errors).mean()) if errors else None,
-        "entropy": float(-(z_NK.softmax(1) * z_NK.log_softmax(1)).sum(1).mean()),
+        "entropy": float(_entropy(z_NK, output)),
         "embedding_variance": float(s_ND.var(dim=0).sum()),
         "embedding_variance_within": _variance_within(s_ND, prediction_N),
         "cosine": _mean_cosine(s_ND),
         "loudness_spread": float(clips.mels_N1MT.mean(dim=(1, 2, 3)).std()),
-        "class_share": (torch.bincount(prediction_N, minlength=k).float() / len(s_ND)).tolist(),
+        "class_share": [
+            float(has_class(z_NK, torch.full_like(target_N, label), output).float().mean())
+            for label in range(k)
+        ],
     }
+
+
+def _entropy(z_NK: Tensor, output: Output) -> Tensor:
+    """Mean entropy of the answers in nats; of detectors the sum over classes."""
+    if output == "softmax":
+        return -(z_NK.softmax(1) * z_NK.log_softmax(1)).sum(1).mean()
+    return F.binary_cross_entropy_with_logits(z_NK, z_NK.sigmoid(), reduction="none").sum(1).mean()
 
 
 def _variance_within(s_ND: Tensor, class_N: Tensor) -> float:

@@ -13,13 +13,13 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
-from torch.nn import functional as F
 
 from frami_edge.bank import Bank
 from frami_edge.checkpoint import TrainedOn
 from frami_edge.data.decoding import read_audio
 from frami_edge.data.sets import load_set, resolve_fold
 from frami_edge.errors import BankError, CheckpointError
+from frami_edge.losses import Output, kl_from, same_decision
 from frami_edge.opening import OpenedModel
 from frami_edge.sources.procedural import ProceduralAudio
 from frami_edge_export.parity import sqnr_db
@@ -95,12 +95,7 @@ def real_clips(
 ) -> ClipSet:
     """At most ``count`` real clips, spread evenly over a fold.
 
-    Args:
-        data: Name of a data set, or ``folder:PATH``.
-        root: Folder that holds the data sets.
-        fold: Test fold; None for the one that the models' teacher held out, else for all folds.
-        trained_on: What that teacher was trained on, where known.
-        count: Largest number of clips.
+    Without a fold: the one that the models' teacher held out where known, else all folds.
 
     Raises:
         DataError: The data set or fold does not exist.
@@ -155,7 +150,7 @@ class LogitDifference:
 
     clips: int
     agreement: float
-    """Share of clips on which both predict the same class."""
+    """Share of clips with the same answer: class, or set of detected classes."""
     max_abs_difference: float
     kl_nats: float
     """Mean KL(a ‖ b) over the clips."""
@@ -224,7 +219,7 @@ def compare(
     lengths = length_clips(a.mel, seed)
     answers, gates = {}, []
     for clips in (*clip_sets, lengths):
-        found = compare_logits(clips.logits(a), clips.logits(b), clips.clip_names)
+        found = compare_logits(clips.logits(a), clips.logits(b), clips.clip_names, a.output)
         answers[clips.name] = found
         # A clip of one frame says nothing about classes: lengths are judged by values alone.
         if clips is not lengths:
@@ -265,7 +260,9 @@ def _facts(model: OpenedModel) -> dict[str, Any]:
     }
 
 
-def compare_logits(a_NK: Tensor, b_NK: Tensor, clip_names: Sequence[str]) -> LogitDifference:
+def compare_logits(
+    a_NK: Tensor, b_NK: Tensor, clip_names: Sequence[str], output: Output = "softmax"
+) -> LogitDifference:
     """Compare (N, K) logits with (N, K) logits.
 
     Raises:
@@ -280,12 +277,11 @@ def compare_logits(a_NK: Tensor, b_NK: Tensor, clip_names: Sequence[str]) -> Log
             fix="Its weights overflow: distil the student again.",
         )
     difference = (a - b).abs().amax(dim=1)
-    kl = F.kl_div(b.log_softmax(1), a.log_softmax(1), reduction="batchmean", log_target=True)
     return LogitDifference(
         clips=len(a),
-        agreement=float((a.argmax(1) == b.argmax(1)).double().mean()),
+        agreement=float(same_decision(a, b, output).double().mean()),
         max_abs_difference=float(difference.max()),
-        kl_nats=max(0.0, float(kl)),
+        kl_nats=max(0.0, float(kl_from(a, b, output).double().mean())),
         sqnr_db=sqnr_db(a.numpy(), b.numpy()),
         worst_clip=clip_names[int(difference.argmax())],
     )

@@ -502,6 +502,11 @@ class BankConfig(Strict):
     procedural_clips: Count = 5000  # clips of the procedural source
     control_clips: Count = 5000  # clips of each control source
     shard_clips: Count = 2048  # clips per file of the bank
+    near_misses: Share = 0.25
+    """For a teacher with a detector per class: share of the clips of learned sources that shall
+    stay just below 0.5 for their target class."""
+    pairs: Share = 0.1
+    """For such a teacher: share of the other clips that shall have a second class as well."""
     inversion: InversionConfig = InversionConfig()  # the inversion
     translator: TranslatorConfig = TranslatorConfig()  # the translator
     baselines: BaselinesConfig = BaselinesConfig()
@@ -571,6 +576,12 @@ class DistillConfig(Strict):
     weight_decay: Weight = 1e-2  # AdamW, on matrices and kernels only
     warmup: Share = 0.05  # share of the steps over which the learning rate rises
     temperature: Positive = 2.0  # softens teacher and student in the logits term
+    boundary: float = Field(0.93, gt=0, le=1)
+    """For a teacher with a detector per class: the logits term compares probabilities around the
+    logit that this share of the clips stays below; 1 for the boundary of probability 0.5."""
+    balance: Share = 0.5
+    """For such a teacher: share of a batch that is drawn evenly from the clips that it finds likely
+    for each class; the rest follows the weights of the sources."""
     logits: Weight = 1.0  # weight of the logits term
     before_pooling: Weight = 3.0
     """Weight of the frame-feature term (hidden state before the pooling)."""

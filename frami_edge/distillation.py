@@ -31,7 +31,7 @@ from frami_edge.device import (
     world,
 )
 from frami_edge.errors import ConfigError, RunError
-from frami_edge.losses import DistillationLoss, FeatureScale
+from frami_edge.losses import DistillationLoss, FeatureScale, detection_boundary, same_decision
 from frami_edge.models import ReusedHead, StudentNet, TeacherLike
 from frami_edge.progress import ProgressCallback, StepReport
 from frami_edge.runs import damaged, load_state, save_state
@@ -154,9 +154,13 @@ def distill(
     place(teacher.model, compute)
     with torch.no_grad(), autocast(compute):
         probe = sampler.batch(256, generator(config.seed, "distill/scale")).to(device)
-        scale = FeatureScale.measure(teacher.hidden(probe))
+        known = teacher.hidden(probe)
+        scale = FeatureScale.measure(known)
+    boundary = _boundary(sampler, teacher, known.logits_BK, c)
     torch.manual_seed(named_seed(config.seed, "distill/projectors"))
-    losses: nn.Module = DistillationLoss(student, teacher.model, scale, c, compute).to(device)
+    losses: nn.Module = DistillationLoss(student, teacher.model, scale, c, compute, boundary).to(
+        device
+    )
     optimizer = torch.optim.AdamW(weight_groups(losses, c.weight_decay), lr=c.learning_rate)
     path = run.path(f"{phase}-state.pt") if run else None
     first = _load(path, losses, optimizer)
@@ -177,7 +181,7 @@ def distill(
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
-            agreement = (logits_BK.argmax(1) == target.logits_BK.argmax(1)).float().mean()
+            agreement = same_decision(logits_BK, target.logits_BK, teacher.output).float().mean()
             done = step + 1
             due = done % c.checkpoint_steps == 0 or done == c.steps
             rows = report.step({"loss": loss, **terms, "agreement": agreement}, read=due)
@@ -187,6 +191,16 @@ def distill(
                 parts = {"losses": losses.state_dict(), "optimizer": optimizer.state_dict()}
                 save_state(path, {"done": done, **parts})
     return _finished(student, c.steps)
+
+
+def _boundary(
+    sampler: Sampler, teacher: Teacher, probe_BK: Tensor, config: DistillConfig
+) -> Tensor | None:
+    """Where detectors are compared: a bank knows the teacher's logits of all its clips."""
+    if teacher.output == "softmax":
+        return None
+    known: Tensor | None = getattr(sampler, "boundary_K", None)
+    return detection_boundary(probe_BK, config.boundary) if known is None else known
 
 
 def _finished(student: StudentNet, steps: int) -> StudentNet:
@@ -271,11 +285,11 @@ def _diverged(step: int, steps: int) -> RunError:
 def held_out_agreement(
     teacher: Teacher, student: StudentNet, config: JourneyConfig, compute: Compute, clips: int = 512
 ) -> float:
-    """Share of fresh procedural clips for which student and teacher predict the same class.
+    """Share of fresh procedural clips on which student and teacher decide alike, `same_decision`.
 
     Their seed is one that no bank uses: selection and reports without real data rest on it.
     """
     seed = named_seed(config.seed, "held-out")
     x = procedural_mels(teacher.mel, clips, config.bank.frames, seed).to(compute.device)
-    same = [(student(part).argmax(1) == teacher(part).argmax(1)).float() for part in x.split(128)]
-    return float(torch.cat(same).mean())
+    same = [same_decision(student(part), teacher(part), teacher.output) for part in x.split(128)]
+    return float(torch.cat(same).float().mean())

@@ -17,14 +17,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from frami_edge.checkpoint import Student, Teacher, TrainedOn
 from frami_edge.data.decoding import read_audio
 from frami_edge.data.sets import Clip, SoundSet, known_sets, load_set, resolve_fold
 from frami_edge.data.store import Features
 from frami_edge.errors import CheckpointError, ConfigError, DataError
-from frami_edge.losses import same_decision
+from frami_edge.losses import kl_from, same_decision
 from frami_edge.opening import OpenedModel
 from frami_edge.opening import predict as predict
 from frami_edge.progress import Progress, ProgressCallback
@@ -107,19 +106,6 @@ def score(
         detectors = [average_precision(*c) for c in columns], [d_prime(*c) for c in columns]
     accuracy = float((predicted_N == labels_N)[known_N].double().mean())
     return Score(accuracy, agreement, kl, confusion, len(labels_N), detectors)
-
-
-def kl_from(teacher_NK: Tensor, model_NK: Tensor, output: Literal["softmax", "sigmoid"]) -> Tensor:
-    """(N,) KL(teacher ‖ model) in nats; with detectors the sum over their binary divergences."""
-    if output == "softmax":
-        t, s = teacher_NK.log_softmax(1), model_NK.log_softmax(1)
-        return (t.exp() * (t - s)).sum(1)
-    parts = [
-        (sign * teacher_NK).sigmoid()
-        * (F.logsigmoid(sign * teacher_NK) - F.logsigmoid(sign * model_NK))
-        for sign in (1, -1)
-    ]
-    return torch.stack(parts).sum(0).sum(1)
 
 
 def average_precision(scores_N: Tensor, positive_N: Tensor) -> float:

@@ -24,11 +24,11 @@ from frami_edge.losses import live_batch_norms
 from frami_edge.models import ReusedHead, StudentNet, macs_per_second
 from frami_edge.opening import ENGINES, open_model, read_info, read_onnx
 from frami_edge.runs import MANIFEST, read_manifest
-from frami_edge.teachers.foreign import ForeignTeacher
 from frami_edge.teachers.opening import (
     DESCRIPTIONS,
     TeacherDescription,
     build_teacher,
+    open_described,
     read_description,
     read_labels,
     read_mel,
@@ -112,7 +112,7 @@ def _geometry(mel: MelSpec, receptive_field: int, stride: int, right: int) -> Fa
     """Receptive field and stride of trunk frames in mel frames, and their delay.
 
     The delay is that of a frame behind the sound at its centre: the mel frames after it, and half
-    the FFT of the last of them. Computing and buffering add to it.
+    the span of the last of them. Computing and buffering add to it.
     """
     hop_ms = 1000 * mel.hop_s
     return {
@@ -120,7 +120,7 @@ def _geometry(mel: MelSpec, receptive_field: int, stride: int, right: int) -> Fa
         "receptive_field_ms": receptive_field * hop_ms,
         "stride": stride,
         "stride_ms": stride * hop_ms,
-        "delay_ms": right * hop_ms + 500 * mel.n_fft / mel.sample_rate,
+        "delay_ms": right * hop_ms + 500 * mel.span / mel.sample_rate,
     }
 
 
@@ -314,7 +314,7 @@ def describe_teacher(source: TeacherDescription) -> Description:
         ConfigError: The front end is missing or has mistakes.
         TeacherError: It cannot be built.
     """
-    mel, labels = read_mel(source.mel), read_labels(source.labels)
+    labels, mel = read_labels(source.labels), read_mel(source.mel) if source.mel else None
     module, sha256 = build_teacher(source)
     layers = Counter(type(m).__name__ for m in module.modules() if not list(m.children()))
     network: Facts = {
@@ -325,15 +325,7 @@ def describe_teacher(source: TeacherDescription) -> Description:
     states: Facts = {"found": False}
     findings = []
     try:
-        teacher = ForeignTeacher(
-            module,
-            mel.n_mels,
-            len(labels),
-            layout=source.layout,
-            frames=source.frames,
-            pooled=source.pooled,
-            output=source.output,
-        )
+        teacher, mel = open_described(source, module, labels, mel)
     except TeacherError as error:
         findings.append(str(error))
     else:
@@ -357,6 +349,10 @@ def describe_teacher(source: TeacherDescription) -> Description:
         "file": {"weights": source.weights, "sha256": sha256},
         "network": network,
         "hidden_states": states,
-        "model": {"labels": list(labels), "mel": mel.to_dict(), "mel_sha256": mel.digest},
+        "model": {
+            "labels": list(labels),
+            "mel": mel.to_dict() if mel else None,
+            "mel_sha256": mel.digest if mel else None,
+        },
     }
     return Description("foreign-teacher", f"teacher {source.factory}", sections, findings)

@@ -37,6 +37,7 @@ from frami_edge.losses import (
     adversarial_loss,
     class_loss,
     contrastive_view,
+    kl_from,
     logits_loss,
     require_batch_norms,
 )
@@ -48,6 +49,7 @@ from frami_edge.sources import (
     Source,
     SourceContext,
     balanced_labels,
+    condition,
     descend,
     make_source,
     metrics_of,
@@ -123,10 +125,10 @@ class Generator(nn.Module):
         self.out = nn.Conv2d(width // 4, 1, 3, padding=1)
         self.range = PhysicalRange(spec)
 
-    def forward(self, z_BZ: Tensor, labels_B: Tensor) -> Tensor:
-        """Latents (B, Z) and classes (B,) to (B, 1, M, T) float32."""
-        condition = torch.cat([z_BZ, F.one_hot(labels_B, self.n_classes).to(z_BZ.dtype)], dim=1)
-        x = self.start(condition).view(-1, self.width, *self.sizes[0])
+    def forward(self, z_BZ: Tensor, labels_B: Tensor, wanted_BK: Tensor | None = None) -> Tensor:
+        """Latents (B, Z) and classes (B,), or `requests` (B, K), to (B, 1, M, T) float32."""
+        classes_BK = condition(labels_B, wanted_BK, self.n_classes).to(z_BZ.dtype)
+        x = self.start(torch.cat([z_BZ, classes_BK], dim=1)).view(-1, self.width, *self.sizes[0])
         x = self.bn0(x)
         x = F.interpolate(x, size=self.sizes[1])
         x = F.leaky_relu(self.bn1(self.conv1(x)), 0.2)
@@ -141,6 +143,7 @@ class AuxiliaryStudent:
 
     def __init__(self, context: SourceContext) -> None:
         self.teacher, self.compute = context.teacher, context.compute
+        self.output = context.output
         arch = STUDENT_PRESETS["tiny"]
         self.student = StudentNet(arch, context.spec.n_mels, context.n_classes)
         self.student.to(context.compute.device)
@@ -154,7 +157,7 @@ class AuxiliaryStudent:
         return logits
 
     def learn(self, x_B1MT: Tensor, generator: torch.Generator) -> None:
-        """One distillation step (`logits_loss`, τ = 2) on random stretches of the clips."""
+        """One distillation step (`logits_loss`, τ = 2; detectors: their KL) on random stretches."""
         self.student.train()
         frames = max(self.student.receptive_field, round(0.75 * x_B1MT.shape[3]))
         x = random_crop(x_B1MT, frames, generator)
@@ -162,7 +165,10 @@ class AuxiliaryStudent:
             with torch.no_grad():
                 target = self.teacher.hidden(x).logits_BK
             prediction = self.student(x)
-        loss = logits_loss(prediction, target, temperature=2.0)
+        if self.output == "softmax":
+            loss = logits_loss(prediction, target, temperature=2.0)
+        else:
+            loss = kl_from(target.float(), prediction.float(), self.output).mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -235,13 +241,14 @@ class Inversion:
                 upload(torch.randn(w.batch_size, w.latent, generator=rng), c.compute.device)
             )
         labels = balanced_labels(w.batch_size, c.n_classes, number * w.batch_size)
-        labels = upload(labels, c.compute.device)
+        asked, wanted = c.requests(labels, generator(c.seed, f"{self.name}/requests/{number}"))
+        labels, asked = upload(labels, c.compute.device), upload(asked, c.compute.device)
         adversary = self.auxiliary if index >= w.adversarial.warmup_steps else None
 
         self.generator.train()
         query = predicted = None
         with autocast(c.compute):
-            mels = self.generator(self.z_BZ, labels)
+            mels = self.generator(self.z_BZ, labels, wanted)
             stretch = random_stretch(mels, w.shortest_view, rng) if w.shortest_view < 1 else mels
             with self.batch_norms or contextlib.nullcontext():
                 hidden = c.teacher.hidden(stretch)
@@ -255,12 +262,12 @@ class Inversion:
         if self.batch_norms:
             terms["batch_norm"] = w.batch_norm * self.batch_norms.loss()
         if w.class_loss:
-            terms["class"] = w.class_loss * class_loss(hidden.logits_BK, labels)
+            terms["class"] = w.class_loss * class_loss(hidden.logits_BK, labels, wanted)
         if self.contrast and query:
             contrastive, keys = self.contrast(query=query, key=hidden)
             terms["contrastive"] = w.contrastive * contrastive
         if predicted is not None:
-            adversarial = adversarial_loss(hidden.logits_BK, predicted)
+            adversarial = adversarial_loss(hidden.logits_BK, predicted, c.output)
             terms["adversarial"] = w.adversarial.weight * adversarial
         descend(terms, self.optimizer, self.latent_optimizer)
 
@@ -272,7 +279,7 @@ class Inversion:
         if self.auxiliary:
             for _ in range(w.adversarial.student_steps):
                 self.auxiliary.learn(mels, rng)
-        return Batch(mels, labels, keep, metrics_of(terms, hidden.logits_BK, labels))
+        return Batch(mels, asked, keep, metrics_of(terms, hidden.logits_BK, asked, c.output))
 
     def state(self) -> dict[str, Any]:
         """Networks, latents, auxiliary student, optimisers."""
@@ -331,7 +338,9 @@ def invert(
     place(teacher.model, compute)
     rank, ranks = world()
     seed = rank_seed(seed, rank)
-    context = SourceContext(teacher.model, teacher.mel, len(teacher.labels), config, compute, seed)
+    context = SourceContext(
+        teacher.model, teacher.mel, len(teacher.labels), config, compute, seed, teacher.output
+    )
     bank = _open_bank(folder if ranks == 1 else folder / f"rank-{rank}", teacher, context)
     with run.timed("invert") if run else contextlib.nullcontext():
         for name in config.shares:
@@ -377,6 +386,7 @@ def _open_bank(folder: Path, teacher: Teacher, context: SourceContext) -> Bank:
         teacher_sha256=teacher.sha256,
         config=context.config.model_dump(mode="json"),
         seed=context.seed,
+        output=teacher.output,
     )
     return Bank.open_or_create(folder, index)
 
@@ -461,7 +471,10 @@ def _finish(bank: Bank, folder: Path, teacher: Teacher, compute: Compute) -> Ban
         dist.barrier()
         bank = merge_parts(folder, ranks) if rank == 0 else bank
     if rank == 0 and set(bank.index.health) != set(bank.sources):
-        health = {n: source_health(teacher.model, bank, n, compute) for n in bank.sources}
+        health = {
+            n: source_health(teacher.model, bank, n, compute, output=teacher.output)
+            for n in bank.sources
+        }
         bank.set_health(health)
     if ranks > 1:
         dist.barrier()

@@ -200,7 +200,11 @@ class Journey:
                 fix=f"Add --set bank.frames={frames} (in Python: overrides={{'bank.frames': "
                 f"{frames}}}), or make another bank.",
             )
-        return BankSampler(bank, self.config.bank.shares)
+        c = self.config
+        if self.teacher.output == "softmax":
+            return BankSampler(bank, c.bank.shares)
+        balance, boundary = c.distill.balance, c.distill.boundary
+        return BankSampler(bank, c.bank.shares, balance=balance, boundary=boundary)
 
     def card(self, student: StudentNet, metrics: dict[str, Any]) -> Card:
         """The card of the distilled student."""

@@ -20,28 +20,77 @@ from frami_edge.device import Compute, autocast
 from frami_edge.errors import TeacherError
 from frami_edge.models import Hidden, ReusedHead, StudentNet, TeacherLike
 
+# --- Answers: one of K classes (softmax), or a detector per class (sigmoid)
+
+Output = Literal["softmax", "sigmoid"]
+
+
+def same_decision(a_BK: Tensor, b_BK: Tensor, output: Output) -> Tensor:
+    """(B,) bool: the same class is best, or with detectors the same classes are above 0.5.
+
+    Its mean over clips is the agreement of every table.
+    """
+    if output == "sigmoid":
+        return ((a_BK > 0) == (b_BK > 0)).all(1)
+    return a_BK.argmax(1) == b_BK.argmax(1)
+
+
+def has_class(logits_BK: Tensor, labels_B: Tensor, output: Output) -> Tensor:
+    """(B,) bool: whether the answer has the class: the largest logit, or p > 0.5 of a detector.
+
+    A label below 0 stands for no class, which no answer has.
+    """
+    if output == "softmax":
+        return logits_BK.argmax(1) == labels_B
+    own_B = logits_BK.gather(1, labels_B.clamp_min(0)[:, None])[:, 0]
+    return (own_B > 0) & (labels_B >= 0)
+
+
+def kl_from(teacher_BK: Tensor, model_BK: Tensor, output: Output) -> Tensor:
+    """(B,) KL(teacher ‖ model) in nats; with detectors the sum over their binary divergences."""
+    t, s = teacher_BK, model_BK
+    if output == "softmax":
+        kl = F.kl_div(s.log_softmax(1), t.log_softmax(1), log_target=True, reduction="none")
+        return kl.sum(1)
+    parts = [(x * t).sigmoid() * (F.logsigmoid(x * t) - F.logsigmoid(x * s)) for x in (1, -1)]
+    return torch.stack(parts).sum(0).sum(1)
+
+
 # --- Class and adversarial terms of the inversion
 
 
-def class_loss(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
+def class_loss(logits_BK: Tensor, labels_B: Tensor, wanted_BK: Tensor | None = None) -> Tensor:
     """Cross entropy towards the target class: ``-mean log softmax(z)_y``.
 
+    Of detectors ``mean -p* log σ(z) - (1 - p*) log σ(-z)`` over the requested ones: p* is 1, which
+    gives softplus(-z), or less for a clip near the decision boundary. Detectors without a request
+    answer as the teacher likes.
+
     Source: H. Chen et al., *DAFL*, ICCV 2019 (one-hot loss), with given targets instead of the
-    teacher's own predictions.
+    teacher's own predictions; sampled probabilities of detectors are ours.
+
+    Args:
+        logits_BK: The teacher's logits.
+        labels_B: Target classes.
+        wanted_BK: p* of detectors, NaN where nothing is requested; None for one class of K.
     """
-    return F.cross_entropy(logits_BK.float(), labels_B)
+    if wanted_BK is None:
+        return F.cross_entropy(logits_BK.float(), labels_B)
+    asked = ~wanted_BK.isnan()
+    z, p = logits_BK.float()[asked], wanted_BK[asked]
+    return F.binary_cross_entropy_with_logits(z, p)
 
 
-def adversarial_loss(teacher_BK: Tensor, student_BK: Tensor) -> Tensor:
+def adversarial_loss(teacher_BK: Tensor, student_BK: Tensor, output: Output = "softmax") -> Tensor:
     """``-mean_i 1[argmax z_s = argmax z_t] KL(softmax z_t ‖ softmax z_s)``.
 
+    Of detectors the same set of classes above 0.5 must agree, and the KL is that of K coins.
     Clips whose class the student already predicts like the teacher move to where the student is
     least certain; the others do not move, because the student has yet to learn them.
     Source: G. Fang et al., *Contrastive Model Inversion*, IJCAI 2021.
     """
-    t, s = teacher_BK.float(), student_BK.float()
-    kl_B = F.kl_div(s.log_softmax(1), t.log_softmax(1), log_target=True, reduction="none").sum(1)
-    agree_B = (t.argmax(1) == s.argmax(1)).float()
+    kl_B = kl_from(teacher_BK.float(), student_BK.float(), output)
+    agree_B = same_decision(teacher_BK, student_BK, output).float()
     return -(agree_B * kl_B).mean()
 
 
@@ -273,13 +322,6 @@ def _recount(module: nn.Module, _: object) -> None:
     module._filled = int(module.filled)
 
 
-def same_decision(a_BK: Tensor, b_BK: Tensor, output: Literal["softmax", "sigmoid"]) -> Tensor:
-    """(B,) bool: the same class is best, or with detectors the same classes are above 0.5."""
-    if output == "sigmoid":
-        return ((a_BK > 0) == (b_BK > 0)).all(1)
-    return a_BK.argmax(1) == b_BK.argmax(1)
-
-
 # --- Distillation: logits, and the hidden states before and after the statistics pooling
 
 
@@ -292,6 +334,36 @@ def logits_loss(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> T
     s = (student_BK.float() / temperature).log_softmax(1)
     t = (teacher_BK.float() / temperature).log_softmax(1)
     return temperature**2 * F.kl_div(s, t, log_target=True, reduction="batchmean")
+
+
+def detection_boundary(teacher_NK: Tensor, quantile: float) -> Tensor:
+    """(K,) logit of each detector that this share of the clips stays below, but at most 0.
+
+    Of a quantile of 1 or of a loud class it is 0, the boundary of probability 0.5.
+    """
+    if quantile >= 1:
+        return teacher_NK.new_zeros(teacher_NK.shape[1], dtype=torch.float32)
+    return teacher_NK.float().quantile(quantile, dim=0).clamp_max(0)
+
+
+def detectors_loss(
+    student_BK: Tensor, teacher_BK: Tensor, temperature: float, boundary_K: Tensor
+) -> Tensor:
+    """``τ² mean_ik KL(σ((z_t - b_k) / τ) ‖ σ((z_s - b_k) / τ))`` of K detectors.
+
+    It is the cross entropy with the teacher's probabilities as soft labels, less its smallest
+    value, so that 0 is a perfect copy. With b = 0 a detector of a rare class is best copied by
+    "no": its logits lie between -12 and -6 for nearly every clip. The boundary b_k moves to where
+    the detector tells the clips apart (`detection_boundary`), and the temperature widens it.
+
+    Source: binary cross entropy per label, as taggers are trained; softened as in G. Hinton et al.,
+    *Distilling the Knowledge in a Neural Network*, 2015; the moved boundary is ours.
+    """
+    t = (teacher_BK.float() - boundary_K) / temperature
+    s = (student_BK.float() - boundary_K) / temperature
+    p = t.sigmoid()
+    entropy = F.binary_cross_entropy_with_logits(t, p)
+    return temperature**2 * (F.binary_cross_entropy_with_logits(s, p) - entropy)
 
 
 def align_frames(h_BCT: Tensor, positions: Tensor) -> Tensor:
@@ -336,7 +408,7 @@ class FeatureScale:
 class DistillationLoss(nn.Module):
     """``L = w_logits L_logits + w_before L_before + w_after L_after``; weight 0 omits a term.
 
-    ``L_before = mean (P_f h_s - h_t)² / var(h_t)``, frame by frame at the same mel frame, and
+    ``L_before = mean (P_f h_s - h_t)² / var(h_t)``, frame by frame at the same time, and
     ``L_after = mean (P s_s - s_t)² / var(s_t)``, where P is the projector in front of the reused
     head. The frame projector P_f is the identity where the student has the teacher's C; it is
     dropped after training in any case. It is a module that contains the student, so that
@@ -351,10 +423,14 @@ class DistillationLoss(nn.Module):
         scale: Variances of the teacher's hidden states.
         config: Weights and temperature.
         compute: Device and precision.
+        boundary_K: Boundary of the `detectors_loss`; None for a teacher of one class of K.
+        clock: Steps of the teacher's input per mel frame of the student, and its step at the
+            student's mel frame 0; the default is one shared front end.
     """
 
     scale_C: Tensor
     scale_D: Tensor
+    boundary_K: Tensor | None
 
     def __init__(
         self,
@@ -363,9 +439,12 @@ class DistillationLoss(nn.Module):
         scale: FeatureScale,
         config: DistillConfig,
         compute: Compute,
+        boundary_K: Tensor | None = None,
+        clock: tuple[float, float] = (1.0, 0.0),
     ) -> None:
         super().__init__()
         self.student, self.config, self.compute = student, config, compute
+        self.clock = clock
         c_s, c_t = student.channels, teacher.channels
         self.frame_projector: nn.Module = nn.Identity() if c_s == c_t else nn.Conv1d(c_s, c_t, 1)
         # A student with a head of its own has no projector yet.
@@ -375,6 +454,7 @@ class DistillationLoss(nn.Module):
         self.stride, self.offset = teacher.frame_stride, teacher.frame_offset
         self.register_buffer("scale_C", scale.frames_C)
         self.register_buffer("scale_D", scale.pooled_D)
+        self.register_buffer("boundary_K", boundary_K)
 
     def forward(self, x_B1MT: Tensor, t: Hidden) -> tuple[dict[str, Tensor], Tensor]:
         """The weighted terms by name, and the student's logits (B, K)."""
@@ -384,17 +464,25 @@ class DistillationLoss(nn.Module):
             s = self.student.hidden(x_B1MT)
         terms = {}
         if w.logits:
-            terms["logits"] = w.logits * logits_loss(s.logits_BK, t.logits_BK, w.temperature)
+            terms["logits"] = w.logits * self.answers(s.logits_BK, t.logits_BK)
         if w.before_pooling:
             terms["before"] = w.before_pooling * self.before(s, t)
         if w.after_pooling:
             terms["after"] = w.after_pooling * self.after(s, t)
         return terms, s.logits_BK
 
+    def answers(self, student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
+        """The logits term: KL of one answer of K, or of K detectors."""
+        if self.boundary_K is None:
+            return logits_loss(student_BK, teacher_BK, self.config.temperature)
+        return detectors_loss(student_BK, teacher_BK, self.config.temperature, self.boundary_K)
+
     def before(self, s: Hidden, t: Hidden) -> Tensor:
-        """The frame-feature term; the student's frames are compared where they are centred."""
+        """The frame-feature term; frames are compared where they are centred in time."""
         centres = self.student.frame_centres(s.frames_BCT.shape[2], s.frames_BCT.device)
-        target = align_frames(t.frames_BCT.float(), (centres - self.offset) / self.stride)
+        rate, start = self.clock
+        at = centres * rate + start  # in steps of the teacher's input
+        target = align_frames(t.frames_BCT.float(), (at - self.offset) / self.stride)
         error = (self.frame_projector(s.frames_BCT.float()) - target).square()
         return torch.mean(error / self.scale_C[None, :, None])
 

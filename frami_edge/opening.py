@@ -146,9 +146,7 @@ class OpenedModel:
     def logits_of_audio(self, clips: Iterable[tuple[Array, int]]) -> Tensor:
         """Logits (N, K) float32 of audio clips, through the device's front end and stream.
 
-        Args:
-            clips: Mono samples in [-1, 1] with their sample rate in Hz; other rates than the
-                model's are resampled.
+        Clips are mono samples in [-1, 1] with their rate in Hz; other rates are resampled.
 
         Raises:
             ModelFileError: The model's graph fails.
@@ -169,11 +167,8 @@ class OpenedModel:
     def graph(self, x: Array) -> Array:
         """One run of an exported graph: the trunk of a streaming model, else the whole model.
 
-        Args:
-            x: (B, 1, M, T) normalised log-mels, or (B, samples) for a waveform model.
-
-        Returns:
-            (B, C, T') frame features of a trunk, else (B, K) logits.
+        (B, 1, M, T) log-mels, or (B, samples) for a waveform model, to the trunk's (B, C, T') frame
+        features, else to (B, K) logits.
         """
         if self.classifier is not None:
             return self.classifier.model.frames(x)

@@ -21,8 +21,7 @@ Json = Annotated[
     bool, typer.Option("--json", help="Print exactly one JSON object on stdout instead of tables.")
 ]
 Quiet = Annotated[
-    bool,
-    typer.Option("--quiet", "-q", help="Print no notes, hints and progress; warnings stay."),
+    bool, typer.Option("--quiet", "-q", help="Print no notes, hints and progress; warnings stay.")
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seeds everything random.")]
 NewSeed = Annotated[
@@ -46,8 +45,7 @@ Sources = Annotated[
     ),
 ]
 Resume = Annotated[
-    bool,
-    typer.Option("--resume", help="Continue the run in --out where it was interrupted."),
+    bool, typer.Option("--resume", help="Continue the run in --out where it was interrupted.")
 ]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Delete an earlier run in --out first.")
@@ -105,6 +103,17 @@ Mel = Annotated[
         rich_help_panel=PANEL,
     ),
 ]
+SampleRate = Annotated[
+    int | None,
+    typer.Option(
+        "--sample-rate",
+        metavar="HZ",
+        min=1000,
+        max=768_000,
+        help="Sample rate of a module that takes audio, instead of --mel.",
+        rich_help_panel=PANEL,
+    ),
+]
 Labels = Annotated[
     Path | None,
     typer.Option(
@@ -148,7 +157,7 @@ Layout = Annotated[
         "--layout",
         metavar="AXES",
         help="Axes of the input: B1MT, BMT, B1TM, BTM, B3MT or B3TM (batch, channels, mel bands, "
-        "time).",
+        "time); BN or B1N (samples).",
         show_default="found automatically",
         rich_help_panel=PANEL,
     ),
@@ -193,6 +202,7 @@ RUN = [*options(resume=(Resume, False), deterministic=(Deterministic, False)), *
 CODE = options(
     weights=(Weights, None),
     mel=(Mel, None),
+    sample_rate=(SampleRate, None),
     labels=(Labels, None),
     arguments=(TeacherArgs, None),
     frames=(Frames, None),

@@ -13,9 +13,11 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from frami_edge.config import BASELINES, BankConfig
 from frami_edge.device import Compute
+from frami_edge.losses import Output, has_class
 from frami_edge.models import TeacherLike
 from frami_edge_runtime.melspec import MelSpec
 
@@ -85,6 +87,15 @@ class SourceContext:
     config: BankConfig
     compute: Compute
     seed: int
+    output: Output = "softmax"
+
+    def requests(self, labels_B: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """Labels to store, and what a detectors' teacher shall answer, on the device; see below."""
+        if self.output == "softmax":
+            return labels_B, None
+        c = self.config
+        wanted_BK, labels_B = requests(labels_B, self.n_classes, c.near_misses, c.pairs, rng)
+        return labels_B, wanted_BK.to(self.compute.device)
 
     @property
     def module(self) -> nn.Module:
@@ -108,6 +119,44 @@ def balanced_labels(n: int, n_classes: int, offset: int = 0) -> Tensor:
     return (torch.arange(n) + offset) % n_classes
 
 
+NEAR_MISS = (0.05, 0.45)
+"""Requested probabilities of near misses, uniform in between: 0.5 would be a detection."""
+
+
+def requests(
+    labels_B: Tensor, n_classes: int, near: float, pairs: float, rng: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """What clips shall make of a teacher's K detectors.
+
+    Args:
+        labels_B: One class per clip.
+        n_classes: K.
+        near: Share of the clips that shall stay just below the boundary of their class.
+        pairs: Share of the others that shall have a second class as well.
+        rng: Chooses them.
+
+    Returns:
+        Requested probabilities (B, K), NaN where the teacher may answer as it likes; and the
+        labels, `NO_LABEL` for a near miss.
+    """
+    b = len(labels_B)
+    wanted_BK = torch.full((b, n_classes), torch.nan)
+    low, high = NEAR_MISS
+    p_B = low + (high - low) * torch.rand(b, generator=rng)
+    near_B = torch.rand(b, generator=rng) < near
+    pair_B = (torch.rand(b, generator=rng) < pairs) & ~near_B
+    second_B = torch.randint(0, n_classes, (b,), generator=rng)
+    rows = torch.arange(b)
+    wanted_BK[rows[pair_B], second_B[pair_B]] = 1.0
+    wanted_BK[rows, labels_B] = torch.where(near_B, p_B, 1.0)
+    return wanted_BK, torch.where(near_B, NO_LABEL, labels_B)
+
+
+def condition(labels_B: Tensor, wanted_BK: Tensor | None, n_classes: int) -> Tensor:
+    """(B, K) input of a generator: one class, or the requested probabilities, 0 for none."""
+    return F.one_hot(labels_B, n_classes) if wanted_BK is None else wanted_BK.nan_to_num(0.0)
+
+
 def descend(terms: Mapping[str, Tensor], *optimizers: torch.optim.Optimizer) -> None:
     """One step of each optimiser down the sum of the terms."""
     for optimizer in optimizers:
@@ -118,11 +167,15 @@ def descend(terms: Mapping[str, Tensor], *optimizers: torch.optim.Optimizer) -> 
 
 
 def metrics_of(
-    terms: Mapping[str, Tensor], logits_BK: Tensor | None = None, labels_B: Tensor | None = None
+    terms: Mapping[str, Tensor],
+    logits_BK: Tensor | None = None,
+    labels_B: Tensor | None = None,
+    output: Output = "softmax",
 ) -> dict[str, Tensor]:
     """Metrics of a step, on the device: loss, terms, share of clips that hit their target."""
     parts: dict[str, Tensor] = {name: value.detach() for name, value in terms.items()}
     parts = {"loss": torch.stack(list(terms.values())).sum().detach()} | parts
     if logits_BK is not None and labels_B is not None:
-        parts["hit_rate"] = (logits_BK.argmax(1) == labels_B).float().mean()
+        hits_B = has_class(logits_BK, labels_B, output).float()
+        parts["hit_rate"] = hits_B.sum() / (labels_B >= 0).sum().clamp_min(1)
     return parts

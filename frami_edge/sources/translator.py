@@ -14,7 +14,14 @@ from torch.nn import functional as F
 
 from frami_edge.device import autocast, generator, named_seed, place, upload
 from frami_edge.losses import BatchNormStatistics, change_loss, class_loss
-from frami_edge.sources import Batch, SourceContext, balanced_labels, descend, metrics_of
+from frami_edge.sources import (
+    Batch,
+    SourceContext,
+    balanced_labels,
+    condition,
+    descend,
+    metrics_of,
+)
 from frami_edge.sources.procedural import procedural_mels
 from frami_edge_runtime.melspec import MelSpec
 
@@ -24,12 +31,6 @@ class Translator(nn.Module):
 
     It keeps the natural texture of its input: the change is made at a quarter of the resolution and
     interpolated, so that it cannot write texture. Source: ours.
-
-    Args:
-        spec: Front end of the teacher.
-        n_classes: K.
-        latent: Size of z.
-        width: Channels of the coarse network.
     """
 
     def __init__(self, spec: MelSpec, n_classes: int, latent: int = 32, width: int = 48) -> None:
@@ -51,24 +52,26 @@ class Translator(nn.Module):
                 name, torch.from_numpy(value)[None, None, :, None], persistent=False
             )
 
-    def forward(self, x_B1MT: Tensor, z_BZ: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Translate.
+    def forward(
+        self, x_B1MT: Tensor, z_BZ: Tensor, labels_B: Tensor, wanted_BK: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Towards classes (B,), or `frami_edge.sources.requests` (B, K).
 
-        Returns:
-            The new log-mels (B, 1, M, T) float32 in the physical range, and the change before
-            clamping, whose size is penalised.
+        Returns the log-mels in the physical range, and the change before clamping, which is
+        penalised.
         """
-        condition = torch.cat([z_BZ, F.one_hot(labels_B, self.n_classes).to(z_BZ.dtype)], dim=1)
+        classes_BK = condition(labels_B, wanted_BK, self.n_classes).to(z_BZ.dtype)
+        given = torch.cat([z_BZ, classes_BK], dim=1)
         coarse = F.avg_pool2d(x_B1MT, 4, ceil_mode=True)
-        scale, shift = self.condition(condition)[:, :, None, None].chunk(2, dim=1)
+        scale, shift = self.condition(given)[:, :, None, None].chunk(2, dim=1)
         h = F.leaky_relu(self.bn0(self.entry(coarse)) * (1 + scale) + shift, 0.2)
         h = h + F.leaky_relu(self.bn1(self.conv1(h)), 0.2)
         h = h + F.leaky_relu(self.bn2(self.conv2(h)), 0.2)
-        low = self.out(h) + self.band_bias(condition)[:, None, :, None]
+        low = self.out(h) + self.band_bias(given)[:, None, :, None]
         change = F.interpolate(
             low.float(), size=x_B1MT.shape[2:], mode="bilinear", align_corners=False
         )
-        change = change + self.gain(condition).float()[:, :, None, None]
+        change = change + self.gain(given).float()[:, :, None, None]
         y = x_B1MT + change
         # Clamped in the forward pass only: a clip below the floor still gets a gradient.
         inside = y.clamp(self.floor, self.ceiling)
@@ -112,19 +115,20 @@ class Translation:
         z = torch.randn(w.batch_size, self.translator.latent, generator=rng)
         x = self._inputs(w.batch_size, rng)
         labels = balanced_labels(w.batch_size, c.n_classes, index * w.batch_size)
-        z, x, labels = (upload(part, c.compute.device) for part in (z, x, labels))
+        asked, wanted = c.requests(labels, generator(c.seed, f"{self.name}/requests/{index}"))
+        z, x, labels, asked = (upload(part, c.compute.device) for part in (z, x, labels, asked))
         with autocast(c.compute):
-            mels, change = self.translator(x, z, labels)
+            mels, change = self.translator(x, z, labels, wanted)
             with self.batch_norms or contextlib.nullcontext():
                 hidden = c.teacher.hidden(mels)
         terms: dict[str, Tensor] = {}
         if self.batch_norms:
             terms["batch_norm"] = w.batch_norm * self.batch_norms.loss()
-        terms["class"] = w.class_loss * class_loss(hidden.logits_BK, labels)
+        terms["class"] = w.class_loss * class_loss(hidden.logits_BK, labels, wanted)
         terms["change"] = w.change * change_loss(change)
         descend(terms, self.optimizer)
-        metrics = metrics_of(terms, hidden.logits_BK, labels)
-        return Batch(mels.detach(), labels, index >= w.burn_in, metrics)
+        metrics = metrics_of(terms, hidden.logits_BK, asked, c.output)
+        return Batch(mels.detach(), asked, index >= w.burn_in, metrics)
 
     def state(self) -> dict[str, Any]:
         """Translator and optimiser."""

@@ -249,9 +249,10 @@ class InputMonitor:
         self._reviewed += len(x_N)
         if used_NC.shape[1] > 1:
             scale = float(INT16_SCALE) if x_NC.dtype.kind == "i" else 1.0
-            powers_C = used_NC.var(axis=0, dtype=np.float64) * scale**2
-            self._energy += float(powers_C.mean()) * len(x_N)
-            self._mixed_energy += float(x_N.var(dtype=np.float64)) * len(x_N)
+            y_NC = used_NC.astype(np.float32)
+            powers_C = np.einsum("nc,nc->c", y_NC, y_NC) / len(y_NC) - y_NC.mean(axis=0) ** 2
+            self._energy += float(powers_C.mean()) * scale**2 * len(x_N)
+            self._mixed_energy += float(x_N.var()) * len(x_N)
         if self._reviewed >= REVIEW_S * self._rate:
             self.review()
         return x_N
@@ -476,6 +477,8 @@ class AudioFile:
         except AudioError:
             self.close()
             raise
+        self.live = isinstance(self._decoder, _PcmWave) and not stream.regular
+        """Whether the samples may be heard as they are read: a WAV file through a pipe or FIFO."""
         self._monitor = InputMonitor(self.name, self.sample_rate, channel, stall_s)
         self.take_warnings = self._monitor.take_warnings
 

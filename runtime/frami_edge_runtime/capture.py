@@ -176,6 +176,8 @@ class Microphone:
             no such channel.
     """
 
+    live = True
+
     def __init__(
         self,
         sample_rate: int,
@@ -506,6 +508,7 @@ class PcmPipe:
     """
 
     device_note = ""
+    live = True
 
     def __init__(
         self,

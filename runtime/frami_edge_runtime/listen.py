@@ -17,7 +17,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -90,8 +90,8 @@ class LevelMeter:
         at = (self._clock + np.arange(len(x) + 1)) // self._block - self._clock // self._block
         self._clock += len(x)
         size = int(at[-1]) + 1  # the last block may still be empty
-        values = (x * x, x, np.ones_like(x))
-        fresh: npt.NDArray[Any] = np.stack([np.bincount(at[:-1], value, size) for value in values])
+        weights = (x * x, x, None)
+        fresh = np.stack([np.bincount(at[:-1], w, size) for w in weights]).astype(np.float64)
         fresh[:, 0] += self._sums[:, -1]
         self._sums = np.hstack([self._sums[:, :-1], fresh])[:, -self._blocks :]
 
@@ -146,8 +146,16 @@ class _Session:
         StreamError: The options contradict each other or the model.
     """
 
-    def __init__(self, classifier: Classifier, source: Source, options: argparse.Namespace) -> None:
+    def __init__(
+        self,
+        classifier: Classifier,
+        source: Source,
+        options: argparse.Namespace,
+        *,
+        also_warn: Sequence[Any] = (),
+    ) -> None:
         self._classifier, self._source, self._options = classifier, source, options
+        self._warners = (source, *also_warn)
         self._rate = rate = source.sample_rate
         forget_s = options.forget_s
         window_s = options.window_s or (None if forget_s else DEFAULT_WINDOW_S)
@@ -241,6 +249,8 @@ class _Session:
             if block is None:
                 return "end"
             samples, lost = block
+            if len(samples) == 0:  # a pipe has nothing yet
+                continue
             if lost:
                 yield from self._lose(lost)
             samples = samples[: max(0, self._limit - self._clock)]
@@ -256,9 +266,8 @@ class _Session:
 
     def _read_wall_clock(self) -> None:
         """Anew with every block: a sample clock drifts, and a wall clock may be set."""
-        source = self._source
-        if not isinstance(source, AudioFile):
-            waited_s = source.stats.lag_s if isinstance(source, Microphone) else 0.0
+        if self._source.live:
+            waited_s = self._source.stats.lag_s
             self._wall_s = time.time() - waited_s - self._clock / self._rate
 
     def _lose(self, lost: int) -> Iterator[Record]:
@@ -283,8 +292,9 @@ class _Session:
                 )
 
     def _warn(self) -> Iterator[Record]:
-        for kind, message in self._source.take_warnings():
-            yield self._warning(kind, message)
+        for warner in self._warners:
+            for kind, message in warner.take_warnings():
+                yield self._warning(kind, message)
 
     def _warning(self, kind: str, message: str) -> Record:
         self._warned[kind] += 1
@@ -475,9 +485,19 @@ def run(options: argparse.Namespace) -> None:
                 found = stop.wait(partial(open_source, options, classifier.info.mel.sample_rate))
             except KeyboardInterrupt:
                 return  # while it waited for the first bytes: there is nothing to sum up
-            with closing(found) as source, closing(_choose_display(options)) as display:
-                for record in _Session(classifier, source, options).records(stop):
-                    display.show(record)
+            with closing(found) as source, ExitStack() as stack:
+                display = stack.enter_context(closing(_choose_display(options)))
+                publishers: list[Any] = []
+                if options.mqtt:
+                    # Imported here: few use it.
+                    from frami_edge_runtime.mqtt import Publisher
+
+                    publisher = Publisher(options.mqtt, options.mqtt_topic)
+                    publishers = [stack.enter_context(closing(publisher))]
+                session = _Session(classifier, source, options, also_warn=publishers)
+                for record in session.records(stop):
+                    for sink in (display, *publishers):
+                        sink.show(record)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -632,7 +652,11 @@ _OPTIONS: Final[dict[str, tuple[tuple[str, str, Any, str, str], ...]]] = {
         ("--false-alarms", "target", seconds, "N", "wanted per hour (default: the model's)"),
         ("--out", "out", str, "FILE", "the model with the new thresholds"),
     ),
-    "output": (("--duration", "duration_s", seconds, "S", "stop after this much audio"),),
+    "output": (
+        ("--duration", "duration_s", seconds, "S", "stop after this much audio"),
+        ("--mqtt", "mqtt", str, "HOST[:PORT]", "publish events, with Home Assistant discovery"),
+        ("--mqtt-topic", "mqtt_topic", str, "PREFIX", "of topics (default frami-edge/HOSTNAME)"),
+    ),
 }
 _REPEATABLE: Final = ("--threshold", "--watch", "--ignore")
 _FLAGS: Final = {

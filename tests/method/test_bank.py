@@ -136,6 +136,21 @@ def test_a_limit_leaves_the_sampler_few_clips(bank: Bank) -> None:
     assert set(drawn.tolist()) == {0, 9, 100, 105}
 
 
+def test_a_balanced_sampler_takes_turns_among_likely_clips(tmp_path: Path, spec: MelSpec) -> None:
+    """A hundred clips; clip 5 k + 4 is the only one that detector k finds likely."""
+    bank = Bank.create(tmp_path / "bank", index_of(spec, output="sigmoid"))
+    found = clips(100)
+    found.logits_NK = torch.full((100, 5), -9.0) + 0.001 * torch.arange(100)[:, None]
+    found.logits_NK[5 * torch.arange(5) + 4, torch.arange(5)] = 3.0
+    bank.append("a", found, 0, 1)
+    sampler = BankSampler(bank, {"a": 1.0}, balance=0.5, boundary=0.995)
+    drawn = sampler.batch(400, torch.Generator().manual_seed(0))[:, 0, 0, 0].int().tolist()
+    assert min(drawn.count(5 * k + 4) for k in range(5)) >= 40
+    assert len(set(drawn)) > 70, "the other half is drawn from all clips"
+    assert sampler.boundary_K is not None
+    assert (sampler.boundary_K <= 0).all()
+
+
 def health(**changes: Any) -> dict[str, Any]:
     return {"hit_rate": 0.5, "batch_norm_error": 0.03, "class_share": [0.1] * 10} | changes
 

@@ -16,8 +16,8 @@ from frami_edge.checkpoint import Teacher
 from frami_edge.config import JourneyConfig
 from frami_edge.device import Compute
 from frami_edge.distillation import ClipSampler, TensorSampler, distill, held_out_agreement
-from frami_edge.errors import ConfigError, RunError
-from frami_edge.losses import logits_loss
+from frami_edge.errors import ConfigError
+from frami_edge.losses import kl_from, logits_loss
 from frami_edge.models import StudentNet
 from frami_edge.progress import Progress
 from frami_edge.runs import RunFolder
@@ -160,11 +160,6 @@ def test_a_head_that_nothing_trains_is_refused(
         run(logits=0)
 
 
-def test_a_run_that_diverges_is_refused(run: Run) -> None:
-    with pytest.raises(RunError, match="diverged by step"):
-        run(steps=20, learning_rate=1e30)
-
-
 def test_samplers_of_controls() -> None:
     rng = torch.Generator().manual_seed(0)
     drawn = TensorSampler(torch.arange(3.0)[:, None, None, None]).batch(50, rng)
@@ -182,3 +177,20 @@ def test_agreement_is_a_share_of_fresh_clips(opened: Teacher, cpu: Compute, run:
     itself: Any = opened.model
     assert held_out_agreement(opened, itself, journey(), cpu, clips=20) == 1
     assert 0 <= held_out_agreement(opened, run(), journey(), cpu, clips=20) <= 1
+
+
+def test_detectors_are_distilled_and_agreement_is_that_of_their_sets(
+    opened: Teacher, cpu: Compute
+) -> None:
+    card = opened.card.model_copy(update={"output": "sigmoid"})
+    tagger = Teacher(opened.model, card, opened.mel, opened.sha256)
+    x = Noise().batch(128, torch.Generator().manual_seed(7))
+    far = [kl_from(tagger(x), train(tagger, cpu, steps)(x), "sigmoid").mean() for steps in (1, 60)]
+    assert far[1] < 0.5 * far[0]
+    itself: Any = opened.model
+    assert held_out_agreement(tagger, itself, journey(), cpu, clips=20) == 1
+
+
+def train(teacher: Teacher, cpu: Compute, steps: int) -> StudentNet:
+    config = journey(steps=steps, batch_size=16, mixup=0, mask_bands=0, mask_frames=0)
+    return distill(teacher, Noise(), config, cpu)

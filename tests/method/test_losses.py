@@ -23,15 +23,20 @@ from frami_edge.losses import (
     align_frames,
     balance_loss,
     channel_moments,
+    class_loss,
     contrastive_view,
-    divergence,
+    detection_boundary,
+    detectors_loss,
+    has_class,
     jensen_shannon,
     live_batch_norms,
     logits_loss,
+    same_decision,
     split_contrast,
     total_variation,
 )
 from frami_edge.models import Hidden, ResNetTeacher, StudentNet
+from frami_edge.sources import NO_LABEL, requests
 
 K = 5
 
@@ -353,13 +358,6 @@ def test_balance_is_the_negative_entropy_of_the_mean_prediction() -> None:
     assert balance_loss(torch.eye(K) * 50).item() == pytest.approx(-math.log(K), abs=1e-5)
 
 
-def test_divergence_is_from_the_teacher() -> None:
-    t, s = torch.randn(6, K), torch.randn(6, K)
-    p, q = t.log_softmax(1), s.log_softmax(1)
-    torch.testing.assert_close(divergence(t, s), (p.exp() * (p - q)).sum(1).mean())
-    assert divergence(t, t).item() == pytest.approx(0, abs=1e-6)
-
-
 def test_jensen_shannon_is_symmetric_and_bounded() -> None:
     a, b = torch.randn(6, K), torch.randn(6, K)
     torch.testing.assert_close(jensen_shannon(a, b, 3), jensen_shannon(b, a, 3))
@@ -383,3 +381,54 @@ def test_the_contrast_is_a_mean_over_the_batch_and_one_over_the_memory() -> None
     torch.testing.assert_close(split_contrast(q, k, 3, 0.1), -log_p[:3].mean() - log_p[3:].mean())
     alone = (q[:3] @ k[:3].T / 0.1).log_softmax(1).diagonal().mean()
     torch.testing.assert_close(split_contrast(q[:3], k[:3], 3, 0.1), -alone)
+
+
+# --- Detectors
+
+
+def test_detectors_are_copied_around_their_boundary() -> None:
+    torch.manual_seed(0)
+    teacher = torch.randn(400, 3) - torch.tensor([8.0, 8.0, 0.0])  # two rare classes, one common
+    boundary = detection_boundary(teacher, 0.93)
+    share = (teacher > boundary).float().mean(0)
+    torch.testing.assert_close(share[:2], torch.full((2,), 0.07), atol=0.01, rtol=0)
+    assert boundary[2] == 0, "a class that is often detected keeps probability 0.5"
+    assert detection_boundary(teacher, 1.0).tolist() == [0, 0, 0]
+
+    copy = detectors_loss(teacher, teacher, 2.0, boundary)
+    assert float(copy) == pytest.approx(0, abs=1e-6)
+    rare, no = teacher[:, :2], teacher[:, :2].mean(0).expand(400, 2)
+    costs = [float(detectors_loss(no, rare, 2.0, b)) for b in (boundary[:2], torch.zeros(2))]
+    assert costs[0] > 5 * costs[1], "the same 'no' to every clip must cost more"
+
+
+def test_requests_move_their_detectors_alone() -> None:
+    labels = torch.arange(60) % 3
+    wanted, stored = requests(labels, 3, 0.3, 0.2, torch.Generator().manual_seed(0))
+    near = stored == NO_LABEL
+    assert 0 < near.sum() < 40
+    own = wanted.gather(1, labels[:, None])[:, 0]
+    assert (own[~near] == 1).all()
+    assert ((own[near] > 0) & (own[near] < 0.5)).all()
+    assert 60 < (~wanted.isnan()).sum() < 80, "some clips have a second class"
+    logits = torch.zeros(60, 3, requires_grad=True)
+    class_loss(logits, labels, wanted).backward()
+    assert logits.grad is not None
+    assert torch.equal(logits.grad != 0, ~wanted.isnan())
+    assert (logits.grad[wanted == 1] < 0).all()
+    assert (logits.grad.gather(1, labels[:, None])[near] > 0).all(), "they shall stay below 0.5"
+
+
+def test_detectors_decide_by_set_and_one_of_k_by_the_best() -> None:
+    a = torch.tensor([[2.0, -1.0, 1.0], [-3.0, -1.0, -2.0]])
+    b = torch.tensor([[1.0, -9.0, 3.0], [-1.0, -2.0, -3.0]])
+    assert same_decision(a, b, "sigmoid").tolist() == [True, True]
+    assert same_decision(a, b, "softmax").tolist() == [False, False]
+    label = torch.tensor([2, NO_LABEL])
+    assert has_class(a, label, "sigmoid").tolist() == [True, False]
+    assert has_class(a, label, "softmax").tolist() == [False, False]
+    student = torch.zeros(2, 3, requires_grad=True)
+    adversarial_loss(a, student, "sigmoid").backward()
+    assert student.grad is not None
+    assert student.grad[0].eq(0).all(), "it did not decide alike yet"
+    assert student.grad[1].ne(0).all()

@@ -100,29 +100,8 @@ def build(
     entries = model_metadata(info, head.SerializeToString())
     onnx.helper.set_model_props(trunk, entries if metadata is None else {**entries, **metadata})
     return TinyModel(
-        trunk.SerializeToString(),
-        info,
-        {"w1": first, "b1": bias, "w2": second},
-        (weight, offset),
+        trunk.SerializeToString(), info, {"w1": first, "b1": bias, "w2": second}, (weight, offset)
     )
-
-
-ARECORD_OPENS = """\
-HW Params of device "{device}":
---------------------
-ACCESS:  MMAP_INTERLEAVED MMAP_NONINTERLEAVED MMAP_COMPLEX RW_INTERLEAVED RW_NONINTERLEAVED
-SUBFORMAT:  STD
-CHANNELS: [1 1073741823]
-RATE: [1 4294967295]
---------------------
-Its setup is:
-  stream       : CAPTURE
-  format       : {format}
-  channels     : {channels}
-  rate         : {rate}
-  exact rate   : {rate} ({rate}/1)
-"""
-"""Of what arecord 1.2.8 prints with our flags; test_capture compares it with the real one."""
 
 
 @pytest.fixture
@@ -131,6 +110,8 @@ def fake_arecord(tmp_path: Path) -> Callable[[str], dict[str, str]]:
 
     It opens any device, unless the script begins with ``# fails``.
     """
+
+    from stream_kit import ARECORD_OPENS
 
     def make(script: str) -> dict[str, str]:
         path = tmp_path / "bin" / "arecord"

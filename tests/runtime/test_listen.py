@@ -250,7 +250,12 @@ def test_heavy_losses_are_a_warning(
 ) -> None:
     blocks: Any = iter([(clip, 0), (clip, 310 * RATE), None])
     source = SimpleNamespace(
-        name="slow", device_note="", sample_rate=RATE, stats=CaptureStats(), close=lambda: None
+        name="slow",
+        live=True,
+        device_note="",
+        sample_rate=RATE,
+        stats=CaptureStats(),
+        close=lambda: None,
     )
     source.read, source.take_warnings = lambda: next(blocks), list
     monkeypatch.setattr("frami_edge_runtime.listen.open_source", lambda *a: source)
