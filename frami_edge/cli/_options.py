@@ -86,9 +86,9 @@ TeacherOption = Annotated[
     str,
     typer.Option(
         "--teacher",
-        metavar="FILE|MODULE:CALLABLE",
-        help="Checkpoint of train-teacher, YAML description of a teacher, or Python callable that "
-        "builds one.",
+        metavar="FILE|MODULE:CALLABLE|hf:NAME",
+        help="Checkpoint of train-teacher, YAML description of a teacher, Python callable that "
+        "builds one, or hf: with a folder or repository of Hugging Face.",
     ),
 ]
 Weights = Annotated[

@@ -139,6 +139,7 @@ _MOST_ITEMS, _LONG_LINE = 12, 90
     "frami-edge inspect my_teacher.yaml",
     "frami-edge inspect my_package.nets:KeywordNet --weights kws.pt --mel mel/log-mel-16k-64 "
     "--labels labels.txt",
+    "frami-edge inspect hf:MIT/ast-finetuned-audioset-10-10-0.4593",
     shared=opt.CODE,
 )
 def inspect(
@@ -147,9 +148,9 @@ def inspect(
     file: Annotated[
         str,
         typer.Argument(
-            metavar="FILE|MODULE:CALLABLE",
+            metavar="FILE|MODULE:CALLABLE|hf:NAME",
             help="An ONNX file, TensorRT engine or checkpoint; the folder of a bank, an export or "
-            "a run; or a teacher in Python code.",
+            "a run; a teacher in Python code, or of Hugging Face (a folder or OWNER/NAME).",
         ),
     ],
 ) -> None:
@@ -160,9 +161,13 @@ def inspect(
     from frami_edge.config import load_config
     from frami_edge.inspecting import describe, describe_teacher
     from frami_edge.teachers import TeacherDescription
+    from frami_edge.teachers.hugging_face import PREFIX
+    from frami_edge.teachers.opening import describe_hugging_face
 
     code = {name: value for name, value in opt.code_arguments(given).items() if value is not None}
-    if code or (":" in file and not Path(file).exists()):
+    if file.startswith(PREFIX):
+        found = describe_teacher(describe_hugging_face(file, code))
+    elif code or (":" in file and not Path(file).exists()):
         values = {n: str(value) if isinstance(value, Path) else value for n, value in code.items()}
         found = describe_teacher(load_config(TeacherDescription, {"factory": file, **values}))
     else:

@@ -358,6 +358,7 @@ class ForeignTeacher(nn.Module):
             handle.remove()
             self._forget()
 
+    @torch.enable_grad()
     def _local_geometry(self, event: TracedTensor) -> tuple[int, float, int] | None:
         """Stride, centre of frame 0 and receptive field; None for the whole clip."""
         length = self._calling.lengths[-1]

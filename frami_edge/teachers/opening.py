@@ -21,6 +21,7 @@ from frami_edge.checkpoint import Card, Teacher, TrainedOn, load_checkpoint
 from frami_edge.config import Strict, dump_config, load_config, presets, read_mapping
 from frami_edge.errors import CheckpointError, ConfigError, TeacherError
 from frami_edge.io import atomic_write_text, read_small, sha256_file, sha256_tensors
+from frami_edge.teachers import hugging_face
 from frami_edge.teachers.foreign import ForeignTeacher
 from frami_edge.teachers.frontends import LogMelInput, NotFound, find_front_end
 from frami_edge.teachers.selection import Keep, select_classes
@@ -47,7 +48,7 @@ class TeacherDescription(Strict):
     """`module:callable` that gives the `nn.Module`; the module is imported, so it runs as code."""
     arguments: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the callable."""
-    weights: str
+    weights: str | None = None
     """safetensors, or a torch file of tensors; relative to the description's folder."""
     weights_under: str | None = None
     """Where in the file, such as `ema` or `state_dict.teacher`, where several sets would fit."""
@@ -91,12 +92,13 @@ def load_teacher(
     """Open a trained classifier so that it can be inverted and distilled.
 
     Args:
-        source: One of four things. A path: a checkpoint of `frami-edge train-teacher`, or a YAML
-            description of a teacher. The name of a teacher that ships with the package
-            (`digits-teacher`). `"module:callable"` that builds an `nn.Module`; it needs `weights`,
-            `labels`, and `mel` or `sample_rate`. An `nn.Module` in memory with its trained weights;
-            it needs `labels`, and `mel` or `sample_rate`, and stays unchanged: the teacher is a
-            copy.
+        source: One of five things. A path: a checkpoint of `frami-edge train-teacher`, or a YAML
+            description of a teacher. `"hf:FOLDER"` or `"hf:OWNER/NAME"`: an audio classifier of
+            Hugging Face, which needs `transformers`. The name of a teacher that ships with the
+            package (`digits-teacher`). `"module:callable"` that builds an `nn.Module`; it needs
+            `weights`, `labels`, and `mel` or `sample_rate`. An `nn.Module` in memory with its
+            trained weights; it needs `labels`, and `mel` or `sample_rate`, and stays unchanged: the
+            teacher is a copy.
         mel: Front end of a module that takes log-mels: a MelSpec, its keys, a YAML file of them, or
             a preset.
         sample_rate: Sample rate in Hz of a module that takes audio. The log-mel inside it is
@@ -161,6 +163,9 @@ def load_teacher(
             output=model.anatomy.output,
         )
         return _kept(Teacher(model.eval(), card, spec, sha256_tensors(source.state_dict())), keep)
+    if isinstance(source, str) and source.startswith(hugging_face.PREFIX):
+        _check_facts(f"teacher {source}", facts, (), ("mel", "sample_rate", "labels", "weights"))
+        return _kept(open_teacher(describe_hugging_face(source, facts)), keep)
     if isinstance(source, str) and ":" in source and not Path(source).exists():
         _check_facts(f"teacher {source}", facts, ("weights", "labels"))
         facts["factory"] = source
@@ -180,13 +185,16 @@ def _check_facts(
     what: str, facts: Mapping[str, Any], needed: Sequence[str], unfit: Sequence[str] = ()
 ) -> None:
     missing = [name for name in needed if name not in facts]
-    missing += [] if {"mel", "sample_rate"} & set(facts) else ["mel or sample_rate"]
+    if needed and not {"mel", "sample_rate"} & set(facts):
+        missing.append("mel or sample_rate")
     given = [name for name in unfit if name in facts]
     if missing or given:
         problem = f"without {', '.join(missing)}" if missing else f"with {', '.join(given)}"
         raise ConfigError(
             f"The {what} was passed {problem}.",
-            fix="A callable needs --weights, --labels, and --mel where it takes log-mels or "
+            fix="It carries these facts itself: leave them out."
+            if not needed
+            else "A callable needs --weights, --labels, and --mel where it takes log-mels or "
             "--sample-rate where it takes audio. A module in memory has its weights already.",
         )
 
@@ -311,6 +319,15 @@ def proposed_mel(sample_rate: int) -> MelSpec:
     )
 
 
+def describe_hugging_face(source: str, facts: Mapping[str, Any]) -> TeacherDescription:
+    """The description of `hf:FOLDER` or `hf:OWNER/NAME`; facts replace what it says itself.
+
+    Raises:
+        FramiEdgeError: As `hugging_face.facts_of`.
+    """
+    return load_config(TeacherDescription, hugging_face.facts_of(source) | dict(facts))
+
+
 def build_teacher(description: TeacherDescription) -> tuple[nn.Module, str]:
     """The described module with its weights, and the SHA-256 of the weights file.
 
@@ -318,6 +335,13 @@ def build_teacher(description: TeacherDescription) -> tuple[nn.Module, str]:
         CheckpointError: The weights are missing, damaged, or do not fit.
         TeacherError: The module cannot be built.
     """
+    if description.weights is None:
+        if description.factory != hugging_face.FACTORY:
+            raise ConfigError(
+                "The description of the teacher has no weights.", fix="Add `weights: FILE`."
+            )
+        module = build_module(description.factory, description.arguments)
+        return module, sha256_tensors(module.state_dict())
     path = Path(description.weights)
     if not path.is_file():
         raise CheckpointError(f"There are no weights {path}.", fix="Check --weights.")

@@ -27,11 +27,12 @@ import numpy as np
 import numpy.typing as npt
 
 from frami_edge_runtime import __version__
-from frami_edge_runtime.audio import INT16_SCALE, STALLED_S, AudioFile, ByteStream
+from frami_edge_runtime.audio import AudioFile, ByteStream
 from frami_edge_runtime.capture import DRIVERS, Microphone, PcmPipe
 from frami_edge_runtime.classifier import Classifier
 from frami_edge_runtime.errors import AudioError, FramiEdgeError
 from frami_edge_runtime.events import Event, EventDetector, EventSpec
+from frami_edge_runtime.monitor import INT16_SCALE, STALLED_S
 from frami_edge_runtime.state import write_whole
 from frami_edge_runtime.stream import Result
 from frami_edge_runtime.thresholds import (

@@ -128,7 +128,7 @@ def test_bank_sources_and_seed_decide_the_student(
         assert not same_student(tmp_path / name, first), name
 
 
-@pytest.mark.parametrize(("phase", "step"), [("translator", 4), ("distill", 1), ("distill", 3)])
+@pytest.mark.parametrize(("phase", "step"), [("translator", 4), ("distill", 3)])
 def test_an_interrupted_run_is_resumed_to_the_same_student(
     distill: Call, student: dict[str, Any], teacher: Path, config: Path, tmp_path: Path,
     phase: str, step: int,

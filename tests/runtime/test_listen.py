@@ -21,10 +21,10 @@ import numpy as np
 import pytest
 from stream_kit import as_int16, write_wav
 
-from frami_edge_runtime.audio import CaptureStats
 from frami_edge_runtime.classifier import Classifier
 from frami_edge_runtime.events import EventDetector, EventSpec
 from frami_edge_runtime.listen import LevelMeter, main
+from frami_edge_runtime.monitor import CaptureStats
 
 RATE = 8000
 README = Path(__file__).parents[2] / "runtime" / "README.md"
