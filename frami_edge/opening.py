@@ -31,7 +31,7 @@ from frami_edge_runtime.classifier import Classifier
 from frami_edge_runtime.errors import ModelFileError
 from frami_edge_runtime.logmel import log_mel
 from frami_edge_runtime.melspec import MelSpec
-from frami_edge_runtime.modelfile import METADATA_KEY, ModelInfo, parse_object
+from frami_edge_runtime.modelfile import METADATA_KEY, ModelInfo, parse_object, read_model_info
 from frami_edge_runtime.pooling import mean_std
 
 Array = npt.NDArray[np.float32]
@@ -273,7 +273,7 @@ def read_info(model: onnx.ModelProto) -> tuple[Kind, ModelInfo]:
     """
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     if METADATA_KEY in metadata:
-        return "streaming", ModelInfo.from_json(metadata[METADATA_KEY])
+        return "streaming", read_model_info(metadata)
     if CLASSIFIER_KEY in metadata:
         return "classifier", ModelInfo.from_json(metadata[CLASSIFIER_KEY])
     if WAVEFORM_KEY in metadata:

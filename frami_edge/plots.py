@@ -231,6 +231,30 @@ def accuracy_bars(path: Path, accuracies: Mapping[str, float], title: str) -> No
         axis.set_title(title)
 
 
+def detection_error(
+    path: Path, curves: Mapping[str, Sequence[tuple[float, float]]], title: str
+) -> None:
+    """Missed sounds over false alarms per hour as all thresholds rise, one line per model.
+
+    Args:
+        path: PNG file.
+        curves: (false alarms per hour, hit rate) of each model.
+        title: Title of the picture.
+    """
+    with figure(path, 1, 1, (6.5, 4.2)) as axes:
+        axis = axes[0][0]
+        for (name, points), colour in zip(curves.items(), SERIES, strict=False):
+            rates = [max(false, 0.1) for false, _ in points]
+            missed = [100 * (1 - hit) for _, hit in points]
+            axis.plot(rates, missed, color=colour, label=name, marker=".")
+        axis.set_xscale("log")
+        axis.set_ylim(0, 100)
+        axis.set_xlabel("false alarms per hour (at least 0.1 is drawn)")
+        axis.set_ylabel("missed sounds, %")
+        axis.set_title(title)
+        axis.legend()
+
+
 def draw_export_report(report: Mapping[str, Any], path: Path) -> None:
     """Size, latency, agreement and int8 noise of an ``export_report.json``.
 

@@ -36,7 +36,13 @@ from frami_edge_runtime import doctor
 from frami_edge_runtime.backends import LONGEST_RUN, Backend, open_backend
 from frami_edge_runtime.errors import BackendError, FramiEdgeError
 from frami_edge_runtime.melspec import MelSpec
-from frami_edge_runtime.modelfile import HEAD_INPUT, HEAD_KEY, METADATA_KEY, TRUNK_INPUT, ModelInfo
+from frami_edge_runtime.modelfile import (
+    HEAD_INPUT,
+    HEAD_KEY,
+    TRUNK_INPUT,
+    ModelInfo,
+    read_model_info,
+)
 from frami_edge_runtime.pooling import mean_std
 from frami_edge_runtime.tensorrt import (
     Cudart,
@@ -232,10 +238,8 @@ def _read_source(path: Path, sha256: str, precision: str) -> EngineSource:
         if hashlib.sha256(data).hexdigest() != sha256:
             raise ValueError(f"it is not the file that {REPORT} describes")
         entries = cpu_session(data).get_modelmeta().custom_metadata_map
-        model, head_onnx = entries[METADATA_KEY], entries[HEAD_KEY]
-        return EngineSource(
-            precision, path.name, data, ModelInfo.from_json(model), model, head_onnx
-        )
+        info = read_model_info(entries)
+        return EngineSource(precision, path.name, data, info, info.to_json(), entries[HEAD_KEY])
     except FramiEdgeError:
         raise
     except Exception as error:  # ONNX Runtime raises a dozen unrelated types

@@ -1,4 +1,4 @@
-"""`frami-edge verify`, `inspect` and `bench`: compare two models, describe a file, time a model."""
+"""`frami-edge verify`, `inspect`, `bench` and `tune`: what is done with one or two model files."""
 
 from __future__ import annotations
 
@@ -282,3 +282,40 @@ def bench(
             ("model", "share of one core", "real-time factor"),
             [(name, timing.core_share, timing.real_time_factor) for name, timing in streaming],
         )
+
+
+@command(
+    app,
+    "frami-edge tune student.int8.cpu.onnx --audio recordings/kitchen --out kitchen.onnx",
+    "frami-edge tune student.int8.cpu.onnx --audio day.wav --false-alarms-per-hour 1 "
+    "--out kitchen.onnx",
+)
+def tune(
+    output: Output,
+    model: Annotated[Path, typer.Argument(help="Streaming .onnx file of `frami-edge export`.")],
+    audio: Annotated[
+        list[Path],
+        typer.Option(
+            "--audio",
+            help="Recording of the place without your sounds, or a folder of them; repeatable.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The model with the new thresholds.")],
+    false_alarms: Annotated[
+        float | None,
+        typer.Option(
+            "--false-alarms-per-hour", min=1e-6, help="Target.", show_default="the model's"
+        ),
+    ] = None,
+) -> None:
+    """Adapt the thresholds of a model to the background of a place, without labels.
+
+    On a device without this program: `frami-edge-listen MODEL --tune SECONDS --out FILE`.
+    """
+    from frami_edge.event_scores import tune as tune_to
+    from frami_edge_runtime.classifier import Classifier
+
+    found = tune_to(model, audio, out, false_alarms_per_hour=false_alarms)
+    output.result({"out": str(out), **found.to_dict()})
+    rows = zip(Classifier(out).labels, found.on, found.off, strict=True)
+    output.table(f"Thresholds in {out}", ("label", "on", "off"), list(rows), caption=f"{found}.")
