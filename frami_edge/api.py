@@ -140,7 +140,7 @@ def invert(
     """
     settings = journey_config(config, seed=seed, sources=sources, steps=steps, overrides=overrides)
     journey = Journey.prepare(teacher, settings, out, device, precision, deterministic)
-    inversion.check_teacher(journey.teacher, settings.bank)
+    inversion.check_teacher(journey.teacher)
     with journey.run("invert", resume=resume) as run:
         bank = inversion.invert(
             journey.teacher, settings.bank, journey.folder / "bank", journey.compute, settings.seed,
@@ -209,7 +209,7 @@ def distill(
     loaded, compute = journey.teacher, journey.compute
     sampler = None if given is None else journey.sampler(given)
     if sampler is None:
-        inversion.check_teacher(loaded, settings.bank)
+        inversion.check_teacher(loaded)
     hashes = {"bank": sha256_file(given.folder / "bank.json")} if isinstance(given, Bank) else {}
     with journey.run("distill", hashes=hashes, resume=resume, overwrite=overwrite) as run:
         pictures = {}

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from frami_edge.bank import Bank, health_warnings
 from frami_edge.checkpoint import load_checkpoint, parameters
 from frami_edge.errors import CheckpointError, TeacherError
+from frami_edge.inversion import WRONG_FRONT_END, front_end_error, wrong_front_end
 from frami_edge.io import read_small, sha256_file
 from frami_edge.losses import live_batch_norms
 from frami_edge.models import ReusedHead, StudentNet, macs_per_second
@@ -332,6 +333,9 @@ def describe_teacher(source: TeacherDescription) -> Description:
         anatomy = asdict(teacher.anatomy)
         states = {"found": True, "takes": teacher.takes, **anatomy.pop("states"), **anatomy}
         findings += teacher.doubts
+        network["front_end_error"] = front_end_error(teacher, mel)
+        if network["front_end_error"] > WRONG_FRONT_END:
+            findings.append(wrong_front_end(network["front_end_error"]))
         if teacher.head is None:
             findings.append(
                 "The map from pooled state to logits is not affine: the student gets a head of its "
@@ -339,9 +343,9 @@ def describe_teacher(source: TeacherDescription) -> Description:
             )
     if not network["batch_norms"]:
         findings.append(
-            "It has no BatchNorm with running statistics: invert with --set "
-            "bank.inversion.batch_norm=0 --set bank.translator.batch_norm=0, and expect a poorer "
-            "bank."
+            "It has no BatchNorm with running statistics, so inversion borrows those of a small "
+            "student that is distilled on procedural clips first: expect a poorer bank. Use the "
+            "checkpoint from before folding, if there is one."
         )
     if source.trained_on is None:
         findings.append(_NO_TRAINED_ON)

@@ -1,7 +1,8 @@
 """Live audio: a microphone behind a bounded queue, or raw PCM from a pipe.
 
 A source has a ``sample_rate`` and a ``read`` that returns (mono samples, samples lost right before
-them), or None at the end. Lost samples are counted and never spliced over::
+them), or None at the end. Lost samples are counted and never spliced over. Its ``stats`` and
+``take_warnings`` report what is wrong with the input, see `monitor`::
 
     with Microphone(clf.info.mel.sample_rate) as mic:
         stream = clf.stream(mic.sample_rate, window_s=1.0)
