@@ -496,11 +496,14 @@ class BankConfig(Strict):
     sources: dict[str, float] = Field(
         default={"inversion": 1.0, "procedural": 1.0, "translator": 1.0}
     )
-    """Share of each source in a batch: `inversion`, `procedural`, `translator`, the controls
-    `smooth_noise` and `white_noise`, and the baselines `deep_inversion`, `dafl`, `zskt`, `dfq`,
+    """Share of each source in a batch: `inversion`, `procedural`, `translator`, the user's own
+    `recordings`, the controls `smooth_noise` and `white_noise`, and the baselines `deep_inversion`, `dafl`, `zskt`, `dfq`,
     `cmi` and `fast`. Inversion only: `{inversion: 1}`."""
     procedural_clips: Count = 5000  # clips of the procedural source
     control_clips: Count = 5000  # clips of each control source
+    recordings: str | None = None
+    """Folder of the user's own unlabelled audio, for the source `recordings`."""
+    recordings_clips: Count = 5000  # random stretches of these recordings
     shard_clips: Count = 2048  # clips per file of the bank
     near_misses: Share = 0.25
     """For a teacher with a detector per class: share of the clips of learned sources that shall
@@ -526,7 +529,8 @@ class BankConfig(Strict):
 
     @model_validator(mode="after")
     def _sources_known(self) -> BankConfig:
-        known = {"inversion", "procedural", "translator", "smooth_noise", "white_noise", *BASELINES}
+        ours = ("inversion", "procedural", "translator", "recordings")
+        known = {*ours, "smooth_noise", "white_noise", *BASELINES}
         unknown = sorted(set(self.sources) - known)
         if unknown:
             raise ValueError(
@@ -534,6 +538,11 @@ class BankConfig(Strict):
             )
         if any(w < 0 for w in self.sources.values()) or sum(self.sources.values()) <= 0:
             raise ValueError("the weights of the sources must be >= 0, and one must be positive")
+        if self.sources.get("recordings") and not self.recordings:
+            raise ValueError(
+                "the source recordings needs a folder of audio: --recordings FOLDER, or "
+                "bank.recordings"
+            )
         return self
 
     @property
@@ -613,6 +622,9 @@ class JourneyConfig(Strict):
     """Teacher to student: the bank and the distillation."""
 
     student: StudentArch = StudentArch()  # the student's network
+    student_mel: dict[str, Any] | str | None = None
+    """The student's own front end: keys of a MelSpec, a file of them, or a preset such as
+    `mel/log-mel-16k-64`; None for the teacher's. With another front end the bank holds audio."""
     bank: BankConfig = BankConfig()  # synthetic clips
     distill: DistillConfig = DistillConfig()  # distillation on them
     seed: Seed = 0  # seeds everything random

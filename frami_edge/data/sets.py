@@ -178,7 +178,7 @@ def load_folder(root: Path) -> SoundSet:
     labels = tuple(sorted({label.name for label, _ in classes}))
     clips = []
     for label, fold in classes:
-        for path in filter(_is_audio, label.rglob("*")):
+        for path in filter(is_audio, label.rglob("*")):
             inner = f"{label.name}/{path.relative_to(label).as_posix()}"
             digest = int(hashlib.sha256(inner.encode()).hexdigest()[:8], 16)
             own_fold = fold or str(1 + digest % HASH_FOLDS)
@@ -209,7 +209,8 @@ def _folders(parent: Path) -> list[Path]:
     return sorted(p for p in parent.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
 
 
-def _is_audio(path: Path) -> bool:
+def is_audio(path: Path) -> bool:
+    """Whether the name is that of an audio file which is read; hidden files are not."""
     return path.suffix.lower() in AUDIO_SUFFIXES and not path.name.startswith(".")
 
 
@@ -384,7 +385,7 @@ def load_known(info: SetInfo, folder: Path) -> SoundSet:
     unknown = (
         ()
         if info in (_ESC10, _ESC40)
-        else sorted(name for name in there - expected if _is_audio(Path(name)))
+        else sorted(name for name in there - expected if is_audio(Path(name)))
     )
     if not missing and not unknown:
         return found
