@@ -22,10 +22,11 @@ _MAX_KERNEL_TERMS = 1 << 23
 class LogMel(torch.nn.Module):
     """Samples to normalised log-mel, as `MelSpec` defines it; differentiable.
 
-    The window and the transform are torchaudio's; the mel filters are the spec's own, so that the
-    trainer and the device multiply by the same numbers.
+    The transform is torchaudio's; the mel filters are the spec's own, so that the trainer and the
+    device multiply by the same numbers.
     """
 
+    filterbank: torch.Tensor
     mean: torch.Tensor
     std: torch.Tensor
 
@@ -40,16 +41,9 @@ class LogMel(torch.nn.Module):
             center=spec.center,
             pad_mode="reflect",
         )
-        self.mel_scale = torchaudio.transforms.MelScale(
-            n_mels=spec.n_mels,
-            sample_rate=spec.sample_rate,
-            f_min=spec.f_min,
-            f_max=spec.f_high,
-            n_stft=spec.n_fft // 2 + 1,
-            norm=None if spec.norm == "none" else spec.norm,
-            mel_scale=spec.mel_scale,
-        )
-        self.mel_scale.fb.copy_(torch.from_numpy(spec.filterbank))
+        if spec.window != "hann":
+            self.spectrogram.window = torch.from_numpy(spec.taper).float()
+        self.register_buffer("filterbank", torch.from_numpy(spec.filterbank), persistent=False)
         for name in ("mean", "std"):
             value = torch.tensor(getattr(spec, name), dtype=torch.float32).reshape(-1, 1)
             self.register_buffer(name, value, persistent=False)
@@ -67,12 +61,13 @@ class LogMel(torch.nn.Module):
             )
         if self.spec.frames(samples.shape[-1]) < 1:
             raise AudioError(
-                f"{samples.shape[-1]} samples are too short for one frame of {self.spec.n_fft}.",
+                f"{samples.shape[-1]} samples are too short for one frame of {self.spec.span}.",
                 fix="Repeat the clip up to one window first: frami_edge.frontend.tile_to_window.",
             )
         # Under autocast the mel product would run in bfloat16: an error of up to 0.4 % of energy.
         with torch.autocast(samples.device.type, enabled=False):
-            energy = self.mel_scale(self.spectrogram(samples.float()))
+            spectra = self._spectra(samples.float())
+            energy = torch.matmul(spectra.transpose(-1, -2), self.filterbank).transpose(-1, -2)
             if self.spec.log_floor == "add":
                 energy = energy + self.spec.log_eps
             else:
@@ -80,9 +75,26 @@ class LogMel(torch.nn.Module):
             normalised: torch.Tensor = (energy.log() * self.spec.log_scale - self.mean) / self.std
             return normalised
 
+    def _spectra(self, samples: torch.Tensor) -> torch.Tensor:
+        """(..., N) samples to (..., F, T) energies or magnitudes."""
+        spec = self.spec
+        spectra: torch.Tensor
+        if spec.framing == "fft":
+            if spec.pre_emphasis:
+                samples = samples[..., 1:] - spec.pre_emphasis * samples[..., :-1]
+            spectra = self.spectrogram(samples)
+            return spectra
+        frames = samples.unfold(-1, spec.win_length, spec.hop_length)
+        if spec.remove_dc:
+            frames = frames - frames.mean(-1, keepdim=True)
+        if spec.pre_emphasis:  # the first sample has no predecessor, and every window starts at 0
+            frames = frames - spec.pre_emphasis * frames.roll(1, -1)
+        spectra = torch.fft.rfft(frames * self.spectrogram.window, spec.n_fft).abs()
+        return (spectra if spec.power == 1 else spectra.square()).transpose(-1, -2)
+
 
 def tile_to_window(samples: torch.Tensor, spec: MelSpec) -> torch.Tensor:
-    """Repeat a clip that is too short for a single frame until it fills one FFT window.
+    """Repeat a clip that is too short for a single frame up to `MelSpec.min_samples`.
 
     Repetition keeps level and spectrum; zeros would put digital silence into the statistics. A clip
     (..., N) that gives at least one frame is returned as it is.
@@ -95,8 +107,8 @@ def tile_to_window(samples: torch.Tensor, spec: MelSpec) -> torch.Tensor:
         raise AudioError("The clip is empty.", fix="Use a clip with at least one sample.")
     if spec.frames(n) >= 1:
         return samples
-    repeats = [1] * (samples.dim() - 1) + [-(-spec.n_fft // n)]
-    return samples.repeat(repeats)[..., : spec.n_fft]
+    repeats = [1] * (samples.dim() - 1) + [-(-spec.min_samples // n)]
+    return samples.repeat(repeats)[..., : spec.min_samples]
 
 
 def resample(samples: torch.Tensor, from_rate: int, to_rate: int) -> torch.Tensor:

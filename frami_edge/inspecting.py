@@ -112,7 +112,7 @@ def _geometry(mel: MelSpec, receptive_field: int, stride: int, right: int) -> Fa
     """Receptive field and stride of trunk frames in mel frames, and their delay.
 
     The delay is that of a frame behind the sound at its centre: the mel frames after it, and half
-    the FFT of the last of them. Computing and buffering add to it.
+    the span of the last of them. Computing and buffering add to it.
     """
     hop_ms = 1000 * mel.hop_s
     return {
@@ -120,7 +120,7 @@ def _geometry(mel: MelSpec, receptive_field: int, stride: int, right: int) -> Fa
         "receptive_field_ms": receptive_field * hop_ms,
         "stride": stride,
         "stride_ms": stride * hop_ms,
-        "delay_ms": right * hop_ms + 500 * mel.n_fft / mel.sample_rate,
+        "delay_ms": right * hop_ms + 500 * mel.span / mel.sample_rate,
     }
 
 

@@ -54,7 +54,8 @@ def mel_to_audio(
         seed: Seeds the initial phases; the global generator stays unchanged.
 
     Returns:
-        (n_fft + (T - 1) hop,) float32; with ``center`` ((T - 1) hop,), at least one hop.
+        (span + (T - 1) hop,) float32 with `MelSpec.span`; with ``center`` ((T - 1) hop,), at least
+        one hop, and one sample more with pre-emphasis.
 
     Raises:
         MelSpecError: The windows do not overlap, so that samples between them are lost.
@@ -67,9 +68,9 @@ def mel_to_audio(
             "without overlap no waveform can be found.",
             fix="Do not render audio, or use a teacher whose windows overlap.",
         )
-    # Griffin-Lim centres frame 0 on sample 0. The held edge frames fill the half window that an
-    # uncentred front end reads before and after, and lengthen clips too short to be reflected;
-    # they are cut off again below.
+    # Griffin-Lim centres frame 0 on sample 0, with the window in the middle of n_fft. The held edge
+    # frames fill the half window that an uncentred front end reads before and after, and lengthen
+    # clips too short to be reflected; they are cut off again below.
     half, frames = spec.n_fft // 2, mel_MT.shape[1]
     whole = spec.center and (frames - 1) * spec.hop_length > half
     edge = 0 if whole else math.ceil(half / spec.hop_length)
@@ -85,7 +86,7 @@ def mel_to_audio(
         torch.manual_seed(seed)
         samples = torchaudio.functional.griffinlim(
             (spectrum_FT ** (1 / spec.power)).float(),
-            window=torch.from_numpy(np.array(spec.window)),
+            window=torch.from_numpy(np.array(spec.taper)),
             n_fft=spec.n_fft,
             hop_length=spec.hop_length,
             win_length=spec.win_length,
@@ -95,9 +96,14 @@ def mel_to_audio(
             length=None,
             rand_init=True,
         )
-    first = edge * spec.hop_length - (0 if spec.center else half)
-    length = (frames - 1) * spec.hop_length + (0 if spec.center else spec.n_fft)
-    found: npt.NDArray[np.float32] = samples[first : first + max(length, spec.hop_length)].numpy()
+    unread = (spec.n_fft - spec.win_length) // 2 if spec.framing == "window" else 0
+    first = edge * spec.hop_length - (0 if spec.center else half - unread)
+    length = (frames - 1) * spec.hop_length + (0 if spec.center else spec.span - spec.warm_up)
+    samples = samples[first : first + max(length, spec.hop_length)]
+    if spec.pre_emphasis:
+        samples = F.pad(samples, (spec.warm_up, 0))
+        samples = torchaudio.functional.deemphasis(samples, spec.pre_emphasis)
+    found: npt.NDArray[np.float32] = samples.numpy()
     return found
 
 

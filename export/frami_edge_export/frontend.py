@@ -66,27 +66,51 @@ def frontend_graph(mel: MelSpec) -> onnx.ModelProto:
     runtime does. Every `MelSpec` is supported. Samples are not checked: non-finite ones give
     non-finite answers.
     """
-    # The window is in the middle of n_fft: what it leaves out at both ends is cut off, or not
-    # padded in the first place.
-    left = (mel.n_fft - mel.win_length) // 2
-    right = mel.n_fft - mel.win_length - left
+    # With framing "fft" the window is in the middle of n_fft: what it leaves out at both ends is
+    # cut off, or not padded in the first place.
+    unused = mel.n_fft - mel.win_length if mel.framing == "fft" else 0
+    left = unused // 2
+    right = unused - left
     used_F = np.flatnonzero(mel.filterbank.any(axis=1))
     used_F = used_F if len(used_F) else np.array([0])  # no product may be empty
     bank_MF = mel.filterbank[used_F].T
     places = np.flatnonzero(bank_MF)
     angle_N = 2 * np.pi * np.arange(mel.n_fft) / mel.n_fft
     std = np.asarray(mel.std, np.float64)
-    half = mel.n_fft // 2
+    source, prepare = "tiled", ""
+    if mel.warm_up:
+        source = "emphasised"
+        prepare = """
+            before_last = Sub (needed, one)
+            later = Slice (tiled, one, needed, one)
+            earlier = Slice (tiled, zero, before_last, one)
+            predicted = Mul (earlier, emphasis)
+            emphasised = Sub (later, predicted)
+        """
+    elif mel.center:
+        source, prepare = "covered", "covered = Slice (tiled, zero, needed, one)"
     if mel.center:
-        cut = """
-            covered = Slice (tiled, zero, needed, one)
-            framed = Pad <mode = "reflect"> (covered, reflected)
-        """
+        cut = f'framed = Pad <mode = "reflect"> ({source}, reflected)'
     else:
-        cut = """
+        cut = f"""
             last = Sub (needed, after_window)
-            framed = Slice (tiled, before_window, last, one)
+            framed = Slice ({source}, before_window, last, one)
         """
+    # Kaldi's steps inside a frame are linear, so they are part of the kernel.
+    correct, kernel = "", "tapered"
+    if mel.pre_emphasis and not mel.warm_up:
+        correct += """
+            ahead = Pad (tapered, by_one)
+            echo = Mul (ahead, emphasis)
+            sharpened = Sub (tapered, echo)
+        """
+        kernel = "sharpened"
+    if mel.remove_dc:
+        correct += f"""
+            offset = ReduceMean <keepdims = 1> ({kernel}, one)
+            level = Sub ({kernel}, offset)
+        """
+        kernel = "level"
     body = f"""
         given = Shape <start = 1, end = 2> ({WAVEFORM})
         needed = Max (given, min_samples)
@@ -96,6 +120,7 @@ def frontend_graph(mel: MelSpec) -> onnx.ModelProto:
         repeats = Div (rounded_up, some)
         tiling = Concat <axis = 0> (one, repeats)
         tiled = Tile ({WAVEFORM}, tiling)
+        {prepare}
         {cut}
         x = Unsqueeze (framed, one)
 
@@ -105,7 +130,8 @@ def frontend_graph(mel: MelSpec) -> onnx.ModelProto:
         sines = Gather (sine, phase)
         waves = Concat <axis = 0> (cosines, sines)
         tapered = Mul (waves, window)
-        kernel = Unsqueeze (tapered, one)
+        {correct}
+        kernel = Unsqueeze ({kernel}, one)
         z = Conv <strides = [{mel.hop_length}]> (x, kernel)
         squares = Mul (z, z)
         re, im = Split <axis = 1, num_outputs = 2> (squares)
@@ -130,15 +156,17 @@ def frontend_graph(mel: MelSpec) -> onnx.ModelProto:
             "zero": np.array([0], np.int64),
             "one": np.array([1], np.int64),
             "min_samples": np.array([mel.min_samples], np.int64),
-            "reflected": np.array([0, half - left, 0, half - right], np.int64),
+            "reflected": np.array([0, mel.pad - left, 0, mel.pad - right], np.int64),
             "before_window": np.array([left], np.int64),
-            "after_window": np.array([right], np.int64),
+            "after_window": np.array([right + mel.warm_up], np.int64),
+            "emphasis": np.array(mel.pre_emphasis, np.float32),
+            "by_one": np.array([0, -1, 0, 1], np.int64),
             "bins": used_F.astype(np.int64)[:, None],
             "sample_numbers": np.arange(mel.win_length, dtype=np.int64),
             "n_fft": np.array(mel.n_fft, np.int64),
             "cosine": np.cos(angle_N).astype(np.float32),
             "sine": np.sin(angle_N).astype(np.float32),
-            "window": mel.window.astype(np.float32),
+            "window": mel.taper.astype(np.float32),
             "bank_size": np.array([bank_MF.size], np.int64),
             "bank_places": places.astype(np.int32),
             "bank_values": bank_MF.reshape(-1)[places].astype(np.float32),

@@ -616,9 +616,7 @@ def measured(spec: MelSpec) -> MelSpec:
 
 def samples_for(spec: MelSpec, frames: int) -> int:
     """The fewest samples that give so many frames."""
-    if spec.center:
-        return max((frames - 1) * spec.hop_length, spec.n_fft // 2 + 1)
-    return (frames - 1) * spec.hop_length + spec.n_fft
+    return max((frames - 1) * spec.hop_length + spec.span - 2 * spec.pad, spec.min_samples)
 
 
 def _crop(

@@ -17,7 +17,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -137,8 +137,16 @@ class _Session:
         StreamError: The options contradict each other or the model.
     """
 
-    def __init__(self, classifier: Classifier, source: Source, options: argparse.Namespace) -> None:
+    def __init__(
+        self,
+        classifier: Classifier,
+        source: Source,
+        options: argparse.Namespace,
+        *,
+        also_warn: Sequence[Any] = (),
+    ) -> None:
         self._classifier, self._source, self._options = classifier, source, options
+        self._warners = (source, *also_warn)
         self._rate = rate = source.sample_rate
         forget_s = options.forget_s
         window_s = options.window_s or (None if forget_s else DEFAULT_WINDOW_S)
@@ -231,6 +239,8 @@ class _Session:
             if block is None:
                 return "end"
             samples, lost = block
+            if len(samples) == 0:  # a pipe has nothing yet
+                continue
             if lost:
                 yield from self._lose(lost)
             samples = samples[: max(0, self._limit - self._clock)]
@@ -273,8 +283,9 @@ class _Session:
                 )
 
     def _warn(self) -> Iterator[Record]:
-        for kind, message in self._source.take_warnings():
-            yield self._warning(kind, message)
+        for warner in self._warners:
+            for kind, message in warner.take_warnings():
+                yield self._warning(kind, message)
 
     def _warning(self, kind: str, message: str) -> Record:
         self._warned[kind] += 1
@@ -465,9 +476,19 @@ def run(options: argparse.Namespace) -> None:
                 found = stop.wait(partial(open_source, options, classifier.info.mel.sample_rate))
             except KeyboardInterrupt:
                 return  # while it waited for the first bytes: there is nothing to sum up
-            with closing(found) as source, closing(_choose_display(options)) as display:
-                for record in _Session(classifier, source, options).records(stop):
-                    display.show(record)
+            with closing(found) as source, ExitStack() as stack:
+                display = stack.enter_context(closing(_choose_display(options)))
+                publishers: list[Any] = []
+                if options.mqtt:
+                    # Imported here: few use it.
+                    from frami_edge_runtime.mqtt import Publisher
+
+                    publisher = Publisher(options.mqtt, options.mqtt_topic)
+                    publishers = [stack.enter_context(closing(publisher))]
+                session = _Session(classifier, source, options, also_warn=publishers)
+                for record in session.records(stop):
+                    for sink in (display, *publishers):
+                        sink.show(record)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -576,7 +597,11 @@ _OPTIONS: Final[dict[str, tuple[tuple[str, str, Any, str, str], ...]]] = {
         ("--ring", "ring_s", seconds, "S", "audio that may wait for the model (default 10)"),
         ("--stall-timeout", "stall_s", seconds, "S", "fail if no audio comes (microphone: 5)"),
     ),
-    "output": (("--duration", "duration_s", seconds, "S", "stop after this much audio"),),
+    "output": (
+        ("--duration", "duration_s", seconds, "S", "stop after this much audio"),
+        ("--mqtt", "mqtt", str, "HOST[:PORT]", "publish events, with Home Assistant discovery"),
+        ("--mqtt-topic", "mqtt_topic", str, "PREFIX", "of topics (default frami-edge/HOSTNAME)"),
+    ),
 }
 _REPEATABLE: Final = ("--watch", "--ignore")
 _FLAGS: Final = {

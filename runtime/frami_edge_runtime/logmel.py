@@ -1,7 +1,8 @@
 """Exact streaming log-mel in NumPy: any chunking gives the offline features, bit for bit.
 
 Frame t covers samples [t hop, t hop + n_fft) (shifted by n_fft // 2 into reflected padding with
-``center=True``), so the only state between pushes is the unread tail.
+``center=True``; only win_length samples with framing "window"), so the only state between pushes
+is the unread tail, and one sample more for pre-emphasis.
 
 Why chunkings cannot differ: FFT and filter-bank product always run on whole groups of `ROWS`
 frames, with frame t in row t % ROWS. A vectorised FFT or a BLAS may round one row differently in
@@ -83,16 +84,23 @@ class MelBlock:
         """Most frames of one call, wherever the first one's row is."""
         size = groups * ROWS
         n_freqs = spec.n_fft // 2 + 1
+        # Where the window is in the FFT changes no energy.
         left = (spec.n_fft - spec.win_length) // 2
         self._window = slice(left, left + spec.win_length)
         self._frames = np.zeros((size, spec.n_fft), np.float32)
         taper = np.zeros(spec.n_fft)
-        taper[self._window] = spec.window * spec.n_fft
+        taper[self._window] = spec.taper * spec.n_fft
         self._taper = np.tile(taper.astype(np.float32), size)
         # One more bin that is always 1 brings the floor through the filter bank.
         self._spectra = np.ones((size, n_freqs + 1), np.complex64)
         self._power = np.ones((size, n_freqs + 1), np.float32)
         self._mel = np.ones((size, spec.n_mels), np.float32)
+        # Kaldi's steps inside a frame.
+        self._average = np.zeros((spec.n_fft, 1), np.float32) if spec.remove_dc else None
+        if self._average is not None:
+            self._average[self._window] = 1 / spec.win_length
+        self._emphasis = np.float32(spec.pre_emphasis if spec.framing == "window" else 0)
+        self._corrects = spec.remove_dc or bool(self._emphasis)
         self._clamps = spec.log_floor == "clamp"
         self._eps = np.float32(spec.log_eps)
         floor = np.full((1, spec.n_mels), 0.0 if self._clamps else spec.log_eps, np.float32)
@@ -118,6 +126,8 @@ class MelBlock:
         # Local names and positional outputs: attributes and keywords cost 5 % of a short push.
         windowed, flat, taper, frames, spectra, pairs, real, imag, power, groups, bands, mel = views
         np.copyto(windowed, windows)
+        if self._corrects:
+            self._correct(windowed, row)
         np.multiply(flat, taper, flat)
         # Without a norm NumPy computes float32 frames in float64.
         if _FFT_HAS_OUT:
@@ -136,6 +146,16 @@ class MelBlock:
         if self._normalises:
             np.multiply(out_nM, self._scale, out_nM)
             np.add(out_nM, self._shift, out_nM)
+
+    def _correct(self, windowed: npt.NDArray[np.float32], row: int) -> None:
+        """Remove each frame's mean and pre-emphasise it, in place."""
+        end = row + len(windowed)
+        if self._average is not None:
+            # A product of whole groups, as with the filter bank; NumPy's mean may round otherwise.
+            groups = self._frames[: -(-end // ROWS) * ROWS].reshape(-1, ROWS, len(self._average))
+            windowed -= np.matmul(groups, self._average).reshape(-1, 1)[row:end]
+        if self._emphasis:  # the first sample has no predecessor, and every window starts at 0
+            windowed[:, 1:] -= self._emphasis * windowed[:, :-1]
 
     def _new_views(self, row: int, n: int) -> _Views:
         end = row + n
@@ -179,20 +199,23 @@ class LogMelStream:
         self._block = MelBlock(spec) if block is None else block
         # Plain attributes: a property of the spec costs as much as a NumPy call on a short chunk.
         self._hop, self._bands, self._least = spec.hop_length, spec.n_mels, spec.min_samples
-        self._pad = spec.n_fft // 2 if spec.center else 0
-        self._left = (spec.n_fft - spec.win_length) // 2
-        self._lead = spec.n_fft - self._pad - spec.hop_length  # due = (samples - lead) // hop
+        self._pad, self._warm_up = spec.pad, spec.warm_up
+        self._emphasis = np.float32(spec.pre_emphasis)
+        self._left = 0 if spec.framing == "window" else (spec.n_fft - spec.win_length) // 2
+        self._lead = spec.span - self._pad - spec.hop_length  # due = (samples - lead) // hop
         # The unread tail, what flush() may have to reflect, and as many fresh samples as give one
         # block of frames.
         self._kept = self._pad + 1
         self._step = (self._block.most - 2) * spec.hop_length
-        self._samples = np.zeros(spec.n_fft + spec.hop_length + self._step, np.float32)
+        self._samples = np.zeros(spec.span + spec.hop_length + self._step, np.float32)
         self._windows = np.lib.stride_tricks.sliding_window_view(self._samples, spec.win_length)
         self.reset()
 
     def reset(self) -> None:
         """Forget everything: the next sample is the first of a clip."""
-        self._next = 0  # where the next frame starts in self._samples
+        self._emphasises = self._warm_up > 0
+        self._last = np.float32(0)  # sample before the first that is not pre-emphasised yet
+        self._next = self._warm_up  # where the next frame starts in self._samples
         # Room for the reflection of the first samples, filled in once enough have arrived.
         self._end = self._pad  # where the next sample goes
         self.samples_in = 0
@@ -237,8 +260,11 @@ class LogMelStream:
         before, self.samples_in, self._end = self.samples_in, self.samples_in + len(x), end
         if self.samples_in < self._least:
             return np.empty((0, self._bands), np.float32)
+        if self._emphasises:
+            self._emphasise(self._end - (self.samples_in if before < self._least else len(x)))
         if self._pad and before < self._least:
-            self._samples[: self._pad] = self._samples[self._pad + 1 : 2 * self._pad + 1][::-1]
+            first, pad = self._warm_up, self._pad
+            self._samples[first:][:pad] = self._samples[first + pad + 1 :][:pad][::-1]
         hop = self._hop
         n = (self.samples_in - self._lead) // hop - self.frames_out
         if n < least:
@@ -250,6 +276,17 @@ class LogMelStream:
         self._next += n * hop
         self.frames_out += n
         return out_TM
+
+    def _emphasise(self, start: int) -> None:
+        """Pre-emphasise the samples from ``start`` in place.
+
+        Not before there are enough for a frame: a shorter clip is repeated as it came.
+        """
+        fresh = self._samples[start : self._end]
+        if len(fresh):
+            last, self._last = self._last, fresh[-1]
+            fresh[1:] -= self._emphasis * fresh[:-1]
+            fresh[0] -= self._emphasis * last
 
     def flush(self) -> npt.NDArray[np.float32]:
         """End the clip and return the frames still owed, as `push` does; the stream is then reset.
@@ -265,6 +302,7 @@ class LogMelStream:
         reflected = self._samples[:0]
         if self._pad and self.samples_in:
             reflected = self._samples[self._end - 1 - self._pad : self._end - 1][::-1].copy()
+            self._emphasises = False  # what is reflected has been emphasised
         tail_TM = self.push_checked(reflected)
         self.reset()
         return np.concatenate([head_TM, tail_TM])
@@ -272,12 +310,13 @@ class LogMelStream:
     def state(self) -> dict[str, Any]:
         """All that future frames depend on, as plain integers and arrays."""
         first = self._first_kept()
-        return {
+        state = {
             "samples_in": self.samples_in,
             "frames_out": self.frames_out,
             "unread": self._next - first,
             "samples": self._samples[first : self._end].copy(),
         }
+        return {**state, "last": np.array([self._last])} if self._warm_up else state
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue from the `state` of a stream with an equal `MelSpec`.
@@ -288,15 +327,20 @@ class LogMelStream:
         check_alike(state, self.state(), "the log-mel")
         samples_in, frames_out = state["samples_in"], state["frames_out"]
         unread, samples = state["unread"], state["samples"]
-        position = self._pad + samples_in - frames_out * self._hop
+        position = self._pad + samples_in - self._warm_up - frames_out * self._hop
         require(len(samples) - unread == position, "samples")
         require(min(self._kept, self._pad + samples_in) <= len(samples), "samples")
-        require(unread <= len(samples) <= len(self._samples), "samples")
+        require(unread - self._warm_up <= len(samples) <= len(self._samples), "samples")
+        require(len(state.get("last", "1")) == 1, "last")
         self._samples[: len(samples)] = samples
         self._next, self._end = unread, len(samples)
         self.samples_in, self.frames_out = samples_in, frames_out
+        if self._warm_up:
+            self._last = state["last"][0]
 
     def _first_kept(self) -> int:
+        if self.samples_in < self._least:
+            return 0
         return max(0, min(self._next, self._end - self._kept))
 
 

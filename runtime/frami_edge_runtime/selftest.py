@@ -34,7 +34,7 @@ _SILENT: Final = 8  # an eighth of the clip is digital silence
 
 def golden_clip(mel: MelSpec, frames: int) -> npt.NDArray[np.int16]:
     """A rising triangle wave, noise and digital silence, (N,) int16 of ``frames`` mel frames."""
-    size = mel.n_fft + (frames - 1) * mel.hop_length
+    size = mel.span + (frames - 1) * mel.hop_length
     n = np.arange(size, dtype=np.uint32)
     rise = np.uint32(20_000 * 65_536 // size // 2)  # to 20,000 / 65,536 of the sample rate
     phase = (np.uint32(500) * n + ((rise * n) >> np.uint32(16)) * n) & np.uint32(0xFFFF)

@@ -521,12 +521,12 @@ class Stream:
     def _end_s(self, frame: int) -> float:
         """Where the audio of this trunk frame of the segment ends, within the audio pushed."""
         last, mel = frame * self._stride + self._info.context.right, self._info.mel
-        end_s = self._at_s(last * mel.hop_length + mel.n_fft)
+        end_s = self._at_s(last * mel.hop_length + mel.span)
         return min(end_s, self._time.end / self.sample_rate)
 
     def _at_s(self, sample: int) -> float:
         mel = self._info.mel
-        sample = max(0, sample - mel.center * (mel.n_fft // 2))
+        sample = max(0, sample - mel.pad)
         return self._time.origin / self.sample_rate + sample / mel.sample_rate
 
     @property

@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 import torchaudio
+from torchaudio.compliance import kaldi
 
+from frami_edge.config import read_mapping
 from frami_edge.frontend import LogMel, resample, tile_to_window
+from frami_edge_export.frontend import WAVEFORM, frontend_graph
+from frami_edge_export.parity import cpu_session
 from frami_edge_runtime.errors import AudioError
+from frami_edge_runtime.logmel import LogMelStream, log_mel
 from frami_edge_runtime.melspec import MelSpec
 
 SPECS = {
@@ -26,21 +33,12 @@ SPECS = {
         mean=tuple(float(-m) for m in range(20)),
         std=tuple(1.0 + m / 10 for m in range(20)),
     ),
+    "pre-emphasis": MelSpec(pre_emphasis=0.97, window="hann_symmetric", center=True),
+    "kaldi": MelSpec(
+        mel_scale="kaldi", window="povey", framing="window", remove_dc=True, pre_emphasis=0.97
+    ),
+    "tensorflow": MelSpec(mel_scale="kaldi", framing="window", power=1.0),
 }
-
-
-def _by_definition(spec: MelSpec, samples: np.ndarray) -> np.ndarray:
-    """The spec in float64 NumPy, frame by frame."""
-    x = samples.astype(np.float64)
-    if spec.center:
-        x = np.pad(x, spec.n_fft // 2, mode="reflect")
-    window = np.zeros(spec.n_fft)
-    left = (spec.n_fft - spec.win_length) // 2
-    window[left : left + spec.win_length] = spec.window
-    starts = range(0, len(x) - spec.n_fft + 1, spec.hop_length)
-    frames = np.stack([x[s : s + spec.n_fft] * window for s in starts])
-    energy = np.abs(np.fft.rfft(frames, axis=1)) ** spec.power
-    return spec.compress(energy @ spec.filterbank.astype(np.float64)).T
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -49,7 +47,75 @@ def test_the_front_end_meets_its_definition(name: str) -> None:
     samples = np.random.default_rng(1).normal(0, 0.1, 12_345).astype(np.float32)
     got_MT = LogMel(spec)(torch.from_numpy(samples)).numpy()
     assert got_MT.shape == (spec.n_mels, spec.frames(len(samples)))
-    np.testing.assert_allclose(got_MT, _by_definition(spec, samples), atol=2e-3)
+    np.testing.assert_allclose(got_MT, log_mel(samples, spec).T, atol=2e-3)
+
+
+def _efficientat(x: torch.Tensor) -> torch.Tensor:
+    bank, _ = kaldi.get_mel_banks(128, 1024, 32_000, 0.0, 15_000.0, 100.0, -500.0, 1.0)
+    x = torch.nn.functional.conv1d(x[None, None], torch.tensor([[[-0.97, 1.0]]]))[0, 0]
+    window = torch.hann_window(800, periodic=False)
+    z = torch.stft(x, 1024, 320, 800, window, center=True, return_complex=True)
+    energy = torch.nn.functional.pad(bank, (0, 1)) @ z.abs().square()
+    return ((energy + 1e-5).log() + 4.5) / 5
+
+
+def _panns(x: torch.Tensor) -> torch.Tensor:
+    mel = torchaudio.transforms.MelSpectrogram(
+        32_000, 1024, hop_length=320, f_min=50, f_max=14_000, n_mels=64, norm="slaney",
+        mel_scale="slaney",
+    )  # fmt: skip
+    return torch.as_tensor(10 * torch.log10(mel(x).clamp_min(1e-10)))
+
+
+def _ast(x: torch.Tensor) -> torch.Tensor:
+    x = x[None] - x.mean()
+    y = kaldi.fbank(x, sample_frequency=16_000, num_mel_bins=128, window_type="hanning")
+    return (y.T + 4.2677393) / (2 * 4.5689974)
+
+
+def _beats(x: torch.Tensor) -> torch.Tensor:
+    y = kaldi.fbank(x[None] * 2**15, sample_frequency=16_000, num_mel_bins=128)
+    return (y.T - 15.41663) / (2 * 6.55582)
+
+
+def _yamnet(x: torch.Tensor) -> torch.Tensor:
+    frames = x.unfold(0, 400, 160) * torch.hann_window(400)
+    mel = 1127 * torch.log1p(torch.linspace(0, 8000, 257).double()[1:] / 700)
+    edges = torch.linspace(1127 * np.log1p(125 / 700), 1127 * np.log1p(7500 / 700), 66).double()
+    low, middle, high = (edges[i : i + 64, None] for i in range(3))
+    bank = torch.minimum((mel - low) / (middle - low), (high - mel) / (high - middle)).clamp_min(0)
+    magnitude = torch.fft.rfft(frames, 512).abs()[:, 1:]
+    return (bank @ magnitude.T.double() + 0.001).log()
+
+
+@pytest.mark.parametrize(
+    ("preset", "published"),
+    [
+        ("mel/efficientat-32k-128", _efficientat),
+        ("mel/panns-32k-64", _panns),
+        ("mel/ast-16k-128", _ast),
+        ("mel/beats-16k-128", _beats),
+        ("mel/yamnet-16k-64", _yamnet),
+    ],
+)
+def test_a_preset_is_its_teachers_front_end_everywhere(
+    preset: str, published: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    spec = MelSpec.from_dict(read_mapping(preset)[1])
+    samples = np.random.default_rng(2).normal(0.02, 0.1, 40_123).astype(np.float32)
+    want_MT = published(torch.from_numpy(samples)).numpy()
+    stream = LogMelStream(spec)
+    parts = [stream.push(samples[i : i + 777]) for i in range(0, len(samples), 777)]
+    found = {
+        "torch": LogMel(spec)(torch.from_numpy(samples)).numpy(),
+        "stream": np.concatenate([*parts, stream.flush()]).T,
+        "graph": cpu_session(frontend_graph(spec)).run(None, {WAVEFORM: samples[None]})[0][0, 0],
+    }
+    for name, got_MT in found.items():
+        # PANNs' dB are 4.3 to a neper, and not normalised.
+        atol = 1e-4 * max(1.0, spec.log_scale)
+        np.testing.assert_allclose(got_MT, want_MT, atol=atol, rtol=0, err_msg=name)
+    assert np.array_equal(found["stream"], log_mel(samples, spec).T)
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -92,6 +158,10 @@ def test_short_clips_are_repeated_up_to_one_window() -> None:
     enough = torch.ones(512)
     assert tile_to_window(enough, spec) is enough
     assert tile_to_window(torch.ones(2, 5), spec).shape == (2, 512)
+    for other in SPECS.values():
+        tiled = tile_to_window(short[:100], other)
+        assert len(tiled) == other.min_samples
+        assert LogMel(other)(tiled).shape[-1] == other.frames(len(tiled)) >= 1
 
 
 @pytest.mark.parametrize("rate", [8_000, 22_050, 48_000, 44_101])

@@ -35,6 +35,11 @@ SPECS: dict[str, dict[str, Any]] = {
     "full window": {"win_length": 512, "hop_length": 256, "f_min": 60.0, "f_max": 7000.0},
     "per band": {"mean": tuple(range(-64, 0)), "std": tuple(1 + i / 64 for i in range(64))},
     "tiny": {"n_fft": 8, "win_length": 5, "hop_length": 3, "n_mels": 1},
+    "pre-emphasis": {"pre_emphasis": 0.97, "window": "hann_symmetric"},
+    "pre-emphasis, centred": {"pre_emphasis": 0.97, "center": True, "mel_scale": "kaldi"},
+    "kaldi": {"framing": "window", "remove_dc": True, "pre_emphasis": 0.97, "window": "povey"},
+    "tensorflow": {"framing": "window", "power": 1.0, "log_eps": 1e-3},
+    "no direct current": {"framing": "window", "remove_dc": True},
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -75,12 +77,20 @@ def test_filters_are_causal_and_meet_their_spectrum() -> None:
     assert np.abs(y[:199]).max() < 1e-4 * np.abs(y).max()
 
 
-@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"center": True},
+        {"center": True, "pre_emphasis": 0.97},
+        {"framing": "window", "pre_emphasis": 0.97, "remove_dc": True},
+    ],
+)
 @pytest.mark.parametrize("frames", [1, 48])
 def test_mels_have_the_right_size_and_stay_in_range(
-    spec: MelSpec, center: bool, frames: int
+    spec: MelSpec, changes: dict[str, Any], frames: int
 ) -> None:
-    spec = spec.replace(center=center)
+    spec = spec.replace(**changes)
     x = procedural_mels(spec, 12, frames, seed=0)
     assert x.shape == (12, 1, spec.n_mels, frames)
     assert x.dtype == torch.float32

@@ -28,6 +28,11 @@ SPECS = {
         power=1.0, log="db", log_floor="clamp", norm="slaney", mel_scale="slaney"
     ),
     "per band": WIDE.replace(mean=tuple(-6.0 + 0.01 * k for k in range(40)), f_min=60.0),
+    "pre-emphasis": WIDE.replace(pre_emphasis=0.97, window="hann_symmetric"),
+    "pre-emphasis, centred": WIDE.replace(pre_emphasis=0.97, mel_scale="kaldi", center=True),
+    "kaldi": WIDE.replace(
+        win_length=200, framing="window", remove_dc=True, pre_emphasis=0.97, window="povey"
+    ),
 }
 
 

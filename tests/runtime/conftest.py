@@ -107,30 +107,14 @@ def build(
     )
 
 
-ARECORD_OPENS = """\
-HW Params of device "{device}":
---------------------
-ACCESS:  MMAP_INTERLEAVED MMAP_NONINTERLEAVED MMAP_COMPLEX RW_INTERLEAVED RW_NONINTERLEAVED
-SUBFORMAT:  STD
-CHANNELS: [1 1073741823]
-RATE: [1 4294967295]
---------------------
-Its setup is:
-  stream       : CAPTURE
-  format       : {format}
-  channels     : {channels}
-  rate         : {rate}
-  exact rate   : {rate} ({rate}/1)
-"""
-"""Of what arecord 1.2.8 prints with our flags; test_capture compares it with the real one."""
-
-
 @pytest.fixture
 def fake_arecord(tmp_path: Path) -> Callable[[str], dict[str, str]]:
     """`fake_arecord(script)`: an environment whose only microphone is an arecord that runs it.
 
     It opens any device, unless the script begins with ``# fails``.
     """
+
+    from stream_kit import ARECORD_OPENS
 
     def make(script: str) -> dict[str, str]:
         path = tmp_path / "bin" / "arecord"

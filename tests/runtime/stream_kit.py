@@ -14,6 +14,23 @@ from frami_edge_runtime.errors import AudioError
 from frami_edge_runtime.logmel import log_mel
 from frami_edge_runtime.stream import Result, Stream
 
+ARECORD_OPENS = """\
+HW Params of device "{device}":
+--------------------
+ACCESS:  MMAP_INTERLEAVED MMAP_NONINTERLEAVED MMAP_COMPLEX RW_INTERLEAVED RW_NONINTERLEAVED
+SUBFORMAT:  STD
+CHANNELS: [1 1073741823]
+RATE: [1 4294967295]
+--------------------
+Its setup is:
+  stream       : CAPTURE
+  format       : {format}
+  channels     : {channels}
+  rate         : {rate}
+  exact rate   : {rate} ({rate}/1)
+"""
+"""Of what arecord 1.2.8 prints with our flags; test_capture compares it with the real one."""
+
 NO_SOXR = "soxr, the runtime's extra 'resample', is not installed"
 MODES: dict[str, dict[str, Any]] = {
     "whole clip": {},

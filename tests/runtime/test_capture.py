@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ARECORD_OPENS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stream_kit import ARECORD_OPENS
 
 from frami_edge_runtime.audio import AudioFile
 from frami_edge_runtime.capture import Microphone, PcmPipe, SampleQueue

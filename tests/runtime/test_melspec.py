@@ -22,7 +22,12 @@ from frami_edge_runtime.melspec import MelSpec, hz_to_mel, mel_to_hz
         ({"f_max": 9000.0}, "sample_rate / 2"),
         ({"f_min": float("nan")}, "finite"),
         ({"log_eps": 0.0}, "log_eps"),
-        ({"mel_scale": "bark"}, "htk, slaney"),
+        ({"mel_scale": "bark"}, "htk, slaney, kaldi"),
+        ({"window": "hamming"}, "hann, hann_symmetric, povey"),
+        ({"pre_emphasis": 1.0}, "below 1"),
+        ({"framing": "window", "center": True}, "exclude each other"),
+        ({"remove_dc": True}, "framing"),
+        ({"mel_scale": "kaldi", "norm": "slaney"}, "norm"),
         ({"center": 1}, "center"),
         ({"mean": "per_clip"}, "cannot stream"),
         ({"mean": [0.0] * 3}, "3 values for 64 bands"),
@@ -48,15 +53,33 @@ def test_round_trip_through_json_keeps_everything() -> None:
     assert hash(again) == hash(spec)
 
 
-@pytest.mark.parametrize("scale", ["htk", "slaney"])
+def test_front_ends_without_the_later_fields_keep_their_digest() -> None:
+    assert MelSpec().digest.startswith("2e929085cb4e")  # of 0.1
+    kaldi = MelSpec(
+        window="povey", framing="window", remove_dc=True, pre_emphasis=0.97, mel_scale="kaldi"
+    )
+    assert len({MelSpec().digest, kaldi.digest, kaldi.replace(remove_dc=False).digest}) == 3
+    assert MelSpec.from_dict(json.loads(json.dumps(kaldi.to_dict()))) == kaldi
+
+
+@pytest.mark.parametrize("scale", ["htk", "slaney", "kaldi"])
 def test_mel_scales_are_inverted_exactly(scale: str) -> None:
     hz = np.array([0.0, 100.0, 999.0, 1000.0, 1001.0, 8000.0, 22_050.0])
     assert np.allclose(mel_to_hz(hz_to_mel(hz, scale), scale), hz, rtol=1e-12, atol=1e-9)
-    # Published anchors: 1000 mel is 1000 Hz for HTK; 15 mel is 1000 Hz for Slaney.
-    assert hz_to_mel(1000.0, scale) == pytest.approx(1000.0 if scale == "htk" else 15.0, rel=1e-4)
+    # Published anchors: 1000 mel is 1000 Hz for HTK and Kaldi; 15 mel is 1000 Hz for Slaney.
+    assert hz_to_mel(1000.0, scale) == pytest.approx(15.0 if scale == "slaney" else 1000, rel=1e-4)
 
 
-@pytest.mark.parametrize("changes", [{}, {"power": 1.0, "log": "db"}, {"norm": "slaney"}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"power": 1.0, "log": "db"},
+        {"norm": "slaney"},
+        {"window": "hann_symmetric", "pre_emphasis": 0.97, "center": True},
+        {"window": "povey", "pre_emphasis": 0.97, "framing": "window", "remove_dc": True},
+    ],
+)
 def test_tones_stay_between_floor_and_ceiling(changes: dict[str, object]) -> None:
     spec = MelSpec(n_mels=24, mean=-4.0, std=2.0).replace(**changes)
     highest = np.full(24, -np.inf)

@@ -51,13 +51,15 @@ def test_any_chunking_gives_the_same_bits(
         assert np.abs(whole[-1].logits - classifier.classify(x).logits).max() <= 1e-5
 
 
-@pytest.mark.parametrize("kind", ["centred", "stride 3", "int8"])
+@pytest.mark.parametrize("kind", ["centred", "kaldi", "stride 3", "int8"])
 def test_other_models_stream_as_exactly(
     build_model: Any, build_quantised: Any, clip: np.ndarray, kind: str
 ) -> None:
     spec = build_model().info.mel.replace(center=True)
+    kaldi = spec.replace(center=False, framing="window", remove_dc=True, pre_emphasis=0.97)
     data = {
-        "centred": lambda: build_model(spec).data,
+        "centred": lambda: build_model(spec.replace(pre_emphasis=0.97)).data,
+        "kaldi": lambda: build_model(kaldi).data,
         "stride 3": lambda: build_model(stride=3, channels=5, seed=2).data,
         "int8": build_quantised,
     }[kind]()

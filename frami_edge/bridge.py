@@ -1,0 +1,127 @@
+"""From one log-mel front end to another without audio: bands are sums of finer bands.
+
+Shape legend: B batch, M and N mel bands of the two front ends, T frames, G frequencies.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from frami_edge.errors import ConfigError
+from frami_edge_runtime.melspec import MelSpec
+
+_GRID = 4096
+_ITERATIONS = 400
+WORST_FIT = 0.3
+"""Largest relative error of a band's shape at which the other front end can still be computed."""
+
+
+class MelBridge(nn.Module):
+    """Normalised log-mels of one front end, turned into those of another.
+
+    ``e_target = W e_source`` in energy, W >= 0 fitted so that the summed filters of `source` have
+    the shape of those of `target`; their sample rates and pre-emphasis are part of it. What it
+    cannot reproduce is where a finer band's energy lies inside that band.
+
+    Args:
+        source: The finer front end.
+        target: The coarser one, with frames of the same length and distance in seconds.
+
+    Raises:
+        ConfigError: The target's frames differ, it hears frequencies that the source lacks, or its
+            bands are too narrow.
+    """
+
+    weight_NM: Tensor
+
+    def __init__(self, source: MelSpec, target: MelSpec) -> None:
+        super().__init__()
+        self.source, self.target = source, target
+        weight, self.error = fit_bands(source, target)
+        """Largest relative error of a band's shape."""
+        if self.error > WORST_FIT:
+            raise ConfigError(
+                f"The student's front end cannot be computed from the teacher's: a band differs by "
+                f"{100 * self.error:.0f} %.",
+                fix="Use fewer bands, or a range of frequencies inside the teacher's.",
+            )
+        self.register_buffer("weight_NM", torch.from_numpy(weight), persistent=False)
+        for name, spec in (("in", source), ("out", target)):
+            for key in ("mean", "std"):
+                value = torch.tensor(getattr(spec, key), dtype=torch.float32).reshape(-1, 1)
+                self.register_buffer(f"{key}_{name}", value, persistent=False)
+
+    def forward(self, x_B1MT: Tensor) -> Tensor:
+        """(B, 1, M, T) of the source to (B, 1, N, T) of the target."""
+        s, t = self.source, self.target
+        energy = ((x_B1MT * self.std_in + self.mean_in) / s.log_scale).exp()  # type: ignore[operator]
+        if s.log_floor == "add":
+            energy = (energy - s.log_eps).clamp_min(0)
+        energy = self.weight_NM @ energy
+        energy = energy + t.log_eps if t.log_floor == "add" else energy.clamp_min(t.log_eps)
+        return (energy.log() * t.log_scale - self.mean_out) / self.std_out  # type: ignore[operator]
+
+
+def comparable(source: MelSpec, target: MelSpec) -> bool:
+    """Whether both are of energy and have frames of the same length and distance in seconds.
+
+    Magnitudes do not add up: their sum over a band depends on how they are spread inside it.
+    """
+
+    def seconds(spec: MelSpec) -> tuple[float, float]:
+        return spec.hop_length / spec.sample_rate, spec.win_length / spec.sample_rate
+
+    same = np.allclose(seconds(source), seconds(target), rtol=1e-6)
+    return bool(same) and source.power == target.power == 2
+
+
+def fit_bands(source: MelSpec, target: MelSpec) -> tuple[npt.NDArray[np.float32], float]:
+    """(N, M) weights >= 0, and the largest relative error of a target band's shape.
+
+    Non-negative least squares over a grid of frequencies, by multiplicative updates.
+    Source: D. Lee and S. Seung, *Algorithms for Non-negative Matrix Factorization*, NIPS 2000.
+
+    Raises:
+        ConfigError: The frames differ, or the target hears what the source does not.
+    """
+    if not comparable(source, target):
+        raise ConfigError(
+            "The student's frames have another length or distance in seconds than the teacher's, "
+            "or are not of energy.",
+            fix=f"Use power 2 and windows of {1000 * source.win_length / source.sample_rate:g} ms "
+            f"every {1000 * source.hop_s:g} ms.",
+        )
+    if target.f_min < source.f_min or target.f_high > source.f_high:
+        raise ConfigError(
+            f"The student hears up to {target.f_high:g} Hz, the teacher from {source.f_min:g} to "
+            f"{source.f_high:g} Hz.",
+            fix="Choose f_min and f_max of the student inside that range.",
+        )
+    grid_G = np.linspace(target.f_min, target.f_high, _GRID)
+    have_GM, want_GN = (_response(spec, grid_G) for spec in (source, target))
+    # A band that ends inside the target's range is judged there: scale to comparable numbers.
+    scale_M = have_GM.max(axis=0).clip(1e-30)
+    a, b = have_GM / scale_M, want_GN / want_GN.max(axis=0)
+    gram, right = a.T @ a, a.T @ b
+    w_MN = np.full(right.shape, 0.5)
+    for _ in range(_ITERATIONS):
+        w_MN *= right / (gram @ w_MN + 1e-12)
+    error_N = np.abs(a @ w_MN - b).sum(axis=0) / b.sum(axis=0)
+    w_MN = w_MN / scale_M[:, None] * want_GN.max(axis=0)
+    return np.ascontiguousarray(w_MN.T, dtype=np.float32), float(error_N.max())
+
+
+def _response(spec: MelSpec, grid_G: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """(G, bands) energy of each band for a sine of each frequency, the same at every rate."""
+    bins_F = np.linspace(0.0, spec.sample_rate / 2, spec.n_fft // 2 + 1)
+    filters_FM = spec.filterbank.astype(np.float64)
+    found = np.stack([np.interp(grid_G, bins_F, column) for column in filters_FM.T], axis=1)
+    # The spectrum of a window of fixed seconds grows with the rate, the number of bins with n_fft.
+    found *= spec.sample_rate * spec.n_fft
+    if spec.pre_emphasis:
+        turn_G = np.exp(-2j * np.pi * grid_G / spec.sample_rate)
+        found *= (np.abs(1 - spec.pre_emphasis * turn_G) ** 2)[:, None]
+    return found
