@@ -1,8 +1,8 @@
 """The bank: synthetic clips on disk, read at random in bounded memory, and their health.
 
 A folder of safetensors shards (float16 log-mels or 16-bit audio, target labels, teacher logits) and
-a `bank.json` that names them. The index is replaced atomically after each shard, so that a killed run leaves a
-whole bank.
+a `bank.json` that names them. The index is replaced atomically after each shard, so that a killed
+run leaves a whole bank.
 
 Shape legend: N clips, M mel bands, T frames, S samples, D pooled state, K classes.
 """
@@ -23,6 +23,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from frami_edge.bridge import MelBridge
 from frami_edge.config import Strict, budget, section
 from frami_edge.device import Compute, autocast
 from frami_edge.errors import BankError
@@ -269,10 +270,15 @@ class Bank:
         Args:
             source: One of `sources`.
             indices: Numbers of the clips.
-            spec: Another front end than the bank's own, which a bank of audio can be heard through.
+            spec: Another front end than the bank's own.
+
+        Raises:
+            ConfigError: The bank holds log-mels, of which that front end's cannot be computed.
         """
         clips = self.clips(source, indices)
-        return self.heard(clips, spec) if self.index.samples else clips
+        if self.index.samples:
+            return self.heard(clips, spec)
+        return clips if spec in (None, self.spec) else MelBridge(self.spec, spec)(clips)
 
     @torch.no_grad()
     def heard(self, audio_NS: Tensor, spec: MelSpec | None = None) -> Tensor:
@@ -286,18 +292,22 @@ class Bank:
         Raises:
             BankError: The bank has none of this source.
         """
+        wanted = self.some(source, limit)
+        labels, logits = (self._column(source, name, wanted) for name in ("labels", "logits"))
+        clips = self.clips(source, wanted)
+        if self.index.samples:
+            return Clips(self.heard(clips), labels, logits, clips)
+        return Clips(clips, labels, logits)
+
+    def some(self, source: str, limit: int | None = None) -> Tensor:
+        """Numbers of the clips of one source, or of ``limit`` of them; raises as `read`."""
         total = self.sources.get(source, 0)
         if not total:
             raise BankError(
                 f"The bank in {self.folder} has no clips of the source {source}.",
                 fix=f"It has: {', '.join(self.sources) or 'none'}.",
             )
-        wanted = _spread(total, total if limit is None else min(limit, total))
-        labels, logits = (self._column(source, name, wanted) for name in ("labels", "logits"))
-        clips = self.clips(source, wanted)
-        if self.index.samples:
-            return Clips(self.heard(clips), labels, logits, clips)
-        return Clips(clips, labels, logits)
+        return _spread(total, total if limit is None else min(limit, total))
 
     def logits(self, source: str, indices: Tensor) -> Tensor:
         """(n, K) stored logits of one source's clips, by their number in ascending order."""

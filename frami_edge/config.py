@@ -497,8 +497,8 @@ class BankConfig(Strict):
         default={"inversion": 1.0, "procedural": 1.0, "translator": 1.0}
     )
     """Share of each source in a batch: `inversion`, `procedural`, `translator`, the user's own
-    `recordings`, the controls `smooth_noise` and `white_noise`, and the baselines `deep_inversion`, `dafl`, `zskt`, `dfq`,
-    `cmi` and `fast`. Inversion only: `{inversion: 1}`."""
+    `recordings`, the controls `smooth_noise` and `white_noise`, and the baselines `deep_inversion`,
+    `dafl`, `zskt`, `dfq`, `cmi` and `fast`. Inversion only: `{inversion: 1}`."""
     procedural_clips: Count = 5000  # clips of the procedural source
     control_clips: Count = 5000  # clips of each control source
     recordings: str | None = None
@@ -624,7 +624,8 @@ class JourneyConfig(Strict):
     student: StudentArch = StudentArch()  # the student's network
     student_mel: dict[str, Any] | str | None = None
     """The student's own front end: keys of a MelSpec, a file of them, or a preset such as
-    `mel/log-mel-16k-64`; None for the teacher's. With another front end the bank holds audio."""
+    `mel/log-mel-16k-64`; None for the teacher's. A mean of 0 and a std of 1 are measured on the
+    bank. Where its log-mels cannot be computed from the teacher's, the bank holds audio."""
     bank: BankConfig = BankConfig()  # synthetic clips
     distill: DistillConfig = DistillConfig()  # distillation on them
     seed: Seed = 0  # seeds everything random

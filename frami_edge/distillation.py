@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from frami_edge.augment import mix_pairs, random_crop, random_gain, random_masks, random_volume
+from frami_edge.bridge import bridge_between
 from frami_edge.config import DistillConfig, JourneyConfig
 from frami_edge.device import (
     Compute,
@@ -54,8 +55,7 @@ class Sampler(Protocol):
     """Random clips: of a bank, of real audio, of noise."""
 
     def batch(self, n: int, generator: torch.Generator) -> Tensor:
-        """(n, 1, M, T) normalised log-mels of the teacher's front end, or (n, N) samples at its
-        rate, float32."""
+        """(n, 1, M, T) log-mels of the teacher's front end, or (n, N) samples at its rate."""
         ...
 
 
@@ -118,7 +118,9 @@ def weight_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]
 
 
 class Hearing:
-    """Log-mels go to both networks as they are; audio goes through the front end of each.
+    """What teacher and student receive of a clip, each through its own front end.
+
+    Log-mels are the teacher's; the student's are equal, or computed from them (`MelBridge`).
 
     Args:
         teacher: The teacher; audio is at its rate.
@@ -129,35 +131,53 @@ class Hearing:
     def __init__(self, teacher: Teacher, mel: MelSpec, device: torch.device) -> None:
         self.teacher, self.mel = teacher, mel
         self.of_teacher = LogMel(teacher.mel).to(device) if teacher.takes == "mel" else None
-        self.of_student = ResampledLogMel(mel, teacher.sample_rate).to(device)
         self.shared = self.of_teacher is not None and mel == teacher.mel
+        self.of_student = ResampledLogMel(mel, teacher.sample_rate).to(device)
+        bridge = None
+        if self.of_teacher and not self.shared:
+            bridge = bridge_between(teacher.mel, mel)
+        self.bridge = bridge.to(device) if bridge else None
+        self.needs_audio = not self.shared and bridge is None
+        """Whether log-mels of the teacher are of no use."""
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs of teacher and student: of log-mels (B, 1, M, T) or samples (B, N)."""
+        """Inputs of teacher and student, of log-mels (B, 1, M, T) or samples (B, N).
+
+        Raises:
+            BankError: These are log-mels, and those of the student cannot be computed from them.
+        """
         if x.ndim == 4:
-            return x, x
+            if self.needs_audio:
+                raise BankError(
+                    "The clips are log-mels, and audio is needed: the student has another front "
+                    "end, or the teacher takes audio.",
+                    fix="Make a bank with this config: `frami-edge invert`.",
+                )
+            return x, self.bridge(x) if self.bridge else x
         ours = x if self.of_teacher is None else self.of_teacher(x)[:, None]
         return ours, ours if self.shared else self.of_student(x)[:, None]
 
     @property
     def clock(self) -> tuple[float, float]:
         """Steps of the teacher's input per mel frame of the student, and its step at frame 0."""
-        step_s = self.teacher.step_s
-        starts = frame_0_s(self.mel), 0.0 if self.of_teacher is None else frame_0_s(self.teacher.mel)
-        return self.mel.hop_s / step_s, (starts[0] - starts[1]) / step_s
+        step_s, start_s = self.teacher.step_s, frame_0_s(self.mel)
+        if self.of_teacher is not None:
+            start_s -= frame_0_s(self.teacher.mel)
+        return self.mel.hop_s / step_s, start_s / step_s
 
-    def check(self, clips: Tensor) -> None:
-        """Refuse log-mels where they would not be the student's.
 
-        Raises:
-            BankError: They are, and the networks share no front end.
-        """
-        if clips.ndim == 4 and not self.shared:
-            raise BankError(
-                "The clips are log-mels, and teacher and student do not share a front end.",
-                fix="Make a bank of audio with the same config: `frami-edge invert`.",
-            )
+def normalised(teacher: Teacher, mel: MelSpec, sampler: Sampler, seed: int) -> MelSpec:
+    """The student's front end with mean and std of the bank's clips, where it has none (0 and 1).
+
+    One number each, over 256 clips.
+    """
+    if mel.mean != 0 or mel.std != 1:
+        return mel
+    clips = sampler.batch(256, generator(seed, "distill/normalisation"))
+    hear = Hearing(teacher, mel, clips.device)
+    mels = torch.cat([hear(part)[1] for part in clips.split(64)])
+    return mel.replace(mean=round(float(mels.mean()), 4), std=round(float(mels.std()), 4))
 
 
 def frame_0_s(mel: MelSpec) -> float:
@@ -213,7 +233,6 @@ def distill(
     hear = Hearing(teacher, mel or teacher.mel, device)
     with torch.no_grad(), autocast(compute):
         probe = sampler.batch(256, generator(config.seed, "distill/scale")).to(device)
-        hear.check(probe)
         known = teacher.hidden(hear(probe)[0])
         scale = FeatureScale.measure(known)
     boundary = _boundary(sampler, teacher, known.logits_BK, c)
@@ -274,9 +293,7 @@ def _finished(student: StudentNet, steps: int) -> StudentNet:
     return student.eval().collapse().requires_grad_(False)
 
 
-def new_student(
-    config: JourneyConfig, teacher: Teacher, mel: MelSpec | None = None
-) -> StudentNet:
+def new_student(config: JourneyConfig, teacher: Teacher, mel: MelSpec | None = None) -> StudentNet:
     """A student with the initial weights of the seed, and the teacher's head where it is reused."""
     torch.manual_seed(named_seed(config.seed, "student"))
     head = teacher.model.head if config.distill.reuse_head else None

@@ -51,8 +51,8 @@ from frami_edge.losses import (
     require_batch_norms,
 )
 from frami_edge.models import StudentNet
-from frami_edge.rendering import Renderer, RenderedTeacher
 from frami_edge.progress import ProgressCallback, StepReport
+from frami_edge.rendering import RenderedTeacher, Renderer
 from frami_edge.runs import damaged, load_state, save_state
 from frami_edge.sources import (
     Batch,
