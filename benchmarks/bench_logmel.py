@@ -126,11 +126,7 @@ def peer_kaldi() -> tuple[Push, Push]:
     return push, whole
 
 
-PEERS = {
-    "torchaudio": peer_torchaudio,
-    "librosa": peer_librosa,
-    "kaldi-native-fbank": peer_kaldi,
-}
+PEERS = {"torchaudio": peer_torchaudio, "librosa": peer_librosa, "kaldi-native-fbank": peer_kaldi}
 
 
 def timed(call: Push, x: Audio) -> float:

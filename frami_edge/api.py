@@ -61,6 +61,7 @@ from frami_edge.journey import (
     journey_config,
     kept,
     new_folder,
+    threshold_clips,
 )
 from frami_edge.models import macs_per_second
 from frami_edge.opening import OpenedModel, open_model
@@ -144,7 +145,7 @@ def invert(
         config, seed=seed, sources=sources, recordings=recordings, steps=steps, overrides=overrides
     )
     journey = Journey.prepare(teacher, settings, out, device, precision, deterministic)
-    inversion.check_teacher(journey.teacher, settings.bank)
+    inversion.check_teacher(journey.teacher)
     with journey.run("invert", resume=resume) as run:
         bank = inversion.invert(
             journey.teacher, settings.bank, journey.folder / "bank", journey.compute, settings.seed,
@@ -216,7 +217,7 @@ def distill(
     loaded, compute = journey.teacher, journey.compute
     sampler = None if given is None else journey.sampler(given)
     if sampler is None:
-        inversion.check_teacher(loaded, settings.bank)
+        inversion.check_teacher(loaded)
     hashes = {"bank": sha256_file(given.folder / "bank.json")} if isinstance(given, Bank) else {}
     with journey.run("distill", hashes=hashes, resume=resume, overwrite=overwrite) as run:
         pictures = {}
@@ -323,8 +324,8 @@ def export(
 
     Args:
         student: A student or its checkpoint.
-        bank: The student's bank or its folder, on which int8 is calibrated. Without a bank int8 is
-            calibrated on procedural clips.
+        bank: The student's bank or its folder: calibrates int8, and tells thresholds how many
+            sounds they find. Without it int8 is calibrated on procedural clips.
         int8: Also write int8 files.
         portable: Also write one int8 file for ONNX Runtime and TensorRT alike.
         with_frontend: Also write a model that takes samples, with the log-mel in the graph.
@@ -349,9 +350,8 @@ def export(
         ExportError: The student cannot be exported, or `out` cannot be written.
     """
     options, span = options or ExportOptions(), Seconds.parse(seconds) if seconds else None
-    unused = {"bank": bank, "portable": portable}
-    if not int8 and (given := [n for n, value in unused.items() if value]):
-        raise ConfigError(f"{given[0]} concerns int8 files, and int8 is off.", fix="Add --int8.")
+    if portable and not int8:
+        raise ConfigError("portable concerns int8 files, and int8 is off.", fix="Add --int8.")
     if data is None and (fold is not None or data_root):
         raise ConfigError("fold and data_root need data.", fix="Add --data NAME.")
     if isinstance(student, Student):
@@ -384,6 +384,7 @@ def export(
         waveform=with_frontend,
         options=options,
         evaluate=accuracy,
+        clips=threshold_clips(loaded, bank, options.seed),
     )
     draw_export_report(report.to_dict(), folder / PICTURE)
     shown = {"size, latency and answers of every file": PICTURE}

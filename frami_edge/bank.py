@@ -93,12 +93,7 @@ class Clips:
 
 
 class Bank:
-    """A bank of synthetic clips.
-
-    Args:
-        folder: Folder of the bank.
-        index: Content of `bank.json`.
-    """
+    """A bank of synthetic clips in a folder; `index` is the content of `bank.json`."""
 
     def __init__(self, folder: Path, index: BankIndex) -> None:
         self.folder, self.index = folder, index

@@ -35,10 +35,7 @@ _SOFTMAX: Final = "Scores are a softmax and were not calibrated."
 def model_header(licence: str, tags: Sequence[str], trained_on: str = "") -> str:
     """The YAML header that model hubs read, as Hugging Face's documentation defines it.
 
-    Args:
-        licence: As the data set or card states it; unknown licences are left out.
-        tags: Tags beside the task.
-        trained_on: Data set; empty for a student. A user's own ``folder:PATH`` is left out.
+    Unknown licences and a user's own ``folder:PATH`` are left out.
     """
     task = "audio-classification"
     fields: dict[str, Any] = {"library_name": "frami-edge", "pipeline_tag": task}
@@ -94,14 +91,7 @@ def student_readme(
     pictures: Mapping[str, str],
     manifest: Mapping[str, Any],
 ) -> str:
-    """The model card of a distilled student.
-
-    Args:
-        student: The student.
-        health: Health figures of each source of the bank.
-        pictures: Paths of pictures inside the run, by title.
-        manifest: Manifest of the run.
-    """
+    """The model card of a distilled student; health by source, pictures by title."""
     card, mel, network = student.card, student.mel, student.model
     trained_on = card.teacher_trained_on
     prior = "procedural" in health or "translator" in health
@@ -155,14 +145,7 @@ def export_readme(
     data: Mapping[str, Any] | None,
     pictures: Mapping[str, str],
 ) -> str:
-    """The model card of an export folder.
-
-    Args:
-        report: Report of the export.
-        student: The exported checkpoint.
-        data: Name, fold and number of clips that accuracy was measured on; None where it was not.
-        pictures: Paths of pictures inside the folder, by title.
-    """
+    """The model card of an export; `data` names the clips that accuracy was measured on."""
     card, mel, recommended = student.card, student.mel, report.recommended
     precisions = sorted({a.precision for a in report.artifacts} - {"fp32"})
     tags = ["onnx", *precisions, *_student_tags(card)]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, overload
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -71,6 +71,12 @@ class Card(Strict):
     """Licence of the weights."""
     version: str = __version__
     """Version of frami-edge."""
+
+    @model_validator(mode="after")
+    def _has_a_choice(self) -> Card:
+        if self.output == "softmax" and len(self.labels) < 2:
+            raise ValueError("a softmax over one class says nothing")
+        return self
 
     @property
     def real_clips(self) -> TrainedOn | None:

@@ -102,12 +102,7 @@ def real_clips(
 ) -> ClipSet:
     """At most ``count`` real clips, spread evenly over a fold.
 
-    Args:
-        data: Name of a data set, or ``folder:PATH``.
-        root: Folder that holds the data sets.
-        fold: Test fold; None for the one that the models' teacher held out, else for all folds.
-        trained_on: What that teacher was trained on, where known.
-        count: Largest number of clips.
+    Without a fold: the one that the models' teacher held out where known, else all folds.
 
     Raises:
         DataError: The data set or fold does not exist.

@@ -117,16 +117,10 @@ def control_sampler(
     real: Sequence[Tensor] = (),
     audio: bool = False,
 ) -> Sampler:
-    """The clips of one control, in numbers and lengths of the student's `config`.
+    """The clips of a control other than `scratch`, as many and as long as `config` says.
 
-    Args:
-        name: One of `CONTROLS` but `scratch`.
-        mel: Front end of the teacher.
-        config: Config of the student that is controlled.
-        bank: The student's bank, for a control on one of its sources.
-        real: (M, T_i) log-mels of real clips, for `real` and `unrelated`; with ``audio`` (N_i,)
-            samples.
-        audio: Whether clips must be audio, as in the student's bank; noise is rendered.
+    `mel` is the teacher's front end; `real` holds (M, T_i) log-mels, for `real` and
+    `unrelated`. With ``audio`` it holds (N_i,) samples, and all clips are audio: noise is rendered.
 
     Raises:
         BankError: The bank lacks the source.

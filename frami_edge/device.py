@@ -162,10 +162,8 @@ def upload(x: torch.Tensor, device: torch.device) -> torch.Tensor:
 def set_seed(seed: int, *, deterministic: bool = False) -> None:
     """Seed Python, NumPy and torch, for everything random that does not use a `generator`.
 
-    Args:
-        seed: Any integer.
-        deterministic: Prefer kernels that give the same bits on every run. They are slower; torch
-            warns of operations that have none.
+    `deterministic` prefers kernels that give the same bits on every run. They are slower; torch
+    warns of operations that have none.
     """
     random.seed(seed)
     np.random.seed(seed % 2**32)

@@ -19,16 +19,17 @@ from safetensors import SafetensorError, safe_open
 from frami_edge.bank import Bank, health_warnings
 from frami_edge.checkpoint import load_checkpoint, parameters
 from frami_edge.errors import CheckpointError, TeacherError
+from frami_edge.inversion import WRONG_FRONT_END, front_end_error, wrong_front_end
 from frami_edge.io import read_small, sha256_file
 from frami_edge.losses import live_batch_norms
 from frami_edge.models import ReusedHead, StudentNet, macs_per_second
 from frami_edge.opening import ENGINES, open_model, read_info, read_onnx
 from frami_edge.runs import MANIFEST, read_manifest
-from frami_edge.teachers.foreign import ForeignTeacher
 from frami_edge.teachers.opening import (
     DESCRIPTIONS,
     TeacherDescription,
     build_teacher,
+    open_described,
     read_description,
     read_labels,
     read_mel,
@@ -314,7 +315,7 @@ def describe_teacher(source: TeacherDescription) -> Description:
         ConfigError: The front end is missing or has mistakes.
         TeacherError: It cannot be built.
     """
-    mel, labels = read_mel(source.mel), read_labels(source.labels)
+    labels, mel = read_labels(source.labels), read_mel(source.mel) if source.mel else None
     module, sha256 = build_teacher(source)
     layers = Counter(type(m).__name__ for m in module.modules() if not list(m.children()))
     network: Facts = {
@@ -325,21 +326,16 @@ def describe_teacher(source: TeacherDescription) -> Description:
     states: Facts = {"found": False}
     findings = []
     try:
-        teacher = ForeignTeacher(
-            module,
-            mel.n_mels,
-            len(labels),
-            layout=source.layout,
-            frames=source.frames,
-            pooled=source.pooled,
-            output=source.output,
-        )
+        teacher, mel = open_described(source, module, labels, mel)
     except TeacherError as error:
         findings.append(str(error))
     else:
         anatomy = asdict(teacher.anatomy)
         states = {"found": True, "takes": teacher.takes, **anatomy.pop("states"), **anatomy}
         findings += teacher.doubts
+        network["front_end_error"] = front_end_error(teacher, mel)
+        if network["front_end_error"] > WRONG_FRONT_END:
+            findings.append(wrong_front_end(network["front_end_error"]))
         if teacher.head is None:
             findings.append(
                 "The map from pooled state to logits is not affine: the student gets a head of its "
@@ -347,9 +343,9 @@ def describe_teacher(source: TeacherDescription) -> Description:
             )
     if not network["batch_norms"]:
         findings.append(
-            "It has no BatchNorm with running statistics: invert with --set "
-            "bank.inversion.batch_norm=0 --set bank.translator.batch_norm=0, and expect a poorer "
-            "bank."
+            "It has no BatchNorm with running statistics, so inversion borrows those of a small "
+            "student that is distilled on procedural clips first: expect a poorer bank. Use the "
+            "checkpoint from before folding, if there is one."
         )
     if source.trained_on is None:
         findings.append(_NO_TRAINED_ON)
@@ -357,6 +353,10 @@ def describe_teacher(source: TeacherDescription) -> Description:
         "file": {"weights": source.weights, "sha256": sha256},
         "network": network,
         "hidden_states": states,
-        "model": {"labels": list(labels), "mel": mel.to_dict(), "mel_sha256": mel.digest},
+        "model": {
+            "labels": list(labels),
+            "mel": mel.to_dict() if mel else None,
+            "mel_sha256": mel.digest if mel else None,
+        },
     }
     return Description("foreign-teacher", f"teacher {source.factory}", sections, findings)

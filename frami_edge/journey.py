@@ -27,19 +27,29 @@ from frami_edge.bridge import comparable
 from frami_edge.checkpoint import Card, Student, Teacher
 from frami_edge.config import BankConfig, DistillConfig, JourneyConfig, load_config
 from frami_edge.data.store import Features
-from frami_edge.device import Compute, Precision, choose_compute, place, set_seed, world
+from frami_edge.device import (
+    Compute,
+    Precision,
+    choose_compute,
+    named_seed,
+    place,
+    set_seed,
+    world,
+)
 from frami_edge.distillation import Hearing, Sampler
 from frami_edge.errors import BankError
 from frami_edge.io import plain
 from frami_edge.models import StudentNet
 from frami_edge.runs import RunFolder, record_compute
 from frami_edge.sources import LEARNED
-from frami_edge.sources.procedural import measured, procedural_mels
+from frami_edge.sources.procedural import ProceduralAudio, measured, procedural_mels
 from frami_edge.teachers import load_teacher
 from frami_edge.teachers.opening import TeacherDescription, read_mel, write_description
 from frami_edge_export.calibration import classify_mels
 from frami_edge_export.graph import StudentFacts
+from frami_edge_export.thresholds import ThresholdClips
 from frami_edge_runtime.melspec import MelSpec
+from frami_edge_runtime.thresholds import PEAK_S
 
 log = logging.getLogger("frami_edge")
 
@@ -368,6 +378,44 @@ def calibration_mels(
     check_bank(opened, opened.spec if own else student.mel, student.labels, owner)
     shares = dict(wanted) if isinstance(wanted, Mapping) else {}
     return CalibrationMels(*_mixed(opened, shares, count, student.mel))
+
+
+BACKGROUND_CLIPS: Final = 240
+"""Held-out procedural clips for thresholds: twenty minutes."""
+POSITIVE_CLIPS: Final = 1500
+
+
+def threshold_clips(
+    student: Student, bank: Bank | str | os.PathLike[str] | None, seed: int
+) -> ThresholdClips:
+    """Clips that set the thresholds of events: held-out procedural sounds, and a bank's classes.
+
+    Clips of a bank stand for a class that they were made for, where the teacher assigns them to it.
+
+    Args:
+        student: The student that is exported.
+        bank: Its bank, or the bank's folder; None where there is none.
+        seed: Seeds the procedural sounds.
+    """
+    audio = ProceduralAudio(student.mel.sample_rate, PEAK_S)
+    sounds = audio.clips(BACKGROUND_CLIPS, named_seed(seed, "thresholds"))
+    if bank is None:
+        return ThresholdClips(sounds)
+    opened = bank if isinstance(bank, Bank) else Bank.open(Path(bank))
+    mels, targets = [], []
+    for source in opened.sources:
+        clips = opened.read(source, POSITIVE_CLIPS)
+        wanted_NK = torch.nn.functional.one_hot(clips.labels_N.clamp_min(0), len(student.labels))
+        if student.output == "softmax":
+            sure_NK = clips.logits_NK.softmax(1) >= 0.5
+        else:
+            sure_NK = clips.logits_NK >= 0
+        targets_NK = sure_NK & wanted_NK.bool() & (clips.labels_N >= 0)[:, None]
+        used_N = targets_NK.any(1)
+        numbers = opened.some(source, POSITIVE_CLIPS)[used_N]
+        mels.append(opened.mels(source, numbers, student.mel))
+        targets.append(targets_NK[used_N])
+    return ThresholdClips(sounds, torch.cat(mels).numpy(), torch.cat(targets).numpy())
 
 
 def _mixed(

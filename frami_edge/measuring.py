@@ -51,13 +51,10 @@ def measure(
     chunk_s: float = 0.1,
     rounds: int = 300,
 ) -> list[ModelTiming]:
-    """Time models; within each round they take turns, so that their ratio is fair.
+    """Time exported models; within each round they take turns, so that their ratio is fair.
 
-    Args:
-        models: Exported models.
-        seconds: Lengths of audio to run at once; what an engine's profile excludes is left out.
-        chunk_s: Seconds of new audio in a streaming chunk.
-        rounds: Largest number of rounds for each input.
+    They run on audio of each length that an engine's profile allows, and on streaming chunks with
+    ``chunk_s`` of new audio.
 
     Raises:
         ConfigError: A model is a checkpoint, which no device runs.
@@ -88,10 +85,7 @@ def measure(
 def graph_input(model: OpenedModel, seconds: float, *, chunk: bool = False) -> Array | None:
     """Input of one run of the graph, or None where it is too long for an engine.
 
-    Args:
-        model: An exported model.
-        seconds: Length of the audio.
-        chunk: It continues a stream: the frames carried from before replace the context.
+    A chunk continues a stream: the frames carried from before replace the context.
 
     Raises:
         ConfigError: The model is a checkpoint.

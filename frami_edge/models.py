@@ -71,9 +71,6 @@ class StatsPool(nn.Module):
     Two passes (the mean first, then the mean squared distance from it) in float32, because the
     one-pass formula loses the variance of loud, steady sounds at low precision.
     Source: D. Snyder et al., *X-vectors*, ICASSP 2018.
-
-    Args:
-        eps: Added to the variance before the root.
     """
 
     def __init__(self, eps: float = POOL_EPS) -> None:
@@ -81,15 +78,7 @@ class StatsPool(nn.Module):
         self.eps = eps
 
     def forward(self, h_BCT: Tensor, lengths_B: Tensor | None = None) -> Tensor:
-        """Pool frame features.
-
-        Args:
-            h_BCT: Frame features.
-            lengths_B: How many frames of each clip count; all of them where None.
-
-        Returns:
-            (B, 2C) float32.
-        """
+        """(B, 2C) float32, over all frames or the first `lengths_B` of each clip."""
         h_BCT = h_BCT.float()
         if lengths_B is None:
             mean_BC = h_BCT.mean(dim=2)
@@ -141,11 +130,6 @@ class ResNetTeacher(nn.Module):
     Frame features are averaged over frequency, then pooled to [mean; std] over time. With
     ``lengths`` a padded batch gives what each clip alone would give.
     Source: K. He et al., *Deep Residual Learning*, CVPR 2016 (basic block).
-
-    Args:
-        arch: Widths and depth.
-        n_mels: Mel bands (M).
-        n_classes: Classes (K).
     """
 
     takes: Literal["mel", "audio"] = "mel"
@@ -247,13 +231,10 @@ class ReusedHead(nn.Module):
     """The teacher's own head behind an affine projector of the pooled statistics.
 
     ``z = W_t (P s + p) + b_t``: both maps are affine, so that at export they are one matrix
-    ``W_t P`` with bias ``W_t p + b_t``, and reuse costs nothing on the device.
+    ``W_t P`` with bias ``W_t p + b_t``, and reuse costs nothing on the device. The head is copied
+    and frozen.
     Source: D. Chen et al., *Knowledge Distillation with the Reused Teacher Classifier*, CVPR 2022;
     the projector comes after the pooling, because a standard deviation does not commute with it.
-
-    Args:
-        channels: C of the student's frame features.
-        teacher_head: The teacher's affine head, (K, 2 C_t); copied and frozen.
     """
 
     def __init__(self, channels: int, teacher_head: nn.Linear) -> None:
@@ -286,13 +267,8 @@ class StudentNet(nn.Module):
     frame feature depends on ``receptive_field`` mel frames only: a stream that carries
     ``receptive_field - stride`` of them gives the offline answer. The clip as a whole gets
     ``context`` frames of 0 (the training mean) before its start and after its end, so that onsets
-    and short clips count in full and a clip of any length has a frame feature (docs/LOG.md).
-
-    Args:
-        arch: Widths and kernels.
-        n_mels: Mel bands (M).
-        n_classes: Classes (K).
-        teacher_head: Reused behind an affine projector; None for a head of its own.
+    and short clips count in full and a clip of any length has a frame feature (docs/LOG.md). A
+    ``teacher_head`` is reused behind an affine projector.
     """
 
     def __init__(

@@ -31,7 +31,7 @@ from frami_edge_runtime.classifier import Classifier
 from frami_edge_runtime.errors import ModelFileError
 from frami_edge_runtime.logmel import log_mel
 from frami_edge_runtime.melspec import MelSpec
-from frami_edge_runtime.modelfile import METADATA_KEY, ModelInfo, parse_object
+from frami_edge_runtime.modelfile import METADATA_KEY, ModelInfo, parse_object, read_model_info
 from frami_edge_runtime.pooling import mean_std
 
 Array = npt.NDArray[np.float32]
@@ -155,9 +155,7 @@ class OpenedModel:
     def logits_of_audio(self, clips: Iterable[tuple[Array, int]]) -> Tensor:
         """Logits (N, K) float32 of audio clips, through the device's front end and stream.
 
-        Args:
-            clips: Mono samples in [-1, 1] with their sample rate in Hz; other rates than the
-                model's are resampled.
+        Clips are mono samples in [-1, 1] with their rate in Hz; other rates are resampled.
 
         Raises:
             ModelFileError: The model's graph fails.
@@ -186,11 +184,8 @@ class OpenedModel:
     def graph(self, x: Array) -> Array:
         """One run of an exported graph: the trunk of a streaming model, else the whole model.
 
-        Args:
-            x: (B, 1, M, T) normalised log-mels, or (B, samples) for a waveform model.
-
-        Returns:
-            (B, C, T') frame features of a trunk, else (B, K) logits.
+        (B, 1, M, T) log-mels, or (B, samples) for a waveform model, to the trunk's (B, C, T') frame
+        features, else to (B, K) logits.
         """
         if self.classifier is not None:
             return self.classifier.model.frames(x)
@@ -295,7 +290,7 @@ def read_info(model: onnx.ModelProto) -> tuple[Kind, ModelInfo]:
     """
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     if METADATA_KEY in metadata:
-        return "streaming", ModelInfo.from_json(metadata[METADATA_KEY])
+        return "streaming", read_model_info(metadata)
     if CLASSIFIER_KEY in metadata:
         return "classifier", ModelInfo.from_json(metadata[CLASSIFIER_KEY])
     if WAVEFORM_KEY in metadata:

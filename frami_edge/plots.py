@@ -54,15 +54,7 @@ def short(name: str) -> str:
 def figure(
     path: Path, rows: int, columns: int, size: tuple[float, float], **kwargs: Any
 ) -> Iterator[Any]:
-    """Axes (rows, columns) of a new figure, which is written when the block ends.
-
-    Args:
-        path: PNG file.
-        rows: Rows of axes.
-        columns: Columns of axes.
-        size: Width and height in inches.
-        kwargs: Further arguments of `matplotlib.pyplot.subplots`.
-    """
+    """Axes (rows, columns) of a new figure of a size in inches, written when the block ends."""
     # Imported here because it takes a second; Agg because servers have no screen.
     import matplotlib as mpl
 
@@ -82,14 +74,7 @@ def figure(
 
 
 def mel_grid(path: Path, mels: Mapping[str, Tensor], mel: MelSpec, title: str) -> None:
-    """Log-mels, one row per class, with one colour scale from silence to full scale.
-
-    Args:
-        path: PNG file.
-        mels: (n, M, T) normalised log-mels of each class.
-        mel: Front end, for the axes and the colour scale.
-        title: Title of the picture.
-    """
+    """Log-mels (n, M, T), one row per class, with one colour scale from silence to full scale."""
     columns = max((len(clips) for clips in mels.values()), default=0)
     if len(mels) > MOST_CLASSES:
         title = f"{title}, {MOST_CLASSES} of {len(mels)} classes"
@@ -137,14 +122,9 @@ def curves(
     title: str,
     x: str = "step",
 ) -> None:
-    """Metrics over steps, one panel per group: each value faintly, the local mean in full colour.
+    """Columns of metrics.jsonl over `x`, one panel per group.
 
-    Args:
-        path: PNG file.
-        metrics: Rows of metrics.jsonl.
-        groups: Names of the metrics of each panel.
-        title: Title of the picture.
-        x: Name of the metric on the horizontal axis.
+    Each value is drawn faintly, the local mean in full colour.
     """
     columns = min(3, len(groups))
     rows = math.ceil(len(groups) / columns)
@@ -176,14 +156,7 @@ def smoothed(values: Sequence[float]) -> list[float]:
 
 
 def confusion(path: Path, matrix_KK: Tensor, labels: Sequence[str], title: str) -> None:
-    """Confusion matrix: colour is the share of the row (true class), numbers count clips.
-
-    Args:
-        path: PNG file.
-        matrix_KK: Number of clips by true class and prediction.
-        labels: K class names.
-        title: Title of the picture.
-    """
+    """Confusion matrix: colour is the share of the row (true class), numbers count clips."""
     k = len(labels)
     counts = matrix_KK.long()
     share = counts.float() / counts.sum(dim=1, keepdim=True).clamp_min(1)
@@ -219,12 +192,7 @@ def _rotation(names: Sequence[str]) -> dict[str, Any]:
 
 
 def diversity(path: Path, health: Mapping[str, Any]) -> None:
-    """What the teacher predicts for each source: hit rate, class balance, mean cosine.
-
-    Args:
-        path: PNG file.
-        health: Health figures of each source, and ``labels``.
-    """
+    """What the teacher predicts for each source: hit rate, class balance, mean cosine."""
     labels = [short(label) for label in health["labels"]]
     sources = [name for name in health if name != "labels"]
     colours = [SERIES[i % len(SERIES)] for i in range(len(sources))]
@@ -263,12 +231,34 @@ def accuracy_bars(path: Path, accuracies: Mapping[str, float], title: str) -> No
         axis.set_title(title)
 
 
-def draw_export_report(report: Mapping[str, Any], path: Path) -> None:
-    """Size, latency, agreement and int8 noise of an export, with verdicts and failed gates below.
+def detection_error(
+    path: Path, curves: Mapping[str, Sequence[tuple[float, float]]], title: str
+) -> None:
+    """Missed sounds over false alarms per hour as all thresholds rise, one line per model.
 
     Args:
-        report: Content of ``export_report.json``.
         path: PNG file.
+        curves: (false alarms per hour, hit rate) of each model.
+        title: Title of the picture.
+    """
+    with figure(path, 1, 1, (6.5, 4.2)) as axes:
+        axis = axes[0][0]
+        for (name, points), colour in zip(curves.items(), SERIES, strict=False):
+            rates = [max(false, 0.1) for false, _ in points]
+            missed = [100 * (1 - hit) for _, hit in points]
+            axis.plot(rates, missed, color=colour, label=name, marker=".")
+        axis.set_xscale("log")
+        axis.set_ylim(0, 100)
+        axis.set_xlabel("false alarms per hour (at least 0.1 is drawn)")
+        axis.set_ylabel("missed sounds, %")
+        axis.set_title(title)
+        axis.legend()
+
+
+def draw_export_report(report: Mapping[str, Any], path: Path) -> None:
+    """Size, latency, agreement and int8 noise of an ``export_report.json``.
+
+    Verdicts and failed gates are written below.
     """
     artifacts, gates = report["artifacts"], report["gates"]
     recommended = report["recommended"]

@@ -35,13 +35,8 @@ ProgressCallback = Callable[[Progress], None]
 class StepReport:
     """Rows of metrics and progress of a loop; metrics are read from the device some at a time.
 
-    Args:
-        phase: Name of the loop in the rows.
-        first: Steps that an earlier run has done; its later rows are dropped.
-        total: Steps in all.
-        read_every: Steps between two reads, each of which is a host sync on a GPU.
-        run: Receives one row per step.
-        progress: Called once per step.
+    `first` steps are done: later rows of an earlier run are dropped. Each of the reads, every
+    `read_every` steps, is a host sync on a GPU.
     """
 
     def __init__(

@@ -182,11 +182,7 @@ def mel_to_audio(
 ) -> npt.NDArray[np.float32]:
     """A waveform whose log-mel is near the given one (about 0.6 dB off on sounds, mean over bins).
 
-    Args:
-        mel_MT: Normalised log-mel.
-        spec: Its front end.
-        iterations: Iterations of Griffin-Lim.
-        seed: Seeds the initial phases; the global generator stays unchanged.
+    The seed decides the initial phases; the global generator stays unchanged.
 
     Returns:
         (span + (T - 1) hop,) float32 with `MelSpec.span`; with ``center`` ((T - 1) hop,), at least

@@ -26,13 +26,7 @@ from pydantic import BaseModel
 
 from frami_edge.config import dump, parse
 from frami_edge.errors import RunError
-from frami_edge.io import (
-    atomic_write_bytes,
-    atomic_write_json,
-    atomic_write_text,
-    json_text,
-    plain,
-)
+from frami_edge.io import atomic_write_bytes, atomic_write_json, atomic_write_text, json_text, plain
 
 if TYPE_CHECKING:
     from frami_edge.device import Compute
@@ -83,17 +77,10 @@ class RunFolder:
         seeds: Mapping[str, int] | None = None,
         device: str = "",
     ) -> RunFolder:
-        """Make or reopen a run.
+        """Make or reopen a run; the folder must be empty, or a run to resume or overwrite.
 
-        Args:
-            path: The folder; an existing one must be empty, or a run to resume or overwrite.
-            command: Its name, such as `distill`.
-            config: Written to config.yaml; a resumed run must have the same.
-            overwrite: Delete an existing run; nothing but a run is ever deleted.
-            resume: Continue an existing run with its metrics and facts.
-            hashes: SHA-256 of each input by role; a resumed run must have the same.
-            seeds: Seeds by name, for the manifest.
-            device: Device, precision and the reason for them, for the manifest.
+        A resumed run must have the same command, config and `hashes` (of its inputs, by role).
+        `seeds` and `device` go into the manifest.
 
         Raises:
             RunError: The folder is in use, not a run, or another run; or there is nothing to

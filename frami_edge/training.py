@@ -64,14 +64,8 @@ def train_teacher(
     """Train, or resume a killed run after its last checkpoint, and test on the held-out fold.
 
     Writes `teacher.safetensors`, `plots/*.png` and `README.md` into the run. The fold is scored
-    once, after the last epoch: it selects nothing.
-
-    Args:
-        run: Run folder.
-        config: Data, front end, network and recipe.
-        root: Folder that holds the data sets; None for $FRAMI_EDGE_DATA.
-        compute: Device and precision.
-        progress: Called while log-mels are computed and after each step.
+    once, after the last epoch: it selects nothing. `root` holds the data sets; None for
+    $FRAMI_EDGE_DATA.
 
     Raises:
         DataError: The set or fold is missing, or no clip of one side can be used.
@@ -158,20 +152,12 @@ def train_epochs(
 
     The loss is the cross entropy with the (blended, smoothed) one-hot labels. The order of an epoch
     depends on the seed and the epoch, every random choice of a step on the seed and the step, so
-    that a resumed training gives the same result.
+    that a resumed training gives the same result. The model maps (x_B1MT, lengths_B) to logits
+    (B, K).
 
-    Args:
-        model: Maps (x_B1MT, lengths_B) to logits (B, K); trained in place.
-        features: Training clips.
-        config: The recipe.
-        compute: Device and precision.
-        seed: Seeds order and augmentation.
-        checkpoint: State file, written every `config.checkpoint_epochs` epochs; an existing one is
-            resumed.
-        run: Receives one row of metrics per epoch: mean loss, share of correctly predicted training
-            clips, learning rate.
-        phase: Phase of rows and progress.
-        progress: Called after each step.
+    `checkpoint` is written every `config.checkpoint_epochs` epochs, and resumed where it exists.
+    `run` receives one row per epoch: mean loss, share of correctly predicted training clips,
+    learning rate.
 
     Raises:
         TeacherError: The loss is not finite, or the checkpoint was made from other clips.

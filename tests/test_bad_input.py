@@ -17,11 +17,7 @@ from hypothesis import strategies as st
 
 from frami_edge.checkpoint import load_checkpoint
 from frami_edge.config import TeacherConfig, load_config
-from frami_edge.errors import (
-    CheckpointError,
-    ConfigError,
-    FramiEdgeError,
-)
+from frami_edge.errors import CheckpointError, ConfigError, FramiEdgeError
 from frami_edge.runs import load_state, save_state
 from frami_edge.teachers.opening import read_weights
 from frami_edge_runtime.classifier import Classifier
@@ -77,9 +73,11 @@ class Payload:
 
 def test_code_in_weights_and_states_does_not_run(tmp_path: Path) -> None:
     ran = tmp_path / "RAN"
-    torch.save({"head.weight": Payload(ran)}, tmp_path / "w.pt")
-    with pytest.raises(FramiEdgeError):
-        read_weights(tmp_path / "w.pt")
+    for name, reader in (("w.pt", read_weights), ("w.pt", load_checkpoint),
+                         ("w.safetensors", load_checkpoint)):  # fmt: skip
+        torch.save({"head.weight": Payload(ran)}, tmp_path / name)
+        with pytest.raises(FramiEdgeError):
+            reader(tmp_path / name)
     save_state(tmp_path / "state", {"step": Payload(ran)})
     assert load_state(tmp_path / "state") is None
     assert not ran.exists()

@@ -18,10 +18,7 @@ from frami_edge.config import (
 from frami_edge.data.sets import known_sets
 from frami_edge_runtime.melspec import MelSpec
 
-MODELS: dict[str, type[BaseModel]] = {
-    "-teacher": TeacherConfig,
-    "-student": JourneyConfig,
-}
+MODELS: dict[str, type[BaseModel]] = {"-teacher": TeacherConfig, "-student": JourneyConfig}
 FRONT_ENDS = [name for name in presets() if name.startswith("mel/")]
 SHIPPED = {n: path for n, path in presets().items() if n not in FRONT_ENDS}
 TEACHERS = [name for name in SHIPPED if name.endswith("-teacher")]

@@ -58,31 +58,18 @@ def test_a_link_is_written_through_and_permissions_are_ordinary(tmp_path: Path) 
 
 
 def test_plain_understands_what_results_are_made_of() -> None:
-    class Colour(enum.Enum):
-        RED = "red"
-
     class Score(BaseModel):
         accuracy: float
         path: Path
 
-    value = {
-        "score": Score(accuracy=float("inf"), path=Path("a/b")),
-        "array": np.array([1.0, np.nan]),
-        "scalar": np.float32(0.5),
-        "tensor": torch.tensor([1, 2]),
-        "colour": Colour.RED,
-        "set": {"b", "a"},
-        3: (True, None),
-    }
+    red = enum.Enum("Colour", {"RED": "red"}).RED  # type: ignore[attr-defined]
+    score, array = Score(accuracy=float("inf"), path=Path("a/b")), np.array([1.0, np.nan])
+    value = {"score": score, "array": array, "tensor": torch.tensor([1, 2]), "colour": red,
+             "set": {"b", "a"}, "scalar": np.float32(0.5), 3: (True, None)}  # fmt: skip
     assert json.loads(io.json_text(value)) == {
-        "score": {"accuracy": None, "path": "a/b"},
-        "array": [1.0, None],
-        "scalar": 0.5,
-        "tensor": [1, 2],
-        "colour": "red",
-        "set": ["a", "b"],
-        "3": [True, None],
-    }
+        "score": {"accuracy": None, "path": "a/b"}, "array": [1.0, None], "tensor": [1, 2],
+        "colour": "red", "set": ["a", "b"], "scalar": 0.5, "3": [True, None],
+    }  # fmt: skip
     with pytest.raises(TypeError, match="object"):
         io.plain(object())
 

@@ -91,29 +91,3 @@ def test_pictures_are_whole_and_nothing_is_cut_off(name: str, tmp_path: Path) ->
     ink = (pixels < 0.9).any(axis=2)
     assert 0.01 < ink.mean() < 0.95
     assert not any(edge.any() for edge in (ink[:2], ink[-2:], ink[:, :2], ink[:, -2:]))
-
-
-def test_the_mel_grid_has_one_scale_from_silence_to_full_scale(tmp_path: Path) -> None:
-    def middle(value: float) -> float:
-        mels = torch.full((1, MEL.n_mels, 40), value)
-        plots.mel_grid(tmp_path / "m.png", {"x": mels}, MEL, "t")
-        pixels = read_png(tmp_path / "m.png")
-        return float(pixels[pixels.shape[0] // 2 + 5, pixels.shape[1] // 3].mean())
-
-    low, high = float(MEL.floor.min()), float(MEL.ceiling.max())
-    assert middle(low) < middle((low + high) / 2) < middle(high)
-    assert middle(low - 5) == middle(low)
-
-
-def test_the_recommended_file_is_green_and_a_failed_gate_red(tmp_path: Path) -> None:
-    def shares(report: dict[str, Any]) -> list[float]:
-        plots.draw_export_report(report, tmp_path / "p.png")
-        picture = read_png(tmp_path / "p.png")
-        colours = [(0x2F, 0x9E, 0x77), (0xB0, 0x41, 0x3E)]
-        near = [abs(picture - [c / 255 for c in rgb]).max(axis=2) < 0.03 for rgb in colours]
-        return [float(n.mean()) for n in near]
-
-    green, red = shares(REPORT)
-    assert green > 0.005
-    assert red > 0
-    assert shares(REPORT | {"recommended": "", "gates": []}) == [0, 0]

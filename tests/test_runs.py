@@ -189,16 +189,6 @@ def test_the_commit_is_recorded_for_a_checkout_only(tmp_path: Path) -> None:
     assert changed["modified"] is True
 
 
-def test_inputs_decide_whether_a_run_may_be_resumed(tmp_path: Path) -> None:
-    with create(tmp_path / "a", hashes={"teacher": "ab"}):
-        pass
-    for hashes in ({"teacher": "cd"}, {}, {"teacher": "ab", "bank": "1"}):
-        assert (
-            "was started with another"
-            in refusal(tmp_path / "a", hashes=hashes, resume=True).message
-        )
-
-
 def test_a_state_is_whole_or_none(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     assert load_state(path) is None

@@ -50,6 +50,7 @@ from frami_edge_export.parity import (
 )
 from frami_edge_export.report import Artifact, Draft, ExportReport, Gate, judge
 from frami_edge_export.tensorrt import plausible_mels
+from frami_edge_export.thresholds import ThresholdClips, find_thresholds
 
 REPORT: Final = "export_report.json"
 Evaluate = Callable[[str | Path], float]
@@ -69,6 +70,7 @@ def export_student(
     waveform: bool = False,
     options: ExportOptions | None = None,
     evaluate: Evaluate | None = None,
+    clips: ThresholdClips | None = None,
 ) -> ExportReport:
     """Write the student as ONNX, compare every file with it, and measure them.
 
@@ -92,6 +94,7 @@ def export_student(
         options: Gates and budgets.
         evaluate: Accuracy (0 to 1) of a streaming model file on real data; reported, never used to
             choose layers or flavours.
+        clips: What the thresholds of events are set from; without them the files carry none.
 
     Raises:
         ExportError: The student, its facts or the folder do not fit.
@@ -113,6 +116,12 @@ def export_student(
     weight_KD, bias_K = (t.double().numpy() for t in frozen_head(student))
     head = Head(weight_KD, bias_K, student.pool_eps)
     made = OnnxStudent(name, trunk, head, serialised(head_graph(student)), info)
+    thresholds, notes = None, list[str]()
+    if clips is not None:
+        target = options.false_alarms_per_hour
+        thresholds, notes = find_thresholds(made.described(trunk, info), clips, target)
+        info = info.replace(thresholds=thresholds.to_dict())
+        made = dataclasses.replace(made, info=info)
     inputs = parity_inputs(parity_lengths(field, stride, mel), mel, options.seed)
     tolerance, classifier = options.parity_tolerance, WholeClassifier(student)
     parity = check_fp32(torch_trunk, classifier, trunk, whole, head, inputs, context, tolerance)
@@ -149,7 +158,7 @@ def export_student(
     ]
 
     bench_inputs = BenchInputs.of(info, options)
-    quantised, notes, files = None, list[str](), dict[str, bytes]()
+    quantised, files = None, dict[str, bytes]()
     if sample is not None:
         gates += calibration_gates(calibration_ranges(torch_trunk, sample.ranges), options)
         quantised = int8_files(made, sample, source, bench_inputs.streaming, portable, options)
@@ -190,6 +199,7 @@ def export_student(
         bench=bench,
         options=options.to_dict(),
         versions=dict(info.versions),
+        thresholds=None if thresholds is None else thresholds.to_dict(),
         notes=tuple(notes),
         stale=tuple(stale),
     )

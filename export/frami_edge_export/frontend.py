@@ -25,14 +25,7 @@ import numpy.typing as npt
 import onnx
 from onnx import compose, numpy_helper
 
-from frami_edge_export.graph import (
-    MAX_IR,
-    OPSET,
-    OnnxStudent,
-    check_loadable,
-    strip,
-    with_entries,
-)
+from frami_edge_export.graph import MAX_IR, OPSET, OnnxStudent, check_loadable, strip, with_entries
 from frami_edge_export.options import ExportOptions
 from frami_edge_export.parity import (
     Array,
@@ -183,10 +176,8 @@ def frontend_graph(mel: MelSpec) -> onnx.ModelProto:
 def waveform_graph(trunk: onnx.ModelProto, head: Head, info: ModelInfo) -> onnx.ModelProto:
     """Waveform (B, N) -> logits (B, K), N >= 1 and B dynamic.
 
-    Args:
-        trunk: fp32 or int8, as in the streaming file; not changed.
-        head: Pooling and head; computed in float32, the variance in two passes.
-        info: Description with the front end and the context.
+    The trunk (fp32 or int8) is not changed; the head is computed in float32, the variance in two
+    passes.
 
     Raises:
         GraphError: The result cannot be loaded by a device.
@@ -283,13 +274,8 @@ def check_waveform(
 ) -> Parity:
     """Compare the waveform graph with the runtime's log-mel, trunk, float64 pooling and head.
 
-    Args:
-        model: Result of `waveform_graph`.
-        trunk: The fp32 graph inside it; an int8 one may round the other way where the mel differs
-            in its last bit.
-        head: The head inside it.
-        info: Its description.
-        clips: (1, N) float32 each, at the model's rate; `parity_clips` makes some.
+    ``trunk`` is fp32: an int8 one may round the other way where the mel differs in its last bit.
+    Clips are (1, N) float32 at the model's rate; `parity_clips` makes some.
 
     Raises:
         ParityError: Names or shapes differ, or a value is not finite.

@@ -38,13 +38,9 @@ MAX_DIFFERENCE: Final = 2e-2
 
 
 def half_graph(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph in fp16, float or with explicit Q/DQ; its inputs and outputs stay float32.
+    """A trunk in fp16, float or with explicit Q/DQ; its inputs and outputs stay float32.
 
-    Args:
-        model: A trunk, mel (B, 1, M, T) -> frames (B, C, T') float32; not changed.
-
-    Returns:
-        Nodes in topological order, checked, of the same opset and names.
+    Nodes are in topological order, checked, of the same opset and names.
 
     Raises:
         GraphError: A weight is beyond fp16's 65504, a quantisation scale too small for fp16, or
@@ -141,16 +137,10 @@ def _casts(node: onnx.NodeProto, to: int) -> bool:
 def half_drafts(
     student: OnnxStudent, int8: Draft | None, mels_N1MT: Array, options: ExportOptions
 ) -> tuple[list[Draft], list[str]]:
-    """``fp16``, and ``int8.trt.fp16`` where there is an ``int8.trt``.
+    """``fp16``, and ``int8.trt.fp16`` where there is an ``int8.trt``, with their gates.
 
-    Args:
-        student: The fp32 student.
-        int8: The ``int8.trt`` file.
-        mels_N1MT: Held-out mels with their context, or plausible ones without a calibration set.
-        options: ``min_agreement``.
-
-    Returns:
-        The files with their gates, and a note on each graph that fp16 cannot hold.
+    They are compared on held-out mels with their context, or on plausible ones. Also returns a note
+    on each graph that fp16 cannot hold.
     """
     head, trunk = student.head, student.trunk
     fp32_NK = head(run_trunk(cpu_session(trunk), mels_N1MT))

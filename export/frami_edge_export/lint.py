@@ -94,13 +94,9 @@ class Finding:
 
 
 def lint_tensorrt(model: onnx.ModelProto | str | os.PathLike[str]) -> tuple[Finding, ...]:
-    """What TensorRT 10.3 to 11.4 would refuse in a graph, or silently compute otherwise.
+    """What TensorRT 10.3 to 11.4 would refuse in a graph or file, or compute otherwise.
 
-    Args:
-        model: A graph, or the path of an ``.onnx`` file; external data are not read.
-
-    Returns:
-        Findings, the file's own first; empty for a clean graph.
+    The file's own findings come first; a clean graph has none. External data are not read.
 
     Raises:
         GraphError: The file cannot be read, or is not ONNX.

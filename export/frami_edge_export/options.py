@@ -44,6 +44,8 @@ class ExportOptions:
     """Seconds of measuring per comparison."""
     bench_rounds: int = 300
     """Largest number of interleaved rounds per comparison."""
+    false_alarms_per_hour: float = 0.2
+    """Expected false alarms per hour, all labels together, for which thresholds are set."""
     seed: int = 0
     """Splits the calibration set and draws the parity inputs."""
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
+
+from frami_edge_runtime.thresholds import Thresholds
 
 if TYPE_CHECKING:
     import onnx
@@ -130,6 +133,8 @@ class ExportReport:
     """What a reader should know before using a file."""
     stale: tuple[str, ...] = ()
     """Files of an earlier export in the same folder."""
+    thresholds: dict[str, Any] | None = None
+    """`Thresholds` of the events, and what they are expected to cost; None where not set."""
     engines: Any = None
     """`EngineReport` of the TensorRT engines; None where none were built."""
 
@@ -281,6 +286,7 @@ def markdown_card(report: ExportReport) -> str:
         rows.append([g.name, f"{g.value:.4g}", limit, "yes" if g.passed else "**no**"])
     lines += ["## Gates", "", *_table(["gate", "value", "limit", "passed"], rows)]
     lines += _int8_section(report)
+    lines += _events_section(report)
     findings = [
         [f"`{a.path}`", f["node"], f["rule"], f["message"], f["fix"]]
         for a in report.artifacts
@@ -316,6 +322,23 @@ def _int8_section(report: ExportReport) -> list[str]:
         f"{levels['agreement']:.2%}, SQNR {_number(levels['sqnr_db'], '.1f')} dB.",
         "",
         *_table(["most sensitive layers, each int8 alone", "SQNR dB"], rows),
+    ]
+
+
+def _events_section(report: ExportReport) -> list[str]:
+    if report.thresholds is None:
+        return []
+    t = Thresholds(**report.thresholds)
+    return [
+        "## Events",
+        "",
+        f"Thresholds in every file: {t}. No recording was used; measure on your own with "
+        "`frami-edge evaluate --stream`, adapt them with `frami-edge tune`.",
+        "",
+        *_table(
+            ["event starts at a score of", "labels"],
+            [[f"{on:.3f}", str(n)] for on, n in sorted(Counter(t.on).items())[:12]],
+        ),
     ]
 
 

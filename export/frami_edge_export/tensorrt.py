@@ -18,9 +18,7 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -34,15 +32,16 @@ import numpy as np
 from frami_edge_export.bench import Latency, interleaved
 from frami_edge_export.errors import ExportError
 from frami_edge_export.parity import Array, Array64, Comparison, cpu_session, run_trunk
+from frami_edge_runtime import doctor
 from frami_edge_runtime.backends import LONGEST_RUN, Backend, open_backend
 from frami_edge_runtime.errors import BackendError, FramiEdgeError
 from frami_edge_runtime.melspec import MelSpec
 from frami_edge_runtime.modelfile import (
     HEAD_INPUT,
     HEAD_KEY,
-    METADATA_KEY,
     TRUNK_INPUT,
     ModelInfo,
+    read_model_info,
 )
 from frami_edge_runtime.pooling import mean_std
 from frami_edge_runtime.tensorrt import (
@@ -199,11 +198,7 @@ class EngineSource:
 def read_bundle(
     folder: Path, precisions: Sequence[str] = PRECISIONS
 ) -> tuple[str, list[EngineSource], list[str]]:
-    """Read a folder of ``frami-edge export``.
-
-    Args:
-        folder: Holds ``export_report.json`` and the ONNX files that it names.
-        precisions: Precisions that are wanted.
+    """Read a folder of ``frami-edge export`` as far as the wanted precisions need it.
 
     Returns:
         The export's name, the files (several of one precision best first), and a note on each
@@ -243,10 +238,8 @@ def _read_source(path: Path, sha256: str, precision: str) -> EngineSource:
         if hashlib.sha256(data).hexdigest() != sha256:
             raise ValueError(f"it is not the file that {REPORT} describes")
         entries = cpu_session(data).get_modelmeta().custom_metadata_map
-        model, head_onnx = entries[METADATA_KEY], entries[HEAD_KEY]
-        return EngineSource(
-            precision, path.name, data, ModelInfo.from_json(model), model, head_onnx
-        )
+        info = read_model_info(entries)
+        return EngineSource(precision, path.name, data, info, info.to_json(), entries[HEAD_KEY])
     except FramiEdgeError:
         raise
     except Exception as error:  # ONNX Runtime raises a dozen unrelated types
@@ -256,24 +249,14 @@ def _read_source(path: Path, sha256: str, precision: str) -> EngineSource:
 
 def device_facts() -> dict[str, str | None]:
     """``gpu``, ``driver`` and ``jetpack`` (L4T release), as nvidia-smi or a Jetson reports them."""
-
-    def text(path: str) -> str:
-        file = Path(path)
-        return file.read_text(errors="replace") if file.is_file() else ""
-
-    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-        gpu, _, driver = done.stdout.partition("\n")[0].partition(",")
-    except (OSError, subprocess.SubprocessError):
-        gpu = driver = ""
-    release = re.match(r"# R(\d+) \(release\), REVISION: ([\d.]+)", text("/etc/nv_tegra_release"))
-    if release:
-        gpu = text("/proc/device-tree/model").strip("\0 \n") or gpu
+    query = "--query-gpu=name,driver_version"
+    out, problem = doctor.run("nvidia-smi", query, "--format=csv,noheader", limit_s=20)
+    gpu, _, driver = ("" if problem else out).partition("\n")[0].partition(",")
+    release = doctor.l4t_release()
     return {
-        "gpu": gpu.strip(),
+        "gpu": doctor.jetson_board() or gpu.strip(),
         "driver": driver.strip(),
-        "jetpack": f"L4T {release[1]}.{release[2]}" if release else None,
+        "jetpack": f"L4T {release}" if release else None,
     }
 
 
@@ -300,12 +283,8 @@ def build_engine(
 ) -> tuple[bytes, str]:
     """Build one engine; only names that the bindings of 10.3 to 11.4 share are used.
 
-    Args:
-        source: A trunk with its types as wanted and its weights inside.
-        profile: Shapes of its input.
-        trt: The ``tensorrt`` module.
-        cache: Timing cache of this TensorRT and GPU, read where it exists and replaced: the second
-            build on a device takes a fraction of the time.
+    The timing cache of this TensorRT and GPU is read where it exists, and replaced: the second
+    build on a device takes a fraction of the time.
 
     Returns:
         The serialised engine, and the state of the cache: ``new``, ``reused`` or ``rejected``.

@@ -44,11 +44,7 @@ class Explanation(NamedTuple):
 
 
 def command_app(**settings: Any) -> typer.Typer:
-    """The `app` of a command's module, which `frami_edge.cli` adds to the program.
-
-    Args:
-        settings: Arguments of `typer.Typer`.
-    """
+    """The `app` of a command's module, which `frami_edge.cli` adds to the program."""
     return typer.Typer(add_completion=False, rich_markup_mode="rich", **settings)
 
 
@@ -61,15 +57,10 @@ def examples(*commands: str) -> str:
 def command(
     app: typer.Typer, *usage: str, shared: Sequence[inspect.Parameter] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Add a function to the program as a command with `--json` and `--quiet`.
+    """Add a function to the program as a command with `--json` and `--quiet`; `usage`: examples.
 
     The function receives its own options, an `Output` as `output`, and the values of the shared
     options in one dictionary as `given`.
-
-    Args:
-        app: The module's app.
-        usage: Examples for the help, one command line each.
-        shared: Options that other commands have too.
     """
 
     def add(function: Callable[..., None]) -> Callable[..., None]:

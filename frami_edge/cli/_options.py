@@ -21,8 +21,7 @@ Json = Annotated[
     bool, typer.Option("--json", help="Print exactly one JSON object on stdout instead of tables.")
 ]
 Quiet = Annotated[
-    bool,
-    typer.Option("--quiet", "-q", help="Print no notes, hints and progress; warnings stay."),
+    bool, typer.Option("--quiet", "-q", help="Print no notes, hints and progress; warnings stay.")
 ]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seeds everything random.")]
 NewSeed = Annotated[
@@ -55,8 +54,7 @@ Recordings = Annotated[
     ),
 ]
 Resume = Annotated[
-    bool,
-    typer.Option("--resume", help="Continue the run in --out where it was interrupted."),
+    bool, typer.Option("--resume", help="Continue the run in --out where it was interrupted.")
 ]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Delete an earlier run in --out first.")
@@ -97,9 +95,9 @@ TeacherOption = Annotated[
     str,
     typer.Option(
         "--teacher",
-        metavar="FILE|MODULE:CALLABLE",
-        help="Checkpoint of train-teacher, YAML description of a teacher, or Python callable that "
-        "builds one.",
+        metavar="FILE|MODULE:CALLABLE|hf:NAME",
+        help="Checkpoint of train-teacher, YAML description of a teacher, Python callable that "
+        "builds one, or hf: with a folder or repository of Hugging Face.",
     ),
 ]
 Weights = Annotated[
@@ -111,6 +109,17 @@ Mel = Annotated[
     typer.Option(
         "--mel",
         help="Mel front end: YAML file with the keys of MelSpec, or a preset.",
+        rich_help_panel=PANEL,
+    ),
+]
+SampleRate = Annotated[
+    int | None,
+    typer.Option(
+        "--sample-rate",
+        metavar="HZ",
+        min=1000,
+        max=768_000,
+        help="Sample rate of a module that takes audio, instead of --mel.",
         rich_help_panel=PANEL,
     ),
 ]
@@ -157,7 +166,7 @@ Layout = Annotated[
         "--layout",
         metavar="AXES",
         help="Axes of the input: B1MT, BMT, B1TM, BTM, B3MT or B3TM (batch, channels, mel bands, "
-        "time).",
+        "time); BN or B1N (samples).",
         show_default="found automatically",
         rich_help_panel=PANEL,
     ),
@@ -202,6 +211,7 @@ RUN = [*options(resume=(Resume, False), deterministic=(Deterministic, False)), *
 CODE = options(
     weights=(Weights, None),
     mel=(Mel, None),
+    sample_rate=(SampleRate, None),
     labels=(Labels, None),
     arguments=(TeacherArgs, None),
     frames=(Frames, None),

@@ -37,11 +37,8 @@ BAR_REFRESH_HZ = 4.0
 class Output:
     """Prints what a command found, and its notes, warnings and progress.
 
-    What domain code logs under `frami_edge` is shown as notes and warnings.
-
-    Args:
-        json: Print exactly one JSON object on stdout instead of tables.
-        quiet: No notes, hints and progress; warnings stay.
+    What domain code logs under `frami_edge` is shown as notes and warnings. `json`: one JSON object
+    instead of tables. `quiet`: no notes, hints and progress.
     """
 
     printed: ClassVar[bool] = False

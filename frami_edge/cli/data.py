@@ -110,15 +110,7 @@ def get(
     output.table(
         f"{found.name}: complete, {'downloaded now' if arrival.fetched else 'already present'}",
         ("clips", "classes", "folds", "licence", "folder"),
-        [
-            (
-                len(found.clips),
-                len(found.labels),
-                len(found.folds),
-                found.licence,
-                str(found.root),
-            )
-        ],
+        [(len(found.clips), len(found.labels), len(found.folds), found.licence, str(found.root))],
     )
     if os.environ.get(ROOT_VARIABLE) != str(found.root.parent):
         output.hint(f"export {ROOT_VARIABLE}={found.root.parent}")

@@ -8,6 +8,7 @@ import typer
 from frami_edge.cli import _options as opt
 from frami_edge.cli._app import command, command_app
 from frami_edge.cli._output import Output
+from frami_edge.errors import ConfigError
 
 app = command_app()
 
@@ -17,6 +18,7 @@ app = command_app()
     "frami-edge evaluate runs/student/student.safetensors --data esc10",
     "frami-edge evaluate student.safetensors --data fsdd --teacher teacher.safetensors",
     "frami-edge evaluate student.int8.cpu.onnx --data fsdd --teacher t.safetensors --json",
+    "frami-edge evaluate student.int8.cpu.onnx --stream day.wav --labels sounds.csv --out runs/day",
     "frami-edge evaluate student.safetensors --data esc50 --fold all --label-map map.csv",
     "frami-edge evaluate student.safetensors --data esc10 --teacher t.safetensors "
     "--controls all-synthetic,inversion,unrelated=esc40 --bank runs/student/bank --out runs/c",
@@ -29,8 +31,24 @@ def evaluate(
         Path, typer.Argument(help="Checkpoint (.safetensors) or exported model (.onnx, .engine).")
     ],
     data: Annotated[
-        str, typer.Option("--data", help="Data set (see `frami-edge data`), or folder:PATH.")
-    ],
+        str | None,
+        typer.Option("--data", help="Data set (see `frami-edge data`), or folder:PATH."),
+    ] = None,
+    stream: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--stream",
+            help="Instead of --data: a long recording, or a folder of them; repeatable. Scores "
+            "events: false alarms per hour, hit rate, latency.",
+        ),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            "--labels",
+            help="Sounds in the recordings: csv with the header file,onset,offset,label; seconds.",
+        ),
+    ] = None,
     fold: opt.Fold = None,
     teacher: Annotated[
         Path | None, typer.Option("--teacher", help="Also compare with this teacher, clip by clip.")
@@ -65,10 +83,27 @@ def evaluate(
 ) -> None:
     """Score a model on real clips, by class, and compare it with its teacher.
 
-    Clips that the teacher was trained on are refused.
+    Clips that the teacher was trained on are refused. With --stream the events in long recordings
+    are scored; --out then holds a picture of missed sounds over false alarms.
     """
     from frami_edge import api
+    from frami_edge.event_scores import evaluate_stream
     from frami_edge.runs import read_manifest
+
+    if (data is None) == (stream is None) or (labels and stream is None):
+        raise ConfigError(
+            "Clips or long recordings?", fix="Give --data, or --stream with --labels."
+        )
+    if stream is not None:
+        picture = None if out is None else out / "detection_error.png"
+        with output.live() as progress:
+            heard = evaluate_stream(
+                model, stream, labels=labels, teacher=teacher, picture=picture, progress=progress
+            )
+        output.result(heard.to_dict())
+        output.tables(heard.tables())
+        return
+    assert data is not None
 
     with output.live() as progress:
         found = api.evaluate(

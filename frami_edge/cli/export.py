@@ -47,7 +47,8 @@ def export(
         Path | None,
         typer.Option(
             "--bank",
-            help="The student's bank, on which int8 is calibrated.",
+            help="The student's bank: calibrates int8, and tells thresholds how many sounds they "
+            "find.",
             show_default="procedural clips",
         ),
     ] = None,
@@ -101,6 +102,14 @@ def export(
             "--max-drop", min=0, max=1, help="Gate: accuracy that int8 may lose (--data)."
         ),
     ] = 0.02,
+    false_alarms: Annotated[
+        float,
+        typer.Option(
+            "--false-alarms-per-hour",
+            min=1e-6,
+            help="Target for the thresholds of events, all labels together.",
+        ),
+    ] = 0.2,
     seed: opt.Seed = 0,
 ) -> None:
     """Write a student as ONNX files, fp32 and int8, and compare each file with the student.
@@ -111,6 +120,7 @@ def export(
     """
     from frami_edge import api
     from frami_edge_export.options import ExportOptions
+    from frami_edge_runtime.thresholds import Thresholds
 
     if seconds and not tensorrt:
         raise ConfigError("--seconds sizes engines, and --tensorrt is off.", fix="Add --tensorrt.")
@@ -137,17 +147,24 @@ def export(
             data=data,
             fold=fold,
             data_root=data_root,
-            options=ExportOptions(min_agreement=min_agreement, max_drop=max_drop, seed=seed),
+            options=ExportOptions(
+                min_agreement=min_agreement,
+                max_drop=max_drop,
+                false_alarms_per_hour=false_alarms,
+                seed=seed,
+            ),
             out=out,
             progress=progress,
         )
     beside = student.parent / "bank"
-    if int8 and bank is None and (beside / "bank.json").is_file():
-        output.note(f"Add --bank {beside} to calibrate on the student's own bank.")
+    if bank is None and (beside / "bank.json").is_file():
+        output.note(f"Add --bank {beside} to use the student's own bank.")
     output.tables(_tables(report))
     if report.engines:
         _show_engines(report.engines, output)
     output.result(report.to_dict() | {"out": str(out), "card": str(out / "README.md")})
+    if report.thresholds:
+        output.note(f"Events: {Thresholds(**report.thresholds)}.")
     for note in report.notes:
         output.note(note)
     if report.stale:

@@ -1,4 +1,4 @@
-"""`frami-edge verify`, `inspect` and `bench`: compare two models, describe a file, time a model."""
+"""`frami-edge verify`, `inspect`, `bench` and `tune`: what is done with one or two model files."""
 
 from __future__ import annotations
 
@@ -139,6 +139,7 @@ _MOST_ITEMS, _LONG_LINE = 12, 90
     "frami-edge inspect my_teacher.yaml",
     "frami-edge inspect my_package.nets:KeywordNet --weights kws.pt --mel mel/log-mel-16k-64 "
     "--labels labels.txt",
+    "frami-edge inspect hf:MIT/ast-finetuned-audioset-10-10-0.4593",
     shared=opt.CODE,
 )
 def inspect(
@@ -147,9 +148,9 @@ def inspect(
     file: Annotated[
         str,
         typer.Argument(
-            metavar="FILE|MODULE:CALLABLE",
+            metavar="FILE|MODULE:CALLABLE|hf:NAME",
             help="An ONNX file, TensorRT engine or checkpoint; the folder of a bank, an export or "
-            "a run; or a teacher in Python code.",
+            "a run; a teacher in Python code, or of Hugging Face (a folder or OWNER/NAME).",
         ),
     ],
 ) -> None:
@@ -160,9 +161,13 @@ def inspect(
     from frami_edge.config import load_config
     from frami_edge.inspecting import describe, describe_teacher
     from frami_edge.teachers import TeacherDescription
+    from frami_edge.teachers.hugging_face import PREFIX
+    from frami_edge.teachers.opening import describe_hugging_face
 
     code = {name: value for name, value in opt.code_arguments(given).items() if value is not None}
-    if code or (":" in file and not Path(file).exists()):
+    if file.startswith(PREFIX):
+        found = describe_teacher(describe_hugging_face(file, code))
+    elif code or (":" in file and not Path(file).exists()):
         values = {n: str(value) if isinstance(value, Path) else value for n, value in code.items()}
         found = describe_teacher(load_config(TeacherDescription, {"factory": file, **values}))
     else:
@@ -277,3 +282,40 @@ def bench(
             ("model", "share of one core", "real-time factor"),
             [(name, timing.core_share, timing.real_time_factor) for name, timing in streaming],
         )
+
+
+@command(
+    app,
+    "frami-edge tune student.int8.cpu.onnx --audio recordings/kitchen --out kitchen.onnx",
+    "frami-edge tune student.int8.cpu.onnx --audio day.wav --false-alarms-per-hour 1 "
+    "--out kitchen.onnx",
+)
+def tune(
+    output: Output,
+    model: Annotated[Path, typer.Argument(help="Streaming .onnx file of `frami-edge export`.")],
+    audio: Annotated[
+        list[Path],
+        typer.Option(
+            "--audio",
+            help="Recording of the place without your sounds, or a folder of them; repeatable.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The model with the new thresholds.")],
+    false_alarms: Annotated[
+        float | None,
+        typer.Option(
+            "--false-alarms-per-hour", min=1e-6, help="Target.", show_default="the model's"
+        ),
+    ] = None,
+) -> None:
+    """Adapt the thresholds of a model to the background of a place, without labels.
+
+    On a device without this program: `frami-edge-listen MODEL --tune SECONDS --out FILE`.
+    """
+    from frami_edge.event_scores import tune as tune_to
+    from frami_edge_runtime.classifier import Classifier
+
+    found = tune_to(model, audio, out, false_alarms_per_hour=false_alarms)
+    output.result({"out": str(out), **found.to_dict()})
+    rows = zip(Classifier(out).labels, found.on, found.off, strict=True)
+    output.table(f"Thresholds in {out}", ("label", "on", "off"), list(rows), caption=f"{found}.")

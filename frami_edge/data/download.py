@@ -29,13 +29,8 @@ def get_set(
 ) -> Arrival:
     """Put a complete set into the data root; a complete set that is there is left alone.
 
-    The archives have no published hash: what proves a download is that every clip is there.
-
-    Args:
-        name: A known set; one that is part of another fetches that one.
-        root: The data root; made if it does not exist.
-        url: Another address of the same archive, such as a mirror.
-        progress: Called with bytes done, in the phases `fetch` and `unpack`.
+    The archives have no published hash: what proves a download is that every clip is there. `url`
+    is another address of the same archive. `progress` counts bytes in `fetch` and `unpack`.
 
     Raises:
         DataError: The set may not be fetched by a program (names the form to fill in), an

@@ -436,15 +436,11 @@ _TONAL_RHYTHM_S = 0.4  # longest sound that is repeated: longer ones overlap at 
 
 
 class ProceduralAudio:
-    """Hand-written random sounds.
+    """Hand-written random sounds of 0.05 to 600 s, at a sample rate of at least 1000 Hz.
 
     Each clip layers one to four events (shaped noise, harmonic tones, chirps, impacts, click
     trains; sustained, single or repeated) over an optional background, in an optional room, at a
     random level.
-
-    Args:
-        sample_rate: Hz, at least 1000.
-        seconds: Length of a clip, 0.05 to 600 s.
 
     Raises:
         AudioError: A rate or length out of range.
@@ -545,16 +541,10 @@ _CHUNK_SAMPLES = 4_000_000  # held at once: 16 MB
 
 
 def procedural_mels(spec: MelSpec, n: int, frames: int, seed: int) -> Tensor:
-    """Random crops of procedural audio through the real front end.
+    """Random crops of procedural audio through the front end: (n, 1, M, T) float32, normalised.
 
-    Args:
-        spec: The teacher's front end.
-        n: Number of mels.
-        frames: Frames (T) of each.
-        seed: Mel i depends on the spec, on ``frames``, on the seed and on i only.
-
-    Returns:
-        (n, 1, M, T) float32 on the CPU, normalised, between ``spec.floor`` and ``spec.ceiling``.
+    They lie between ``spec.floor`` and ``spec.ceiling``. Mel i depends on the spec, on ``frames``
+    (T), on the seed and on i only.
 
     Raises:
         ConfigError: ``n``, ``frames`` or ``seed`` is out of range.

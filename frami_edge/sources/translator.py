@@ -31,12 +31,6 @@ class Translator(nn.Module):
 
     It keeps the natural texture of its input: the change is made at a quarter of the resolution and
     interpolated, so that it cannot write texture. Source: ours.
-
-    Args:
-        spec: Front end of the teacher.
-        n_classes: K.
-        latent: Size of z.
-        width: Channels of the coarse network.
     """
 
     def __init__(self, spec: MelSpec, n_classes: int, latent: int = 32, width: int = 48) -> None:
@@ -61,11 +55,10 @@ class Translator(nn.Module):
     def forward(
         self, x_B1MT: Tensor, z_BZ: Tensor, labels_B: Tensor, wanted_BK: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Translate towards classes (B,), or `frami_edge.sources.requests` (B, K).
+        """Towards classes (B,), or `frami_edge.sources.requests` (B, K).
 
-        Returns:
-            The new log-mels (B, 1, M, T) float32 in the physical range, and the change before
-            clamping, whose size is penalised.
+        Returns the log-mels in the physical range, and the change before clamping, which is
+        penalised.
         """
         classes_BK = condition(labels_B, wanted_BK, self.n_classes).to(z_BZ.dtype)
         given = torch.cat([z_BZ, classes_BK], dim=1)

@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from frami_edge.errors import TeacherError
 from frami_edge.models import Hidden
+from frami_edge.teachers.frontends import FrontEnd
 from frami_edge.teachers.tracing import (
     ANSWER,
     MEAN,
@@ -90,6 +91,10 @@ class ForeignTeacher(nn.Module):
         taken = Input(n_mels=taken) if isinstance(taken, int) else taken
         self.takes: Literal["mel", "audio"] = "mel" if taken.n_mels else "audio"
         self.classes = classes
+        self.front_end: FrontEnd | None = None
+        """The log-mel that was found inside it, where it takes audio by itself."""
+        self.why_audio = ""
+        """Why none was found."""
         self._calling = calling = find_calling(module, taken, classes, layout)
         events = trace(module, calling)
         x = taken.probe(calling.lengths[0])
@@ -168,6 +173,16 @@ class ForeignTeacher(nn.Module):
         """Assumptions that its owner should confirm, and what a user should know."""
         found = []
         a = self.anatomy
+        if self.front_end is not None:
+            found.append(
+                f"Its own log-mel, {self.front_end.spot}, was found and equals the front end shown "
+                f"to {self.front_end.difference:.1g}: the teacher takes log-mels."
+            )
+        elif self.takes == "audio":
+            found.append(
+                f"It takes audio, because {self.why_audio or 'no log-mel was searched for'}: clips "
+                "are kept as audio, and the front end shown is only proposed for the student."
+            )
         if a.also and self.takes == "mel":
             found.append(
                 f"The teacher takes mels as {' or '.join(a.also)} without an error as well, and "
@@ -182,10 +197,9 @@ class ForeignTeacher(nn.Module):
             )
         if a.clip_length is not None:
             found.append(
-                f"The teacher takes clips of {a.clip_length} frames alone: shorter ones are "
-                "repeated up to that length, longer ones are answered in windows and averaged. "
-                f"Crops of that length suit it best: --set bank.frames={a.clip_length} --set "
-                f"distill.crop_max={a.clip_length}."
+                f"The teacher takes clips of {a.clip_length} {self._calling.input.unit} alone: "
+                "shorter ones are repeated up to that length, longer ones are answered in windows "
+                "and averaged. Crops of that length suit it best (bank.frames, distill.crop_max)."
             )
         if a.answers_per_frame:
             found.append(
@@ -308,41 +322,60 @@ class ForeignTeacher(nn.Module):
                 return stride, offset, None if number else field
         length = self._calling.lengths[0]
         stride = max(1, round(length / count))
-        if self._calling.length is None and event.grid is None:
-            assert event.time_axis is not None
-            grown = event.longer[event.time_axis] - event.tensor.shape[event.time_axis]
-            stride = max(1, round((self._calling.lengths[1] - length) / grown))
+        if self._calling.length is None:
+            stride = self._stride_by_growth(event, count)
         return stride, (stride - 1) / 2, None
 
-    def _local_geometry(self, event: TracedTensor) -> tuple[int, float, int] | None:
-        """Stride, centre of frame 0 and receptive field; None for the whole clip."""
-        length = self._calling.lengths[-1]
+    def _stride_by_growth(self, event: TracedTensor, count: int, more: int = 8) -> int:
+        """Samples or mel frames per frame feature: how much longer a clip with more of them is."""
+
+        def shortest(frames: int, low: int) -> int:
+            """Shortest clip with so many frame features."""
+            high = self._calling.lengths[1]
+            while high - low > 1:
+                middle = (low + high) // 2
+                if self._probed(event, middle)[1].shape[2] < frames:
+                    low = middle
+                else:
+                    high = middle
+            return high
+
+        first = shortest(count + 1, self._calling.lengths[0])
+        return max(1, round((shortest(count + 1 + more, first) - first) / more))
+
+    def _probed(
+        self, event: TracedTensor, length: int, batch: int = 1, *, gradient: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Test signals and the frame features of a state."""
         handle = self._watch("probed", event.name, event.call)
         self._forget()
-        x = self._calling.input.probe(length, 1).requires_grad_()
+        x = self._calling.input.probe(length, batch).requires_grad_(gradient)
         try:
-            with torch.enable_grad():
+            with torch.set_grad_enabled(gradient):
                 self._calling.raw(self.module, x)
-                kept = self._kept.get("probed")
-                if kept is None or not kept.requires_grad:
-                    return None
-                frames_BCT = frames_of(kept, event.time_axis, event.grid)
-                count = frames_BCT.shape[2]
-                edges = []
-                middle, step = count // 2, max(1, count // 8)
-                for frame in sorted({max(0, middle - step), middle}):
-                    square = frames_BCT[:, :, frame].square().sum()
-                    (gradient,) = torch.autograd.grad(square, x, retain_graph=True)
-                    touched = gradient.abs().flatten(0, -2).sum(0).nonzero()[:, 0]
-                    if not len(touched):
-                        return None
-                    edges.append((frame, int(touched[0]), int(touched[-1])))
+                return x, frames_of(self._kept["probed"], event.time_axis, event.grid)
         finally:
             handle.remove()
             self._forget()
+
+    @torch.enable_grad()
+    def _local_geometry(self, event: TracedTensor) -> tuple[int, float, int] | None:
+        """Stride, centre of frame 0 and receptive field; None for the whole clip."""
+        length = self._calling.lengths[-1]
+        x, frames_BCT = self._probed(event, length, 4, gradient=True)
+        if not frames_BCT.requires_grad:
+            return None
+        count, edges = frames_BCT.shape[2], []
+        for frame in sorted({count // 4, max(count // 4, 3 * count // 4 - 1)}):
+            square = frames_BCT[:, :, frame].square().sum()
+            (gradient,) = torch.autograd.grad(square, x, retain_graph=True)
+            touched = gradient.abs().flatten(0, -2).sum(0).nonzero()[:, 0]
+            if not len(touched):
+                return None
+            edges.append((frame, int(touched[0]), int(touched[-1])))
         (early, first, last), (late, begin, end) = edges[0], edges[-1]
         field = end - begin + 1
-        if early == late or field > 0.9 * length:  # what recurrence carries further may round to 0
+        if early == late or field > 0.7 * length:  # what recurrence carries further may round to 0
             return None
         stride = max(1, round(((begin - first) + (end - last)) / 2 / (late - early)))
         return stride, (begin + end) / 2 - late * stride, field

@@ -21,9 +21,11 @@ from frami_edge.checkpoint import Card, Teacher, TrainedOn, load_checkpoint
 from frami_edge.config import Strict, dump_config, load_config, presets, read_mapping
 from frami_edge.errors import CheckpointError, ConfigError, TeacherError
 from frami_edge.io import atomic_write_text, read_small, sha256_file, sha256_tensors
+from frami_edge.teachers import hugging_face
 from frami_edge.teachers.foreign import ForeignTeacher
+from frami_edge.teachers.frontends import LogMelInput, NotFound, find_front_end
 from frami_edge.teachers.selection import Keep, select_classes
-from frami_edge.teachers.tracing import in_words
+from frami_edge.teachers.tracing import AUDIO_LAYOUTS, LAYOUTS, Input, find_calling, in_words, takes
 from frami_edge.teachers.weights import load_weights, read_weights
 from frami_edge_runtime.errors import FramiEdgeError, MelSpecError
 from frami_edge_runtime.melspec import MelSpec
@@ -35,7 +37,7 @@ MAX_LABELS = 100_000
 """As in a checkpoint's card."""
 
 PathLike = str | os.PathLike[str]
-Layout = Literal["auto", "B1MT", "BMT", "B1TM", "BTM", "B3MT", "B3TM"]
+Layout = Literal["auto", "B1MT", "BMT", "B1TM", "BTM", "B3MT", "B3TM", "BN", "B1N"]
 Output = Literal["softmax", "sigmoid"]
 
 
@@ -46,16 +48,19 @@ class TeacherDescription(Strict):
     """`module:callable` that gives the `nn.Module`; the module is imported, so it runs as code."""
     arguments: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the callable."""
-    weights: str
+    weights: str | None = None
     """safetensors, or a torch file of tensors; relative to the description's folder."""
     weights_under: str | None = None
     """Where in the file, such as `ema` or `state_dict.teacher`, where several sets would fit."""
-    mel: str | dict[str, Any]
+    mel: str | dict[str, Any] | None = None
     """Front end: keys of MelSpec, a YAML file of them, or a preset such as `mel/log-mel-16k-64`."""
+    sample_rate: int | None = Field(default=None, ge=1000, le=768_000)
+    """Of the audio that the module takes, in Hz; instead of `mel`."""
     labels: str | tuple[str, ...]
     """Class names in the order of the logits, or a file with one name per line."""
     layout: Layout = "auto"
-    """Axes of the input: B batch, 1 a channel (3: the same mel thrice), M mel bands, T frames."""
+    """Axes of the input: B batch, 1 a channel (3: the same mel thrice), M mel bands, T frames; N
+    samples."""
     frames: str | None = None
     """Module whose output is the last hidden state over time (`NAME@in` for its input)."""
     pooled: str | None = None
@@ -75,6 +80,7 @@ def load_teacher(
     *,
     mel: MelSpec | Mapping[str, Any] | PathLike | None = None,
     labels: Sequence[str] | PathLike | None = None,
+    sample_rate: int | None = None,
     weights: PathLike | None = None,
     arguments: Mapping[str, Any] | None = None,
     frames: str | None = None,
@@ -86,12 +92,17 @@ def load_teacher(
     """Open a trained classifier so that it can be inverted and distilled.
 
     Args:
-        source: One of four things. A path: a checkpoint of `frami-edge train-teacher`, or a YAML
-            description of a teacher. The name of a teacher that ships with the package
-            (`digits-teacher`). `"module:callable"` that builds an `nn.Module`; it needs `weights`,
-            `mel` and `labels`. An `nn.Module` in memory with its trained weights; it needs `mel`
-            and `labels`, and stays unchanged: the teacher is a copy.
-        mel: Front end: a MelSpec, its keys, a YAML file of them, or a preset.
+        source: One of five things. A path: a checkpoint of `frami-edge train-teacher`, or a YAML
+            description of a teacher. `"hf:FOLDER"` or `"hf:OWNER/NAME"`: an audio classifier of
+            Hugging Face, which needs `transformers`. The name of a teacher that ships with the
+            package (`digits-teacher`). `"module:callable"` that builds an `nn.Module`; it needs
+            `weights`, `labels`, and `mel` or `sample_rate`. An `nn.Module` in memory with its
+            trained weights; it needs `labels`, and `mel` or `sample_rate`, and stays unchanged: the
+            teacher is a copy.
+        mel: Front end of a module that takes log-mels: a MelSpec, its keys, a YAML file of them, or
+            a preset.
+        sample_rate: Sample rate in Hz of a module that takes audio. The log-mel inside it is
+            searched for; where there is none, the teacher takes audio.
         labels: Class names in the order of the logits, or a file with one name per line.
         weights: safetensors, or a torch file of tensors.
         arguments: Keyword arguments of the callable.
@@ -114,6 +125,7 @@ def load_teacher(
     facts: dict[str, Any] = {
         "mel": mel.to_dict() if isinstance(mel, MelSpec) else _plain(mel),
         "labels": _plain(labels),
+        "sample_rate": sample_rate,
         "weights": _plain(weights),
         "arguments": arguments,
         "frames": frames,
@@ -123,7 +135,7 @@ def load_teacher(
     }
     facts = {name: value for name, value in facts.items() if value is not None}
     if isinstance(source, nn.Module):
-        _check_facts("module in memory", facts, ("mel", "labels"), ("weights", "arguments"))
+        _check_facts("module in memory", facts, ("labels",), ("weights", "arguments"))
         kind = type(source)
         try:
             module = copy.deepcopy(source)
@@ -133,16 +145,29 @@ def load_teacher(
                 "The module cannot be copied, so it is used as it is: frozen, in evaluation mode, "
                 "in float32."
             )
+        model, spec = open_module(
+            module,
+            read_labels(facts["labels"]),
+            read_mel(facts["mel"]) if "mel" in facts else None,
+            sample_rate,
+            layout=layout or "auto",
+            frames=frames,
+            pooled=pooled,
+            output=output,
+        )
         card = Card(
             kind="teacher",
             arch={"module": f"{kind.__module__}.{kind.__qualname__}"},
-            mel=read_mel(facts["mel"]).to_dict(),
+            mel=spec.to_dict(),
             labels=read_labels(facts["labels"]),
+            output=model.anatomy.output,
         )
-        sha256 = sha256_tensors(module.state_dict())
-        return _kept(_opened(module, card, sha256, layout or "auto", frames, pooled, output), keep)
+        return _kept(Teacher(model.eval(), card, spec, sha256_tensors(source.state_dict())), keep)
+    if isinstance(source, str) and source.startswith(hugging_face.PREFIX):
+        _check_facts(f"teacher {source}", facts, (), ("mel", "sample_rate", "labels", "weights"))
+        return _kept(open_teacher(describe_hugging_face(source, facts)), keep)
     if isinstance(source, str) and ":" in source and not Path(source).exists():
-        _check_facts(f"teacher {source}", facts, ("weights", "mel", "labels"))
+        _check_facts(f"teacher {source}", facts, ("weights", "labels"))
         facts["factory"] = source
         return _kept(open_teacher(load_config(TeacherDescription, facts)), keep)
     if facts:
@@ -160,13 +185,17 @@ def _check_facts(
     what: str, facts: Mapping[str, Any], needed: Sequence[str], unfit: Sequence[str] = ()
 ) -> None:
     missing = [name for name in needed if name not in facts]
+    if needed and not {"mel", "sample_rate"} & set(facts):
+        missing.append("mel or sample_rate")
     given = [name for name in unfit if name in facts]
     if missing or given:
         problem = f"without {', '.join(missing)}" if missing else f"with {', '.join(given)}"
         raise ConfigError(
             f"The {what} was passed {problem}.",
-            fix="A callable needs weights, mel and labels (--weights, --mel, --labels); a module "
-            "in memory needs mel and labels, and has its weights already.",
+            fix="It carries these facts itself: leave them out."
+            if not needed
+            else "A callable needs --weights, --labels, and --mel where it takes log-mels or "
+            "--sample-rate where it takes audio. A module in memory has its weights already.",
         )
 
 
@@ -176,20 +205,127 @@ def open_teacher(source: Path | TeacherDescription) -> Teacher:
         if source.suffix.lower() not in DESCRIPTIONS:
             return load_checkpoint(source, "teacher")
         source = read_description(source)
+    labels, mel = read_labels(source.labels), read_mel(source.mel) if source.mel else None
+    module, sha256 = build_teacher(source)
+    model, spec = open_described(source, module, labels, mel)
     card = Card(
         kind="teacher",
         arch={"factory": source.factory, "arguments": source.arguments},
-        mel=read_mel(source.mel).to_dict(),
-        labels=read_labels(source.labels),
+        mel=spec.to_dict(),
+        labels=labels,
+        output=model.anatomy.output,
         trained_on=source.trained_on,
         licence=source.licence,
     )
-    module, sha256 = build_teacher(source)
-    teacher = _opened(
-        module, card, sha256, source.layout, source.frames, source.pooled, source.output
+    return _kept(Teacher(model.eval(), card, spec, sha256, source), source.keep)
+
+
+def open_described(
+    source: TeacherDescription, module: nn.Module, labels: Sequence[str], mel: MelSpec | None
+) -> tuple[ForeignTeacher, MelSpec]:
+    """The described module behind our interface, as `open_module`."""
+    return open_module(
+        module,
+        labels,
+        mel,
+        source.sample_rate,
+        layout=source.layout,
+        frames=source.frames,
+        pooled=source.pooled,
+        output=source.output,
     )
-    teacher.description = source
-    return _kept(teacher, source.keep)
+
+
+def open_module(
+    module: nn.Module,
+    labels: Sequence[str],
+    mel: MelSpec | None,
+    sample_rate: int | None,
+    *,
+    layout: str = "auto",
+    frames: str | None = None,
+    pooled: str | None = None,
+    output: Output | None = None,
+) -> tuple[ForeignTeacher, MelSpec]:
+    """A module behind our interface, and its front end.
+
+    Without a sample rate it takes log-mels of `mel`, or, where it does not, audio at their rate.
+    With one it takes audio. Where the log-mel inside it is proved equal to a MelSpec, the teacher
+    takes that log-mel; otherwise it takes audio, and the front end is proposed for the student.
+
+    Raises:
+        ConfigError: Neither mel nor sample rate, or two different rates.
+        TeacherError: As `ForeignTeacher`; or the log-mel inside belongs to another sample rate.
+    """
+    how: dict[str, Any] = {"frames": frames, "pooled": pooled, "output": output}
+    classes = len(labels)
+    if mel is None and sample_rate is None:
+        raise ConfigError(
+            "The teacher has neither a mel front end nor a sample rate.",
+            fix="Give --mel where it takes log-mels, --sample-rate where it takes audio.",
+        )
+    if mel and sample_rate not in (None, mel.sample_rate):
+        raise ConfigError(
+            f"The sample rate {sample_rate} Hz is not that of the mel, {mel.sample_rate} Hz.",
+            fix="Give --sample-rate alone for a module that takes audio, --mel for one that takes "
+            "log-mels.",
+        )
+    module = module.float().eval().requires_grad_(False)
+    if mel and sample_rate is None:
+        mels, audio = Input(n_mels=mel.n_mels), Input(sample_rate=mel.sample_rate)
+        orders = LAYOUTS if layout == "auto" else (layout,)
+        heard = [o for o in AUDIO_LAYOUTS if layout in ("auto", o)]
+        if (
+            not heard
+            or any(takes(module, mels, classes, order) for order in orders if order not in heard)
+            or not any(takes(module, audio, classes, order) for order in heard)
+        ):
+            return ForeignTeacher(module, mels, classes, layout=layout, **how), mel
+    rate = sample_rate or (mel.sample_rate if mel else 0)
+    if layout not in ("auto", *AUDIO_LAYOUTS):
+        raise ConfigError(
+            f"The layout {layout} is one of log-mels, and the teacher takes audio.",
+            fix="Leave --layout out, or leave --sample-rate out and give --mel.",
+        )
+    calling = find_calling(module, Input(sample_rate=rate), classes, layout)
+    found = find_front_end(module, rate, calling, mel)
+    if isinstance(found, NotFound):
+        if found.rate:
+            raise TeacherError(
+                f"The teacher was built for another sample rate than {rate} Hz: {found.reason}.",
+                fix=f"Give --sample-rate {found.rate}.",
+            )
+        model = ForeignTeacher(module, Input(sample_rate=rate), classes, layout=layout, **how)
+        model.why_audio = found.reason
+        return model, mel or proposed_mel(rate)
+    how |= {name: f"net.{how[name]}" for name in ("frames", "pooled") if how[name]}
+    inside = LogMelInput.shortened(module, found, calling)
+    model = ForeignTeacher(inside, found.mel.n_mels, classes, layout="B1MT", **how)
+    model.front_end = found
+    return model, found.mel
+
+
+def proposed_mel(sample_rate: int) -> MelSpec:
+    """A front end for the student of a teacher that has none: windows of 25 ms, hop 10 ms."""
+    window = sample_rate // 40
+    return MelSpec(
+        sample_rate=sample_rate,
+        n_fft=1 << (window - 1).bit_length(),
+        win_length=window,
+        hop_length=sample_rate // 100,
+        n_mels=40 if sample_rate < 16_000 else 64,
+        mean=-6.0,
+        std=4.0,
+    )
+
+
+def describe_hugging_face(source: str, facts: Mapping[str, Any]) -> TeacherDescription:
+    """The description of `hf:FOLDER` or `hf:OWNER/NAME`; facts replace what it says itself.
+
+    Raises:
+        FramiEdgeError: As `hugging_face.facts_of`.
+    """
+    return load_config(TeacherDescription, hugging_face.facts_of(source) | dict(facts))
 
 
 def build_teacher(description: TeacherDescription) -> tuple[nn.Module, str]:
@@ -199,6 +335,13 @@ def build_teacher(description: TeacherDescription) -> tuple[nn.Module, str]:
         CheckpointError: The weights are missing, damaged, or do not fit.
         TeacherError: The module cannot be built.
     """
+    if description.weights is None:
+        if description.factory != hugging_face.FACTORY:
+            raise ConfigError(
+                "The description of the teacher has no weights.", fix="Add `weights: FILE`."
+            )
+        module = build_module(description.factory, description.arguments)
+        return module, sha256_tensors(module.state_dict())
     path = Path(description.weights)
     if not path.is_file():
         raise CheckpointError(f"There are no weights {path}.", fix="Check --weights.")
@@ -206,29 +349,6 @@ def build_teacher(description: TeacherDescription) -> tuple[nn.Module, str]:
     module = build_module(description.factory, description.arguments)
     load_weights(module, tensors, path, description.weights_under)
     return module, sha256_file(path)
-
-
-def _opened(
-    module: nn.Module,
-    card: Card,
-    sha256: str,
-    layout: str,
-    frames: str | None,
-    pooled: str | None,
-    output: Output | None,
-) -> Teacher:
-    mel = MelSpec.from_dict(card.mel)
-    model = ForeignTeacher(
-        module,
-        mel.n_mels,
-        len(card.labels),
-        layout=layout,
-        frames=frames,
-        pooled=pooled,
-        output=output,
-    )
-    card = card.model_copy(update={"output": model.anatomy.output})
-    return Teacher(model.eval(), card, mel, sha256)
 
 
 def _kept(teacher: Teacher, keep: Keep | None) -> Teacher:

@@ -34,7 +34,9 @@ _USUAL_LENGTHS = (32, 48, 49, 50, 61, 63, 64, 80, 96, 98, 99, 100, 101, 125, 126
                   250, 251, 256, 300, 301, 400, 401, 500, 501, 512, 998, 1000, 1001,
                   1024)  # fmt: skip
 """Mel frames of the clips that networks of one length are commonly built for."""
-_SEARCH_S = 20.0
+_USUAL_SECONDS = (0.5, 0.975, 1, 1.5, 1.51125, 2, 3, 4, 5, 6, 8, 10)
+_USUAL_SAMPLES = (15_600, 30_225, 59_049)  # YAMNet's patch, ACDNet, SampleCNN
+_SEARCH_S = 4.0
 """Seconds spent at most on finding an unusual fixed length."""
 _TOLERANCE = 1e-4
 _LISTED = 6
@@ -64,6 +66,13 @@ class Input:
             return 256, 512
         unit = 1 << max(10, (self.sample_rate // 3).bit_length())  # a third to two thirds of 1 s
         return 2 * unit, 6 * unit
+
+    @property
+    def usual_lengths(self) -> tuple[int, ...]:
+        """Lengths of the clips that networks of one length are commonly built for."""
+        if self.n_mels:
+            return _USUAL_LENGTHS
+        return (*sorted({int(s * self.sample_rate) for s in _USUAL_SECONDS} | {*_USUAL_SAMPLES}),)
 
     @property
     def unit(self) -> str:
@@ -260,7 +269,7 @@ def find_calling(model: nn.Module, taken: Input, classes: int, asked: str = "aut
             return Calling(taken, classes, layout, None, _frame_axis(shapes))
         gives = "" if isinstance(shapes[-1], str) else "gives "
         tried.append(f"{layout}: {gives}{' and '.join(map(str, shapes))}")
-    if taken.n_mels and (fixed := _fixed(model, taken, classes, layouts)):
+    if fixed := _fixed(model, taken, classes, layouts):
         return fixed
     attempts = f"Tried: {'; '.join(tried)}."
     if not taken.n_mels:
@@ -300,7 +309,7 @@ def _fixed(model: nn.Module, taken: Input, classes: int, layouts: Sequence[str])
     for layout in layouts:
         works = [
             n
-            for n in _USUAL_LENGTHS
+            for n in taken.usual_lengths
             if _shapes(model, taken, classes, layout, (n,)) == [(BATCH, classes)]
         ]
         if works:
@@ -309,6 +318,8 @@ def _fixed(model: nn.Module, taken: Input, classes: int, layouts: Sequence[str])
             return Calling(
                 taken, classes, layout, works[-1] if works[-1] > 1.3 * works[0] else works[0]
             )
+    if not taken.n_mels:
+        return None
     until = time.monotonic() + _SEARCH_S
     for n in range(16, 1200):
         for layout in layouts:

@@ -328,8 +328,7 @@ def _check_port(ports: Sequence[Any], name: str, shape: tuple[int | None, ...], 
     if not fits:
         dims = ["dynamic" if n is None else n for n in shape]
         raise ModelFileError(
-            f"{who} must have {name} as float32 {dims}, not {found or 'nothing'}.",
-            fix=EXPORT_AGAIN,
+            f"{who} must have {name} as float32 {dims}, not {found or 'nothing'}.", fix=EXPORT_AGAIN
         )
 
 

@@ -1,7 +1,8 @@
 """Live audio: a microphone behind a bounded queue, or raw PCM from a pipe.
 
 A source has a ``sample_rate`` and a ``read`` that returns (mono samples, samples lost right before
-them), or None at the end. Lost samples are counted and never spliced over::
+them), or None at the end. Lost samples are counted and never spliced over. Its ``stats`` and
+``take_warnings`` report what is wrong with the input, see `monitor`::
 
     with Microphone(clf.info.mel.sample_rate) as mic:
         stream = clf.stream(mic.sample_rate, window_s=1.0)
@@ -27,19 +28,15 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from frami_edge_runtime.audio import (
-    POLL_S,
+from frami_edge_runtime.audio import POLL_S, AudioFile, ByteStream, PcmFrames, check_rate
+from frami_edge_runtime.errors import AudioError
+from frami_edge_runtime.monitor import (
     STALLED_S,
-    AudioFile,
-    ByteStream,
     CaptureStats,
     Channel,
     InputMonitor,
-    PcmFrames,
     check_channel,
-    check_rate,
 )
-from frami_edge_runtime.errors import AudioError
 from frami_edge_runtime.state import reason
 
 LONGEST_QUEUE_S: Final = 600.0
@@ -176,6 +173,8 @@ class Microphone:
             no such channel.
     """
 
+    live = True
+
     def __init__(
         self,
         sample_rate: int,
@@ -196,9 +195,7 @@ class Microphone:
         sounddevice = None
         arecord = driver != "portaudio" and shutil.which("arecord")
         if driver != "arecord":
-            with contextlib.suppress(
-                ImportError, OSError
-            ):  # OSError: there is no PortAudio library
+            with contextlib.suppress(ImportError, OSError):  # the latter: no PortAudio library
                 sounddevice = importlib.import_module("sounddevice")
         alsa = isinstance(device, str) and _ALSA_NAME.fullmatch(device)
         if arecord and (alsa or sounddevice is None):
@@ -247,11 +244,12 @@ class Microphone:
             counted,
             clipped=noticed.clipped,
             dead_s=noticed.dead_s,
+            stalled_s=noticed.stalled_s,
             clock_steps=noticed.clock_steps,
         )
 
     def take_warnings(self) -> list[tuple[str, str]]:
-        """New warnings, see `audio.InputMonitor`."""
+        """New warnings, see `monitor.InputMonitor`."""
         return self._driver.monitor.take_warnings()
 
     def close(self) -> None:
@@ -295,6 +293,11 @@ class _PortAudio:
             device = int(device)
         elif alsa := re.fullmatch(r"(?:plug)?hw:(\d+)(?:,(\d+))?", str(device)):
             device = f"(hw:{alsa[1]},{alsa[2] or 0})"  # as PortAudio's names end
+        if channel == 1 and channels == 1:
+            # Of one channel, ALSA would give the average.
+            with contextlib.suppress(sounddevice.PortAudioError, ValueError):
+                described = sounddevice.query_devices(device, "input")
+                channels = min(2, int(described.get("max_input_channels", 1)))
         self.note = ""
         self._expected: float | None = None  # time stamp of the next buffer, in seconds
         self._called = time.monotonic()
@@ -366,6 +369,7 @@ class _Arecord:
         channels: int | None,
         channel: Channel,
     ) -> None:
+        SampleQueue(wanted, seconds)  # refuses what it cannot hold, before arecord runs
         self._pcm = "default" if device is None else str(device)
         self.name = f"ALSA device {self._pcm}"
         self.note = ""
@@ -506,6 +510,7 @@ class PcmPipe:
     """
 
     device_note = ""
+    live = True
 
     def __init__(
         self,
@@ -575,7 +580,7 @@ class PcmPipe:
         return replace(self.monitor.stats) if self._file is None else self._file.stats
 
     def take_warnings(self) -> list[tuple[str, str]]:
-        """New warnings, see `audio.InputMonitor`."""
+        """New warnings, see `monitor.InputMonitor`."""
         return (self.monitor if self._file is None else self._file).take_warnings()
 
     def close(self) -> None:

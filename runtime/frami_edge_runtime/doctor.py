@@ -185,7 +185,7 @@ def check_onnx_runtime() -> Check:
 
 def check_gpu() -> tuple[str, Check]:
     """Compute capability of the first GPU, such as ``8.7``, or an empty string; and the check."""
-    if board := _jetson():  # whose nvidia-smi, if there is one, reports [N/A]
+    if board := jetson_board():  # whose nvidia-smi, if there is one, reports [N/A]
         sm = next((sm for chip, sm in _JETSON_SM.items() if chip in board), "")
         return sm, Check("GPU", "ok", f"{board}, {sm}")
     query = "--query-gpu=name,driver_version,compute_cap"
@@ -202,13 +202,12 @@ def check_gpu() -> tuple[str, Check]:
 
 def check_jetpack() -> list[Check]:
     """Whether the JetPack of a Jetson is new enough; nothing elsewhere."""
-    if not _jetson():
+    if not jetson_board():
         return []
-    release = re.match(r"#\s*R(\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)", _text(_L4T_FILE))
-    if release is None:
+    prefix = l4t = l4t_release()
+    if not l4t:
         fix = f"In a container mount it: -v /{_L4T_FILE}:/{_L4T_FILE}:ro"
         return [Check("JetPack", "warn", f"/{_L4T_FILE} cannot be read", fix)]
-    prefix = l4t = f"{release[1]}.{release[2]}"
     while prefix and prefix not in _JETPACKS:
         prefix = prefix.rpartition(".")[0]
     version, tensorrt = _JETPACKS.get(prefix, ("unknown", ""))
@@ -222,7 +221,7 @@ def check_jetpack() -> list[Check]:
 def check_tensorrt() -> tuple[str, Check]:
     """Version of the TensorRT that Python imports, or an empty string; and the check."""
     install = "pip install 'tensorrt>=10.3'"
-    if jetson := _jetson():
+    if jetson := jetson_board():
         install = "sudo apt install nvidia-jetpack; python3 -m venv --system-site-packages ENV"
     facts = probe(
         "import tensorrt as t; report(version=t.__version__, system='dist-packages' in t.__file__)"
@@ -377,7 +376,13 @@ def _text(path: str) -> str:
         return ""
 
 
-def _jetson() -> str:
+def l4t_release() -> str:
+    """L4T release of a Jetson, such as ``36.4.3``; empty where there is none to read."""
+    found = re.match(r"#\s*R(\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)", _text(_L4T_FILE))
+    return f"{found[1]}.{found[2]}" if found else ""
+
+
+def jetson_board() -> str:
     """Name of the Jetson's board, or an empty string."""
     board = _text("proc/device-tree/model")  # all that a container may see
     if re.search("NVIDIA.*(Jetson|Orin|Thor)", board) or (ROOT / _L4T_FILE).exists():

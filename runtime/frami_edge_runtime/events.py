@@ -19,7 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from frami_edge_runtime.errors import StreamError
+from frami_edge_runtime.modelfile import ModelInfo
 from frami_edge_runtime.stream import Result
+from frami_edge_runtime.thresholds import Thresholds, decision_scores
 
 LONGEST_S: Final = 86_400.0
 ROUNDING_S: Final = 1e-9
@@ -58,6 +60,9 @@ class EventSpec:
     min_level_db: float | None = None
     """Results about windows quieter than this, in dB of full scale, count as score 0. Needs
     ``level_db`` in `EventDetector.push`."""
+    reject: float | None = None
+    """Scores count times the share to which a sound is one of the labels: the logistic function of
+    the energy ln Σ exp(logits) less this; None: fully."""
     watch: tuple[str, ...] | None = None
     """Only these labels; None: all."""
     ignore: tuple[str, ...] = ()
@@ -84,6 +89,31 @@ class EventSpec:
                 "off must be above 0, or no event would end, and not above on.",
                 fix="Change on or off, or leave off out.",
             )
+
+    @classmethod
+    def for_model(cls, info: ModelInfo, **settings: Any) -> EventSpec:
+        """Settings with the thresholds of a model file.
+
+        Args:
+            info: `Classifier.info`.
+            settings: Those of `EventSpec`. With ``on`` or ``off`` the file's thresholds are not
+                used; ``overrides`` win over them.
+
+        Raises:
+            StreamError: A setting is out of range.
+            ModelFileError: The file's thresholds are damaged.
+        """
+        found = Thresholds.of(info)
+        if found is None or {"on", "off"} & set(settings):
+            return cls(**settings)
+        overrides: dict[str, dict[str, float | None]] = {
+            label: {"on": on, "off": off}
+            for label, on, off in zip(info.labels, found.on, found.off, strict=True)
+        }
+        for label, changes in settings.pop("overrides", {}).items():
+            kept = {} if "on" in changes else overrides.get(label, {})
+            overrides[label] = {**kept, **changes}
+        return cls(**{"reject": found.reject, **settings, "overrides": overrides})
 
     @property
     def threshold_off(self) -> float:
@@ -214,6 +244,8 @@ class EventDetector:
         least_db = self.spec.min_level_db
         quiet = level_db is not None and least_db is not None and level_db < least_db
         y_K = np.zeros_like(self._raw_K) if quiet else self._raw_K
+        if self.spec.reject is not None:
+            y_K = decision_scores(y_K, result.logits, self.spec.reject)
         if self.spec.smooth_s > 0 and self._smooth_K is not None:
             keep = 2 ** (-(middle - self._middle) / self.spec.smooth_s)
             y_K = keep * self._smooth_K + (1 - keep) * y_K

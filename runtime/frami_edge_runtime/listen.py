@@ -27,12 +27,22 @@ import numpy as np
 import numpy.typing as npt
 
 from frami_edge_runtime import __version__
-from frami_edge_runtime.audio import INT16_SCALE, STALLED_S, AudioFile, ByteStream
+from frami_edge_runtime.audio import AudioFile, ByteStream
 from frami_edge_runtime.capture import DRIVERS, Microphone, PcmPipe
 from frami_edge_runtime.classifier import Classifier
 from frami_edge_runtime.errors import AudioError, FramiEdgeError
 from frami_edge_runtime.events import Event, EventDetector, EventSpec
+from frami_edge_runtime.monitor import INT16_SCALE, STALLED_S
+from frami_edge_runtime.state import write_whole
 from frami_edge_runtime.stream import Result
+from frami_edge_runtime.thresholds import (
+    HOP_S,
+    WINDOW_S,
+    Thresholds,
+    background_scores,
+    tuned,
+    with_thresholds,
+)
 
 Source: TypeAlias = "AudioFile | PcmPipe | Microphone"
 Record: TypeAlias = "dict[str, Any]"
@@ -81,8 +91,8 @@ class LevelMeter:
         at = (self._clock + np.arange(len(x) + 1)) // self._block - self._clock // self._block
         self._clock += len(x)
         size = int(at[-1]) + 1  # the last block may still be empty
-        values = (x * x, x, np.ones_like(x))
-        fresh: npt.NDArray[Any] = np.stack([np.bincount(at[:-1], value, size) for value in values])
+        weights = (x * x, x, None)
+        fresh = np.stack([np.bincount(at[:-1], w, size) for w in weights]).astype(np.float64)
         fresh[:, 0] += self._sums[:, -1]
         self._sums = np.hstack([self._sums[:, :-1], fresh])[:, -self._blocks :]
 
@@ -155,7 +165,8 @@ class _Session:
         settings = {name: value for name, value in given.items() if value is not None}
         # Where one sound gives way to another, a few windows contain both and may name neither:
         # half a window as the shortest event leaves those out.
-        self._spec = EventSpec(**{"min_on_s": (window_s or forget_s) / 2, **settings})
+        shortest = {"min_on_s": (window_s or forget_s) / 2}
+        self._spec = EventSpec.for_model(classifier.info, **{**shortest, **settings})
         self._detector = EventDetector(self._spec, classifier.labels, forget_s=forget_s)
         self._look_back_s = self._stream.window_s or 2 * forget_s
         self._meter = LevelMeter(rate, self._look_back_s + LEVEL_SPAN_S)
@@ -256,9 +267,8 @@ class _Session:
 
     def _read_wall_clock(self) -> None:
         """Anew with every block: a sample clock drifts, and a wall clock may be set."""
-        source = self._source
-        if not isinstance(source, AudioFile):
-            waited_s = source.stats.lag_s if isinstance(source, Microphone) else 0.0
+        if self._source.live:
+            waited_s = self._source.stats.lag_s
             self._wall_s = time.time() - waited_s - self._clock / self._rate
 
     def _lose(self, lost: int) -> Iterator[Record]:
@@ -494,6 +504,37 @@ def run(options: argparse.Namespace) -> None:
             signal.signal(number, handler)
 
 
+def tune(options: argparse.Namespace) -> None:
+    """Listen to the background and write the model with thresholds for it.
+
+    Raises:
+        FramiEdgeError: The model or the source cannot be used, or there was too little audio.
+        OSError: The file cannot be written.
+    """
+    with (
+        Classifier(options.model, options.backend) as classifier,
+        closing(open_source(options, classifier.info.mel.sample_rate)) as source,
+    ):
+        old = Thresholds.of(classifier.info)
+        stream = classifier.stream(source.sample_rate, WINDOW_S, hop_s=HOP_S)
+        limit, heard = options.tune_s * source.sample_rate, 0
+
+        def blocks() -> Iterator[tuple[npt.NDArray[Any], int]]:
+            nonlocal heard
+            while heard < limit and (block := source.read()) is not None:
+                heard += len(block[0])
+                yield block
+
+        scores = background_scores(stream, blocks(), old.reject if old else None)
+        found = tuned(old, scores, len(classifier.labels), options.target)
+    data = with_thresholds(Path(options.model).read_bytes(), found)
+    write_whole(Path(options.out), lambda file: file.write(data))
+    if options.json:
+        print(json.dumps({"type": "tuned", "out": options.out, **found.to_dict()}))
+    else:
+        print(_printable(f"{options.out}: {found}"))
+
+
 def check(options: argparse.Namespace) -> bool:
     """Run the model's self-test and print its figures.
 
@@ -560,6 +601,15 @@ def seconds(text: str) -> float:
     return value
 
 
+def threshold(text: str) -> tuple[str, dict[str, float | None]]:
+    """A label, and its thresholds for `EventSpec.overrides`."""
+    label, equals, values = text.rpartition("=")
+    on, colon, off = values.partition(":")
+    if not (label and equals):
+        raise ValueError
+    return label, {"on": float(on), "off": float(off) if colon else None}
+
+
 def channel(text: str) -> int | str:
     """A number of a channel, or ``mix``."""
     return text if text == "mix" else int(text)
@@ -575,7 +625,7 @@ _OPTIONS: Final[dict[str, tuple[tuple[str, str, Any, str, str], ...]]] = {
         ("--backend", "backend", str, "NAME", "auto, cpu, cuda, tensorrt-ep or tensorrt"),
     ),
     "events": (
-        ("--on", "on", float, "P", "score at which an event starts (default 0.5)"),
+        ("--on", "on", float, "P", "score at which an event starts (default: the model's, or 0.5)"),
         ("--off", "off", float, "P", "score below which it ends (default: --on less 0.15)"),
         ("--min-on", "min_on_s", float, "S", "time above --on that starts it (default: window/2)"),
         ("--min-off", "min_off_s", float, "S", "time below --off that ends an event (default 0)"),
@@ -584,6 +634,7 @@ _OPTIONS: Final[dict[str, tuple[tuple[str, str, Any, str, str], ...]]] = {
         ("--smooth", "smooth_s", float, "S", "half-life of an average over the scores"),
         ("--update", "update_s", float, "S", "time between updates of an event (default 1)"),
         ("--min-level", "min_level_db", float, "DB", "ignore windows quieter than this, as -55"),
+        ("--threshold", "overrides", threshold, "LABEL=ON[:OFF]", "for one label; repeatable"),
         ("--watch", "watch", str, "LABEL", "only this label; repeatable"),
         ("--ignore", "ignore", str, "LABEL", "not this label; repeatable"),
     ),
@@ -597,13 +648,18 @@ _OPTIONS: Final[dict[str, tuple[tuple[str, str, Any, str, str], ...]]] = {
         ("--ring", "ring_s", seconds, "S", "audio that may wait for the model (default 10)"),
         ("--stall-timeout", "stall_s", seconds, "S", "fail if no audio comes (microphone: 5)"),
     ),
+    "thresholds for this place": (
+        ("--tune", "tune_s", seconds, "S", "listen to the background so long, without your sounds"),
+        ("--false-alarms", "target", seconds, "N", "wanted per hour (default: the model's)"),
+        ("--out", "out", str, "FILE", "the model with the new thresholds"),
+    ),
     "output": (
         ("--duration", "duration_s", seconds, "S", "stop after this much audio"),
         ("--mqtt", "mqtt", str, "HOST[:PORT]", "publish events, with Home Assistant discovery"),
         ("--mqtt-topic", "mqtt_topic", str, "PREFIX", "of topics (default frami-edge/HOSTNAME)"),
     ),
 }
-_REPEATABLE: Final = ("--watch", "--ignore")
+_REPEATABLE: Final = ("--threshold", "--watch", "--ignore")
 _FLAGS: Final = {
     ("--json",): "JSON Lines: start, result, event, gap, warning, summary",
     ("--plain",): "plain lines, also on a terminal",
@@ -656,6 +712,9 @@ def parse(arguments: Sequence[str] | None, prog: str) -> argparse.Namespace:
             parser.error(f"{option} is for {' and '.join(kinds)}, and the source is {kind}")
     if options.driver and options.driver not in DRIVERS:
         parser.error(f"--driver is one of {', '.join(DRIVERS)}")
+    options.overrides = dict(options.overrides or ()) or None
+    if options.tune_s and not options.out:
+        parser.error("--tune needs --out FILE")
     if options.top < 1:
         parser.error("--top must be at least 1")
     return options
@@ -671,6 +730,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = "frami-edge-listen"
         passed = True
         if options.selftest:
             passed = check(options)
+        elif options.tune_s:
+            tune(options)
         else:
             run(options)
         sys.stdout.flush()

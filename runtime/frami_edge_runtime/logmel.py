@@ -37,9 +37,10 @@ import numpy as np
 import numpy.typing as npt
 from numpy.fft import rfft
 
-from frami_edge_runtime.audio import INT16_SCALE, check_samples, repeat_to
+from frami_edge_runtime.audio import check_samples, repeat_to
 from frami_edge_runtime.errors import AudioError
 from frami_edge_runtime.melspec import MelSpec
+from frami_edge_runtime.monitor import INT16_SCALE
 from frami_edge_runtime.state import check_alike, require
 
 ROWS: Final = 4

@@ -33,6 +33,8 @@ from frami_edge_runtime.melspec import MelSpec
 SCHEMA: Final = 1
 METADATA_KEY: Final = "frami.model"
 HEAD_KEY: Final = "frami.head_onnx"
+THRESHOLDS_KEY: Final = "frami.thresholds"
+"""Thresholds that were tuned after the export; they win over those in the description."""
 TRUNK_INPUT: Final = "mel"
 TRUNK_OUTPUT: Final = "frames"
 HEAD_INPUT: Final = "pooled"
@@ -289,7 +291,33 @@ def read_model_info(source: Any) -> ModelInfo:
     Raises:
         ModelFileError: The metadata is missing, damaged or of another schema.
     """
-    return ModelInfo.from_json(_entry(source, METADATA_KEY))
+    entries = source if isinstance(source, Mapping) else source.get_modelmeta().custom_metadata_map
+    info = ModelInfo.from_json(_entry(entries, METADATA_KEY))
+    if tuned := entries.get(THRESHOLDS_KEY):
+        return info.replace(thresholds=parse_object(tuned, THRESHOLDS_KEY))
+    return info
+
+
+def metadata_entry(model: bytes, key: str, value: str) -> bytes:
+    """An ONNX file with one more metadata entry, written without the ``onnx`` package.
+
+    The entry goes to the end of the file: a protobuf message may be continued there. An entry of
+    the same key at the end, from an earlier call, is replaced.
+    """
+
+    def field(tag: int, content: bytes) -> bytes:
+        size, length = len(content), b""
+        while size > 0x7F:
+            length, size = length + bytes([size & 0x7F | 0x80]), size >> 7
+        return bytes([tag]) + length + bytes([size]) + content
+
+    name = field(0x0A, key.encode())  # StringStringEntryProto.key
+    if (found := model.rfind(name)) >= 0:
+        for start in range(found - 1, max(0, found - 8), -1):
+            if model[start] == 0x72 and model[start:] == field(0x72, model[found:]):
+                model = model[:start]
+                break
+    return model + field(0x72, name + field(0x12, value.encode()))  # ModelProto.metadata_props
 
 
 def read_head(source: Any) -> bytes:

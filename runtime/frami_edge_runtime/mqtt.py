@@ -51,7 +51,7 @@ class Publisher:
         try:
             # Imported here: it is an extra.
             from paho.mqtt.client import Client
-            from paho.mqtt.enums import CallbackAPIVersion
+            from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
         except ImportError:
             raise FramiEdgeError(
                 "--mqtt needs paho-mqtt, which is not installed.",
@@ -62,6 +62,8 @@ class Publisher:
         self._states: dict[str, str] = {}  # slug of each watched label, by label
         self._hello: list[tuple[str, str]] = []  # retained messages of every connection
         self._warnings: deque[tuple[str, str]] = deque()
+        self._full, self._dropped = MQTTErrorCode.MQTT_ERR_QUEUE_SIZE, 0
+        self._away = False  # one warning for each time that the broker is away
         self._client = Client(CallbackAPIVersion.VERSION2)
         self._client.max_queued_messages_set(MOST_QUEUED)
         self._client.reconnect_delay_set(1, LONGEST_RETRY_S)
@@ -88,9 +90,11 @@ class Publisher:
         """Publish a record, if it is one of the types that are published."""
         if record["type"] == "start":
             self._introduce(record)
-        elif record["type"] == "warning":
+        elif record["type"] == "warning" and record["kind"] != "mqtt":
             self._publish(self._topic("warning"), json.dumps(record))
         elif record["type"] == "event":
+            if record["kind"] == "update" and not self._client.is_connected():
+                return  # the queue is for starts and ends
             slug = self._states[record["label"]]
             self._publish(self._topic(slug, "event"), json.dumps(record))
             if record["kind"] != "update":
@@ -167,26 +171,32 @@ class Publisher:
         self._publish(self._topic("availability"), "online", retain=True)
 
     def _publish(self, topic: str, payload: str, *, retain: bool = False) -> None:
-        try:
-            self._client.publish(topic, payload, qos=1, retain=retain)
-        except ValueError as error:  # the queue is full
-            self._warnings.append(("mqtt", f"A message for {self.address} is dropped: {error}."))
+        if self._client.publish(topic, payload, qos=1, retain=retain).rc == self._full:
+            self._dropped += 1
+            if self._dropped == 1:
+                self._warnings.append(("mqtt", f"{MOST_QUEUED} messages wait: more are dropped."))
 
     def _topic(self, *parts: str) -> str:
         return "/".join((self._prefix, *parts))
 
     def _connected(self, client: Any, data: Any, flags: Any, code: Any, properties: Any) -> None:
         if code.is_failure:
-            self._warnings.append(("mqtt", f"{self.address} refuses the connection: {code}."))
+            self._report_away(f"refuses the connection: {code}")
         else:
+            self._away = False
             self._greet()
 
     def _failed(self, client: Any, data: Any) -> None:
-        self._warnings.append(("mqtt", f"{self.address} cannot be reached; trying again."))
+        self._report_away("cannot be reached")
 
     def _disconnected(self, client: Any, data: Any, flags: Any, code: Any, rest: Any) -> None:
         if code.is_failure:
-            self._warnings.append(("mqtt", f"{self.address} has gone: {code}; trying again."))
+            self._report_away(f"has gone: {code}")
+
+    def _report_away(self, why: str) -> None:
+        if not self._away:
+            self._away = True
+            self._warnings.append(("mqtt", f"The broker {self.address} {why}; trying again."))
 
 
 def _slug(text: str) -> str:

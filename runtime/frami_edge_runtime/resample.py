@@ -17,8 +17,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from frami_edge_runtime.audio import INT16_SCALE
 from frami_edge_runtime.errors import AudioError
+from frami_edge_runtime.monitor import INT16_SCALE
 from frami_edge_runtime.state import check_alike, require
 
 REACH: Final = 128

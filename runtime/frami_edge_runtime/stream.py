@@ -48,6 +48,16 @@ _NOTHING: Final = np.zeros(0, np.float32)
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
+def scores_of(logits: npt.NDArray[np.floating], output: str) -> npt.NDArray[np.float32]:
+    """Scores (..., K) of logits: softmax or sigmoid, computed in float64 and rounded once."""
+    z = logits.astype(np.float64)
+    if output == "sigmoid":
+        return (0.5 * (1 + np.tanh(0.5 * z))).astype(np.float32)
+    exponents = np.exp(z - z.max(axis=-1, keepdims=True))
+    scores: npt.NDArray[np.float32] = exponents / exponents.sum(axis=-1, keepdims=True)
+    return scores.astype(np.float32)
+
+
 @dataclass(frozen=True, eq=False)
 class Result:
     """The model's answer to one stretch of audio."""
@@ -486,16 +496,8 @@ class Stream:
         return self._hop is not None and self._pool.slots % self._hop == 0
 
     def _result(self, logits_K: npt.NDArray[np.float32], *, last: bool) -> Result:
-        """The result of the pooled statistics, whose logits these are; the last covers all audio.
-
-        The scores are computed in float64 and rounded once.
-        """
-        z_K = logits_K.astype(np.float64)
-        if self._info.output == "sigmoid":
-            scores_K = (0.5 * (1 + np.tanh(0.5 * z_K))).astype(np.float32)
-        else:
-            exponents = np.exp(z_K - float(z_K.max()))
-            scores_K = (exponents / exponents.sum()).astype(np.float32)
+        """The result of the statistics that gave these logits; the last covers all audio."""
+        scores_K = scores_of(logits_K, self._info.output)
         index = int(logits_K.argmax())
         now, pool = self._time, self._pool
         lost, now.lost = now.lost, 0

@@ -153,7 +153,7 @@ def student(
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory, student: dict[str, Any]) -> Path:
-    """The student's export: fp32, whole classifier and int8, without gates."""
+    """The student's export: fp32, whole classifier, int8 and waveform, without gates."""
     from frami_edge.checkpoint import load_checkpoint
     from frami_edge.journey import calibration_mels, facts_of
     from frami_edge.models import StudentNet
@@ -175,6 +175,6 @@ def exported(tmp_path_factory: pytest.TempPathFactory, student: dict[str, Any]) 
     calibration = calibration_mels(loaded, bank=run / "bank", count=64).mels
     export_student(
         loaded.model.collapse(), facts_of(loaded), out, int8=True, calibration=calibration,
-        source="bank", options=options,
+        source="bank", waveform=True, options=options,
     )  # fmt: skip
     return out

@@ -5,7 +5,10 @@ from __future__ import annotations
 import functools
 import json
 import shlex
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +18,10 @@ from torch import nn
 from typer.testing import CliRunner, Result
 
 from frami_edge.bank import Bank, BankIndex, Clips
-from frami_edge.checkpoint import Card, save_checkpoint
+from frami_edge.checkpoint import Card, load_checkpoint, save_checkpoint
 from frami_edge.cli import app
 from frami_edge.config import StudentArch
+from frami_edge.journey import calibration_mels
 from frami_edge.models import StudentNet
 from frami_edge.sources.procedural import procedural_mels
 from frami_edge_export import options
@@ -69,12 +73,14 @@ def bank(tmp_path: Path) -> Path:
     return make_bank(tmp_path / "bank", TEACHER)
 
 
-def make_bank(folder: Path, teacher: str) -> Path:
+def make_bank(
+    folder: Path, teacher: str, sources: Sequence[str] = ("inversion", "procedural")
+) -> Path:
     index = BankIndex(
         mel=SPEC.to_dict(), frames=40, labels=LABELS, teacher_sha256=teacher, config={}, seed=0
     )
     bank = Bank.create(folder, index)
-    for i, source in enumerate(("inversion", "procedural")):
+    for i, source in enumerate(sources):
         mels = procedural_mels(SPEC, 90, 40, seed=i)
         bank.append(source, Clips(mels, torch.zeros(90).long(), torch.zeros(90, 3)), 0, 1)
     return folder
@@ -123,6 +129,29 @@ def test_without_a_bank_int8_is_calibrated_on_procedural_clips(
     assert result.exit_code in (0, 3), result.output
     assert "64 synthetic clips from the procedural (64 procedural)" in result.stderr
     assert "Verdicts" in result.stdout
+
+
+EVERY = {"inversion": 3, "procedural": 1, "translator": 0}
+
+
+@pytest.mark.parametrize(
+    ("learned", "sources", "clips"),
+    [
+        (EVERY, (*EVERY, "white_noise"), {"inversion": 30, "procedural": 10}),
+        (None, ("inversion", "procedural", "white_noise"), {"inversion": 20, "procedural": 20}),
+        ({"white_noise": 1}, ("white_noise",), {"white_noise": 40}),
+    ],
+)
+def test_int8_is_calibrated_on_what_the_student_learned_from(
+    checkpoint: Path, tmp_path: Path, learned: Any, sources: Sequence[str], clips: dict[str, int]
+) -> None:
+    student = load_checkpoint(checkpoint, "student")
+    recipe = {"bank": {"frames": 40, "sources": learned}} if learned else {}
+    student = replace(student, card=student.card.model_copy(update={"recipe": recipe}))
+    bank = make_bank(tmp_path / "bank", TEACHER, sources)
+    found = calibration_mels(student, bank=bank, count=40)
+    assert found.clips == clips
+    assert found.mels.shape == (40, 1, SPEC.n_mels, 40)
 
 
 def test_a_failed_gate_ends_with_3_and_keeps_the_files(

@@ -20,7 +20,6 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 from typer.testing import Result
 
-from frami_edge.cli.models import text
 from frami_edge.inspecting import describe
 from frami_edge.io import json_text
 from frami_edge_runtime.errors import FramiEdgeError
@@ -217,10 +216,3 @@ def test_changed_bytes_end_in_a_description_or_a_known_error(
     path.write_bytes(changed[: data.draw(st.integers(1, len(changed)))])
     with contextlib.suppress(FramiEdgeError):
         json_text(describe(path).to_dict())
-
-
-def test_values_in_a_table() -> None:
-    assert text(1234567) == "1 234 567"
-    assert text({"a": 1, "b": [1.5, None]}) == "a: 1; b: 1.5, -"
-    assert text(list("x" * 30)).endswith("and 18 more")
-    assert text({"recipe": dict.fromkeys(range(20))}) == "recipe: 20 entries"

@@ -107,11 +107,7 @@ def test_an_incomplete_folder_is_not_touched(
     ],
 )
 def test_a_bad_archive_leaves_nothing(
-    tmp_path: Path,
-    server: Server,
-    fsdd: bytes,
-    make: Callable[[bytes, Path], bytes],
-    message: str,
+    tmp_path: Path, server: Server, fsdd: bytes, make: Callable[[bytes, Path], bytes], message: str
 ) -> None:
     server.body = make(fsdd, tmp_path)
     with pytest.raises(DataError, match=message):

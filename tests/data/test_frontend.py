@@ -24,14 +24,7 @@ SPECS = {
     "db": MelSpec(log="db", log_floor="clamp", log_eps=1e-8, f_min=50.0, f_max=7000.0, n_mels=40),
     "magnitude-log10": MelSpec(power=1.0, log="log10", mean=-2.0, std=1.5),
     "per-band": MelSpec(
-        sample_rate=8000,
-        n_fft=256,
-        win_length=200,
-        hop_length=80,
-        n_mels=20,
-        log="log2",
-        mean=tuple(float(-m) for m in range(20)),
-        std=tuple(1.0 + m / 10 for m in range(20)),
+        8000, 256, 200, 80, 20, log="log2", mean=tuple(range(-20, 0)), std=(1.0, 2.0) * 10
     ),
     "pre-emphasis": MelSpec(pre_emphasis=0.97, window="hann_symmetric", center=True),
     "kaldi": MelSpec(
@@ -42,7 +35,7 @@ SPECS = {
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_the_front_end_meets_its_definition(name: str) -> None:
+def test_the_front_end_is_the_runtimes(name: str) -> None:
     spec = SPECS[name]
     samples = np.random.default_rng(1).normal(0, 0.1, 12_345).astype(np.float32)
     got_MT = LogMel(spec)(torch.from_numpy(samples)).numpy()
@@ -164,17 +157,9 @@ def test_short_clips_are_repeated_up_to_one_window() -> None:
         assert LogMel(other)(tiled).shape[-1] == other.frames(len(tiled)) >= 1
 
 
-@pytest.mark.parametrize("rate", [8_000, 22_050, 48_000, 44_101])
-def test_resampling_keeps_a_tone(rate: int) -> None:
-    seconds = torch.arange(rate) / rate
-    got = resample(torch.sin(2 * torch.pi * 440 * seconds), rate, 16_000)
-    assert abs(len(got) - 16_000) <= 1
-    want = torch.sin(2 * torch.pi * 440 * torch.arange(len(got)) / 16_000)
-    assert (got - want)[200:-200].abs().max() < 2e-2
-
-
-def test_resampling_is_torchaudios() -> None:
+@pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 44_101])
+def test_resampling_is_torchaudios(rate: int) -> None:
     samples = torch.randn(4_410, generator=torch.Generator().manual_seed(0))
-    want = torchaudio.functional.resample(samples, 44_100, 16_000)
-    torch.testing.assert_close(resample(samples, 44_100, 16_000), want, atol=1e-4, rtol=1e-4)
+    want = torchaudio.functional.resample(samples, rate, 16_000)
+    torch.testing.assert_close(resample(samples, rate, 16_000), want, atol=5e-4, rtol=1e-4)
     assert resample(samples, 16_000, 16_000) is samples

@@ -93,7 +93,11 @@ CHANGES: dict[str, dict[str, str]] = {
         'config="fsdd-student"': 'config="fsdd-student", overrides=SMALL | STUDENT',
         "import frami_edge as fe\n": f"import frami_edge as fe\n{PYTHON}",
     },
-    "docs/PROTOCOL.md": {"compare.py mine.yaml": f"compare.py mine.yaml {TINY}"},
+    "docs/PROTOCOL.md": {
+        "compare.py mine.yaml": f"compare.py mine.yaml {TINY}",
+        'folds: ["1", "2"]': 'folds: ["1"]',
+        "seeds: [0, 1]": "seeds: [0]",
+    },
 }
 
 

@@ -131,7 +131,17 @@ def test_the_report_keeps_its_contract(exported: tuple[Path, ExportReport]) -> N
         if "fp16" not in artifact["name"]:
             assert 0 < artifact["p50_ms"] <= artifact["p95_ms"]
     top = {"schema", "ok", "name", "artifacts", "recommended", "reason", "calibration", "gates"}
-    top |= {"quantisation", "layers", "bench", "options", "versions", "notes", "stale", "engines"}
+    top |= {
+        "quantisation",
+        "layers",
+        "bench",
+        "options",
+        "versions",
+        "notes",
+        "stale",
+        "engines",
+        "thresholds",
+    }
     assert set(values) == top
     assert {"source", "samples", "sha256"} <= set(values["calibration"])
     assert all({"name", "value", "limit", "passed"} <= set(g) for g in values["gates"])

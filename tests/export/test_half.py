@@ -83,10 +83,7 @@ def test_int8_with_a_half_rest(int8: onnx.ModelProto, mels: np.ndarray) -> None:
 
 @pytest.mark.parametrize("fits", [True, False])
 def test_the_files_pass_their_gates_and_load_or_are_left_out_with_a_note(
-    made: OnnxStudent,
-    int8: onnx.ModelProto,
-    mels: np.ndarray,
-    fits: bool,
+    made: OnnxStudent, int8: onnx.ModelProto, mels: np.ndarray, fits: bool
 ) -> None:
     artifact = Artifact("int8.trt", "s.int8.trt.onnx", "streaming", "int8")
     draft = Draft(artifact, made.described(int8, made.info.replace(precision="int8")), int8)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,14 +36,6 @@ def artifacts(speedup: float = 1.6, chunk_speedup: float = 1.3) -> list[Artifact
     ]
 
 
-def test_faster_and_passing_is_recommended_with_its_figures() -> None:
-    judged, recommended, reason = judge(artifacts(), GOOD)
-    assert recommended == "s.int8.cpu.onnx"
-    assert judged[2].verdict.startswith("recommended: 1.60x faster on 1 s of audio, 1.30x on a")
-    assert "4.0x smaller" in reason
-    assert judged[0].verdict == "the reference"
-
-
 @given(st.floats(0.05, 4), st.floats(0.05, 4))
 def test_slower_than_fp32_is_never_recommended(speedup: float, chunk_speedup: float) -> None:
     judged, recommended, reason = judge(artifacts(speedup, chunk_speedup), GOOD)
@@ -52,55 +45,45 @@ def test_slower_than_fp32_is_never_recommended(speedup: float, chunk_speedup: fl
     assert ("slower than fp32" in reason) == slower
 
 
-def test_a_failed_int8_gate_recommends_fp32() -> None:
-    judged, recommended, reason = judge(artifacts(), [PARITY, agreement(0.9)])
-    assert recommended == "s.fp32.onnx"
-    assert "int8.cpu agreement is 0.9, below its limit 0.98" in judged[2].verdict
-    assert "int8.cpu agreement is 0.9" in reason
-
-
-def with_rivals(trt: float, portable: float, lint: str = "clean") -> list[Artifact]:
+def rivals(trt: float, portable: float, lint: str = "clean") -> list[Artifact]:
     tensorrt = streaming("int8.trt", 900, trt, purpose="TensorRT", lint=lint)
     return [*artifacts(), tensorrt, streaming("int8.portable", 950, portable)]
 
 
-def test_each_int8_file_is_judged_by_its_own_gates() -> None:
-    gates = [*GOOD, agreement(0.5, "int8.trt")]
-    judged, recommended, _ = judge(with_rivals(0.4, 0.9), gates)
-    assert recommended == "s.int8.cpu.onnx"
-    assert "int8.trt agreement is 0.5, below" in judged[3].verdict
-    assert "slower than fp32" in judged[4].verdict
+SLOW_TRT = (
+    "for TensorRT; on this CPU not recommended: slower than fp32 on 1 s of audio (2.50x the time) "
+    "and on a chunk of audio (2.50x the time)"
+)
 
 
-def test_the_fastest_of_several_good_files_is_recommended() -> None:
-    judged, recommended, reason = judge(with_rivals(0.4, 2.0), GOOD)
-    assert recommended == "s.int8.portable.onnx"
-    assert reason.startswith("int8.portable passed its gates")
-    assert judged[2].verdict.startswith("good, but int8.portable is faster: 1.60x")
-    assert judged[3].verdict == (
-        "for TensorRT; on this CPU not recommended: slower than fp32 on 1 s of audio (2.50x the "
-        "time) and on a chunk of audio (2.50x the time)"
-    )
-
-
-def test_the_file_for_tensorrt_is_for_the_cpu_only_where_measured_faster() -> None:
-    judged, recommended, _ = judge(with_rivals(3.0, 0.9), GOOD)
-    assert recommended == "s.int8.trt.onnx"
-    assert judged[3].verdict.startswith("recommended: 3.00x faster")
-
-
-def test_what_the_lint_refuses_is_not_for_tensorrt() -> None:
-    judged, _, _ = judge(with_rivals(0.4, 0.9, "2 findings"), GOOD)
-    assert judged[3].verdict.startswith("not for TensorRT: 2 findings of the lint; on this CPU")
-
-
-def test_broken_parity_recommends_nothing() -> None:
-    judged, recommended, reason = judge(
-        artifacts(), [Gate.at_most("torch = ONNX fp32", 1.0, 1e-5), GOOD[1]]
-    )
-    assert recommended == ""
-    assert reason.startswith("Nothing is recommended: torch = ONNX fp32 is 1, above its limit")
-    assert all(a.verdict.startswith("not recommended") for a in judged)
+@pytest.mark.parametrize(
+    ("found", "gates", "best", "reason", "verdicts"),
+    [
+        (artifacts(), GOOD, "int8.cpu", "4.0x smaller",
+         {0: "the reference", 2: "recommended: 1.60x faster on 1 s of audio, 1.30x on a"}),
+        (artifacts(), [PARITY, agreement(0.9)], "fp32", "int8.cpu agreement is 0.9",
+         {2: "not recommended: int8.cpu agreement is 0.9, below its limit 0.98"}),
+        (rivals(0.4, 0.9), [*GOOD, agreement(0.5, "int8.trt")], "int8.cpu", "",
+         {3: "for TensorRT; on this CPU not recommended: int8.trt agreement is 0.5,",
+          4: "not recommended: slower"}),
+        (rivals(0.4, 2.0), GOOD, "int8.portable", "int8.portable passed its gates",
+         {2: "good, but int8.portable is faster: 1.60x", 3: SLOW_TRT}),
+        (rivals(3.0, 0.9), GOOD, "int8.trt", "", {3: "recommended: 3.00x faster"}),
+        (rivals(0.4, 0.9, "2 findings"), GOOD, "int8.cpu", "",
+         {3: "not for TensorRT: 2 findings of the lint; on this CPU"}),
+        (artifacts(), [Gate.at_most("torch = ONNX fp32", 1.0, 1e-5), GOOD[1]], "",
+         "Nothing is recommended: torch = ONNX fp32 is 1, above its limit",
+         {0: "not recommended", 1: "not recommended", 2: "not recommended"}),
+    ],
+)  # fmt: skip
+def test_the_fastest_file_that_passes_its_own_gates_is_recommended(
+    found: list[Artifact], gates: list[Gate], best: str, reason: str, verdicts: dict[int, str]
+) -> None:
+    judged, recommended, why = judge(found, gates)
+    assert recommended == (best and f"s.{best}.onnx")
+    assert reason in why
+    for index, verdict in verdicts.items():
+        assert judged[index].verdict.startswith(verdict), judged[index].verdict
 
 
 def test_latency_is_interleaved_and_ordered() -> None:

@@ -47,6 +47,16 @@ def make(opened: Teacher, cpu: Compute, config: BankConfig) -> Make:
     return run
 
 
+WHOLE: list[Bank] = []
+
+
+@pytest.fixture
+def whole(make: Make, tmp_path_factory: pytest.TempPathFactory) -> Bank:
+    """The bank of a run that was not killed; made once."""
+    WHOLE[:] = WHOLE or [make(tmp_path_factory.mktemp("whole"))]
+    return WHOLE[0]
+
+
 def same_bank(a: Bank, b: Bank) -> bool:
     hashes = [[(s.source, s.clips, s.sha256) for s in bank.index.shards] for bank in (a, b)]
     return hashes[0] == hashes[1] and a.index.health == b.index.health
@@ -88,32 +98,17 @@ STEPS = [("inversion", 1), ("inversion", 4), ("inversion", 5), ("translator", 4)
 
 @pytest.mark.parametrize("kill", STEPS)
 def test_a_killed_bank_continues_to_the_same_bank(
-    tmp_path: Path, make: Make, kill: tuple[str, int]
+    tmp_path: Path, make: Make, whole: Bank, kill: tuple[str, int]
 ) -> None:
     with pytest.raises(Killed):
-        make(tmp_path / "killed", kill)
-    assert len(Bank.open(tmp_path / "killed")) < 84
-    assert same_bank(make(tmp_path / "killed"), make(tmp_path / "whole"))
-
-
-@pytest.mark.parametrize("name", ["cmi", "fast", "dfq"])
-def test_a_killed_baseline_continues_to_the_same_bank(
-    tmp_path: Path, make: Make, bank_config: Callable[..., BankConfig], name: str
-) -> None:
-    own = {"latent": 8, "student_steps": 1} | ({} if name == "dfq" else {"iterations": 2})
-    config = bank_config(
-        sources={name: 1}, frames=24, shard_clips=8, baselines={name: own}, inversion={"steps": 8}
-    )
-    with pytest.raises(Killed):
-        make(tmp_path / "killed", (name, 7), config=config)
-    assert len(Bank.open(tmp_path / "killed")) > 0
-    resumed, whole = (make(tmp_path / part, config=config) for part in ("killed", "whole"))
-    assert same_bank(resumed, whole)
+        make(tmp_path, kill)
+    assert len(Bank.open(tmp_path)) < 84
+    assert same_bank(make(tmp_path), whole)
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_kill_around_a_shard_loses_nothing(
-    tmp_path: Path, make: Make, when: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, make: Make, whole: Bank, when: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = Bank.append
 
@@ -125,26 +120,25 @@ def test_a_kill_around_a_shard_loses_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(Bank, "append", append)
         with pytest.raises(Killed):
-            make(tmp_path / "killed")
-    assert same_bank(make(tmp_path / "killed"), make(tmp_path / "whole"))
+            make(tmp_path)
+    assert same_bank(make(tmp_path), whole)
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
 def test_a_source_without_its_state_starts_again(
-    tmp_path: Path, make: Make, damage: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, make: Make, whole: Bank, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(Killed):
-        make(tmp_path / "killed", ("inversion", 5))
-    (state,) = (tmp_path / "killed").glob("state-inversion-*.pt")
+        make(tmp_path, ("inversion", 5))
+    (state,) = tmp_path.glob("state-inversion-*.pt")
     data = bytearray(state.read_bytes())
     data[len(data) // 2] ^= 1
     state.write_bytes(data[:-100] if damage == "cut" else data)
     if damage == "gone":
         state.unlink()
-    bank = make(tmp_path / "killed")
+    assert same_bank(make(tmp_path), whole)
     assert str(state) in caplog.text
-    assert same_bank(bank, make(tmp_path / "whole"))
-    assert not list((tmp_path / "killed").glob("*.pt"))
+    assert not list(tmp_path.glob("*.pt"))
 
 
 def test_a_bank_of_other_settings_is_refused(
@@ -155,16 +149,3 @@ def test_a_bank_of_other_settings_is_refused(
         make(tmp_path, config=bank_config(sources={"procedural": 1}), seed=1)
     with pytest.raises(BankError, match="another config"):
         make(tmp_path, config=bank_config(sources={"white_noise": 1}))
-
-
-def test_a_source_that_diverges_is_refused(
-    tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from frami_edge.sources.procedural import Procedural
-
-    def endless(self: Procedural, n: int, seed: int) -> torch.Tensor:
-        return torch.full((n, 1, 16, 16), torch.nan)
-
-    monkeypatch.setattr(Procedural, "make", endless)
-    with pytest.raises(BankError, match="procedural diverged by step 1: its clips are not finite"):
-        make(tmp_path)

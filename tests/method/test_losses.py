@@ -27,7 +27,6 @@ from frami_edge.losses import (
     contrastive_view,
     detection_boundary,
     detectors_loss,
-    divergence,
     has_class,
     jensen_shannon,
     live_batch_norms,
@@ -357,13 +356,6 @@ def test_balance_is_the_negative_entropy_of_the_mean_prediction() -> None:
     assert balance_loss(torch.zeros(4, K)).item() == pytest.approx(-math.log(K))
     assert balance_loss(torch.eye(K)[[0, 0, 0]] * 50).item() == pytest.approx(0, abs=1e-5)
     assert balance_loss(torch.eye(K) * 50).item() == pytest.approx(-math.log(K), abs=1e-5)
-
-
-def test_divergence_is_from_the_teacher() -> None:
-    t, s = torch.randn(6, K), torch.randn(6, K)
-    p, q = t.log_softmax(1), s.log_softmax(1)
-    torch.testing.assert_close(divergence(t, s), (p.exp() * (p - q)).sum(1).mean())
-    assert divergence(t, t).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_jensen_shannon_is_symmetric_and_bounded() -> None:

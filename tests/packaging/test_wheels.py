@@ -104,43 +104,34 @@ def test_metadata(wheels: dict[str, Path], package: str) -> None:
     assert [link for link in links if not link.startswith("https://")] == [], "no repository there"
 
 
-def test_the_runtime_alone_is_importable(wheels: dict[str, Path], tmp_path: Path) -> None:
-    with zipfile.ZipFile(wheels["frami_edge_runtime"]) as opened:
-        opened.extractall(tmp_path)
-    code = (
-        "import pkgutil, sys, importlib, frami_edge_runtime as r\n"
-        "assert r.__file__.startswith(sys.argv[1]), r.__file__\n"
-        "sys.modules |= dict.fromkeys(('torch', 'frami_edge', 'frami_edge_export', 'onnx'))\n"
-        "for module in pkgutil.iter_modules(r.__path__, r.__name__ + '.'):\n"
-        "    importlib.import_module(module.name)"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr
+RUNTIME_ALONE = """
+import pkgutil, sys, importlib, frami_edge_runtime as r
+assert r.__file__.startswith(sys.argv[1]), r.__file__
+sys.modules |= dict.fromkeys(('torch', 'frami_edge', 'frami_edge_export', 'onnx'))
+for module in pkgutil.iter_modules(r.__path__, r.__name__ + '.'):
+    importlib.import_module(module.name)
+"""
+PRESETS = """
+import sys
+from frami_edge.config import presets
+paths = presets()
+assert 'fsdd-student' in paths and 'mel/log-mel-16k-64' in paths, paths
+assert all(str(p).startswith(sys.argv[1]) for p in paths.values()), paths
+"""
 
 
-def test_an_installed_copy_finds_its_presets(wheels: dict[str, Path], tmp_path: Path) -> None:
-    for wheel in wheels.values():
-        with zipfile.ZipFile(wheel) as opened:
+@pytest.mark.parametrize(
+    ("packages", "code"), [(["frami_edge_runtime"], RUNTIME_ALONE), (list(FOLDERS), PRESETS)]
+)
+def test_installed_copies_are_complete(
+    wheels: dict[str, Path], tmp_path: Path, packages: list[str], code: str
+) -> None:
+    for package in packages:
+        with zipfile.ZipFile(wheels[package]) as opened:
             opened.extractall(tmp_path)
-    code = (
-        "from frami_edge.config import presets\n"
-        "paths = presets()\n"
-        "assert 'fsdd-student' in paths and 'mel/log-mel-16k-64' in paths, paths\n"
-        "import sys; assert all(str(p).startswith(sys.argv[1]) for p in paths.values()), paths"
-    )
-    run = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
 
 

@@ -100,10 +100,7 @@ def build(
     entries = model_metadata(info, head.SerializeToString())
     onnx.helper.set_model_props(trunk, entries if metadata is None else {**entries, **metadata})
     return TinyModel(
-        trunk.SerializeToString(),
-        info,
-        {"w1": first, "b1": bias, "w2": second},
-        (weight, offset),
+        trunk.SerializeToString(), info, {"w1": first, "b1": bias, "w2": second}, (weight, offset)
     )
 
 

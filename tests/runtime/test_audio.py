@@ -16,8 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from frami_edge_runtime.audio import AudioFile, ByteStream, InputMonitor, check_rate, check_samples
+from frami_edge_runtime.audio import AudioFile, ByteStream, check_rate, check_samples
 from frami_edge_runtime.errors import AudioError
+from frami_edge_runtime.monitor import InputMonitor
 
 WAVE = np.sin(np.arange(1000) * 0.1) * 0.7
 GUID = b"\x01\0\0\0\0\0\x10\0\x80\0\0\xaa\0\x38\x9b\x71"

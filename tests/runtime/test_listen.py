@@ -21,10 +21,10 @@ import numpy as np
 import pytest
 from stream_kit import as_int16, write_wav
 
-from frami_edge_runtime.audio import CaptureStats
 from frami_edge_runtime.classifier import Classifier
 from frami_edge_runtime.events import EventDetector, EventSpec
 from frami_edge_runtime.listen import LevelMeter, main
+from frami_edge_runtime.monitor import CaptureStats
 
 RATE = 8000
 README = Path(__file__).parents[2] / "runtime" / "README.md"
@@ -250,7 +250,12 @@ def test_heavy_losses_are_a_warning(
 ) -> None:
     blocks: Any = iter([(clip, 0), (clip, 310 * RATE), None])
     source = SimpleNamespace(
-        name="slow", device_note="", sample_rate=RATE, stats=CaptureStats(), close=lambda: None
+        name="slow",
+        live=True,
+        device_note="",
+        sample_rate=RATE,
+        stats=CaptureStats(),
+        close=lambda: None,
     )
     source.read, source.take_warnings = lambda: next(blocks), list
     monkeypatch.setattr("frami_edge_runtime.listen.open_source", lambda *a: source)

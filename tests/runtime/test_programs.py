@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from frami_edge_runtime import listen
 from frami_edge_runtime.backends import BACKENDS
 
 ROOT = Path(__file__).parents[2]
@@ -100,3 +104,21 @@ def test_the_jetpack_page_reports_the_fallback_and_names_every_backend(
     assert "Cannot read the engine student.int8.engine" in found
     assert "cpu because" in found
     assert set(re.findall(r"^\| `([a-z-]+)` \|", JETPACK, re.MULTILINE)) == set(BACKENDS)
+
+
+def test_the_service_and_the_container_start_the_program_as_it_is(tmp_path: Path) -> None:
+    folder = ROOT / "examples" / "listen"
+    unit = (folder / "frami-edge-listen.service").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^ExecStart=(.*)$", unit, re.MULTILINE)
+    program, *arguments = shlex.split(line)
+    assert listen.parse(arguments, program).mqtt == "homeassistant.local"
+    container = (folder / "Containerfile").read_text(encoding="utf-8")
+    found = dict(re.findall(r"^(ENTRYPOINT|CMD) (.*)$", container, re.MULTILINE))
+    program, *arguments = json.loads(found["ENTRYPOINT"]) + json.loads(found["CMD"])
+    assert listen.parse(arguments, program).source == "mic"
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("no systemd-analyze: THE UNIT IS NOT VERIFIED HERE")
+    copy = tmp_path / "frami-edge-listen.service"
+    copy.write_text(unit.replace("/opt/listen/bin/frami-edge-listen", sys.executable))
+    done = subprocess.run(["systemd-analyze", "verify", copy], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

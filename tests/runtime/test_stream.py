@@ -19,9 +19,6 @@ from frami_edge_runtime.resample import Resampler
 from frami_edge_runtime.stream import STEPS_KEPT, Result, StreamStats
 
 CHUNKS = st.lists(st.one_of(st.integers(0, 200), st.integers(0, 9000)), max_size=25)
-PIECES = st.lists(
-    st.tuples(st.integers(0, 9000), st.integers(0, 30_000)), min_size=1, max_size=5
-)  # (samples pushed, samples lost after them)
 MORE_MODES: dict[str, dict[str, Any]] = {
     **MODES,
     "whole clip, long hop": {"hop_s": 2.1},
@@ -220,44 +217,6 @@ def test_any_operations_in_any_order(classifier: Classifier, mode: str, rate: in
             suppress_health_check=list(HealthCheck),
         ),
     )
-
-
-@pytest.mark.parametrize("mode", MODES)
-@settings(max_examples=20, deadline=None)
-@given(pieces=PIECES, chunk=st.integers(50, 9000))
-def test_kept_pooling_covers_the_frames_of_all_segments(
-    classifier: Classifier, clip: np.ndarray, mode: str, pieces: list[tuple[int, int]], chunk: int
-) -> None:
-    options, offline = MODES[mode], Offline(classifier)
-    stream, clock, position, total_lost = classifier.stream(**options), 0, 0, 0
-    results: list[Result] = []
-    segments, frames, ends = [], [], []
-    for pushed, lost in pieces:
-        x = np.take(clip, range(position, position + pushed), mode="wrap")
-        for start in range(0, pushed, chunk):
-            results += stream.push(x[start : start + chunk])
-        results += stream.gap(lost)
-        if pushed:
-            frames.append(offline.frames(x))
-            segments.append((clock, frames[-1].shape[1]))
-            ends.append((clock + pushed) / 8000)
-        position += pushed
-        clock += pushed + lost
-        total_lost += lost
-    results += ended(stream)
-    if not frames:
-        assert results == []
-        return
-    assert sum(r.gap for r in results) == total_lost
-    slots = offline.slots(segments, 8000)
-    hop = round(options.get("hop_s", 0) / classifier.info.frame_s)
-    due = [int(s) + 1 for s in slots if hop and (s + 1) % hop == 0]
-    for result, n in zip(results, [*due, int(slots[-1]) + 1], strict=True):
-        weights = offline.weights(slots, n, options)
-        expected = offline.logits(np.concatenate(frames, axis=1), weights)
-        assert np.abs(result.logits - expected).max() <= 1e-4
-        assert 0 <= result.t0 < result.t1 <= ends[-1]
-    assert results[-1].t1 == ends[-1]
 
 
 def test_time_stamps_follow_the_sample_clock(classifier: Classifier, clip: np.ndarray) -> None:

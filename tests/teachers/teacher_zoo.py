@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import torch
+import torchaudio
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from frami_edge_runtime.melspec import MelSpec
 
 M, K = 16, 5
 
@@ -272,3 +275,110 @@ class Cnn14(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         assert x.shape[3] == M
         return self.body(x)
+
+
+# --- Networks that take audio
+
+RATE = 16_000
+
+
+class Panns(Cnn14):
+    """Audio in, (B, N): a transform of convolutions, as torchlibrosa's, decibels, then Cnn14."""
+
+    def __init__(self, rate: int = RATE) -> None:
+        super().__init__()
+        n, bins = 256, 129
+        window = torch.hann_window(n)
+        angle = 2 * torch.pi * torch.arange(bins)[:, None] * torch.arange(n)[None] / n
+        self.n, self.hop = n, 80
+        self.real = nn.Conv1d(1, bins, n, self.hop, bias=False)
+        self.imag = nn.Conv1d(1, bins, n, self.hop, bias=False)
+        with torch.no_grad():
+            self.real.weight.copy_((angle.cos() * window)[:, None])
+            self.imag.weight.copy_((-angle.sin() * window)[:, None])
+        spec = MelSpec(
+            sample_rate=rate, n_fft=n, win_length=n, hop_length=self.hop, n_mels=M, f_min=50.0,
+            mel_scale="slaney", norm="slaney",
+        )  # fmt: skip
+        self.melW = nn.Parameter(torch.from_numpy(spec.filterbank))
+        self.extract = LogmelExtractor(self)
+
+    def forward(self, audio: Tensor) -> dict[str, Tensor]:
+        assert audio.ndim == 2
+        x = F.pad(audio[:, None], (self.n // 2, self.n // 2), mode="reflect")
+        energies = self.real(x).square() + self.imag(x).square()
+        return self.body(self.extract(energies.transpose(1, 2)[:, None]))
+
+
+class LogmelExtractor(nn.Module):
+    def __init__(self, owner: Panns) -> None:
+        super().__init__()
+        self.owner = [owner]
+
+    def forward(self, energies: Tensor) -> Tensor:
+        return 10 * (energies @ self.owner[0].melW).clamp_min(1e-10).log10()
+
+
+class Inline(nn.Module):
+    """torchaudio's transform, logarithm and normalisation inside `forward`."""
+
+    def __init__(self, how: str = "log") -> None:
+        super().__init__()
+        self.mel = torchaudio.transforms.MelSpectrogram(RATE, 512, 400, 160, n_mels=M)
+        self.how = how
+        self.net = KeywordNet()
+
+    def forward(self, audio: Tensor) -> Tensor:
+        assert audio.ndim == 3
+        y = torch.log(self.mel(audio[:, 0]) + 1e-6)
+        if self.how == "clip":
+            y = y - y.mean((1, 2), keepdim=True)
+        return self.net(((y + 7) / 3.5).transpose(1, 2))
+
+
+class Kaldi(nn.Module):
+    """Frames as Kaldi makes them, inside a method."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = KeywordNet()
+
+    def fbank(self, audio: Tensor) -> Tensor:
+        fbank = torchaudio.compliance.kaldi.fbank
+        return torch.stack(
+            [
+                fbank(x[None], num_mel_bins=M, window_type="povey", sample_frequency=RATE)
+                for x in audio
+            ]
+        )
+
+    def forward(self, audio: Tensor) -> Tensor:
+        assert audio.ndim == 2
+        return self.net((self.fbank(audio) + 4) / 4)
+
+
+class M5(nn.Module):
+    """Audio in, (B, 1, N): learned filters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv1d(1, 8, 80, 16), nn.BatchNorm1d(8), nn.ReLU(), nn.MaxPool1d(4),
+            nn.Conv1d(8, 12, 3), nn.BatchNorm1d(12), nn.ReLU(), nn.MaxPool1d(4),
+        )  # fmt: skip
+        self.fc = nn.Linear(12, K)
+
+    def forward(self, audio: Tensor) -> Tensor:
+        assert audio.shape[1] == 1
+        return self.fc(self.layers(audio).mean(2))
+
+
+class SampleNet(M5):
+    """One clip length: 1 s."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(12 * 61, K)
+
+    def forward(self, audio: Tensor) -> Tensor:
+        return self.fc(self.layers(audio).flatten(1))

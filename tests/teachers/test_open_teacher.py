@@ -112,6 +112,7 @@ def test_factories_that_fail_are_refused_with_the_reason(
         ({"labels": "none.txt"}, TeacherError, "cannot be read"),
         ({"weights": "none.pt"}, CheckpointError, "There are no weights"),
         ({"mel": {"n_mel": 3}}, FramiEdgeError, "has no key n_mel"),
+        ({"mel": None}, ConfigError, "neither a mel front end nor a sample rate"),
         ({"unknown": 1}, ConfigError, "unknown"),
     ],
 )

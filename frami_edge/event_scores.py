@@ -1,0 +1,352 @@
+"""Events in long recordings: false alarms per hour, hit rate and latency.
+
+Shape legend: N samples or windows, M mel bands, K classes.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from frami_edge import plots
+from frami_edge.data.decoding import read_audio
+from frami_edge.data.sets import is_audio
+from frami_edge.errors import ConfigError, DataError
+from frami_edge.frontend import resample
+from frami_edge.io import atomic_write_bytes
+from frami_edge.opening import OpenedModel, open_model, predict
+from frami_edge.progress import Progress, ProgressCallback
+from frami_edge.tables import Table, percent
+from frami_edge_runtime.classifier import Classifier
+from frami_edge_runtime.events import EventDetector, EventSpec
+from frami_edge_runtime.logmel import log_mel
+from frami_edge_runtime.stream import Result, scores_of
+from frami_edge_runtime.thresholds import (
+    HOP_S,
+    MIN_ON_S,
+    WINDOW_S,
+    Thresholds,
+    background_scores,
+    tuned,
+    with_thresholds,
+)
+
+TOLERANCE_S: Final = 0.5
+"""An event this far from a sound still belongs to it."""
+SHIFTS: Final = np.linspace(-6, 8, 29)
+"""Of all thresholds in log-odds, for the detection error trade-off."""
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A labelled sound in a recording, seconds from its start."""
+
+    onset: float
+    offset: float
+    label: str
+
+
+@dataclass(frozen=True)
+class EventScore:
+    """Events of one model in long recordings, compared with the sounds that are in them.
+
+    Attributes:
+        hours: Audio.
+        sounds: Labelled sounds of the model's classes.
+        hits: Those that an event of their label overlaps.
+        false_alarms: Events that overlap no sound of their label.
+        latency_s: Median time from the onset of a sound to the audio that started its event.
+        curve: (false alarms per hour, hit rate) as all thresholds rise, in `SHIFTS`.
+    """
+
+    hours: float
+    sounds: int
+    hits: int
+    false_alarms: int
+    latency_s: float | None = None
+    curve: tuple[tuple[float, float | None], ...] = ()
+
+    @property
+    def false_alarms_per_hour(self) -> float:
+        """False alarms of all labels together."""
+        return self.false_alarms / self.hours
+
+    @property
+    def hit_rate(self) -> float | None:
+        """Share of the sounds that were found; None where there are none."""
+        return self.hits / self.sounds if self.sounds else None
+
+    def at_hit_rate(self, wanted: float) -> float | None:
+        """False alarms per hour at the highest thresholds that still find this share."""
+        rates = [false for false, hit in self.curve if hit is not None and hit >= wanted]
+        return min(rates, default=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        rates = {
+            "false_alarms_per_hour": self.false_alarms_per_hour,
+            "hit_rate": self.hit_rate,
+        }
+        return {**asdict(self), **rates}
+
+
+def read_sounds(path: Path) -> dict[str, list[Sound]]:
+    """Labelled sounds by file name, from a CSV with the columns file, onset, offset and label.
+
+    Raises:
+        DataError: It cannot be read, or lacks a column.
+    """
+    found: dict[str, list[Sound]] = {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                sound = Sound(float(row["onset"]), float(row["offset"]), row["label"])
+                found.setdefault(Path(row["file"]).name, []).append(sound)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"Cannot read the labels {path}: {error}.",
+            fix="Write a CSV with the header file,onset,offset,label; times in seconds.",
+        ) from None
+    return found
+
+
+def window_results(model: OpenedModel, samples: npt.NDArray[np.float32], rate: int) -> list[Result]:
+    """Results of windows of 1 s, 0.25 s apart: of the stream, or of a checkpoint window by window.
+
+    Args:
+        model: A streaming file, a student or a teacher.
+        samples: (N,) mono in [-1, 1].
+        rate: Hz; other rates than the model's are resampled.
+
+    Raises:
+        ConfigError: The model takes whole clips only.
+    """
+    if rate != model.mel.sample_rate:
+        samples = resample(torch.from_numpy(samples), rate, model.mel.sample_rate).numpy()
+        rate = model.mel.sample_rate
+    if model.classifier is not None:
+        stream = model.classifier.stream(window_s=WINDOW_S, hop_s=HOP_S)
+        step = 10 * rate
+        parts = [stream.push(samples[i : i + step]) for i in range(0, len(samples), step)]
+        return [result for part in parts for result in part]
+    if model.network is None:
+        raise ConfigError(
+            f"{model.path} does not stream.", fix="Use a checkpoint, or the streaming file."
+        )
+    output = model.network.output
+    mel_MT = torch.from_numpy(log_mel(samples, model.mel)).T
+    width, hop_s = round(WINDOW_S / model.mel.hop_s), model.mel.hop_s
+    starts = range(0, mel_MT.shape[1] - width + 1, round(HOP_S / hop_s))
+    logits_NK = predict(model.network.model, [mel_MT[:, i : i + width] for i in starts]).numpy()
+    results = []
+    for start, z_K in zip(starts, logits_NK, strict=True):
+        scores_K, index = scores_of(z_K, output), int(z_K.argmax())
+        t0, best = start * hop_s, float(scores_K[index])
+        t1, label = t0 + width * hop_s, model.labels[index]
+        results.append(Result(label, index, best, scores_K, z_K, model.labels, t0, t1))
+    return results
+
+
+def score_events(
+    model: OpenedModel,
+    recordings: Iterable[tuple[npt.NDArray[np.float32], int, Sequence[Sound]]],
+    spec: EventSpec,
+    progress: ProgressCallback | None = None,
+) -> EventScore:
+    """Events of a model in long recordings.
+
+    Args:
+        model: A streaming file, a student or a teacher.
+        recordings: Samples, sample rate and labelled sounds of each; sounds of other labels than
+            the model's are background.
+        spec: Settings of the events.
+        progress: Called after each recording.
+
+    Raises:
+        ConfigError: The model takes whole clips only.
+        DataError: There is no audio.
+    """
+    heard, seconds = [], 0.0
+    for samples, rate, sounds in recordings:
+        seconds += len(samples) / rate
+        own = [sound for sound in sounds if sound.label in model.labels]
+        heard.append((window_results(model, samples, rate), own))
+        if progress:
+            progress(Progress("recordings", len(heard), None))
+    if not seconds:
+        raise DataError("There is no audio.", fix="Give --stream files with samples.")
+    total = sum(len(sounds) for _, sounds in heard)
+
+    def count(shift: float) -> tuple[int, int, list[float]]:
+        hits, false_alarms, latencies = 0, 0, list[float]()
+        rules = spec.rules(model.labels)
+        moved = {label: {"on": _moved(rule.on, shift)} for label, rule in rules.items()}
+        shifted = replace(spec, overrides=moved) if shift else spec
+        for results, sounds in heard:
+            detector = EventDetector(shifted, model.labels)
+            events = [event for result in results for event in detector.push(result)]
+            events += detector.finish()
+            started = {(e.label, e.t0): e.at for e in events if e.kind == "start"}
+            found: dict[Sound, float] = {}
+            for event in (e for e in events if e.kind == "end"):
+                mine = [
+                    s
+                    for s in sounds
+                    if s.label == event.label
+                    and event.t0 < s.offset + TOLERANCE_S
+                    and event.t1 > s.onset - TOLERANCE_S
+                ]
+                false_alarms += not mine
+                for sound in mine:
+                    found.setdefault(sound, started[event.label, event.t0] - sound.onset)
+            hits += len(found)
+            latencies += found.values()
+        return hits, false_alarms, latencies
+
+    hits, false_alarms, latencies = count(0.0)
+    hours, curve = seconds / 3600, []
+    for shift in SHIFTS:
+        more_hits, more_false, _ = count(float(shift))
+        curve.append((more_false / hours, more_hits / total if total else None))
+    latency_s = float(np.median(latencies)) if latencies else None
+    return EventScore(hours, total, hits, false_alarms, latency_s, tuple(curve))
+
+
+def _moved(threshold: float, shift: float) -> float:
+    """A threshold moved by so much in log-odds."""
+    odds = threshold / max(1e-9, 1 - threshold) * np.exp(shift)
+    return float(np.clip(odds / (1 + odds), 1e-6, 1 - 1e-7))
+
+
+@dataclass(frozen=True)
+class StreamEvaluation:
+    """Events of a model, and of its teacher, in the same recordings."""
+
+    model: EventScore
+    teacher: EventScore | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        theirs = self.teacher.to_dict() if self.teacher else None
+        return {"model": self.model.to_dict(), "teacher": theirs}
+
+    def tables(self) -> list[Table]:
+        """One row per model, at its own thresholds; then false alarms at equal hit rates."""
+        rows = {"model": self.model} | ({"teacher": self.teacher} if self.teacher else {})
+        summary = Table(
+            f"Events in {self.model.hours:.2f} h",
+            ("", "false alarms per hour", "hit rate", "sounds", "latency, s"),
+            [
+                (name, e.false_alarms_per_hour, percent(e.hit_rate), e.sounds, e.latency_s)
+                for name, e in rows.items()
+            ],
+            "Each with its own thresholds; a teacher's start at 0.5.",
+        )
+        wanted = [rate for rate in (0.5, 0.7, 0.8, 0.9, 0.95) if self.model.sounds]
+        trade = Table(
+            "False alarms per hour at a hit rate",
+            ["", *(f"{100 * rate:.0f} %" for rate in wanted)],
+            [(name, *(e.at_hit_rate(rate) for rate in wanted)) for name, e in rows.items()],
+        )
+        return [summary, trade] if wanted else [summary]
+
+
+def evaluate_stream(
+    model: Path,
+    audio: Sequence[Path],
+    *,
+    labels: Path | None = None,
+    teacher: Path | None = None,
+    picture: Path | None = None,
+    progress: ProgressCallback | None = None,
+) -> StreamEvaluation:
+    """Score a model's events in long recordings, with the settings of `frami-edge listen`.
+
+    Args:
+        model: A streaming file or a checkpoint.
+        audio: Files, or folders of them.
+        labels: CSV of the sounds in them, see `read_sounds`; without it every event is a false
+            alarm.
+        teacher: Its teacher, to compare with.
+        picture: PNG file of the detection error trade-off; needs sounds.
+        progress: Called after each recording.
+
+    Raises:
+        AudioError: A recording cannot be used.
+        ConfigError: The model takes whole clips only.
+        DataError: There is no audio, or the labels cannot be read.
+    """
+    sounds = read_sounds(labels) if labels else {}
+    files = audio_files(audio)
+
+    def score(path: Path) -> EventScore:
+        opened = open_model(path)
+        settings: dict[str, Any] = {"min_on_s": MIN_ON_S}
+        info = opened.info
+        spec = EventSpec.for_model(info, **settings) if info else EventSpec(**settings)
+        recordings = ((*read_audio(file), sounds.get(file.name, ())) for file in files)
+        return score_events(opened, recordings, spec, progress)
+
+    found = StreamEvaluation(score(model), score(teacher) if teacher else None)
+    curves = {
+        name: [(false, hit) for false, hit in e.curve if hit is not None]
+        for name, e in (("model", found.model), ("teacher", found.teacher))
+        if e is not None and e.sounds
+    }
+    if picture and curves:
+        plots.detection_error(picture, curves, f"{model.name}, {found.model.hours:.2f} h")
+    return found
+
+
+def audio_files(paths: Sequence[Path]) -> list[Path]:
+    """Files as given, and all audio files below the folders.
+
+    Raises:
+        DataError: There are none.
+    """
+    found = []
+    for path in paths:
+        inside = sorted(p for p in path.rglob("*") if is_audio(p)) if path.is_dir() else [path]
+        found += inside
+    if not found:
+        raise DataError(
+            f"There is no audio in {', '.join(map(str, paths))}.",
+            fix="Give audio files, or folders that hold some.",
+        )
+    return found
+
+
+def tune(
+    model: Path, audio: Sequence[Path], out: Path, *, false_alarms_per_hour: float | None = None
+) -> Thresholds:
+    """Write a streaming model file with thresholds for a background; nothing else changes.
+
+    Args:
+        model: The ``.onnx`` file.
+        audio: Recordings of the place, without the sounds that the model shall find; or folders.
+        out: The new file.
+        false_alarms_per_hour: Target; None for the one that the file was exported with.
+
+    Raises:
+        AudioError: A recording cannot be used.
+        DataError: There is no audio.
+        ModelFileError: The model is no streaming ONNX file, or there is too little audio.
+    """
+    classifier = Classifier(model)
+    old = Thresholds.of(classifier.info)
+    reject = old.reject if old else None
+    scores = []
+    for path in audio_files(audio):
+        samples, rate = read_audio(path)
+        stream = classifier.stream(rate, WINDOW_S, hop_s=HOP_S)
+        scores += background_scores(stream, [(samples, 0)], reject)
+    found = tuned(old, scores, len(classifier.labels), false_alarms_per_hour)
+    atomic_write_bytes(out, with_thresholds(model.read_bytes(), found))
+    return found

@@ -1,0 +1,75 @@
+"""What inversion rests on: BatchNorms, of the teacher or borrowed, and a front end that fits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from teacher_zoo import K, M
+from torch import nn
+
+import frami_edge as fe
+from frami_edge import inversion
+from frami_edge.errors import TeacherError
+from frami_edge.inversion import BorrowedPrior, check_teacher, front_end_error
+
+SPEC = fe.MelSpec(n_mels=M, mean=-6.0, std=4.0)
+SMALL = {
+    "bank.frames": 96, "bank.procedural_clips": 24, "bank.inversion.batch_size": 12,
+    "bank.inversion.width": 8, "bank.inversion.burn_in": 1,
+}  # fmt: skip
+
+
+class Grouped(nn.Module):
+    """No BatchNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Conv1d(M, 12, 5, 2), nn.GroupNorm(3, 12), nn.ReLU())
+        self.fc = nn.Linear(12, K)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert x.shape[1] == M
+        return self.fc(self.trunk(x).mean(2))
+
+
+def test_a_teacher_without_batch_norm_borrows_a_prior(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(BorrowedPrior, "clips", 64)
+    monkeypatch.setattr(BorrowedPrior, "steps", 4)
+    torch.manual_seed(0)
+    teacher = fe.load_teacher(Grouped(), mel=SPEC, labels=list("abcde"))
+    made = [
+        fe.invert(
+            teacher,
+            sources=["inversion"],
+            steps=4,
+            overrides=SMALL,
+            out=tmp_path / str(i),
+            device="cpu",
+        )
+        for i in range(2)
+    ]
+    metrics = (tmp_path / "0" / "metrics.jsonl").read_text()
+    assert '"batch_norm"' in metrics  # the term is on, and the same seed gives the same bits
+    clips = [bank.read("inversion").mels_N1MT for bank in made]
+    assert torch.equal(*clips)
+    assert made[0].index.health["inversion"]["batch_norm_error"] is None  # it has none of its own
+
+
+def test_a_wrong_front_end_stops() -> None:
+    digits = fe.load_teacher("digits-teacher")
+    right = fe.load_teacher(digits.model, mel=digits.mel, labels=digits.labels, layout="B1MT")
+    assert front_end_error(right.model, right.mel) < 2
+    check_teacher(right)
+    forgotten = digits.mel.replace(mean=0.0, std=1.0)
+    for mel in (forgotten, digits.mel.replace(log="db")):
+        wrong = fe.load_teacher(digits.model, mel=mel, labels=digits.labels, layout="B1MT")
+        with pytest.raises(TeacherError, match="front end does not match") as caught:
+            check_teacher(wrong)
+        assert "mean and std" in (caught.value.fix or "")
+    with pytest.raises(TeacherError, match="front end does not match"):
+        fe.invert(wrong, steps=1)
+    assert inversion.WRONG_FRONT_END == 200
