@@ -1,6 +1,7 @@
-"""Augmentation of normalised log-mels, shared by teacher training and distillation.
+"""Augmentation of clips, shared by teacher training and distillation.
 
-Shape legend: B batch, M mel bands, T frames. Every function takes (B, 1, M, T) and a generator.
+Shape legend: B batch, M mel bands, T frames, N samples. Every function takes normalised log-mels
+(B, 1, M, T) and a generator; crops and blends take audio (B, N) as well.
 No time reversal (an impact is not a swell) and no zero padding (0 is the mean, not silence).
 """
 
@@ -17,13 +18,14 @@ from frami_edge_runtime.melspec import MelSpec
 
 
 def random_crop(x_B1MT: Tensor, frames: int, generator: torch.Generator) -> Tensor:
-    """One random stretch of ``frames`` frames per clip; shorter clips come back whole."""
-    b, _, m, t = x_B1MT.shape
+    """One random stretch of ``frames`` frames (samples) per clip; shorter clips stay whole."""
+    b, t = x_B1MT.shape[0], x_B1MT.shape[-1]
     if frames >= t:
         return x_B1MT
     start_B = torch.randint(0, t - frames + 1, (b,), generator=generator)
     index_BT = upload(start_B[:, None] + torch.arange(frames), x_B1MT.device)
-    return x_B1MT.gather(3, index_BT[:, None, None, :].expand(b, 1, m, frames))
+    around = [1] * (x_B1MT.ndim - 2)
+    return x_B1MT.gather(-1, index_BT.view(b, *around, frames).expand(*x_B1MT.shape[:-1], frames))
 
 
 def random_stretch(x_B1MT: Tensor, shortest: float, generator: torch.Generator) -> Tensor:
@@ -45,6 +47,12 @@ def random_gain(x_B1MT: Tensor, std: float, generator: torch.Generator) -> Tenso
     gain_B = torch.randn(x_B1MT.shape[0], generator=generator).to(x_B1MT.dtype)
     gain_B = upload(gain_B, x_B1MT.device)
     return x_B1MT + std * gain_B[:, None, None, None]
+
+
+def random_volume(x_BN: Tensor, std: float, generator: torch.Generator) -> Tensor:
+    """Multiply each clip of audio by exp(N(0, std²)): a change of loudness of 8.7 std dB."""
+    gain_B = (std * torch.randn(x_BN.shape[0], generator=generator)).exp()
+    return x_BN * upload(gain_B.to(x_BN.dtype), x_BN.device)[:, None]
 
 
 def random_masks(
@@ -84,7 +92,7 @@ def mix_pairs(
     lam_B = 0.5 + 0.5 * torch.rand(b, generator=generator)
     lam_B[torch.rand(b, generator=generator) >= probability] = 1.0
     lam_B = lam_B.to(x_B1MT.device, x_B1MT.dtype)
-    weight = lam_B[:, None, None, None]
+    weight = lam_B.view(b, *[1] * (x_B1MT.ndim - 1))
     return weight * x_B1MT + (1 - weight) * x_B1MT[partner_B], partner_B, lam_B
 
 
@@ -117,14 +125,12 @@ class Energies:
         return (x_B1MT * self.scale - self.mean) / self.std
 
 
-def blend_pairs(
-    x_B1MT: Tensor, probability: float, weaker_db: float, rng: torch.Generator
-) -> Tensor:
-    """Add to some clips another of the batch, 0 to ``weaker_db`` dB weaker; log energies."""
+def overlay_pairs(x_B1MT: Tensor, probability: float, rng: torch.Generator) -> Tensor:
+    """Add to some clips another of the batch, 0 to 20 dB weaker; log energies."""
     b = x_B1MT.shape[0]
     partner = x_B1MT[torch.randperm(b, generator=rng)]
     level_B = x_B1MT.flatten(1).logsumexp(1) - partner.flatten(1).logsumexp(1)
-    level_B = level_B - weaker_db * DECIBEL * torch.rand(b, generator=rng)
+    level_B = level_B - 20 * DECIBEL * torch.rand(b, generator=rng)
     level_B[torch.rand(b, generator=rng) >= probability] = -torch.inf
     return torch.logaddexp(x_B1MT, partner + level_B[:, None, None, None])
 
