@@ -20,12 +20,15 @@ from frami_edge.opening import OpenedModel
 from frami_edge.sources.procedural import ProceduralAudio
 from frami_edge_export.bench import Latency, interleaved
 from frami_edge_export.parity import parity_inputs
+from frami_edge_runtime.errors import StreamError
 
 Array = npt.NDArray[np.float32]
 
 BUDGET_S: Final = 3.0
 """Seconds of measuring for each row of the table."""
 _WINDOW_S, _AUDIO_S = 1.0, 10.0
+QUIET_S: Final = 60.0
+_QUIET_DB, _OPEN_S = -70.0, 5.0  # of the room; how long a gate stays open at the start
 
 
 @dataclass
@@ -37,11 +40,14 @@ class ModelTiming:
             alone, ``push`` a whole `Stream.push`: log-mel, trunk, pooling and head.
         core_share: CPU seconds per second of audio of the whole stream.
         real_time_factor: Wall seconds per second of audio of the whole stream, by the median push.
+        gate_saves: Share of the CPU time that a gate saves in a quiet room; None where the stream
+            cannot have one.
     """
 
     latency: dict[str, Latency] = field(default_factory=dict)
     core_share: float | None = None
     real_time_factor: float | None = None
+    gate_saves: float | None = None
 
 
 def measure(
@@ -79,7 +85,29 @@ def measure(
     for i, push in pushes.items():
         found[i].core_share = push.cpu_s / (push.calls * chunk_s)
         found[i].real_time_factor = found[i].latency["push"].p50_ms / 1000 / chunk_s
+        found[i].gate_saves = gate_saves(models[i], chunk_s)
     return found
+
+
+def gate_saves(model: OpenedModel, chunk_s: float) -> float | None:
+    """Share of CPU time that a gate saves on soft, steady noise; None where it cannot be used."""
+    assert model.classifier is not None
+    rate = model.mel.sample_rate
+    noise = np.random.default_rng(0).standard_normal(round((QUIET_S + _OPEN_S) * rate))
+    noise = (10 ** (_QUIET_DB / 20) * noise).astype(np.float32)
+    opened, size = round(_OPEN_S * rate), max(1, round(chunk_s * rate))
+    taken = []
+    for gate_db in (None, _QUIET_DB + 20):
+        try:
+            stream = model.classifier.stream(window_s=max(_WINDOW_S, chunk_s), gate_db=gate_db)
+        except StreamError:
+            return None
+        stream.push(noise[:opened])
+        busy_s = time.process_time()
+        for i in range(opened, len(noise), size):
+            stream.push(noise[i : i + size])
+        taken.append(time.process_time() - busy_s)
+    return 1 - taken[1] / taken[0]
 
 
 def graph_input(model: OpenedModel, seconds: float, *, chunk: bool = False) -> Array | None:

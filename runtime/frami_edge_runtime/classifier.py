@@ -107,6 +107,7 @@ class Classifier:
         window_s: float | None = None,
         forget_s: float | None = None,
         hop_s: float | None = None,
+        gate_db: float | None = None,
     ) -> Stream:
         """Open a stream: push samples in any chunking, get results as they become final.
 
@@ -119,6 +120,10 @@ class Classifier:
             forget_s: Half-life in seconds.
             hop_s: Seconds between results, rounded to whole trunk frames. Default: a quarter of
                 ``window_s`` or ``forget_s``, at most 0.5 s; without both, one result, at flush.
+            gate_db: Level in dB of full scale. While the input is quieter and steady the model does
+                not run: the last answer holds, in results up to a few seconds late, which a flush
+                leaves out. From 0.25 s before anything else on, answers are those of a stream
+                without a gate. Needs ``window_s``.
 
         Raises:
             AudioError: The rate is absurd, or needs soxr, which is not installed.
@@ -130,6 +135,7 @@ class Classifier:
             window_s=window_s,
             forget_s=forget_s,
             hop_s=hop_s,
+            gate_db=gate_db,
         )
 
     def streams(

@@ -160,7 +160,7 @@ class _Session:
         self._rate = rate = source.sample_rate
         forget_s = options.forget_s
         window_s = options.window_s or (None if forget_s else DEFAULT_WINDOW_S)
-        self._stream = classifier.stream(rate, window_s, forget_s, options.hop_s)
+        self._stream = classifier.stream(rate, window_s, forget_s, options.hop_s, options.gate_db)
         given = {f.name: getattr(options, f.name, None) for f in dataclasses.fields(EventSpec)}
         settings = {name: value for name, value in given.items() if value is not None}
         # Where one sound gives way to another, a few windows contain both and may name neither:
@@ -622,6 +622,7 @@ _OPTIONS: Final[dict[str, tuple[tuple[str, str, Any, str, str], ...]]] = {
         ("--forget", "forget_s", seconds, "S", "half-life, instead of a window"),
         ("--hop", "hop_s", seconds, "S", "time between results (default: window / 4, max. 0.5)"),
         ("--top", "top", int, "K", "number of classes shown per result (default 3)"),
+        ("--gate", "gate_db", float, "DB", "rest while the input is steady and quieter, as -50"),
         ("--backend", "backend", str, "NAME", "auto, cpu, cuda, tensorrt-ep or tensorrt"),
     ),
     "events": (

@@ -170,6 +170,16 @@ class SlidingWindow(StreamPool):
             self._ring[index] = self._filled[index] = 0
         self.slots += slots
 
+    def hold(self, at: float) -> None:
+        """Let one block pass whose frames are not known, from a whole block on.
+
+        Statistics mean nothing until ``blocks`` others were pushed; `begins` stays right.
+        """
+        index = self.slots // self.block % self.blocks
+        self._filled[index], self._begins[index] = self.block, at
+        self.count += self.block
+        self.slots += self.block
+
     def _add(self, frames_Cn: Frames, at: float) -> None:
         done, n = 0, frames_Cn.shape[1]
         while done < n:

@@ -30,7 +30,8 @@ import numpy.typing as npt
 from frami_edge_runtime.audio import check_rate, check_samples
 from frami_edge_runtime.backends import LONGEST_RUN, Backend
 from frami_edge_runtime.errors import AudioError, ModelFileError, StreamError
-from frami_edge_runtime.logmel import LogMelStream, MelBlock
+from frami_edge_runtime.gate import OPEN_S, PRE_ROLL_S, Gate
+from frami_edge_runtime.logmel import ROWS, LogMelStream, MelBlock
 from frami_edge_runtime.pooling import Forgetting, SlidingWindow, StreamPool, WholeClip
 from frami_edge_runtime.resample import Resampler
 from frami_edge_runtime.state import check_alike, read_state, require, save_state
@@ -204,6 +205,7 @@ class Stream:
         window_s: float | None = None,
         forget_s: float | None = None,
         hop_s: float | None = None,
+        gate_db: float | None = None,
         block: MelBlock | None = None,
     ) -> None:
         """Allocate all working memory; streams that take turns may share a ``block``."""
@@ -235,6 +237,9 @@ class Stream:
         self._longest = min(LONGEST_RUN, self._hop or LONGEST_RUN, within)
         width = self._field + (self._longest - 1) * self._stride
         self._input = np.zeros((1, 1, mel.n_mels, width), np.float32)
+        self._gate = None if gate_db is None else self._make_gate(gate_db)
+        self._last_logits: npt.NDArray[np.float32] | None = None
+        self._scored = _NOTHING, _NOTHING  # logits of the last result, and their scores
         self._offered: npt.NDArray[np.float32]
         self._meter = _Meter()
         self.reset()
@@ -275,8 +280,9 @@ class Stream:
             ModelFileError: The model failed, or gave NaN; the stream is reset then.
         """
         started = time.perf_counter()
-        self._accept(check_samples(samples))
-        results = _run([self])[0]
+        x = check_samples(samples)
+        self._accept(x)
+        results = _run([self])[0] if self._gate is None else self._run_gated(self._gate)
         self._meter.step(started)
         return results
 
@@ -363,7 +369,14 @@ class Stream:
         """All that future results depend on, as plain integers, strings and arrays.
 
         The counters of `stats` are not part of it.
+
+        Raises:
+            StreamError: The stream has a gate.
         """
+        if self._gate is not None:
+            raise StreamError(
+                "The state of a stream with a gate cannot be saved.", fix="Leave out gate_db."
+            )
         # Log-mels that no run has needed yet become part of the carry.
         self._offer(self._mel.push_checked(_NOTHING))
         self._due()
@@ -420,8 +433,63 @@ class Stream:
         now.end = now.clock
         self._meter.counts["samples_in"] += len(x)
         mono = x if self._resampler is None else self._resampler.push(x)
+        if self._gate is not None:
+            self._arrived = mono
+            return
         # Many log-mels at once cost less than one by one: wait until the next run needs them.
         self._offer(self._mel.push_checked(mono, least=self._needed - self._held))
+
+    def _make_gate(self, gate_db: float) -> Gate:
+        mel, hop, blocks = self._info.mel, self._hop, self._blocks
+        if hop is None or blocks is None or hop > self._longest:
+            raise StreamError(
+                "A gate needs window_s, and a hop that the model runs at once.",
+                fix=f"Set window_s, and hop_s of at most {self._longest * self._info.frame_s:g}.",
+            )
+        per_block = hop * self._stride  # mel frames
+        # After a jump, the first blocks hold frames from both sides of it.
+        mixed = -(-(self._field + mel.span // mel.hop_length + 2) // per_block) + 1
+        self._exact_from = mixed + blocks
+        samples = per_block * mel.hop_length
+        self._skipped = ROWS // math.gcd(ROWS, per_block)  # keeps each frame in its row of the FFT
+        return Gate(
+            gate_db,
+            mel.sample_rate,
+            kept=self._exact_from * samples + round(PRE_ROLL_S * mel.sample_rate),
+            step=self._skipped * samples,
+            open_for=blocks * samples + round(OPEN_S * mel.sample_rate),
+        )
+
+    def _run_gated(self, gate: Gate) -> list[Result]:
+        """Run what the gate lets through; where it skips, the last answer holds."""
+        results: list[Result] = []
+        arrived: npt.NDArray[Any] | None = self._arrived
+        while (found := gate.next(arrived)) is not None:
+            arrived = None
+            if isinstance(found, np.ndarray):
+                self._offer(self._mel.push_checked(found, least=self._needed - self._held))
+                results += _run([self])[0]
+                continue
+            assert isinstance(self._pool, SlidingWindow)
+            assert self._hop is not None
+            assert self._last_logits is not None
+            for _ in range(self._skipped):
+                self._pool.hold(self._start_s(self._frames))
+                self._frames += self._hop
+                results.append(self._result(self._last_logits))
+            self._since_skip = 0
+        self._arrived = _NOTHING
+        return results
+
+    def _settled(self, logits_K: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """The logits, or the last ones where the window holds frames from before a jump."""
+        if self._gate is None:
+            return logits_K
+        self._since_skip += 1
+        if self._since_skip < self._exact_from and self._last_logits is not None:
+            return self._last_logits
+        self._last_logits = logits_K
+        return logits_K
 
     def _begin_segment(self) -> None:
         now, pool, mel = self._time, self._pool, self._info.mel
@@ -439,8 +507,12 @@ class Stream:
         """End the segment as a clip ends; at least one mel frame gives at least one trunk frame."""
         if self._time.segment == 0:
             return
-        if self._resampler is not None:
-            self._offer(self._mel.push_checked(self._resampler.flush()))
+        rest = [] if self._resampler is None else [self._resampler.flush()]
+        if self._gate is not None:
+            self._gate.gather()
+            rest.insert(0, self._gate.take(len(self._gate.pending)))
+        if rest:
+            self._offer(self._mel.push_checked(np.concatenate(rest)))
         if self._mel.samples_in:
             head_TM = self._offered
             self._offer(self._mel.flush())
@@ -460,6 +532,10 @@ class Stream:
         self._offered = np.empty((0, self._info.mel.n_mels), np.float32)
         self._ending = False
         self._frames = 0  # trunk frames of the segment
+        if self._gate is not None:
+            self._gate.reset()
+            self._arrived = _NOTHING
+            self._since_skip, self._last_logits = MOST_BLOCKS, None
         self._plan_run()
 
     def _plan_run(self) -> None:
@@ -495,9 +571,11 @@ class Stream:
         self._plan_run()
         return self._hop is not None and self._pool.slots % self._hop == 0
 
-    def _result(self, logits_K: npt.NDArray[np.float32], *, last: bool) -> Result:
+    def _result(self, logits_K: npt.NDArray[np.float32], *, last: bool = False) -> Result:
         """The result of the statistics that gave these logits; the last covers all audio."""
-        scores_K = scores_of(logits_K, self._info.output)
+        if logits_K is not self._scored[0]:
+            self._scored = logits_K, scores_of(logits_K, self._info.output)
+        scores_K = self._scored[1].copy()
         index = int(logits_K.argmax())
         now, pool = self._time, self._pool
         lost, now.lost = now.lost, 0
@@ -707,7 +785,8 @@ def _answer(
                 fix="The model is damaged: export it again with frami-edge export.",
             )
         for stream, logits_K in zip(part, logits_BK, strict=True):
-            results[stream].append(stream._result(logits_K, last=last))
+            answer_K = logits_K if last else stream._settled(logits_K)
+            results[stream].append(stream._result(answer_K, last=last))
 
 
 def _flush(streams: Sequence[Stream]) -> list[Result | None]:

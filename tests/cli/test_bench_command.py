@@ -21,6 +21,7 @@ QUICK = ("--rounds", "15", "--seconds", "0.2", "--seconds", "0.5")
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("frami_edge.measuring.BUDGET_S", 0.05)
+    monkeypatch.setattr("frami_edge.measuring.QUIET_S", 10.0)
 
 
 def test_two_models_take_turns(exported: Path, call: Call) -> None:
@@ -32,6 +33,7 @@ def test_two_models_take_turns(exported: Path, call: Call) -> None:
             assert 0 < times["p50_ms"] <= times["p95_ms"] <= times["p99_ms"]
             assert times["rounds"] >= 15
         assert 0 < model["core_share"] < 1
+        assert 0 < model["gate_saves"] < 1
         push_s = model["latency"]["push"]["p50_ms"] / 1000
         assert model["real_time_factor"] == pytest.approx(push_s / 0.1)
     first, second = (model["latency"]["0.5 s"]["p50_ms"] for model in found["models"])
