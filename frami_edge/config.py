@@ -489,6 +489,20 @@ class TranslatorConfig(Strict):
     change: Weight = 0.1  # weight of the mean squared change
 
 
+class BreedingConfig(Strict):
+    """Procedural clips that are varied, and selected by the teacher's answers."""
+
+    steps: Count = 150  # steps; children near the elites enter the bank after `burn_in` steps
+    burn_in: int = Field(15, ge=0, le=MANY)  # first steps, whose clips are thrown away
+    batch_size: BatchSize = 120  # children per step, in turns for each class
+    founders: Count = 2000  # procedural clips to begin with
+    elites: Count = 40  # best clips of each class, of which children are made
+    per_founder: Count = 3  # most places of one founder's descendants among them
+    fresh: Share = 0.12  # share of the children of a founder instead of an elite
+    margin: Weight = 1.0
+    """How far below the last elite of its class a child may score to enter the bank, in nats."""
+
+
 class BankConfig(Strict):
     """The synthetic clips that the student is trained on."""
 
@@ -496,9 +510,9 @@ class BankConfig(Strict):
     sources: dict[str, float] = Field(
         default={"inversion": 1.0, "procedural": 1.0, "translator": 1.0}
     )
-    """Share of each source in a batch: `inversion`, `procedural`, `translator`, the controls
-    `smooth_noise` and `white_noise`, and the baselines `deep_inversion`, `dafl`, `zskt`, `dfq`,
-    `cmi` and `fast`. Inversion only: `{inversion: 1}`."""
+    """Share of each source in a batch: `inversion`, `procedural`, `translator`, `breeding`, the
+    controls `smooth_noise` and `white_noise`, and the baselines `deep_inversion`, `dafl`, `zskt`,
+    `dfq`, `cmi` and `fast`. Inversion only: `{inversion: 1}`."""
     procedural_clips: Count = 5000  # clips of the procedural source
     control_clips: Count = 5000  # clips of each control source
     shard_clips: Count = 2048  # clips per file of the bank
@@ -509,12 +523,13 @@ class BankConfig(Strict):
     """For such a teacher: share of the other clips that shall have a second class as well."""
     inversion: InversionConfig = InversionConfig()  # the inversion
     translator: TranslatorConfig = TranslatorConfig()  # the translator
+    breeding: BreedingConfig = BreedingConfig()  # breeding
     baselines: BaselinesConfig = BaselinesConfig()
     """Other methods; steps, batch size, burn-in and width are those of `inversion`."""
 
     @model_serializer(mode="wrap")
-    def _only_used_baselines(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A bank without baselines reads, and hashes, as it did before there were any."""
+    def _only_used_sources(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A bank without baselines or breeding reads, and hashes, as before there were any."""
         facts: dict[str, Any] = serialise(self)
         baselines, plain = facts.pop("baselines"), BaselinesConfig()
         kept = {
@@ -522,11 +537,14 @@ class BankConfig(Strict):
             for name in BASELINES
             if name in self.shares or getattr(self.baselines, name) != getattr(plain, name)
         }
+        if "breeding" not in self.shares and self.breeding == BreedingConfig():
+            facts.pop("breeding")
         return facts | ({"baselines": kept} if kept else {})
 
     @model_validator(mode="after")
     def _sources_known(self) -> BankConfig:
-        known = {"inversion", "procedural", "translator", "smooth_noise", "white_noise", *BASELINES}
+        known = {"inversion", "procedural", "translator", "breeding"}
+        known |= {"smooth_noise", "white_noise", *BASELINES}
         unknown = sorted(set(self.sources) - known)
         if unknown:
             raise ValueError(

@@ -25,10 +25,13 @@ from frami_edge.losses import live_batch_norms
 from frami_edge.models import ReusedHead, StudentNet, macs_per_second
 from frami_edge.opening import ENGINES, open_model, read_info, read_onnx
 from frami_edge.runs import MANIFEST, read_manifest
+from frami_edge.teachers.hugging_face import PREFIX
 from frami_edge.teachers.opening import (
     DESCRIPTIONS,
     TeacherDescription,
     build_teacher,
+    describe_hugging_face,
+    is_hugging_face,
     open_described,
     read_description,
     read_labels,
@@ -90,6 +93,8 @@ def describe(path: Path) -> Description:
         return _describe_safetensors(path)
     if suffix in DESCRIPTIONS:
         return describe_teacher(read_description(path))
+    if is_hugging_face(path):
+        return describe_teacher(describe_hugging_face(f"{PREFIX}{path}", {}))
     folder = path.parent if path.is_file() else path
     for marker, describer in (
         ("bank.json", _describe_bank),
@@ -350,7 +355,7 @@ def describe_teacher(source: TeacherDescription) -> Description:
     if source.trained_on is None:
         findings.append(_NO_TRAINED_ON)
     sections = {
-        "file": {"weights": source.weights, "sha256": sha256},
+        "file": {"weights": source.weights or source.arguments.get("source"), "sha256": sha256},
         "network": network,
         "hidden_states": states,
         "model": {

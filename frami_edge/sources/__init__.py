@@ -25,6 +25,7 @@ SOURCES = {
     "inversion": "frami_edge.inversion:Inversion",
     "procedural": "frami_edge.sources.procedural:Procedural",
     "translator": "frami_edge.sources.translator:Translation",
+    "breeding": "frami_edge.sources.breeding:Breeding",
     "smooth_noise": "frami_edge.sources.noise:SmoothNoise",
     "white_noise": "frami_edge.sources.noise:WhiteNoise",
     "deep_inversion": "frami_edge.sources.baselines:DeepInversion",
@@ -35,7 +36,7 @@ SOURCES = {
     "fast": "frami_edge.sources.baselines:Fast",
 }
 """Module and class by name in the config; imported when used, since few banks use them all."""
-LEARNED = ("inversion", "translator", *BASELINES)
+LEARNED = ("inversion", "translator", "breeding", *BASELINES)
 """Sources that learn from the teacher and have losses."""
 NO_LABEL = -1
 """The label of a clip that was made without a target class."""

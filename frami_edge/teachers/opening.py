@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import importlib
+import json
 import logging
 import os
 import sys
@@ -26,7 +27,7 @@ from frami_edge.teachers.foreign import ForeignTeacher
 from frami_edge.teachers.frontends import LogMelInput, NotFound, find_front_end
 from frami_edge.teachers.selection import Keep, select_classes
 from frami_edge.teachers.tracing import AUDIO_LAYOUTS, LAYOUTS, Input, find_calling, in_words, takes
-from frami_edge.teachers.weights import load_weights, read_weights
+from frami_edge.teachers.weights import is_torchscript, load_weights, read_weights
 from frami_edge_runtime.errors import FramiEdgeError, MelSpecError
 from frami_edge_runtime.melspec import MelSpec
 
@@ -203,6 +204,7 @@ def open_teacher(source: Path | TeacherDescription) -> Teacher:
     """A teacher from a checkpoint, a YAML description, or a description; see `load_teacher`."""
     if isinstance(source, Path):
         if source.suffix.lower() not in DESCRIPTIONS:
+            refuse_foreign_file(source)
             return load_checkpoint(source, "teacher")
         source = read_description(source)
     labels, mel = read_labels(source.labels), read_mel(source.mel) if source.mel else None
@@ -218,6 +220,52 @@ def open_teacher(source: Path | TeacherDescription) -> Teacher:
         licence=source.licence,
     )
     return _kept(Teacher(model.eval(), card, spec, sha256, source), source.keep)
+
+
+_ROUTES = {
+    (".onnx",): "{path} is an ONNX file: its graph has no gradient and no named layers in PyTorch.",
+    (".tflite", ".h5", ".keras", ".pb"): "{path} is a network of TensorFlow.",
+    (".pt", ".pth", ".ckpt", ".bin", ".pkl"): "{path} holds weights and not their network.",
+}
+_FIXES = {
+    ".onnx": "Convert it to PyTorch, for example with onnx2torch, save the state_dict, and give "
+    "--teacher MODULE:CALLABLE --weights FILE.",
+    ".tflite": "Use a PyTorch port of it, or convert it with tf2onnx and onnx2torch: "
+    "docs/MY_TEACHER.md.",
+    ".pt": "Name the code that builds the network as well: --teacher MODULE:CALLABLE --weights "
+    "FILE --labels FILE, with --mel or --sample-rate.",
+}
+
+
+def refuse_foreign_file(path: Path) -> None:
+    """Say what a file of another program needs to become a teacher.
+
+    Raises:
+        TeacherError: It is one.
+    """
+    if is_hugging_face(path):
+        raise TeacherError(f"{path} is a folder of Hugging Face.", fix=f"Give it as hf:{path}.")
+    if not path.is_file():
+        return
+    for suffixes, said in _ROUTES.items():
+        if path.suffix.lower() in suffixes:
+            fix = _FIXES[suffixes[0]]
+            if is_torchscript(path):
+                said = "{path} is a TorchScript archive, whose layers cannot be watched."
+                fix = (
+                    "Save its weights, torch.save(torch.jit.load(FILE).state_dict(), 'new.pt'), "
+                    "and name the code that built it: --teacher MODULE:CALLABLE --weights new.pt."
+                )
+            raise TeacherError(said.format(path=path), fix=fix)
+
+
+def is_hugging_face(path: Path) -> bool:
+    """Whether a folder looks as if `save_pretrained` wrote it."""
+    try:
+        found = json.loads(read_small(path / "config.json", 10_000_000))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and "model_type" in found
 
 
 def open_described(

@@ -324,10 +324,21 @@ def _fixed(model: nn.Module, taken: Input, classes: int, layouts: Sequence[str])
     for n in range(16, 1200):
         for layout in layouts:
             if _shapes(model, taken, classes, layout, (n,)) == [(BATCH, classes)]:
+                _check_bands(model, taken, classes, layout, n)
                 return Calling(taken, classes, layout, n)
         if time.monotonic() > until:
             break
     return None
+
+
+def _check_bands(model: nn.Module, taken: Input, classes: int, layout: str, length: int) -> None:
+    """Refuse a length that is the number of bands: the other axis then takes any size."""
+    longer = Input(n_mels=3 * taken.n_mels)
+    if taken.n_mels and fits(_shapes(model, longer, classes, layout, (length,)), classes):
+        raise TeacherError(
+            f"The teacher takes log-mels of {length} bands, and the front end has {taken.n_mels}.",
+            fix="Correct n_mels in --mel, or name another front end.",
+        )
 
 
 def shortest_clip(model: nn.Module, calling: Calling) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,12 +22,26 @@ _DEPTH = 3
 """Levels of mappings in which a state dictionary may be nested."""
 
 
+def is_torchscript(path: Path) -> bool:
+    """Whether a file is an archive of `torch.jit.save`, which holds code."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any("/code/" in name for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Every tensor in a file, under its name; `ema.conv.weight` for one in a mapping `ema`.
 
     Raises:
         CheckpointError: Damaged, holding code, or without tensors.
     """
+    if is_torchscript(path):
+        raise CheckpointError(
+            f"{path} is a TorchScript archive, and its code is not executed.",
+            fix="Save its weights: torch.save(torch.jit.load(FILE).state_dict(), NEW_FILE).",
+        )
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))

@@ -15,6 +15,7 @@ from frami_edge.errors import TeacherError
 from frami_edge.inversion import Generator
 from frami_edge.models import ResNetTeacher
 from frami_edge.sources import NO_LABEL, SOURCES, SourceContext, balanced_labels, make_source
+from frami_edge.sources.breeding import Breeding
 from frami_edge.sources.noise import smooth_noise_mels, white_noise_mels
 from frami_edge.sources.procedural import Procedural
 from frami_edge.sources.translator import Translator
@@ -42,6 +43,28 @@ def test_a_step_depends_on_the_seed_alone(name: str, context: Make) -> None:
     assert a.mels_B1MT.dtype == torch.float32
     assert not a.mels_B1MT.requires_grad
     assert torch.isfinite(a.mels_B1MT).all()
+
+
+def test_breeding_finds_clips_that_the_teacher_takes_for_each_class(context: Make) -> None:
+    settings = context()
+    source = make_source("breeding", settings)
+    assert isinstance(source, Breeding)
+    before = None
+    for i in range(30):
+        batch = source.step(i)
+        before = batch.metrics["score"] if before is None else before
+    assert batch.metrics["score"] > before
+    assert source.elites is not None
+    floor, ceiling = (
+        torch.from_numpy(x)[:, None] for x in (settings.spec.floor, settings.spec.ceiling)
+    )
+    for k, (scores, founders, mels) in enumerate(source.elites):
+        x = mels[:, None].float()
+        answers = settings.teacher.hidden(x).logits_BK.log_softmax(1)[:, k]
+        assert torch.allclose(answers, scores, atol=1e-4)
+        assert scores.tolist() == sorted(scores.tolist(), reverse=True)
+        assert founders.bincount().max() <= settings.config.breeding.per_founder
+        assert (x >= floor - 0.01).all() and (x <= ceiling + 0.01).all()  # noqa: PT018
 
 
 @pytest.mark.parametrize("batch_steps", [1, 3])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import zipfile
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -255,3 +256,25 @@ def test_unknown_weights_under_the_prefix_are_named(tmp_path: Path) -> None:
     deeper = under("net.", state() | {"conv3.weight": torch.ones(1)})
     with pytest.raises(CheckpointError, match=r"unknown: conv3\.weight"):
         load_weights(zoo.KeywordNet(), deeper, tmp_path / "c.pt")
+
+
+def test_files_of_other_programs_get_a_route(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "script.pt", "w") as archive:
+        archive.writestr("script/code/__torch__.py", "class Net: pass")
+    torch.save(state(), tmp_path / "weights.pth")
+    (tmp_path / "net.onnx").write_bytes(b"")
+    (tmp_path / "net.tflite").write_bytes(b"")
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "config.json").write_text('{"model_type": "wav2vec2"}')
+    for name, said, fix in (
+        ("script.pt", "TorchScript archive", "torch.jit.load"),
+        ("weights.pth", "weights and not their network", "MODULE:CALLABLE"),
+        ("net.onnx", "is an ONNX file", "onnx2torch"),
+        ("net.tflite", "TensorFlow", "PyTorch port"),
+        ("hub", "folder of Hugging Face", "hf:"),
+    ):
+        with pytest.raises(TeacherError, match=said) as caught:
+            load_teacher(tmp_path / name)
+        assert fix in (caught.value.fix or "")
+    with pytest.raises(CheckpointError, match="its code is not executed"):
+        read_weights(tmp_path / "script.pt")
