@@ -317,7 +317,7 @@ class Bank:
         return torch.cat(parts)
 
     def examples(self, source: str, per_class: int = 6) -> dict[str, Tensor]:
-        """Log-mels (n, M, T) by label: the latest clips of each class, or a detector's likeliest."""
+        """Log-mels (n, M, T) by label: the latest of each class, or a detector's likeliest."""
         clips = self.read(source, 2048)
         found = {}
         for k, label in enumerate(self.index.labels):

@@ -546,8 +546,8 @@ class BankConfig(Strict):
 
     @model_validator(mode="after")
     def _sources_known(self) -> BankConfig:
-        ours = ("inversion", "procedural", "translator", "breeding", "recordings")
-        known = {*ours, "smooth_noise", "white_noise", *BASELINES}
+        known = {"inversion", "procedural", "translator", "breeding", "recordings"}
+        known |= {"smooth_noise", "white_noise", *BASELINES}
         unknown = sorted(set(self.sources) - known)
         if unknown:
             raise ValueError(
@@ -627,9 +627,7 @@ class DistillConfig(Strict):
     and the next three need a bank of log-mels."""
     tempo: Share = 0.0  # largest change of a clip's speed, relative
     pitch_bands: Weight = 0.0  # largest shift of a clip, in mel bands
-    equaliser_db: Weight = (
-        0.0  # standard deviation of a random smooth change of the spectrum, in dB
-    )
+    equaliser_db: Weight = 0.0  # standard deviation of a smooth change of the spectrum, in dB
     checkpoint_steps: Count = 100  # steps between checkpoints
 
     @model_validator(mode="after")

@@ -374,7 +374,7 @@ def calibration_mels(
     wanted = recipe.get("sources")
     opened = bank if isinstance(bank, Bank) else Bank.open(Path(bank))
     owner = student.card.teacher_sha256 or opened.index.teacher_sha256
-    own = comparable(opened.spec, student.mel) and recipe.get("student_mel", None)
+    own = comparable(opened.spec, student.mel) and student.card.recipe.get("student_mel")
     check_bank(opened, opened.spec if own else student.mel, student.labels, owner)
     shares = dict(wanted) if isinstance(wanted, Mapping) else {}
     return CalibrationMels(*_mixed(opened, shares, count, student.mel))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,6 @@ from torch.nn import functional as F
 
 from frami_edge.errors import TeacherError
 from frami_edge.teachers.foreign import ForeignTeacher
-from frami_edge.teachers.weights import load_weights
 
 CASES = {
     # name: layout, frames, pooled, C, D, stride, receptive field, head, answers
@@ -307,25 +305,6 @@ def test_a_channel_that_an_inline_relu_silences_hides_no_state() -> None:
     assert (states.frames, states.pooled, states.pooling) == (
         "bn2", "classify@in", "mean after a ReLU",
     )  # fmt: skip
-
-
-def test_the_wrapper_of_the_page_takes_any_length(tmp_path: Path) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "MY_TEACHER.md").read_text(encoding="utf-8")
-    found: dict[str, Any] = {}
-    exec(page.split("```python file=any_length.py\n")[1].split("```")[0], found)
-    torch.manual_seed(0)
-    fixed = nn.Sequential(zoo.conv(1, 4, 2), nn.Flatten(), nn.Linear(4 * 8 * 16, K))
-    wrapped = found["AnyLength"](nn.Sequential(zoo.conv(1, 4, 2), nn.Flatten(), fixed[2]), 32)
-    load_weights(
-        wrapped, {f"module.{k}": v for k, v in fixed.state_dict().items()}, tmp_path / "c.pt"
-    )
-    made = ForeignTeacher(wrapped, M, K, layout="B1MT")
-    assert (made.anatomy.states.frames, made.anatomy.states.pooled) == ("windows@in", "pooled@in")
-    assert made.frame_stride == 16
-    x = torch.randn(2, 1, M, 32)
-    expected = fixed.eval()(x).log_softmax(1)
-    assert torch.allclose(made(x), expected, atol=1e-5)
-    assert made(x[..., :20]).shape == (2, K)
 
 
 def test_a_clip_that_is_too_short_for_its_convolutions_is_repeated() -> None:
