@@ -18,7 +18,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from frami_edge.augment import mix_pairs, random_crop, random_gain, random_masks, random_volume
+from frami_edge.augment import (
+    mix_pairs,
+    random_crop,
+    random_gain,
+    random_masks,
+    random_roll,
+    random_volume,
+)
 from frami_edge.bridge import bridge_between
 from frami_edge.config import DistillConfig, JourneyConfig
 from frami_edge.device import (
@@ -313,6 +320,8 @@ def augmented(x: Tensor, config: DistillConfig, rng: torch.Generator, mel: MelSp
     """
     c, audio = config, x.ndim == 2
     frames = int(torch.randint(c.crop_min, c.crop_max + 1, (), generator=rng))
+    if c.roll:
+        x = random_roll(x, rng)
     x = random_crop(x, samples_for(mel, frames) if audio else frames, rng)
     if c.gain and audio:
         # In amplitude: one unit of the front end's std is std / log_scale nepers of its power.
