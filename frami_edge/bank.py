@@ -317,16 +317,14 @@ class Bank:
         return torch.cat(parts)
 
     def examples(self, source: str, per_class: int = 6) -> dict[str, Tensor]:
-        """The latest clips of each class that the teacher predicts: {label: (n, M, T)}."""
+        """Log-mels (n, M, T) by label: the latest of each class, or a detector's likeliest."""
         clips = self.read(source, 2048)
         found = {}
         for k, label in enumerate(self.index.labels):
-            class_N = torch.full_like(clips.labels_N, k)
-            index = (
-                has_class(clips.logits_NK, class_N, self.index.output)
-                .nonzero()[:, 0]
-                .flip(0)[:per_class]
-            )
+            if self.index.output == "sigmoid":
+                index = clips.logits_NK[:, k].argsort(descending=True)[:per_class]
+            else:
+                index = (clips.logits_NK.argmax(1) == k).nonzero()[:, 0].flip(0)[:per_class]
             if len(index):
                 found[label] = clips.mels_N1MT[index, 0]
         return found
@@ -565,13 +563,14 @@ def health_warnings(health: dict[str, dict[str, Any]]) -> list[str]:
     for name, h in health.items():
         hits, error, share = h["hit_rate"], h["batch_norm_error"], max(h["class_share"])
         enough = min(0.8, HEALTHY_HIT_RATE / len(h["class_share"]))
+        selected = name == "breeding"  # no loss to weigh
         if hits is not None and hits < enough:
+            other = "" if selected else f" or {section(name)}.class_loss"
             found.append(
                 f"{name}: the teacher predicts the target class for only {100 * hits:.0f} % of the "
-                f"clips ({100 * enough:.0f} % is the least): raise {budget(name)}.steps or "
-                f"{section(name)}.class_loss."
+                f"clips ({100 * enough:.0f} % is the least): raise {budget(name)}.steps{other}."
             )
-        if hits is not None and error is not None and error > HEALTHY_BATCH_NORM:
+        if not selected and hits is not None and error is not None and error > HEALTHY_BATCH_NORM:
             found.append(
                 f"{name}: the BatchNorm statistics are {error:.2f} away from the training data's "
                 f"(a good bank: 0.05): raise {section(name)}.batch_norm or the steps."

@@ -629,6 +629,12 @@ class DistillConfig(Strict):
     """Probability that a clip is blended with another of its batch, of any source."""
     mask_bands: Frames = 0  # widest masked stripe of mel bands
     mask_frames: Frames = 0  # widest masked stripe of frames
+    overlay: float = Field(0.0, ge=0, le=1)
+    """Probability that another clip of the batch sounds at the same time, 0 to 20 dB weaker; this
+    and the next three need a bank of log-mels."""
+    tempo: Share = 0.0  # largest change of a clip's speed, relative
+    pitch_bands: Weight = 0.0  # largest shift of a clip, in mel bands
+    equaliser_db: Weight = 0.0  # standard deviation of a smooth change of the spectrum, in dB
     checkpoint_steps: Count = 100  # steps between checkpoints
 
     @model_validator(mode="after")

@@ -19,11 +19,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from frami_edge.augment import (
+    Energies,
     mix_pairs,
+    overlay_pairs,
     random_crop,
+    random_equaliser,
     random_gain,
     random_masks,
     random_roll,
+    random_tempo_and_pitch,
     random_volume,
 )
 from frami_edge.bridge import bridge_between
@@ -323,6 +327,16 @@ def augmented(x: Tensor, config: DistillConfig, rng: torch.Generator, mel: MelSp
     if c.roll:
         x = random_roll(x, rng)
     x = random_crop(x, samples_for(mel, frames) if audio else frames, rng)
+    if not audio and (c.overlay or c.tempo or c.pitch_bands or c.equaliser_db):
+        energies = Energies(mel)
+        x = energies.of(x)
+        if c.tempo or c.pitch_bands:
+            x = random_tempo_and_pitch(x, c.tempo, c.pitch_bands, rng)
+        if c.overlay:
+            x = overlay_pairs(x, c.overlay, rng)
+        if c.equaliser_db:
+            x = random_equaliser(x, c.equaliser_db, rng)
+        x = energies.back(x)
     if c.gain and audio:
         # In amplitude: one unit of the front end's std is std / log_scale nepers of its power.
         x = random_volume(x, c.gain * float(np.mean(mel.std)) / mel.log_scale / mel.power, rng)
