@@ -141,6 +141,8 @@ class Journey:
         compute = compute_for(device, precision, deterministic, config.seed)
         loaded = load_teacher(teacher)
         place(loaded.model, compute)
+        for sentence in getattr(loaded.model, "notes", ()):
+            log.info(sentence)
         for sentence in getattr(loaded.model, "doubts", ()):
             log.warning(sentence)
         return cls(loaded, config, compute, deterministic, out)
