@@ -104,6 +104,7 @@ def invert(
     config: JourneyConfig | PathLike | None = None,
     seed: int | None = None,
     sources: Mapping[str, float] | Sequence[str] | None = None,
+    recordings: PathLike | None = None,
     steps: int | None = None,
     overrides: Mapping[str, Any] | None = None,
     out: PathLike | None = None,
@@ -113,7 +114,7 @@ def invert(
     deterministic: bool = False,
     progress: ProgressCallback | None = None,
 ) -> Bank:
-    """Make a bank of synthetic log-mels from a teacher. No audio is used.
+    """Make a bank of synthetic clips from a teacher. No audio is used, but given `recordings`.
 
     Args:
         teacher: A teacher, or what `load_teacher` opens.
@@ -121,6 +122,8 @@ def invert(
         seed: Seeds everything random. Replaces the config's.
         sources: Weight of each source in the mix, such as `{"inversion": 2, "procedural": 1}`, or
             their names for equal weights. Replaces `bank.sources`.
+        recordings: Folder of your own unlabelled audio, which becomes a source of that name with
+            the weight 1, or its weight in `sources`. Cards and tables name it.
         steps: Steps of the inversion and of the translator. Replaces both in the config.
         overrides: Further config values by dotted key, such as `{"bank.frames": 64}`.
         out: Run folder; the bank is in `out/bank`.
@@ -138,13 +141,15 @@ def invert(
         TeacherError: The teacher cannot be inverted with this config.
         RunError: `out` holds another run, or `resume` finds none.
     """
-    settings = journey_config(config, seed=seed, sources=sources, steps=steps, overrides=overrides)
+    settings = journey_config(
+        config, seed=seed, sources=sources, recordings=recordings, steps=steps, overrides=overrides
+    )
     journey = Journey.prepare(teacher, settings, out, device, precision, deterministic)
     inversion.check_teacher(journey.teacher)
     with journey.run("invert", resume=resume) as run:
         bank = inversion.invert(
             journey.teacher, settings.bank, journey.folder / "bank", journey.compute, settings.seed,
-            run=run, progress=progress,
+            audio=journey.audio, run=run, progress=progress,
         )  # fmt: skip
         run.record(plots=draw_bank(run, bank))
     return journey.kept(bank)
@@ -158,6 +163,7 @@ def distill(
     steps: int | None = None,
     seed: int | None = None,
     sources: Mapping[str, float] | Sequence[str] | None = None,
+    recordings: PathLike | None = None,
     overrides: Mapping[str, Any] | None = None,
     out: PathLike | None = None,
     resume: bool = False,
@@ -172,13 +178,14 @@ def distill(
     Args:
         teacher: A teacher, or what `load_teacher` opens.
         bank: A bank of this teacher or its folder; or any sampler of clips with
-            `batch(n, generator)` that returns (n, 1, M, T) normalised log-mels. None to make a bank
-            in `out/bank` first.
+            `batch(n, generator)` that returns (n, 1, M, T) normalised log-mels of the teacher's
+            front end, or (n, N) samples at its rate. None to make a bank in `out/bank` first.
         config: A config, a YAML file, or the name of a preset; None for the config of the bank, and
             defaults for the rest.
         steps: Distillation steps. Replaces `distill.steps`.
         seed: Seeds everything random. Replaces the config's.
         sources: Weights of the bank's sources, as in `invert`.
+        recordings: Folder of your own audio, as in `invert`.
         overrides: Further config values by dotted key, such as `{"distill.gain": 0}`.
         out: Run folder, with the student, its model card, metrics and pictures.
         resume: Continue the run in `out`; the result is the same as without the interruption.
@@ -203,6 +210,7 @@ def distill(
         bank=given if isinstance(given, Bank) else None,
         seed=seed,
         sources=sources,
+        recordings=recordings,
         overrides={"distill.steps": steps, **(overrides or {})},
     )
     journey = Journey.prepare(teacher, settings, out, device, precision, deterministic)
@@ -216,20 +224,26 @@ def distill(
         if sampler is None:
             given = inversion.invert(
                 loaded, settings.bank, journey.folder / "bank", compute, settings.seed,
-                run=run, progress=progress,
+                audio=journey.audio, run=run, progress=progress,
             )  # fmt: skip
             sampler = journey.sampler(given)
             pictures = draw_bank(run, given)
-        model = distillation.distill(loaded, sampler, settings, compute, run=run, progress=progress)
-        agreement = distillation.held_out_agreement(loaded, model, settings, compute)
+        mel = distillation.normalised(loaded, journey.student_mel, sampler, settings.seed)
+        model = distillation.distill(
+            loaded, sampler, settings, compute, mel=mel, run=run, progress=progress
+        )
+        agreement = distillation.held_out_agreement(loaded, model, settings, compute, mel)
         metrics = {"synthetic_agreement": agreement, "steps": settings.distill.steps}
-        card = journey.card(model, metrics)
+        recordings_used = 0
+        if isinstance(given, Bank) and settings.bank.shares.get("recordings"):
+            recordings_used = given.index.recordings
+        card = journey.card(model, metrics, mel, recordings_used)
         sha256 = save_checkpoint(run.path("student.safetensors"), model, card)
-        student = Student(model.eval(), card, loaded.mel, sha256)
+        student = Student(model.eval(), card, mel, sha256)
         pictures |= draw_curves(run, "distill")
         facts = {
             "parameters": parameters(model),
-            "macs_per_second": macs_per_second(model, loaded.mel),
+            "macs_per_second": macs_per_second(model, mel),
         }
         if isinstance(given, Bank):
             text = student_readme(student, given.index.health, pictures, run.manifest)
@@ -478,7 +492,7 @@ def evaluate(
         compute = choose_compute(device, precision)
         log.info("Device: %s", compute.reason)
         plan = plan_controls(
-            wanted, config, reference.network, compute, sounds, key,
+            wanted, config, reference.network, judged.mel, compute, sounds, key,
             bank=None if bank is None else Path(bank), root=root, progress=progress,
         )  # fmt: skip
     with ExitStack() as stack:
@@ -499,7 +513,7 @@ def evaluate(
         theirs = their_logits = None
         their_features = features
         if reference:
-            if reference.mel != judged.mel:
+            if reference.mel != judged.mel and not reference.takes_audio:
                 their_features = load_features(reference.mel, clips, progress)
             their_logits = logits_of(reference, their_features)
         targets_NK = targets_DK[features.labels]
@@ -514,7 +528,7 @@ def evaluate(
             def scored(found_NK: Tensor) -> Score:
                 return compare(found_NK, labels_N, their_logits)
 
-            rows = plan.rows(their_features, scored, run, progress)
+            rows = plan.rows(features, scored, run, progress)
         found = Evaluation(
             model=str(judged.path),
             kind=judged.kind,

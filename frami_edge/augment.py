@@ -1,25 +1,31 @@
-"""Augmentation of normalised log-mels, shared by teacher training and distillation.
+"""Augmentation of clips, shared by teacher training and distillation.
 
-Shape legend: B batch, M mel bands, T frames. Every function takes (B, 1, M, T) and a generator.
+Shape legend: B batch, M mel bands, T frames, N samples. Every function takes normalised log-mels
+(B, 1, M, T) and a generator; crops and blends take audio (B, N) as well.
 No time reversal (an impact is not a swell) and no zero padding (0 is the mean, not silence).
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from frami_edge.device import upload
+from frami_edge_runtime.melspec import MelSpec
 
 
 def random_crop(x_B1MT: Tensor, frames: int, generator: torch.Generator) -> Tensor:
-    """One random stretch of ``frames`` frames per clip; shorter clips come back whole."""
-    b, _, m, t = x_B1MT.shape
+    """One random stretch of ``frames`` frames (samples) per clip; shorter clips stay whole."""
+    b, t = x_B1MT.shape[0], x_B1MT.shape[-1]
     if frames >= t:
         return x_B1MT
     start_B = torch.randint(0, t - frames + 1, (b,), generator=generator)
     index_BT = upload(start_B[:, None] + torch.arange(frames), x_B1MT.device)
-    return x_B1MT.gather(3, index_BT[:, None, None, :].expand(b, 1, m, frames))
+    around = [1] * (x_B1MT.ndim - 2)
+    return x_B1MT.gather(-1, index_BT.view(b, *around, frames).expand(*x_B1MT.shape[:-1], frames))
 
 
 def random_stretch(x_B1MT: Tensor, shortest: float, generator: torch.Generator) -> Tensor:
@@ -41,6 +47,12 @@ def random_gain(x_B1MT: Tensor, std: float, generator: torch.Generator) -> Tenso
     gain_B = torch.randn(x_B1MT.shape[0], generator=generator).to(x_B1MT.dtype)
     gain_B = upload(gain_B, x_B1MT.device)
     return x_B1MT + std * gain_B[:, None, None, None]
+
+
+def random_volume(x_BN: Tensor, std: float, generator: torch.Generator) -> Tensor:
+    """Multiply each clip of audio by exp(N(0, std²)): a change of loudness of 8.7 std dB."""
+    gain_B = (std * torch.randn(x_BN.shape[0], generator=generator)).exp()
+    return x_BN * upload(gain_B.to(x_BN.dtype), x_BN.device)[:, None]
 
 
 def random_masks(
@@ -80,5 +92,74 @@ def mix_pairs(
     lam_B = 0.5 + 0.5 * torch.rand(b, generator=generator)
     lam_B[torch.rand(b, generator=generator) >= probability] = 1.0
     lam_B = lam_B.to(x_B1MT.device, x_B1MT.dtype)
-    weight = lam_B[:, None, None, None]
+    weight = lam_B.view(b, *[1] * (x_B1MT.ndim - 1))
     return weight * x_B1MT + (1 - weight) * x_B1MT[partner_B], partner_B, lam_B
+
+
+# --- In the energy domain: what happens to sounds, for which the front end must be known
+
+DECIBEL = math.log(10) / 10
+"""One decibel of energy as a natural logarithm."""
+
+
+class Energies:
+    """Normalised log-mels of one front end as natural logarithms of energy, and back.
+
+    Args:
+        spec: The front end.
+    """
+
+    def __init__(self, spec: MelSpec) -> None:
+        # The logarithm of a magnitude is half that of its energy.
+        self.scale = spec.log_scale / (2 if spec.power == 1 else 1)
+        self.mean, self.std = (
+            torch.tensor(x, dtype=torch.float32).reshape(-1, 1) for x in (spec.mean, spec.std)
+        )
+
+    def of(self, x_B1MT: Tensor) -> Tensor:
+        """Log energies of normalised log-mels."""
+        return (x_B1MT * self.std + self.mean) / self.scale
+
+    def back(self, x_B1MT: Tensor) -> Tensor:
+        """Normalised log-mels of log energies."""
+        return (x_B1MT * self.scale - self.mean) / self.std
+
+
+def overlay_pairs(x_B1MT: Tensor, probability: float, rng: torch.Generator) -> Tensor:
+    """Add to some clips another of the batch, 0 to 20 dB weaker; log energies."""
+    b = x_B1MT.shape[0]
+    partner = x_B1MT[torch.randperm(b, generator=rng)]
+    level_B = x_B1MT.flatten(1).logsumexp(1) - partner.flatten(1).logsumexp(1)
+    level_B = level_B - 20 * DECIBEL * torch.rand(b, generator=rng)
+    level_B[torch.rand(b, generator=rng) >= probability] = -torch.inf
+    return torch.logaddexp(x_B1MT, partner + level_B[:, None, None, None])
+
+
+def random_equaliser(x_B1MT: Tensor, std_db: float, rng: torch.Generator) -> Tensor:
+    """Another spectrum: a smooth curve of N(0, std²) dB at six points over the bands."""
+    b, _, m, _ = x_B1MT.shape
+    points = torch.randn(b, 1, 6, generator=rng)
+    curve_B1M = F.interpolate(points, size=m, mode="linear", align_corners=True)
+    return x_B1MT + std_db * DECIBEL * curve_B1M[..., None]
+
+
+def random_tempo_and_pitch(
+    x_B1MT: Tensor, tempo: float, bands: float, rng: torch.Generator
+) -> Tensor:
+    """Play each clip up to ``tempo`` faster or slower, and up to ``bands`` bands higher or lower.
+
+    A clip that becomes too short starts again; edges in frequency repeat.
+    """
+    b, _, m, t = x_B1MT.shape
+    rate_B = torch.exp((2 * torch.rand(b, generator=rng) - 1) * math.log1p(tempo))
+    shift_B = (2 * torch.rand(b, generator=rng) - 1) * bands
+    at_BT = (torch.arange(t) * rate_B[:, None]) % t
+    band_BM = (torch.arange(m) - shift_B[:, None]).clamp(0, m - 1)
+    grid = torch.stack(
+        torch.broadcast_tensors(
+            (2 * at_BT / max(1, t - 1) - 1)[:, None, :],
+            (2 * band_BM / max(1, m - 1) - 1)[:, :, None],
+        ),
+        dim=-1,
+    )
+    return F.grid_sample(x_B1MT, grid, padding_mode="border", align_corners=True)

@@ -1,16 +1,17 @@
-"""The bank: synthetic log-mels on disk, read at random in bounded memory, and their health.
+"""The bank: synthetic clips on disk, read at random in bounded memory, and their health.
 
-A folder of safetensors shards (float16 log-mels, target labels, teacher logits) and a `bank.json`
-that names them. The index is replaced atomically after each shard, so that a killed run leaves a
-whole bank.
+A folder of safetensors shards (float16 log-mels or 16-bit audio, target labels, teacher logits) and
+a `bank.json` that names them. The index is replaced atomically after each shard, so that a killed
+run leaves a whole bank.
 
-Shape legend: N clips, M mel bands, T frames, D pooled state, K classes.
+Shape legend: N clips, M mel bands, T frames, S samples, D pooled state, K classes.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,11 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from frami_edge.bridge import MelBridge
 from frami_edge.config import Strict, budget, section
 from frami_edge.device import Compute, autocast
 from frami_edge.errors import BankError
+from frami_edge.frontend import ResampledLogMel
 from frami_edge.io import atomic_write_bytes, atomic_write_json, read_small, sha256_file
 from frami_edge.losses import (
     BatchNormStatistics,
@@ -59,6 +62,10 @@ class BankIndex(Strict):
     schema_version: int = SCHEMA
     mel: dict[str, Any]  # as MelSpec writes it
     frames: int = Field(ge=1, le=1 << 20)  # mel frames of every clip
+    samples: int = Field(default=0, ge=0, le=1 << 28)
+    """Samples of every clip at the front end's rate; 0 for a bank of log-mels."""
+    recordings: int = Field(default=0, ge=0)
+    """Recordings of the user that clips were cut from."""
     labels: tuple[str, ...]
     teacher_sha256: str
     config: dict[str, Any]  # the bank section of the config
@@ -73,14 +80,16 @@ class Clips:
     """Some clips of a bank.
 
     Attributes:
-        mels_N1MT: Normalised log-mels, float32.
+        mels_N1MT: Normalised log-mels, float32; of a bank of audio they are computed from it.
         labels_N: Target classes, -1 where there was none.
         logits_NK: The teacher's logits, float32.
+        audio_NS: Samples in -1..1, of a bank of audio.
     """
 
     mels_N1MT: Tensor
     labels_N: Tensor
     logits_NK: Tensor
+    audio_NS: Tensor | None = None
 
 
 class Bank:
@@ -109,7 +118,7 @@ class Bank:
         if not (folder / "bank.json").exists():
             return cls.create(folder, index)
         bank = cls.open(folder)
-        for key in ("mel", "frames", "labels", "teacher_sha256", "config", "seed"):
+        for key in ("mel", "frames", "samples", "labels", "teacher_sha256", "config", "seed"):
             if getattr(bank.index, key) != getattr(index, key):
                 raise BankError(
                     f"The bank in {folder} was made with another {key}.",
@@ -169,8 +178,12 @@ class Bank:
     def append(self, source: str, clips: Clips, first_step: int, next_step: int) -> None:
         """Write one shard, then name it in the index."""
         name = f"shard-{len(self.index.shards):05d}-{source}.safetensors"
+        if clips.audio_NS is None:
+            kind, x = "mels", clips.mels_N1MT.clamp(-60_000, 60_000).half()
+        else:
+            kind, x = "audio", to_int16(clips.audio_NS)
         tensors = {
-            "mels": clips.mels_N1MT.clamp(-60_000, 60_000).half().contiguous(),
+            kind: x.contiguous(),
             "labels": clips.labels_N.contiguous(),
             "logits": clips.logits_NK.float().contiguous(),
         }
@@ -189,6 +202,10 @@ class Bank:
         """Take a source out of the index, so that it is made again."""
         kept = tuple(s for s in self.index.shards if s.source != source)
         self._update(shards=kept, health={})
+
+    def set_recordings(self, count: int) -> None:
+        """Store how many recordings of the user the clips were cut from."""
+        self._update(recordings=count)
 
     def set_health(self, health: dict[str, Any]) -> None:
         """Store the figures of `source_health` by source."""
@@ -220,19 +237,49 @@ class Bank:
                 f"{path} is missing or damaged: its hash is not the one in bank.json"
             )
 
-    def mels(self, source: str, indices: Tensor) -> Tensor:
-        """(n, 1, M, T) float32 clips of one source by their number; only these rows are read."""
-        out = torch.empty(len(indices), 1, self.spec.n_mels, self.index.frames)
+    def clips(self, source: str, indices: Tensor) -> Tensor:
+        """Clips of one source by their number, float32; only these rows are read.
+
+        Returns:
+            (n, 1, M, T) normalised log-mels, or (n, S) samples of a bank of audio.
+        """
+        if self.index.samples:
+            kind, out = "audio", torch.empty(len(indices), self.index.samples)
+        else:
+            kind = "mels"
+            out = torch.empty(len(indices), 1, self.spec.n_mels, self.index.frames)
         start = 0
         for shard in (s for s in self.index.shards if s.source == source):
             here = ((indices >= start) & (indices < start + shard.clips)).nonzero()[:, 0]
             if len(here):
-                rows = self._handle(shard).get_slice("mels")
+                rows = self._handle(shard).get_slice(kind)
                 for i in here.tolist():
                     row = int(indices[i]) - start
                     out[i] = rows[row : row + 1][0].float()
             start += shard.clips
-        return out
+        return out / FULL_SCALE if self.index.samples else out
+
+    def mels(self, source: str, indices: Tensor, spec: MelSpec | None = None) -> Tensor:
+        """(n, 1, M, T) float32 log-mels of clips of one source by their number.
+
+        Args:
+            source: One of `sources`.
+            indices: Numbers of the clips.
+            spec: Another front end than the bank's own.
+
+        Raises:
+            ConfigError: The bank holds log-mels, of which that front end's cannot be computed.
+        """
+        clips = self.clips(source, indices)
+        if self.index.samples:
+            return self.heard(clips, spec)
+        return clips if spec in (None, self.spec) else MelBridge(self.spec, spec)(clips)
+
+    @torch.no_grad()
+    def heard(self, audio_NS: Tensor, spec: MelSpec | None = None) -> Tensor:
+        """(n, 1, M, T) log-mels of samples at the bank's rate."""
+        front_end = ResampledLogMel(spec or self.spec, self.spec.sample_rate)
+        return torch.cat([front_end(part) for part in audio_NS.split(64)])[:, None]
 
     def read(self, source: str, limit: int | None = None) -> Clips:
         """The clips of one source, or ``limit`` of them spread evenly over all.
@@ -240,15 +287,22 @@ class Bank:
         Raises:
             BankError: The bank has none of this source.
         """
+        wanted = self.some(source, limit)
+        labels, logits = (self._column(source, name, wanted) for name in ("labels", "logits"))
+        clips = self.clips(source, wanted)
+        if self.index.samples:
+            return Clips(self.heard(clips), labels, logits, clips)
+        return Clips(clips, labels, logits)
+
+    def some(self, source: str, limit: int | None = None) -> Tensor:
+        """Numbers of the clips of one source, or of ``limit`` of them; raises as `read`."""
         total = self.sources.get(source, 0)
         if not total:
             raise BankError(
                 f"The bank in {self.folder} has no clips of the source {source}.",
                 fix=f"It has: {', '.join(self.sources) or 'none'}.",
             )
-        wanted = _spread(total, total if limit is None else min(limit, total))
-        labels, logits = (self._column(source, name, wanted) for name in ("labels", "logits"))
-        return Clips(self.mels(source, wanted), labels, logits)
+        return _spread(total, total if limit is None else min(limit, total))
 
     def logits(self, source: str, indices: Tensor) -> Tensor:
         """(n, K) stored logits of one source's clips, by their number in ascending order."""
@@ -263,19 +317,27 @@ class Bank:
         return torch.cat(parts)
 
     def examples(self, source: str, per_class: int = 6) -> dict[str, Tensor]:
-        """The latest clips of each class that the teacher predicts: {label: (n, M, T)}."""
+        """Log-mels (n, M, T) by label: the latest of each class, or a detector's likeliest."""
         clips = self.read(source, 2048)
         found = {}
         for k, label in enumerate(self.index.labels):
-            class_N = torch.full_like(clips.labels_N, k)
-            index = (
-                has_class(clips.logits_NK, class_N, self.index.output)
-                .nonzero()[:, 0]
-                .flip(0)[:per_class]
-            )
+            if self.index.output == "sigmoid":
+                index = clips.logits_NK[:, k].argsort(descending=True)[:per_class]
+            else:
+                index = (clips.logits_NK.argmax(1) == k).nonzero()[:, 0].flip(0)[:per_class]
             if len(index):
                 found[label] = clips.mels_N1MT[index, 0]
         return found
+
+
+FULL_SCALE = 32_767
+"""Of a 16-bit sample."""
+
+
+def to_int16(audio_NS: Tensor) -> Tensor:
+    """Samples as a bank stores them; a clip beyond -1..1 becomes softer as a whole."""
+    peak_N1 = audio_NS.abs().amax(1, keepdim=True).clamp_min(1.0)
+    return (audio_NS / peak_N1 * FULL_SCALE).round().to(torch.int16)
 
 
 def _spread(total: int, n: int) -> Tensor:
@@ -298,12 +360,13 @@ def check_bank(bank: Bank, spec: MelSpec, labels: tuple[str, ...], teacher_sha25
     """Check that a bank belongs to the teacher that made it.
 
     Raises:
-        BankError: Another teacher, front end or set of classes made this bank.
+        BankError: Another teacher, front end or set of classes made this bank; audio fits every
+            front end.
     """
     found = bank.index
     for what, same in (
         ("teacher", found.teacher_sha256 == teacher_sha256),
-        ("mel front end", found.mel == spec.to_dict()),
+        ("mel front end", bool(found.samples) or found.mel == spec.to_dict()),
         ("set of classes", found.labels == labels),
     ):
         if not same:
@@ -376,7 +439,7 @@ class BankSampler:
             self._likely.append((source_N[beyond], number_N[beyond], weight_N[beyond]))
 
     def batch(self, n: int, generator: torch.Generator) -> Tensor:
-        """(n, 1, M, T) float32; the order within a batch mixes the sources."""
+        """(n, 1, M, T) log-mels, or (n, S) samples; the order within a batch mixes the sources."""
         balanced = round(self.balance * n)
         mixed = n - balanced
         which = torch.multinomial(self.weights, mixed, replacement=True, generator=generator)
@@ -392,7 +455,7 @@ class BankSampler:
             at = torch.multinomial(weight, 1, generator=generator)
             wanted[int(source[at])].append(number[at])
         parts = [
-            self.bank.mels(name, torch.cat(index))
+            self.bank.clips(name, torch.cat(index))
             for name, index in zip(self.names, wanted, strict=True)
             if index
         ]
@@ -410,8 +473,9 @@ def source_health(
     compute: Compute,
     limit: int = 768,
     output: Output = "softmax",
+    listen: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, Any]:
-    """Figures of one source.
+    """Figures of one source; `listen` makes the teacher's input of a bank's audio.
 
     ``hit_rate``: share of clips that the teacher assigns to their target class (a detector: with
     p > 0.5), None without targets, and ``hit_rate_per_class``; ``batch_norm_error``: relative, as
@@ -424,8 +488,11 @@ def source_health(
     clips = bank.read(source, limit)
     pooled, logits, errors = [], [], []
     statistics = BatchNormStatistics(teacher) if live_batch_norms(teacher) else None
-    for x in clips.mels_N1MT.split(96):
+    audio_NS = clips.audio_NS
+    for x in (clips.mels_N1MT if audio_NS is None else audio_NS).split(96):
         x = x.to(compute.device)
+        if audio_NS is not None and listen:
+            x = listen(x)
         with autocast(compute):
             if statistics:
                 with statistics:
@@ -496,13 +563,14 @@ def health_warnings(health: dict[str, dict[str, Any]]) -> list[str]:
     for name, h in health.items():
         hits, error, share = h["hit_rate"], h["batch_norm_error"], max(h["class_share"])
         enough = min(0.8, HEALTHY_HIT_RATE / len(h["class_share"]))
+        selected = name == "breeding"  # no loss to weigh
         if hits is not None and hits < enough:
+            other = "" if selected else f" or {section(name)}.class_loss"
             found.append(
                 f"{name}: the teacher predicts the target class for only {100 * hits:.0f} % of the "
-                f"clips ({100 * enough:.0f} % is the least): raise {budget(name)}.steps or "
-                f"{section(name)}.class_loss."
+                f"clips ({100 * enough:.0f} % is the least): raise {budget(name)}.steps{other}."
             )
-        if hits is not None and error is not None and error > HEALTHY_BATCH_NORM:
+        if not selected and hits is not None and error is not None and error > HEALTHY_BATCH_NORM:
             found.append(
                 f"{name}: the BatchNorm statistics are {error:.2f} away from the training data's "
                 f"(a good bank: 0.05): raise {section(name)}.batch_norm or the steps."

@@ -28,7 +28,8 @@ class MelBridge(nn.Module):
 
     Args:
         source: The finer front end.
-        target: The coarser one, with frames of the same length and distance in seconds.
+        target: The coarser one, with frames of the same length in seconds, at the same distance or
+            a multiple of it.
 
     Raises:
         ConfigError: The target's frames differ, it hears frequencies that the source lacks, or its
@@ -40,6 +41,8 @@ class MelBridge(nn.Module):
     def __init__(self, source: MelSpec, target: MelSpec) -> None:
         super().__init__()
         self.source, self.target = source, target
+        self.every = round(target.hop_s / source.hop_s)
+        """Frames of the source per frame of the target."""
         weight, self.error = fit_bands(source, target)
         """Largest relative error of a band's shape."""
         if self.error > WORST_FIT:
@@ -55,8 +58,9 @@ class MelBridge(nn.Module):
                 self.register_buffer(f"{key}_{name}", value, persistent=False)
 
     def forward(self, x_B1MT: Tensor) -> Tensor:
-        """(B, 1, M, T) of the source to (B, 1, N, T) of the target."""
+        """(B, 1, M, T) of the source to (B, 1, N, ceil(T / every)) of the target."""
         s, t = self.source, self.target
+        x_B1MT = x_B1MT[..., :: self.every]
         energy = ((x_B1MT * self.std_in + self.mean_in) / s.log_scale).exp()  # type: ignore[operator]
         if s.log_floor == "add":
             energy = (energy - s.log_eps).clamp_min(0)
@@ -66,16 +70,24 @@ class MelBridge(nn.Module):
 
 
 def comparable(source: MelSpec, target: MelSpec) -> bool:
-    """Whether both are of energy and have frames of the same length and distance in seconds.
+    """Whether both are of energy, with frames of the same length in seconds.
 
-    Magnitudes do not add up: their sum over a band depends on how they are spread inside it.
+    Their distance in the target may be a multiple of that in the source. Magnitudes do not add up:
+    their sum over a band depends on how they are spread inside it.
     """
+    window = target.win_length / target.sample_rate, source.win_length / source.sample_rate
+    every = target.hop_s / source.hop_s
+    same = np.allclose(window[0], window[1], rtol=1e-6) and round(every) >= 1
+    multiple = np.allclose(every, round(every), rtol=1e-6)
+    return bool(same and multiple) and source.power == target.power == 2
 
-    def seconds(spec: MelSpec) -> tuple[float, float]:
-        return spec.hop_length / spec.sample_rate, spec.win_length / spec.sample_rate
 
-    same = np.allclose(seconds(source), seconds(target), rtol=1e-6)
-    return bool(same) and source.power == target.power == 2
+def bridge_between(source: MelSpec, target: MelSpec) -> MelBridge | None:
+    """The bridge where there is one."""
+    try:
+        return MelBridge(source, target)
+    except ConfigError:
+        return None
 
 
 def fit_bands(source: MelSpec, target: MelSpec) -> tuple[npt.NDArray[np.float32], float]:
@@ -89,10 +101,10 @@ def fit_bands(source: MelSpec, target: MelSpec) -> tuple[npt.NDArray[np.float32]
     """
     if not comparable(source, target):
         raise ConfigError(
-            "The student's frames have another length or distance in seconds than the teacher's, "
-            "or are not of energy.",
+            "The student's frames have another length in seconds than the teacher's, a distance "
+            "that is no multiple of theirs, or are not of energy.",
             fix=f"Use power 2 and windows of {1000 * source.win_length / source.sample_rate:g} ms "
-            f"every {1000 * source.hop_s:g} ms.",
+            f"every {1000 * source.hop_s:g} ms, or a multiple of that.",
         )
     if target.f_min < source.f_min or target.f_high > source.f_high:
         raise ConfigError(

@@ -95,9 +95,10 @@ def student_readme(
     card, mel, network = student.card, student.mel, student.model
     trained_on = card.teacher_trained_on
     prior = "procedural" in health or "translator" in health
+    real = card.recordings
     agreement = card.metrics["synthetic_agreement"]
     return _card(
-        model_header(card.licence, ["knowledge-distillation", "data-free", "statistics-pooling"]),
+        model_header(card.licence, _student_tags(card)),
         "# Student, distilled without data",
         f"A depthwise-separable CNN, {parameters(network):,} parameters. **No audio was used to "
         "make it**: it learned from its teacher's answers to synthetic log-mels, "
@@ -115,7 +116,9 @@ def student_readme(
         _front_end(mel),
         "## Training clips",
         table(["source", "clips"], [(n, str(h.get("clips", ""))) for n, h in health.items()]),
-        "This is data-free with a procedural prior: clips synthesised by rules, not recorded."
+        f"**Real audio: {real} recordings of the user**, unlabelled; the teacher answered them."
+        if real
+        else "This is data-free with a procedural prior: clips synthesised by rules, not recorded."
         if prior
         else f"This is data-free, by {' and '.join(health)} alone.".replace("_", " "),
         _limits(
@@ -145,7 +148,7 @@ def export_readme(
     """The model card of an export; `data` names the clips that accuracy was measured on."""
     card, mel, recommended = student.card, student.mel, report.recommended
     precisions = sorted({a.precision for a in report.artifacts} - {"fp32"})
-    tags = ["onnx", *precisions, "knowledge-distillation", "data-free", "statistics-pooling"]
+    tags = ["onnx", *precisions, *_student_tags(card)]
     listen = f"frami-edge-listen {shlex.quote(recommended)}"
     rows = {a.path: f"SHA-256 `{a.sha256}`" for a in report.artifacts}
     rows |= {"student": f"SHA-256 `{student.sha256}`"} | _teacher_rows(card)
@@ -170,6 +173,12 @@ def export_readme(
         ),
         _provenance(rows, {"versions": report.versions}),
     )
+
+
+def _student_tags(card: Card) -> list[str]:
+    """Tags of a student: data-free where it learned from no recording."""
+    free = [] if card.recordings else ["data-free"]
+    return ["knowledge-distillation", *free, "statistics-pooling"]
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

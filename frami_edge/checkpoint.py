@@ -61,6 +61,8 @@ class Card(Strict):
     """The teacher that a student was distilled from."""
     teacher_trained_on: TrainedOn | None = None
     """Real clips of that teacher's training: a student must not be scored on them either."""
+    recordings: int = Field(default=0, ge=0)
+    """The user's own recordings that a student learned from; 0 for a student without real audio."""
     recipe: dict[str, Any] = Field(default_factory=dict)
     """The config that made it, seed included."""
     metrics: dict[str, Any] = Field(default_factory=dict)

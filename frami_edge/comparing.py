@@ -15,6 +15,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from frami_edge.bank import Bank
+from frami_edge.bridge import bridge_between
 from frami_edge.checkpoint import TrainedOn
 from frami_edge.data.decoding import read_audio
 from frami_edge.data.sets import load_set, resolve_fold
@@ -64,12 +65,15 @@ class ClipSet:
         """
         if self.audio:
             return model.logits_of_audio(self.audio)
-        if model.mel != self.mel:
+        if model.mel == self.mel:
+            return model.logits(self.mels)
+        bridge = bridge_between(self.mel, model.mel) if self.mel else None
+        if bridge is None:
             raise BankError(
                 f"The bank's log-mels have another front end than {model.path.name}.",
                 fix="Give the bank of these models, or compare on audio: --data, or no --bank.",
             )
-        return model.logits(self.mels)
+        return model.logits([bridge(mel_MT[None, None])[0, 0] for mel_MT in self.mels])
 
 
 def bank_clips(folder: Path, count: int) -> ClipSet:
@@ -82,12 +86,15 @@ def bank_clips(folder: Path, count: int) -> ClipSet:
     if not bank.sources:
         raise BankError(f"The bank in {folder} is empty.", fix="Make it again.")
     names: list[str] = []
-    mels: list[Tensor] = []
-    for source, total in bank.sources.items():
-        clips = bank.read(source, max(1, count // len(bank.sources))).mels_N1MT[:, 0]
-        mels += list(clips)
-        names += [f"{source} {i}" for i in _spread(total, len(clips))]
-    return ClipSet("bank", names, mels=mels, mel=bank.spec)
+    clips: list[Tensor] = []
+    for source in bank.sources:
+        numbers = bank.some(source, max(1, count // len(bank.sources)))
+        clips += list(bank.clips(source, numbers))
+        names += [f"{source} {i}" for i in numbers.tolist()]
+    if bank.index.samples:
+        rate = bank.spec.sample_rate
+        return ClipSet("bank", names, [(x.numpy(), rate) for x in clips])
+    return ClipSet("bank", names, mels=[x[0] for x in clips], mel=bank.spec)
 
 
 def real_clips(

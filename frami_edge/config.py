@@ -511,10 +511,13 @@ class BankConfig(Strict):
         default={"inversion": 1.0, "procedural": 1.0, "translator": 1.0}
     )
     """Share of each source in a batch: `inversion`, `procedural`, `translator`, `breeding`, the
-    controls `smooth_noise` and `white_noise`, and the baselines `deep_inversion`, `dafl`, `zskt`,
-    `dfq`, `cmi` and `fast`. Inversion only: `{inversion: 1}`."""
+    user's own `recordings`, the controls `smooth_noise` and `white_noise`, and the baselines
+    `deep_inversion`, `dafl`, `zskt`, `dfq`, `cmi` and `fast`. Inversion only: `{inversion: 1}`."""
     procedural_clips: Count = 5000  # clips of the procedural source
     control_clips: Count = 5000  # clips of each control source
+    recordings: str | None = None
+    """Folder of the user's own unlabelled audio, for the source `recordings`."""
+    recordings_clips: Count = 5000  # random stretches of these recordings
     shard_clips: Count = 2048  # clips per file of the bank
     near_misses: Share = 0.25
     """For a teacher with a detector per class: share of the clips of learned sources that shall
@@ -543,7 +546,7 @@ class BankConfig(Strict):
 
     @model_validator(mode="after")
     def _sources_known(self) -> BankConfig:
-        known = {"inversion", "procedural", "translator", "breeding"}
+        known = {"inversion", "procedural", "translator", "breeding", "recordings"}
         known |= {"smooth_noise", "white_noise", *BASELINES}
         unknown = sorted(set(self.sources) - known)
         if unknown:
@@ -552,6 +555,11 @@ class BankConfig(Strict):
             )
         if any(w < 0 for w in self.sources.values()) or sum(self.sources.values()) <= 0:
             raise ValueError("the weights of the sources must be >= 0, and one must be positive")
+        if self.sources.get("recordings") and not self.recordings:
+            raise ValueError(
+                "the source recordings needs a folder of audio: --recordings FOLDER, or "
+                "bank.recordings"
+            )
         return self
 
     @property
@@ -614,6 +622,12 @@ class DistillConfig(Strict):
     """Probability that a clip is blended with another of its batch, of any source."""
     mask_bands: Frames = 0  # widest masked stripe of mel bands
     mask_frames: Frames = 0  # widest masked stripe of frames
+    overlay: float = Field(0.0, ge=0, le=1)
+    """Probability that another clip of the batch sounds at the same time, 0 to 20 dB weaker; this
+    and the next three need a bank of log-mels."""
+    tempo: Share = 0.0  # largest change of a clip's speed, relative
+    pitch_bands: Weight = 0.0  # largest shift of a clip, in mel bands
+    equaliser_db: Weight = 0.0  # standard deviation of a smooth change of the spectrum, in dB
     checkpoint_steps: Count = 100  # steps between checkpoints
 
     @model_validator(mode="after")
@@ -631,6 +645,10 @@ class JourneyConfig(Strict):
     """Teacher to student: the bank and the distillation."""
 
     student: StudentArch = StudentArch()  # the student's network
+    student_mel: dict[str, Any] | str | None = None
+    """The student's own front end: keys of a MelSpec, a file of them, or a preset such as
+    `mel/log-mel-16k-64`; None for the teacher's. A mean of 0 and a std of 1 are measured on the
+    bank. Where its log-mels cannot be computed from the teacher's, the bank holds audio."""
     bank: BankConfig = BankConfig()  # synthetic clips
     distill: DistillConfig = DistillConfig()  # distillation on them
     seed: Seed = 0  # seeds everything random

@@ -12,24 +12,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 from torch import Tensor
 
 from frami_edge.bank import Bank, BankSampler, check_bank
 from frami_edge.checkpoint import Student, Teacher
 from frami_edge.config import BASELINES, JourneyConfig, TrainConfig
+from frami_edge.data.decoding import read_audio
 from frami_edge.data.sets import SoundSet, check_disjoint, load_set
 from frami_edge.data.store import Features, length_buckets, load_features
 from frami_edge.device import Compute, named_seed
-from frami_edge.distillation import ClipSampler, Sampler, TensorSampler, distill, new_student
+from frami_edge.distillation import (
+    ClipSampler,
+    Hearing,
+    Sampler,
+    TensorSampler,
+    distill,
+    new_student,
+)
 from frami_edge.errors import CheckpointError, ConfigError
 from frami_edge.evaluation import Control, Score, predict
+from frami_edge.frontend import resample
 from frami_edge.models import StudentNet
 from frami_edge.opening import OpenedModel
 from frami_edge.progress import ProgressCallback
+from frami_edge.rendering import Renderer
 from frami_edge.runs import RunFolder
 from frami_edge.sources.noise import smooth_noise_mels, white_noise_mels
-from frami_edge.sources.procedural import procedural_mels
+from frami_edge.sources.procedural import procedural_audio, procedural_mels, samples_for
 from frami_edge.training import train_epochs
 from frami_edge_runtime.melspec import MelSpec
 
@@ -104,10 +115,12 @@ def control_sampler(
     *,
     bank: Bank | None = None,
     real: Sequence[Tensor] = (),
+    audio: bool = False,
 ) -> Sampler:
     """The clips of a control other than `scratch`, as many and as long as `config` says.
 
-    `mel` is the teacher's front end; `real` holds (M, T_i) log-mels, for `real` and `unrelated`.
+    `mel` is the teacher's front end; `real` holds (M, T_i) log-mels, for `real` and
+    `unrelated`. With ``audio`` it holds (N_i,) samples, and all clips are audio: noise is rendered.
 
     Raises:
         BankError: The bank lacks the source.
@@ -119,11 +132,19 @@ def control_sampler(
         "smooth_noise": (smooth_noise_mels, b.control_clips),
         "procedural": (procedural_mels, b.procedural_clips),
     }
+    samples = samples_for(mel, frames)
+    if name == "procedural" and audio:
+        return TensorSampler(procedural_audio(mel.sample_rate, b.procedural_clips, samples, seed))
     if name in made:
         make, clips = made[name]
-        return TensorSampler(make(mel, clips, frames, seed))
+        mels = make(mel, clips, frames, seed)
+        if not audio:
+            return TensorSampler(mels)
+        render = Renderer(mel)
+        with torch.no_grad():
+            return TensorSampler(torch.cat([render(part) for part in mels.split(64)]))
     if real:
-        return ClipSampler(real, frames)
+        return ClipSampler(real, samples if audio else frames)
     if bank is None:
         raise ConfigError(
             f"The control {name} needs a bank.",
@@ -148,7 +169,7 @@ def scratch_student(
     """
     d, phase = config.distill, f"control-{SCRATCH}"
     alone = d.model_copy(update={"reuse_head": False})
-    student = new_student(config.model_copy(update={"distill": alone}), teacher)
+    student = new_student(config.model_copy(update={"distill": alone}), teacher, real.mel)
     recipe = TrainConfig(
         epochs=_scratch_steps(config, len(real))[0],
         batch_size=d.batch_size,
@@ -188,6 +209,8 @@ class ControlPlan:
     """Real clips by control."""
     config: JourneyConfig
     teacher: Teacher
+    mel: MelSpec
+    """The student's front end."""
     compute: Compute
 
     def rows(
@@ -197,11 +220,13 @@ class ControlPlan:
         run: RunFolder | None = None,
         progress: ProgressCallback | None = None,
     ) -> dict[str, Control]:
-        """Distil every control and score it on `tests`, log-mels of the teacher's front end.
+        """Distil every control and score it on `tests`, log-mels of the student's front end.
 
         A `run` keeps checkpoints, from which a killed evaluation resumes.
         """
         found, c = {}, self.config
+        hear = Hearing(self.teacher, self.mel, self.compute.device)
+        audio = hear.needs_audio
         for name, data in self.wanted.items():
             facts: dict[str, Any] = {"steps": c.distill.steps, "seed": c.seed}
             clips = self.real.get(name)
@@ -215,20 +240,38 @@ class ControlPlan:
                     clips, self.teacher, c, self.compute, run=run, progress=progress
                 )
             else:
-                mels, phase = clips.mels if clips else (), f"control-{name}"
-                sampler = control_sampler(name, self.teacher.mel, c, bank=self.bank, real=mels)
+                real: Sequence[Tensor] = clips.mels if clips else ()
+                if clips and audio:
+                    real = [_samples(clip.path, self.teacher.sample_rate) for clip in clips.clips]
+                sampler = control_sampler(
+                    name, self.teacher.mel, c, bank=self.bank, real=real, audio=audio
+                )
                 student = distill(
-                    self.teacher, sampler, c, self.compute, run=run, phase=phase, progress=progress
+                    self.teacher,
+                    sampler,
+                    c,
+                    self.compute,
+                    mel=self.mel,
+                    run=run,
+                    phase=f"control-{name}",
+                    progress=progress,
                 )
             result = scored(predict(student, tests.mels))
             found[name] = Control(CONTROLS[name], result, facts)
         return found
 
 
+def _samples(path: Path, rate: int) -> Tensor:
+    """(N,) samples of a file at that rate."""
+    samples, given = read_audio(path)
+    return resample(torch.from_numpy(samples), given, rate)
+
+
 def plan_controls(
     wanted: Mapping[str, str],
     config: JourneyConfig,
     teacher: Teacher,
+    mel: MelSpec,
     compute: Compute,
     data: SoundSet,
     fold: str,
@@ -239,7 +282,8 @@ def plan_controls(
 ) -> ControlPlan:
     """Open the bank and the real clips that the rows need.
 
-    The rows are scored on the test fold `fold` of `data`, and none is trained on it.
+    The rows are scored on the test fold `fold` of `data`, and none is trained on it; `mel` is the
+    student's front end.
 
     Raises:
         BankError: The bank belongs to another teacher, or lacks a source.
@@ -255,10 +299,10 @@ def plan_controls(
         others = load_set(wanted[UNRELATED], root)
         check_disjoint(others, data)
         real[UNRELATED] = load_features(teacher.mel, others.clips, progress)
-    if {"real", SCRATCH} & set(wanted):
-        features = load_features(teacher.mel, data.split(fold)[0], progress)
-        real |= {name: features for name in ("real", SCRATCH) if name in wanted}
+    for name, own in (("real", teacher.mel), (SCRATCH, mel)):
+        if name in wanted:
+            real[name] = load_features(own, data.split(fold)[0], progress)
     for name in wanted:
         if name not in (*SYNTHETIC, *real):
             control_sampler(name, teacher.mel, config, bank=opened)
-    return ControlPlan(wanted, opened, real, config, teacher, compute)
+    return ControlPlan(wanted, opened, real, config, teacher, mel, compute)

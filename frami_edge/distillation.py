@@ -12,12 +12,24 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from frami_edge.augment import mix_pairs, random_crop, random_gain, random_masks
+from frami_edge.augment import (
+    Energies,
+    mix_pairs,
+    overlay_pairs,
+    random_crop,
+    random_equaliser,
+    random_gain,
+    random_masks,
+    random_tempo_and_pitch,
+    random_volume,
+)
+from frami_edge.bridge import bridge_between
 from frami_edge.config import DistillConfig, JourneyConfig
 from frami_edge.device import (
     Compute,
@@ -30,12 +42,14 @@ from frami_edge.device import (
     upload,
     world,
 )
-from frami_edge.errors import ConfigError, RunError
+from frami_edge.errors import BankError, ConfigError, RunError
+from frami_edge.frontend import LogMel, ResampledLogMel
 from frami_edge.losses import DistillationLoss, FeatureScale, detection_boundary, same_decision
 from frami_edge.models import ReusedHead, StudentNet, TeacherLike
 from frami_edge.progress import ProgressCallback, StepReport
 from frami_edge.runs import damaged, load_state, save_state
-from frami_edge.sources.procedural import procedural_mels
+from frami_edge.sources.procedural import procedural_audio, procedural_mels, samples_for
+from frami_edge_runtime.melspec import MelSpec
 
 if TYPE_CHECKING:
     from frami_edge.checkpoint import Teacher
@@ -51,37 +65,37 @@ class Sampler(Protocol):
     """Random clips: of a bank, of real audio, of noise."""
 
     def batch(self, n: int, generator: torch.Generator) -> Tensor:
-        """(n, 1, M, T) normalised log-mels, float32."""
+        """(n, 1, M, T) log-mels of the teacher's front end, or (n, N) samples at its rate."""
         ...
 
 
 class TensorSampler:
-    """Random clips of equal length, held in memory as (N, 1, M, T)."""
+    """Random clips of equal length, held in memory: log-mels (N, 1, M, T), or audio (N, S)."""
 
-    def __init__(self, mels_N1MT: Tensor) -> None:
-        self.mels = mels_N1MT
+    def __init__(self, clips: Tensor) -> None:
+        self.clips = clips
 
     def batch(self, n: int, generator: torch.Generator) -> Tensor:
-        """(n, 1, M, T)."""
-        return self.mels[torch.randint(0, len(self.mels), (n,), generator=generator)]
+        """(n, 1, M, T), or (n, S)."""
+        return self.clips[torch.randint(0, len(self.clips), (n,), generator=generator)]
 
 
 class ClipSampler:
     """Random stretches of real clips of any length: a control, never a part of the journey.
 
     Args:
-        mels: (M, T_i) normalised log-mels.
-        frames: T of every stretch; shorter clips are repeated.
+        clips: (M, T_i) normalised log-mels, or (N_i,) samples.
+        length: Frames or samples of every stretch; shorter clips are repeated.
     """
 
-    def __init__(self, mels: Sequence[Tensor], frames: int) -> None:
-        self.mels, self.frames = [repeat_to(m, frames) for m in mels], frames
+    def __init__(self, clips: Sequence[Tensor], length: int) -> None:
+        clips = [repeat_to(x, length) for x in clips]
+        self.clips, self.length = [x[None, None] if x.ndim == 2 else x[None] for x in clips], length
 
     def batch(self, n: int, generator: torch.Generator) -> Tensor:
-        """(n, 1, M, T)."""
-        index = torch.randint(0, len(self.mels), (n,), generator=generator).tolist()
-        clips = [random_crop(self.mels[i][None, None], self.frames, generator) for i in index]
-        return torch.cat(clips)
+        """(n, 1, M, T), or (n, S)."""
+        index = torch.randint(0, len(self.clips), (n,), generator=generator).tolist()
+        return torch.cat([random_crop(self.clips[i], self.length, generator) for i in index])
 
 
 def repeat_to(mel_MT: Tensor, frames: int) -> Tensor:
@@ -110,6 +124,77 @@ def weight_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]
     ]
 
 
+# --- What teacher and student make of a clip, each through its own front end
+
+
+class Hearing:
+    """What teacher and student receive of a clip, each through its own front end.
+
+    Log-mels are the teacher's; the student's are equal, or computed from them (`MelBridge`).
+
+    Args:
+        teacher: The teacher; audio is at its rate.
+        mel: The student's front end.
+        device: Where the networks compute.
+    """
+
+    def __init__(self, teacher: Teacher, mel: MelSpec, device: torch.device) -> None:
+        self.teacher, self.mel = teacher, mel
+        self.of_teacher = LogMel(teacher.mel).to(device) if teacher.takes == "mel" else None
+        self.shared = self.of_teacher is not None and mel == teacher.mel
+        self.of_student = ResampledLogMel(mel, teacher.sample_rate).to(device)
+        bridge = None
+        if self.of_teacher and not self.shared:
+            bridge = bridge_between(teacher.mel, mel)
+        self.bridge = bridge.to(device) if bridge else None
+        self.needs_audio = not self.shared and bridge is None
+        """Whether log-mels of the teacher are of no use."""
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs of teacher and student, of log-mels (B, 1, M, T) or samples (B, N).
+
+        Raises:
+            BankError: These are log-mels, and those of the student cannot be computed from them.
+        """
+        if x.ndim == 4:
+            if self.needs_audio:
+                raise BankError(
+                    "The clips are log-mels, and audio is needed: the student has another front "
+                    "end, or the teacher takes audio.",
+                    fix="Make a bank with this config: `frami-edge invert`.",
+                )
+            return x, self.bridge(x) if self.bridge else x
+        ours = x if self.of_teacher is None else self.of_teacher(x)[:, None]
+        return ours, ours if self.shared else self.of_student(x)[:, None]
+
+    @property
+    def clock(self) -> tuple[float, float]:
+        """Steps of the teacher's input per mel frame of the student, and its step at frame 0."""
+        step_s, start_s = self.teacher.step_s, frame_0_s(self.mel)
+        if self.of_teacher is not None:
+            start_s -= frame_0_s(self.teacher.mel)
+        return self.mel.hop_s / step_s, start_s / step_s
+
+
+def normalised(teacher: Teacher, mel: MelSpec, sampler: Sampler, seed: int) -> MelSpec:
+    """The student's front end with mean and std of the bank's clips, where it has none (0 and 1).
+
+    One number each, over 256 clips.
+    """
+    if mel.mean != 0 or mel.std != 1:
+        return mel
+    clips = sampler.batch(256, generator(seed, "distill/normalisation"))
+    hear = Hearing(teacher, mel, clips.device)
+    mels = torch.cat([hear(part)[1] for part in clips.split(64)])
+    return mel.replace(mean=round(float(mels.mean()), 4), std=round(float(mels.std()), 4))
+
+
+def frame_0_s(mel: MelSpec) -> float:
+    """Centre of a front end's first frame, in seconds from the start of the audio."""
+    return (mel.span / 2 - mel.pad) / mel.sample_rate
+
+
 # --- The loop
 
 
@@ -119,6 +204,7 @@ def distill(
     config: JourneyConfig,
     compute: Compute,
     *,
+    mel: MelSpec | None = None,
     run: RunFolder | None = None,
     phase: str = "distill",
     progress: ProgressCallback | None = None,
@@ -138,29 +224,32 @@ def distill(
         sampler: Clips.
         config: Student, loss weights, augmentation, schedule, seed.
         compute: Device and precision.
+        mel: The student's front end; None for the teacher's.
         run: Receives the losses of every step as rows, and the checkpoints; only on rank 0.
         phase: Name of this training in the rows and of its checkpoint.
         progress: Called after each step.
 
     Raises:
+        BankError: The clips are log-mels, and teacher and student share no front end.
         ConfigError: No term would train the student's head.
         RunError: The loss or a weight is no longer finite.
     """
     c, device, (rank, ranks) = config.distill, compute.device, world()
     seed = rank_seed(config.seed, rank)
-    student = new_student(config, teacher)
+    student = new_student(config, teacher, mel)
     _check_head(teacher.model, student, c)
     place(student, compute)
     place(teacher.model, compute)
+    hear = Hearing(teacher, mel or teacher.mel, device)
     with torch.no_grad(), autocast(compute):
         probe = sampler.batch(256, generator(config.seed, "distill/scale")).to(device)
-        known = teacher.hidden(probe)
+        known = teacher.hidden(hear(probe)[0])
         scale = FeatureScale.measure(known)
     boundary = _boundary(sampler, teacher, known.logits_BK, c)
     torch.manual_seed(named_seed(config.seed, "distill/projectors"))
-    losses: nn.Module = DistillationLoss(student, teacher.model, scale, c, compute, boundary).to(
-        device
-    )
+    losses: nn.Module = DistillationLoss(
+        student, teacher.model, scale, c, compute, boundary, hear.clock
+    ).to(device)
     optimizer = torch.optim.AdamW(weight_groups(losses, c.weight_decay), lr=c.learning_rate)
     path = run.path(f"{phase}-state.pt") if run else None
     first = _load(path, losses, optimizer)
@@ -170,12 +259,13 @@ def distill(
     with run.timed(phase) if run else nullcontext():
         for step in range(first, c.steps):
             rng = generator(seed, f"distill/{step}")
-            x = upload(augmented(sampler.batch(c.batch_size, rng), c, rng), device)
+            clips = augmented(sampler.batch(c.batch_size, rng), c, rng, teacher.mel)
+            ours, x = hear(upload(clips, device))
             for group in optimizer.param_groups:
                 group["lr"] = c.learning_rate * cosine_with_warmup(step, c.steps, c.warmup)
             student.train()
             with torch.no_grad(), autocast(compute):
-                target = teacher.hidden(x)
+                target = teacher.hidden(ours)
             terms, logits_BK = network(x, target)
             loss = torch.stack(list(terms.values())).sum()
             optimizer.zero_grad(set_to_none=True)
@@ -213,7 +303,7 @@ def _finished(student: StudentNet, steps: int) -> StudentNet:
     return student.eval().collapse().requires_grad_(False)
 
 
-def new_student(config: JourneyConfig, teacher: Teacher) -> StudentNet:
+def new_student(config: JourneyConfig, teacher: Teacher, mel: MelSpec | None = None) -> StudentNet:
     """A student with the initial weights of the seed, and the teacher's head where it is reused."""
     torch.manual_seed(named_seed(config.seed, "student"))
     head = teacher.model.head if config.distill.reuse_head else None
@@ -222,19 +312,36 @@ def new_student(config: JourneyConfig, teacher: Teacher) -> StudentNet:
             "The teacher's map from pooled state to logits is not affine: the student gets a head "
             "of its own."
         )
-    return StudentNet(config.student, teacher.mel.n_mels, len(teacher.labels), head)
+    return StudentNet(config.student, (mel or teacher.mel).n_mels, len(teacher.labels), head)
 
 
-def augmented(x_B1MT: Tensor, config: DistillConfig, rng: torch.Generator) -> Tensor:
-    """Random crop, gain, mixup and masks, on the host, from one generator."""
-    c = config
+def augmented(x: Tensor, config: DistillConfig, rng: torch.Generator, mel: MelSpec) -> Tensor:
+    """Random crop, gain, mixup and masks, on the host, from one generator.
+
+    Audio (B, N) has no masks; ``mel``, the teacher's front end, says what a frame of a crop and a
+    unit of the gain are in samples.
+    """
+    c, audio = config, x.ndim == 2
     frames = int(torch.randint(c.crop_min, c.crop_max + 1, (), generator=rng))
-    x = random_crop(x_B1MT, frames, rng)
-    if c.gain:
+    x = random_crop(x, samples_for(mel, frames) if audio else frames, rng)
+    if not audio and (c.overlay or c.tempo or c.pitch_bands or c.equaliser_db):
+        energies = Energies(mel)
+        x = energies.of(x)
+        if c.tempo or c.pitch_bands:
+            x = random_tempo_and_pitch(x, c.tempo, c.pitch_bands, rng)
+        if c.overlay:
+            x = overlay_pairs(x, c.overlay, rng)
+        if c.equaliser_db:
+            x = random_equaliser(x, c.equaliser_db, rng)
+        x = energies.back(x)
+    if c.gain and audio:
+        # In amplitude: one unit of the front end's std is std / log_scale nepers of its power.
+        x = random_volume(x, c.gain * float(np.mean(mel.std)) / mel.log_scale / mel.power, rng)
+    elif c.gain:
         x = random_gain(x, c.gain, rng)
     if c.mixup:
         x = mix_pairs(x, c.mixup, rng)[0]
-    if c.mask_bands or c.mask_frames:
+    if (c.mask_bands or c.mask_frames) and not audio:
         x = random_masks(x, c.mask_bands, c.mask_frames, rng)
     return x
 
@@ -283,13 +390,26 @@ def _diverged(step: int, steps: int) -> RunError:
 
 @torch.no_grad()
 def held_out_agreement(
-    teacher: Teacher, student: StudentNet, config: JourneyConfig, compute: Compute, clips: int = 512
+    teacher: Teacher,
+    student: StudentNet,
+    config: JourneyConfig,
+    compute: Compute,
+    mel: MelSpec | None = None,
+    clips: int = 512,
 ) -> float:
     """Share of fresh procedural clips on which student and teacher decide alike, `same_decision`.
 
-    Their seed is one that no bank uses: selection and reports without real data rest on it.
+    Their seed is one that no bank uses: selection and reports without real data rest on it. Each
+    network hears them through its own front end; ``mel`` is the student's, None for the teacher's.
     """
-    seed = named_seed(config.seed, "held-out")
-    x = procedural_mels(teacher.mel, clips, config.bank.frames, seed).to(compute.device)
-    same = [same_decision(student(part), teacher(part), teacher.output) for part in x.split(128)]
+    seed, frames = named_seed(config.seed, "held-out"), config.bank.frames
+    hear = Hearing(teacher, mel or teacher.mel, compute.device)
+    if hear.shared:
+        x = procedural_mels(teacher.mel, clips, frames, seed)
+    else:
+        x = procedural_audio(teacher.sample_rate, clips, samples_for(teacher.mel, frames), seed)
+    same = []
+    for part in x.to(compute.device).split(128):
+        ours, theirs = hear(part)
+        same.append(same_decision(student(theirs), teacher(ours), teacher.output))
     return float(torch.cat(same).float().mean())

@@ -305,10 +305,11 @@ def logits_of(
 ) -> Tensor:
     """Logits (N, K) float32 of clips, in their order.
 
-    A checkpoint receives the log-mels, which are of its front end. An exported file receives the
-    audio itself, through the device's own front end, so that the whole path is scored.
+    A checkpoint receives the log-mels, which are of its front end, unless it takes audio. An
+    exported file receives the audio itself, through the device's own front end, so that the whole
+    path is scored.
     """
-    if model.network is not None:
+    if model.network is not None and not model.takes_audio:
         return model.logits(features.mels)
 
     def clips() -> Iterator[tuple[npt.NDArray[np.float32], int]]:

@@ -133,6 +133,18 @@ def resample(samples: torch.Tensor, from_rate: int, to_rate: int) -> torch.Tenso
     return resampled
 
 
+class ResampledLogMel(LogMel):
+    """`LogMel` of samples at another rate than the front end's."""
+
+    def __init__(self, spec: MelSpec, rate: int) -> None:
+        super().__init__(spec)
+        self.rate = rate
+
+    def forward(self, samples: torch.Tensor) -> torch.Tensor:
+        """(..., N) float32 samples at `rate` to (..., M, T) normalised log-mel."""
+        return super().forward(resample(samples, self.rate, self.spec.sample_rate))
+
+
 @lru_cache(maxsize=16)
 def _kernel(
     from_rate: int, to_rate: int, device: torch.device, dtype: torch.dtype

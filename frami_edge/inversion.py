@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from frami_edge.augment import random_crop, random_stretch
-from frami_edge.bank import Bank, BankIndex, Clips, merge_parts, source_health
+from frami_edge.bank import (
+    FULL_SCALE,
+    Bank,
+    BankIndex,
+    Clips,
+    merge_parts,
+    source_health,
+    to_int16,
+)
 from frami_edge.config import STUDENT_PRESETS, BankConfig, batch_norm_keys, budget, section
 from frami_edge.device import (
     Compute,
@@ -31,6 +39,7 @@ from frami_edge.device import (
     world,
 )
 from frami_edge.errors import BankError, TeacherError
+from frami_edge.frontend import LogMel
 from frami_edge.losses import (
     BatchNormStatistics,
     FeatureInvariantContrast,
@@ -43,6 +52,7 @@ from frami_edge.losses import (
 )
 from frami_edge.models import Hidden, ResNetTeacher, StudentNet, TeacherLike
 from frami_edge.progress import ProgressCallback, StepReport
+from frami_edge.rendering import RenderedTeacher, Renderer
 from frami_edge.runs import damaged, load_state, save_state
 from frami_edge.sources import (
     Batch,
@@ -54,7 +64,8 @@ from frami_edge.sources import (
     make_source,
     metrics_of,
 )
-from frami_edge.sources.procedural import procedural_mels
+from frami_edge.sources.procedural import procedural_mels, samples_for
+from frami_edge.sources.recordings import Recordings
 from frami_edge_runtime.melspec import MelSpec
 
 if TYPE_CHECKING:
@@ -354,10 +365,14 @@ def invert(
     compute: Compute,
     seed: int,
     *,
+    audio: bool = False,
     run: RunFolder | None = None,
     progress: ProgressCallback | None = None,
 ) -> Bank:
     """Make a bank, or finish one that was started with the same settings.
+
+    A bank of audio holds 16-bit samples that every front end can hear: log-mels of learned sources
+    are rendered. A teacher that takes audio always has one, and is inverted through the renderer.
 
     A killed call continues from the last shard of each source and gives the same bits. Under
     torchrun every process makes a bank of its own, with a seed of its own, in ``folder/rank-N``;
@@ -370,6 +385,7 @@ def invert(
         folder: Folder of the bank; made where it does not exist.
         compute: Device and precision.
         seed: Seeds everything random.
+        audio: Make a bank of audio also of a teacher that takes log-mels.
         run: Receives the losses of every step as rows, and the seconds per source.
         progress: Called after each step.
 
@@ -379,9 +395,15 @@ def invert(
     place(teacher.model, compute)
     rank, ranks = world()
     seed = rank_seed(seed, rank)
+    network, samples = teacher.model, 0
+    if teacher.takes == "audio":
+        network = RenderedTeacher(teacher.model, teacher.mel).to(compute.device)
+    if audio or teacher.takes == "audio":
+        samples = samples_for(teacher.mel, config.frames)
     context = SourceContext(
-        teacher.model, teacher.mel, len(teacher.labels), config, compute, seed, teacher.output
+        network, teacher.mel, len(teacher.labels), config, compute, seed, teacher.output, samples
     )
+    keeper = _Keeper(teacher, context)
     if needs_prior(teacher, config):
         log.info(
             "The teacher has no BatchNorm with running statistics: a small student is distilled on "
@@ -405,10 +427,12 @@ def invert(
                 due = full or done == source.steps
                 report.step(batch.metrics, read=due)
                 if waiting and due:
-                    _save_shard(bank, source, context, waiting, first, done)
+                    _save_shard(bank, source, keeper, waiting, first, done)
                     start = _record_seconds(run, name, start, new=first == 0)
                     first, waiting = done, []
             _check_made(bank, source)
+            if isinstance(source, Recordings) and source.used:
+                bank.set_recordings(len(source.used))
         bank = _finish(bank, folder, teacher, compute)
     if run:
         run.record(bank={"clips": bank.sources, "health": bank.index.health})
@@ -466,6 +490,7 @@ def _open_bank(folder: Path, teacher: Teacher, context: SourceContext) -> Bank:
     index = BankIndex(
         mel=teacher.mel.to_dict(),
         frames=context.config.frames,
+        samples=context.samples,
         labels=teacher.labels,
         teacher_sha256=teacher.sha256,
         config=context.config.model_dump(mode="json"),
@@ -512,9 +537,41 @@ def _record_seconds(
     return now
 
 
+class _Keeper:
+    """Makes what a bank stores of the clips of its sources, and asks the teacher about it."""
+
+    def __init__(self, teacher: Teacher, context: SourceContext) -> None:
+        self.teacher, self.context = teacher, context
+        self.renderer = Renderer(context.spec).to(context.compute.device)
+        self.front_end = LogMel(context.spec)
+
+    def clips(self, batch: Batch) -> Tensor:
+        """On the host: log-mels (B, 1, M, T), or samples (B, S) of a bank of audio."""
+        samples, audio_BN = self.context.samples, batch.audio_BN
+        if audio_BN is None:
+            assert batch.mels_B1MT is not None
+            if not samples:
+                return batch.mels_B1MT.cpu()
+            audio_BN = self.renderer(batch.mels_B1MT.to(self.context.compute.device)).cpu()
+        if samples:  # as they will be read again
+            return to_int16(audio_BN[:, :samples]).float() / FULL_SCALE
+        mels = [self.front_end(part) for part in audio_BN.cpu().split(64)]
+        return torch.cat(mels)[:, None, :, : self.context.config.frames]
+
+    def logits(self, clips: Tensor) -> Tensor:
+        """(B, K) float32 logits of such clips, on the host."""
+        found, compute = [], self.context.compute
+        for x in clips.split(128):
+            x = x.to(compute.device)
+            with autocast(compute):
+                heard = self.teacher.listen(x) if self.context.samples else x
+                found.append(self.teacher.hidden(heard).logits_BK)
+        return torch.cat(found).float().cpu()
+
+
 @torch.no_grad()
 def _save_shard(
-    bank: Bank, source: Source, context: SourceContext, batches: list[Batch], first: int, done: int
+    bank: Bank, source: Source, keeper: _Keeper, batches: list[Batch], first: int, done: int
 ) -> None:
     """Write clips with the teacher's logits, and the state of the source next to them.
 
@@ -524,18 +581,15 @@ def _save_shard(
     Raises:
         BankError: A clip is not finite.
     """
-    mels = torch.cat([b.mels_B1MT.cpu() for b in batches])
-    if not torch.isfinite(mels).all():
+    clips = torch.cat([keeper.clips(b) for b in batches])
+    if not torch.isfinite(clips).all():
         raise diverged(source.name, done, "its clips are not finite")
     labels = torch.cat([b.labels_B.cpu() for b in batches])
-    logits = []
-    for x in mels.split(128):
-        with autocast(context.compute):
-            logits.append(context.teacher.hidden(x.to(context.compute.device)).logits_BK)
+    logits = keeper.logits(clips)
     if done < source.steps:
         save_state(_state_path(bank, source.name, done), source.state())
-    clips = Clips(mels, labels, torch.cat(logits).float().cpu())
-    bank.append(source.name, clips, first, done)
+    audio = clips if keeper.context.samples else None
+    bank.append(source.name, Clips(clips, labels, logits, audio), first, done)
     _state_path(bank, source.name, first).unlink(missing_ok=True)
 
 
@@ -556,7 +610,9 @@ def _finish(bank: Bank, folder: Path, teacher: Teacher, compute: Compute) -> Ban
         bank = merge_parts(folder, ranks) if rank == 0 else bank
     if rank == 0 and set(bank.index.health) != set(bank.sources):
         health = {
-            n: source_health(teacher.model, bank, n, compute, output=teacher.output)
+            n: source_health(
+                teacher.model, bank, n, compute, output=teacher.output, listen=teacher.listen
+            )
             for n in bank.sources
         }
         bank.set_health(health)

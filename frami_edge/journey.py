@@ -1,5 +1,6 @@
 """What `invert`, `distill` and `export` need around their work: configs, run folders, clips."""
 
+import dataclasses
 import json
 import logging
 import math
@@ -22,6 +23,7 @@ from pydantic import BaseModel
 
 from frami_edge import plots
 from frami_edge.bank import Bank, BankSampler, check_bank, health_warnings
+from frami_edge.bridge import comparable
 from frami_edge.checkpoint import Card, Student, Teacher
 from frami_edge.config import BankConfig, DistillConfig, JourneyConfig, load_config
 from frami_edge.data.store import Features
@@ -34,18 +36,19 @@ from frami_edge.device import (
     set_seed,
     world,
 )
-from frami_edge.distillation import Sampler
+from frami_edge.distillation import Hearing, Sampler
 from frami_edge.errors import BankError
 from frami_edge.io import plain
 from frami_edge.models import StudentNet
 from frami_edge.runs import RunFolder, record_compute
 from frami_edge.sources import LEARNED
-from frami_edge.sources.procedural import ProceduralAudio, procedural_mels
+from frami_edge.sources.procedural import ProceduralAudio, measured, procedural_mels
 from frami_edge.teachers import load_teacher
-from frami_edge.teachers.opening import TeacherDescription, write_description
+from frami_edge.teachers.opening import TeacherDescription, read_mel, write_description
 from frami_edge_export.calibration import classify_mels
 from frami_edge_export.graph import StudentFacts
 from frami_edge_export.thresholds import ThresholdClips
+from frami_edge_runtime.melspec import MelSpec
 from frami_edge_runtime.thresholds import PEAK_S
 
 log = logging.getLogger("frami_edge")
@@ -61,6 +64,7 @@ def journey_config(
     bank: Bank | None = None,
     seed: int | None = None,
     sources: Mapping[str, float] | Sequence[str] | None = None,
+    recordings: PathLike | None = None,
     steps: int | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> JourneyConfig:
@@ -71,6 +75,7 @@ def journey_config(
         bank: A given bank, whose config and seed are the defaults where `config` is None.
         seed: As in `invert`.
         sources: As in `invert`.
+        recordings: As in `invert`.
         steps: As in `invert`.
         overrides: As in `invert`; a value of None changes nothing.
 
@@ -91,7 +96,13 @@ def journey_config(
     changes: dict[str, Any] = {"seed": seed, "bank.sources": sources}
     changes |= {f"bank.{source}.steps": steps for source in ("inversion", "translator")}
     config = JourneyConfig() if config is None else config
-    return changed(config, JourneyConfig, changes | dict(overrides or {}))
+    changes |= dict(overrides or {})
+    if recordings is not None:
+        changes["bank.recordings"] = os.fspath(recordings)
+        mix = changes.get("bank.sources")
+        mix = changed(config, JourneyConfig, None).bank.sources if mix is None else mix
+        changes["bank.sources"] = {"recordings": 1.0, **mix}
+    return changed(config, JourneyConfig, changes)
 
 
 def changed(config: BaseModel | PathLike, model: type[M], overrides: Mapping[str, Any] | None) -> M:
@@ -140,6 +151,8 @@ class Journey:
         """Open the teacher and choose the device; nothing is written."""
         compute = compute_for(device, precision, deterministic, config.seed)
         loaded = load_teacher(teacher)
+        if loaded.takes == "audio":  # its front end is a proposal, perhaps without mean and std
+            loaded = dataclasses.replace(loaded, mel=measured(loaded.mel))
         place(loaded.model, compute)
         for sentence in getattr(loaded.model, "notes", ()):
             log.info(sentence)
@@ -151,6 +164,23 @@ class Journey:
     def folder(self) -> Path:
         """The run folder."""
         return new_folder(self.out)
+
+    @cached_property
+    def student_mel(self) -> MelSpec:
+        """The student's front end, as it is before `normalised`."""
+        given = self.config.student_mel
+        return self.teacher.mel if given is None else read_mel(given)
+
+    @cached_property
+    def audio(self) -> bool:
+        """Whether the bank must hold audio."""
+        needed = Hearing(self.teacher, self.student_mel, self.compute.device).needs_audio
+        if needed and self.teacher.takes == "mel":
+            log.info(
+                "The student's log-mels cannot be computed from the teacher's: the bank holds "
+                "audio, and inverted log-mels are rendered."
+            )
+        return needed
 
     @contextmanager
     def run(
@@ -208,18 +238,31 @@ class Journey:
         balance, boundary = c.distill.balance, c.distill.boundary
         return BankSampler(bank, c.bank.shares, balance=balance, boundary=boundary)
 
-    def card(self, student: StudentNet, metrics: dict[str, Any]) -> Card:
-        """The card of the distilled student."""
+    def card(
+        self, student: StudentNet, metrics: dict[str, Any], mel: MelSpec, recordings: int = 0
+    ) -> Card:
+        """The card of the distilled student.
+
+        Args:
+            student: Its network.
+            metrics: Measured after the last step.
+            mel: Its front end.
+            recordings: Recordings of the user in its bank. Their folder is nobody else's business.
+        """
+        recipe = self.config.model_dump(mode="json")
+        if self.config.bank.recordings:
+            recipe["bank"]["recordings"] = Path(self.config.bank.recordings).name
         return Card(
             kind="student",
             arch=student.arch.model_dump(mode="json"),
-            mel=self.teacher.mel.to_dict(),
+            mel=mel.to_dict(),
+            recordings=recordings,
             labels=self.teacher.labels,
             output=self.teacher.output,
             keep=self.teacher.card.keep,
             teacher_sha256=self.teacher.sha256,
             teacher_trained_on=self.teacher.card.trained_on,
-            recipe=self.config.model_dump(mode="json"),
+            recipe=recipe,
             metrics=metrics,
             licence=self.teacher.card.licence,
         )
@@ -333,9 +376,10 @@ def calibration_mels(
     wanted = recipe.get("sources")
     opened = bank if isinstance(bank, Bank) else Bank.open(Path(bank))
     owner = student.card.teacher_sha256 or opened.index.teacher_sha256
-    check_bank(opened, student.mel, student.labels, owner)
+    own = comparable(opened.spec, student.mel) and student.card.recipe.get("student_mel")
+    check_bank(opened, opened.spec if own else student.mel, student.labels, owner)
     shares = dict(wanted) if isinstance(wanted, Mapping) else {}
-    return CalibrationMels(*_mixed(opened, shares, count))
+    return CalibrationMels(*_mixed(opened, shares, count, student.mel))
 
 
 BACKGROUND_CLIPS: Final = 240
@@ -370,13 +414,14 @@ def threshold_clips(
             sure_NK = clips.logits_NK >= 0
         targets_NK = sure_NK & wanted_NK.bool() & (clips.labels_N >= 0)[:, None]
         used_N = targets_NK.any(1)
-        mels.append(clips.mels_N1MT[used_N])
+        numbers = opened.some(source, POSITIVE_CLIPS)[used_N]
+        mels.append(opened.mels(source, numbers, student.mel))
         targets.append(targets_NK[used_N])
     return ThresholdClips(sounds, torch.cat(mels).numpy(), torch.cat(targets).numpy())
 
 
 def _mixed(
-    bank: Bank, shares: Mapping[str, float], count: int
+    bank: Bank, shares: Mapping[str, float], count: int, mel: MelSpec
 ) -> tuple[npt.NDArray[np.float32], str, dict[str, int]]:
     weights = {name: float(shares[name]) for name in bank.sources if shares.get(name)}
     if not weights:  # a bank of other sources than the recipe's, or a card without a recipe
@@ -384,7 +429,9 @@ def _mixed(
     if not weights:
         raise BankError(f"The bank in {bank.folder} is empty.", fix="Make it again.")
     total = sum(weights.values())
-    parts = {n: bank.read(n, math.ceil(count * w / total)).mels_N1MT for n, w in weights.items()}
+    parts = {
+        n: bank.mels(n, bank.some(n, math.ceil(count * w / total)), mel) for n, w in weights.items()
+    }
     mels = torch.cat(list(parts.values())).numpy()
     return mels, "bank", {n: len(part) for n, part in parts.items()}
 

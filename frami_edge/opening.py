@@ -117,6 +117,11 @@ class OpenedModel:
         return self.opened if isinstance(self.opened, Teacher | Student) else None
 
     @property
+    def takes_audio(self) -> bool:
+        """Whether it is a teacher that takes samples at the rate of `mel`."""
+        return isinstance(self.opened, Teacher) and self.opened.takes == "audio"
+
+    @property
     def classifier(self) -> Classifier | None:
         """The runtime's classifier; None for a model that does not stream."""
         return self.opened if isinstance(self.opened, Classifier) else None
@@ -129,6 +134,10 @@ class OpenedModel:
         Raises:
             ModelFileError: The model takes audio samples, or its graph fails.
         """
+        if self.takes_audio:
+            raise ModelFileError(
+                f"{self.path.name} takes audio samples, not log-mels.", fix="Give it audio."
+            )
         if self.network is not None:
             return predict(self.network.model, [torch.as_tensor(mel) for mel in mels])
         if self.kind == "waveform":
@@ -158,6 +167,14 @@ class OpenedModel:
         )
         if self.classifier is not None:
             rows: list[Array] = [self.classifier.classify(x).logits for x in at_rate]
+        elif self.takes_audio:
+            assert self.network is not None
+            device = next(self.network.model.parameters()).device
+            with torch.no_grad():
+                rows = [
+                    self.network(torch.from_numpy(x)[None].to(device))[0].float().cpu().numpy()
+                    for x in at_rate
+                ]
         elif self.kind == "waveform":
             rows = [self.graph(x[None])[0] for x in at_rate]
         else:

@@ -44,6 +44,15 @@ Sources = Annotated[
         show_default="bank.sources of the config",
     ),
 ]
+Recordings = Annotated[
+    Path | None,
+    typer.Option(
+        "--recordings",
+        metavar="FOLDER",
+        help="Also learn from your own unlabelled audio in this folder: the source recordings.",
+        show_default="no real audio",
+    ),
+]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Continue the run in --out where it was interrupted.")
 ]
@@ -271,14 +280,16 @@ def code_arguments(given: dict[str, Any]) -> dict[str, Any]:
     return {"arguments": arguments or None, "output": code.pop("output_kind"), **code}
 
 
-def parse_sources(text: str | None) -> Mapping[str, float] | None:
-    """`a=2,b` to {a: 2.0, b: 1.0}.
+def parse_sources(
+    text: str | None, recordings: Path | None = None
+) -> tuple[Mapping[str, float] | None, Path | None]:
+    """`a=2,b` to {a: 2.0, b: 1.0}, and the folder of recordings: `recordings=FOLDER` is one too.
 
     Raises:
         ConfigError: The text is not of this form.
     """
     if text is None:
-        return None
+        return None, recordings
     weights: dict[str, float] = {}
     for part in text.split(","):
         name, _, value = part.strip().partition("=")
@@ -286,10 +297,12 @@ def parse_sources(text: str | None) -> Mapping[str, float] | None:
             weight = float(value) if value else 1.0
         except ValueError:
             weight = math.nan
+            if name == "recordings" and recordings is None:
+                weight, recordings = 1.0, Path(value)
         if not name.isidentifier() or not math.isfinite(weight) or weight < 0:
             raise ConfigError(
                 f"--sources {text!r}: {part.strip()!r} is not NAME or NAME=WEIGHT.",
                 fix="Write it like --sources inversion=2,procedural=1.",
             )
         weights[name] = weight
-    return weights
+    return weights, recordings

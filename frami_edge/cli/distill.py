@@ -14,6 +14,11 @@ from frami_edge.tables import percent
 
 app = command_app()
 
+
+def _real_audio(recordings: int) -> str:
+    return f"; real audio: {recordings} recordings of the user" if recordings else ""
+
+
 HEALTH = ("batch_norm_error", "entropy", "embedding_variance", "cosine", "loudness_spread")
 
 
@@ -31,6 +36,7 @@ def invert(
     teacher: opt.TeacherOption,
     out: Annotated[Path, typer.Option("--out", help="Run folder; the bank is in OUT/bank.")],
     sources: opt.Sources = None,
+    recordings: opt.Recordings = None,
     listen: Annotated[
         Path | None,
         typer.Option("--listen", help="Also write clips of every source as WAV files here."),
@@ -38,7 +44,7 @@ def invert(
     overrides: opt.Overrides = None,
     seed: opt.NewSeed = None,
 ) -> None:
-    """Invert a teacher into a bank of synthetic log-mels. No audio is needed."""
+    """Invert a teacher into a bank of synthetic clips. No audio is needed."""
     from frami_edge import api
     from frami_edge.config import JourneyConfig, load_config
     from frami_edge.errors import ConfigError
@@ -47,13 +53,14 @@ def invert(
 
     if listen and listen.exists() and not listen.is_dir():
         raise ConfigError(f"--listen {listen} is a file.", fix="Give a folder.")
-    mix = opt.parse_sources(sources)
+    mix, recordings = opt.parse_sources(sources, recordings)
     settings = load_config(JourneyConfig, config, overrides or ())
     opened = opt.open_teacher(teacher, given)
     with output.live() as progress:
         bank = api.invert(
-            opened, config=settings, seed=seed, sources=mix, out=out, progress=progress, **given
-        )
+            opened, config=settings, seed=seed, sources=mix, recordings=recordings, out=out,
+            progress=progress, **given,
+        )  # fmt: skip
     wavs = [
         str(path)
         for source in (bank.sources if listen else {})
@@ -72,7 +79,8 @@ def invert(
         }
     )
     output.table(
-        "Bank health (from the teacher; no real clip is involved)",
+        "Bank health, from the teacher"
+        + (_real_audio(bank.index.recordings) or "; no real clip is involved"),
         ("source", "clips", "target hit rate", *(name.replace("_", " ") for name in HEALTH)),
         [
             (name, h["clips"], percent(h["hit_rate"], 0), *(h[key] for key in HEALTH))
@@ -82,6 +90,9 @@ def invert(
     output.note(f"Pictures: {out / 'plots'}")
     named = out / "teacher.yaml" if (out / "teacher.yaml").exists() else teacher
     more = f" --sources {sources}" if sources else ""
+    more += (
+        f" --recordings {recordings}" if recordings and "=" + str(recordings) not in more else ""
+    )
     if named == teacher:
         more += opt.keep_text(opened)
     output.hint(
@@ -108,15 +119,17 @@ def distill(
         typer.Option("--bank", help="Bank to use.", show_default="one that is made in OUT/bank"),
     ] = None,
     sources: opt.Sources = None,
+    recordings: opt.Recordings = None,
     overrides: opt.Overrides = None,
     seed: opt.NewSeed = None,
 ) -> None:
-    """Distil a teacher into a compact student on synthetic log-mels. No audio is needed."""
+    """Distil a teacher into a compact student on synthetic clips. No audio is needed."""
     from frami_edge import api
+    from frami_edge.checkpoint import read_card
     from frami_edge.config import JourneyConfig, load_config
     from frami_edge.runs import read_manifest
 
-    mix = opt.parse_sources(sources)
+    mix, recordings = opt.parse_sources(sources, recordings)
     settings = load_config(JourneyConfig, config, overrides or ())
     opened = opt.open_teacher(teacher, given)
     with output.live() as progress:
@@ -126,6 +139,7 @@ def distill(
             config=settings,
             seed=seed,
             sources=mix,
+            recordings=recordings,
             out=out,
             progress=progress,
             **given,
@@ -141,8 +155,9 @@ def distill(
             "run_dir": str(out),
         }
     )
+    real = read_card(file)[0].recordings
     output.table(
-        "Student (last step)",
+        f"Student (last step){_real_audio(real)}",
         ("parameters", "MMAC per s of audio", "agreement on held-out synthetic clips", "seconds"),
         [
             (

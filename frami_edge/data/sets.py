@@ -210,7 +210,7 @@ def _folders(parent: Path) -> list[Path]:
 
 
 def is_audio(path: Path) -> bool:
-    """Whether a file's name is that of audio."""
+    """Whether the name is that of an audio file which is read; hidden files are not."""
     return path.suffix.lower() in AUDIO_SUFFIXES and not path.name.startswith(".")
 
 

@@ -26,6 +26,7 @@ SOURCES = {
     "procedural": "frami_edge.sources.procedural:Procedural",
     "translator": "frami_edge.sources.translator:Translation",
     "breeding": "frami_edge.sources.breeding:Breeding",
+    "recordings": "frami_edge.sources.recordings:Recordings",
     "smooth_noise": "frami_edge.sources.noise:SmoothNoise",
     "white_noise": "frami_edge.sources.noise:WhiteNoise",
     "deep_inversion": "frami_edge.sources.baselines:DeepInversion",
@@ -44,19 +45,21 @@ NO_LABEL = -1
 
 @dataclass
 class Batch:
-    """Clips of one step.
+    """Clips of one step: log-mels or audio, of which the bank makes what it stores.
 
     Attributes:
-        mels_B1MT: Normalised log-mels, float32, on any device.
+        mels_B1MT: Normalised log-mels, float32, on any device; None for audio.
         labels_B: Target classes, or `NO_LABEL`.
         keep: Whether the clips are good enough for the bank.
         metrics: Losses of the step, on the device until they are read.
+        audio_BN: Samples in -1..1 at the front end's rate, of a source that has audio.
     """
 
-    mels_B1MT: Tensor
+    mels_B1MT: Tensor | None
     labels_B: Tensor
     keep: bool
     metrics: Mapping[str, Tensor]
+    audio_BN: Tensor | None = None
 
 
 class Source(Protocol):
@@ -80,7 +83,11 @@ class Source(Protocol):
 
 @dataclass
 class SourceContext:
-    """What every source is made from."""
+    """What every source is made from.
+
+    `teacher` takes log-mels of `spec`: one that takes audio is behind a renderer. `samples` is the
+    length of every clip of a bank of audio, 0 for a bank of log-mels.
+    """
 
     teacher: TeacherLike
     spec: MelSpec
@@ -89,6 +96,7 @@ class SourceContext:
     compute: Compute
     seed: int
     output: Output = "softmax"
+    samples: int = 0
 
     def requests(self, labels_B: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor | None]:
         """Labels to store, and what a detectors' teacher shall answer, on the device; see below."""

@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from frami_edge.augment import DECIBEL, Energies
 from frami_edge.device import autocast, generator, named_seed
 from frami_edge.losses import has_class
 from frami_edge.sources import Batch, SourceContext, balanced_labels
 from frami_edge.sources.procedural import procedural_mels
 
-DB = math.log(10) / 10
-"""One decibel as a natural logarithm of energy."""
 _CHUNK = 64  # clips per call of the teacher
 
 
@@ -72,14 +71,14 @@ def wrapped(x_MT: Tensor, frames: int, d: Draw) -> Tensor:
 
 def equalise(x_MT: Tensor, d: Draw) -> Tensor:
     """A smooth change of the spectrum."""
-    return x_MT + d.uniform(2, 10) * DB * d.curve(3 + d.below(8), len(x_MT))[:, None]
+    return x_MT + d.uniform(2, 10) * DECIBEL * d.curve(3 + d.below(8), len(x_MT))[:, None]
 
 
 def band_pass(x_MT: Tensor, d: Draw) -> Tensor:
     """Everything outside a range of bands becomes weaker."""
     m = len(x_MT)
     away_M = (torch.arange(m) - d.uniform(0, m)).abs() / d.uniform(m / 16, m / 2)
-    return x_MT - d.uniform(5, 30) * DB * (away_M.clamp_min(1) - 1)[:, None]
+    return x_MT - d.uniform(5, 30) * DECIBEL * (away_M.clamp_min(1) - 1)[:, None]
 
 
 def pulses(x_MT: Tensor, d: Draw) -> Tensor:
@@ -88,13 +87,13 @@ def pulses(x_MT: Tensor, d: Draw) -> Tensor:
     phase_T = (torch.arange(t) / t * d.uniform(1, 64) + d.uniform(0, 1)) % 1
     if d.chance(0.5):
         return x_MT - phase_T * d.uniform(1, 12)
-    return x_MT - d.uniform(3, 20) * DB * (phase_T > d.uniform(0.1, 0.8))
+    return x_MT - d.uniform(3, 20) * DECIBEL * (phase_T > d.uniform(0.1, 0.8))
 
 
 def events(x_MT: Tensor, d: Draw) -> Tensor:
     """One to five events with attack and decay, and less in between."""
     t = x_MT.shape[1]
-    gain_T = torch.full((t,), -d.uniform(10, 50) * DB)
+    gain_T = torch.full((t,), -d.uniform(10, 50) * DECIBEL)
     for _ in range(1 + d.below(5)):
         at_T = (torch.arange(t) - d.below(t)) / (t * d.uniform(0.03, 0.5))
         rise_T = (at_T * d.uniform(3, 40)).clamp(1e-3, 1).log()
@@ -105,7 +104,7 @@ def events(x_MT: Tensor, d: Draw) -> Tensor:
 
 def swell(x_MT: Tensor, d: Draw) -> Tensor:
     """A smooth change of loudness."""
-    return x_MT + d.uniform(2, 8) * DB * d.curve(4 + d.below(30), x_MT.shape[1])
+    return x_MT + d.uniform(2, 8) * DECIBEL * d.curve(4 + d.below(30), x_MT.shape[1])
 
 
 def loop(x_MT: Tensor, d: Draw) -> Tensor:
@@ -115,7 +114,7 @@ def loop(x_MT: Tensor, d: Draw) -> Tensor:
     start = d.below(t - n + 1)
     part = x_MT[:, start : start + n]
     if d.chance(0.5):
-        gap = part.mean(1, keepdim=True) - d.uniform(10, 50) * DB
+        gap = part.mean(1, keepdim=True) - d.uniform(10, 50) * DECIBEL
         part = torch.cat([part, gap.expand(-1, 1 + d.below(max(1, t // 4)))], dim=1)
     return part[:, torch.arange(t) % part.shape[1]]
 
@@ -141,13 +140,13 @@ def smear(x_MT: Tensor, d: Draw) -> Tensor:
 
 def hiss(x_MT: Tensor, d: Draw) -> Tensor:
     """Steady noise behind it."""
-    level = x_MT.mean() - d.uniform(-10, 30) * DB
-    return torch.logaddexp(x_MT, level + 5 * DB * d.curve(5, len(x_MT))[:, None])
+    level = x_MT.mean() - d.uniform(-10, 30) * DECIBEL
+    return torch.logaddexp(x_MT, level + 5 * DECIBEL * d.curve(5, len(x_MT))[:, None])
 
 
 def louder(x_MT: Tensor, d: Draw) -> Tensor:
     """Another level."""
-    return x_MT + d.uniform(-10, 10) * DB
+    return x_MT + d.uniform(-10, 10) * DECIBEL
 
 
 VARIATIONS: tuple[Callable[[Tensor, Draw], Tensor], ...] = (
@@ -177,10 +176,7 @@ class Breeding:
         self.config = context.config.breeding
         self.steps = self.config.steps
         spec = context.spec
-        self._scale = spec.log_scale
-        self._mean, self._std = (
-            torch.tensor(x, dtype=torch.float32).reshape(-1, 1) for x in (spec.mean, spec.std)
-        )
+        self.energies = Energies(spec)
         self._floor, self._ceiling = (
             torch.from_numpy(x)[:, None] for x in (spec.floor, spec.ceiling)
         )
@@ -233,20 +229,16 @@ class Breeding:
         if d.chance(self.config.fresh):
             founder = d.below(len(self.founders_NMT))
             mel = self.founders_NMT[founder]
-        x = self._energy(mel)
+        x = self.energies.of(mel.float())
         for _ in range(1 + d.below(3)):
             x = VARIATIONS[d.below(len(VARIATIONS))](x, d)
         if d.chance(0.3):
             group = self.elites[k if d.chance(0.3) else d.below(len(self.elites))][2]
             other = group if d.chance(0.65) else self.founders_NMT
-            y = wrapped(self._energy(other[d.below(len(other))]), x.shape[1], d)
-            level = x.logsumexp((0, 1)) - y.logsumexp((0, 1)) + d.uniform(-12, 6) * DB
+            y = wrapped(self.energies.of(other[d.below(len(other))].float()), x.shape[1], d)
+            level = x.logsumexp((0, 1)) - y.logsumexp((0, 1)) + d.uniform(-12, 6) * DECIBEL
             x = torch.logaddexp(x, y + level)
-        normalised = (x * self._scale - self._mean) / self._std
-        return founder, normalised.clamp(self._floor, self._ceiling)
-
-    def _energy(self, mel_MT: Tensor) -> Tensor:
-        return (mel_MT.float() * self._std + self._mean) / self._scale
+        return founder, self.energies.back(x).clamp(self._floor, self._ceiling)
 
     def _best(
         self, score_N: Tensor, founder_N: Tensor, mels_NMT: Tensor

@@ -61,6 +61,7 @@ class SmoothNoise(Procedural):
     """Control: multi-scale smooth noise in the mel plane."""
 
     name = "smooth_noise"
+    audible = False
 
     def __init__(self, context: SourceContext) -> None:
         super().__init__(context)

@@ -7,7 +7,7 @@ wherever results on it are reported. Shape legend: M mel bands, T frames.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -556,25 +556,55 @@ def procedural_mels(spec: MelSpec, n: int, frames: int, seed: int) -> Tensor:
         )
     # A centred front end reflects its edges; those frames are made and dropped.
     edge = math.ceil(spec.n_fft / 2 / spec.hop_length) if spec.center else 0
-    needed = _samples_for(spec, frames + 2 * edge)
-    seconds = max(_CLIP_OVER_CROP * needed / spec.sample_rate, _SHORTEST_CLIP_S)
-    audio = ProceduralAudio(spec.sample_rate, seconds)
     front_end = LogMel(spec)
     floor_M1 = torch.from_numpy(spec.floor)[:, None]
     ceiling_M1 = torch.from_numpy(spec.ceiling)[:, None]
     out = torch.empty(n, 1, spec.n_mels, frames)
-    chunk = max(1, _CHUNK_SAMPLES // audio.samples)
-    for first in range(0, n, chunk):
-        count = min(chunk, n - first)
-        clips = audio.clips(count, seed, start=first)
-        crops = np.stack([_crop(clip, needed, seed, first + i) for i, clip in enumerate(clips)])
+    for first, crops in _crops(spec.sample_rate, n, samples_for(spec, frames + 2 * edge), seed):
         with torch.inference_mode():
             mels = front_end(torch.from_numpy(crops))[..., edge : edge + frames]
-        out[first : first + count, 0] = mels.clamp(floor_M1, ceiling_M1)
+        out[first : first + len(crops), 0] = mels.clamp(floor_M1, ceiling_M1)
     return out
 
 
-def _samples_for(spec: MelSpec, frames: int) -> int:
+def procedural_audio(sample_rate: int, n: int, samples: int, seed: int) -> Tensor:
+    """Random crops of procedural audio.
+
+    Returns:
+        (n, samples) float32 in -1..1; clip i depends on the other arguments and on i only.
+    """
+    out = torch.empty(n, samples)
+    for first, crops in _crops(sample_rate, n, samples, seed):
+        out[first : first + len(crops)] = torch.from_numpy(crops)
+    return out
+
+
+def _crops(
+    sample_rate: int, n: int, samples: int, seed: int
+) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+    """Number of the first clip, and some clips (count, samples), until there are n."""
+    seconds = max(_CLIP_OVER_CROP * samples / sample_rate, _SHORTEST_CLIP_S)
+    audio = ProceduralAudio(sample_rate, seconds)
+    chunk = max(1, _CHUNK_SAMPLES // audio.samples)
+    for first in range(0, n, chunk):
+        clips = audio.clips(min(chunk, n - first), seed, start=first)
+        yield first, np.stack([_crop(x, samples, seed, first + i) for i, x in enumerate(clips)])
+
+
+def measured(spec: MelSpec) -> MelSpec:
+    """The front end with mean and std of procedural audio, where it has none (0 and 1).
+
+    One number each, over 200 clips of a second: what a front end without training data starts from.
+    """
+    if spec.mean != 0 or spec.std != 1:
+        return spec
+    clips = procedural_audio(spec.sample_rate, 200, max(spec.sample_rate, spec.min_samples), 0)
+    with torch.inference_mode():
+        mels = torch.cat([LogMel(spec)(part) for part in clips.split(50)])
+    return spec.replace(mean=round(float(mels.mean()), 3), std=round(float(mels.std()), 3))
+
+
+def samples_for(spec: MelSpec, frames: int) -> int:
     """The fewest samples that give so many frames."""
     return max((frames - 1) * spec.hop_length + spec.span - 2 * spec.pad, spec.min_samples)
 
@@ -593,6 +623,7 @@ class Procedural:
 
     name = "procedural"
     block = 250
+    audible = True  # whether the clips exist as audio
 
     def __init__(self, context: SourceContext) -> None:
         self.context = context
@@ -606,8 +637,12 @@ class Procedural:
     def step(self, index: int) -> Batch:
         """The next block of clips."""
         n = min(self.block, self.clips - index * self.block)
-        seed = named_seed(self.context.seed, f"{self.name}/{index}")
-        return Batch(self.make(n, seed), torch.full((n,), NO_LABEL), True, {})
+        c, labels = self.context, torch.full((n,), NO_LABEL)
+        seed = named_seed(c.seed, f"{self.name}/{index}")
+        if c.samples and self.audible:
+            audio = procedural_audio(c.spec.sample_rate, n, c.samples, seed)
+            return Batch(None, labels, True, {}, audio)
+        return Batch(self.make(n, seed), labels, True, {})
 
     def make(self, n: int, seed: int) -> Tensor:
         """(n, 1, M, T) clips that depend on the seed only."""

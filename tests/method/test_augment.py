@@ -6,8 +6,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from frami_edge.augment import mix_pairs, random_crop, random_gain, random_masks, random_roll
+from frami_edge.augment import (
+    DECIBEL,
+    Energies,
+    mix_pairs,
+    overlay_pairs,
+    random_crop,
+    random_equaliser,
+    random_gain,
+    random_masks,
+    random_roll,
+    random_tempo_and_pitch,
+)
 from frami_edge.device import generator
+from frami_edge.sources.procedural import procedural_mels
+from frami_edge_runtime.melspec import MelSpec
 
 
 def seeded(name: str = "x") -> torch.Generator:
@@ -83,3 +96,23 @@ def test_blends_keep_the_larger_share_of_the_clip_itself(x: Tensor) -> None:
     assert sorted(partner.tolist()) == list(range(6))
     weight = lam[:, None, None, None]
     torch.testing.assert_close(y, weight * x + (1 - weight) * x[partner])
+
+
+def test_sounds_are_changed_as_energies(spec: MelSpec) -> None:
+    x = procedural_mels(spec, 6, 40, 0)
+    energies = Energies(spec)
+    log_e = energies.of(x)
+    assert torch.allclose(energies.back(log_e), x, atol=1e-5)
+    rng = torch.Generator().manual_seed(0)
+    overlaid = overlay_pairs(log_e, 1.0, rng)
+    louder_B = overlaid.flatten(1).logsumexp(1) - log_e.flatten(1).logsumexp(1)
+    # A sound that is 0 to 20 dB weaker adds at most 3 dB and at least 0.04 dB.
+    assert (louder_B > 0.04 * DECIBEL).all()
+    assert (louder_B < 3.02 * DECIBEL).all()
+    assert torch.equal(overlay_pairs(log_e, 0.0, rng), log_e)
+    tilted = random_equaliser(log_e, 6.0, rng) - log_e
+    assert torch.allclose(tilted, tilted[..., :1].expand_as(tilted), atol=1e-5)
+    assert torch.allclose(random_tempo_and_pitch(log_e, 0.0, 0.0, rng), log_e, atol=1e-4)
+    moved = random_tempo_and_pitch(log_e, 0.25, 4.0, rng)
+    assert moved.shape == log_e.shape
+    assert moved.max() <= log_e.max() + 1e-4

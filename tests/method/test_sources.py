@@ -23,7 +23,7 @@ from frami_edge_runtime.melspec import MelSpec
 
 Make = Callable[..., SourceContext]
 LEARNED = ("inversion", "translator")
-OURS = [name for name in SOURCES if name not in BASELINES]
+OURS = [name for name in SOURCES if name not in (*BASELINES, "recordings")]
 
 
 def same(a: Any, b: Any) -> bool:
@@ -181,8 +181,8 @@ def test_a_teacher_without_batch_norm_needs_the_term_off(
 def test_shares_sum_to_one_and_leave_out_what_is_off() -> None:
     config = BankConfig(sources={"inversion": 3, "procedural": 1, "translator": 0})
     assert config.shares == {"inversion": 0.75, "procedural": 0.25}
-    assert set(SOURCES) == {"inversion", "procedural", "translator", "smooth_noise",
-                            "white_noise", *BASELINES}  # fmt: skip
+    assert set(SOURCES) == {"inversion", "procedural", "translator", "breeding", "recordings",
+                            "smooth_noise", "white_noise", *BASELINES}  # fmt: skip
 
 
 # --- Networks

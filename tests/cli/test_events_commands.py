@@ -1,0 +1,50 @@
+"""`frami-edge evaluate --stream` and `frami-edge tune` on a file of an export."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from typer.testing import Result
+
+from frami_edge_runtime import Classifier
+
+Call = Callable[..., Result]
+
+
+def test_tuned_to_a_room_the_model_is_quiet_in_it(
+    exported: Path, call: Call, tmp_path: Path
+) -> None:
+    model, room = exported / "student.fp32.onnx", tmp_path / "room" / "day.wav"
+    room.parent.mkdir()
+    rng = np.random.default_rng(0)
+    soundfile.write(room, 0.05 * rng.standard_normal(40 * 8000), 8000)
+    out = tmp_path / "room.onnx"
+    target = ("--false-alarms-per-hour", "10")
+    said = json.loads(
+        call("tune", model, "--audio", room.parent, "--out", out, *target, "--json").stdout
+    )
+    assert said["target"] == 10
+    assert "background" in said["background"]
+    assert len(said["on"]) == len(Classifier(out).labels) == 2
+    scores = []
+    for file in (model, out):
+        found = json.loads(call("evaluate", file, "--stream", room, "--json").stdout)
+        scores.append(found["model"]["false_alarms"])
+    assert scores[1] <= scores[0]
+    assert found["model"]["hit_rate"] is None
+    assert "Events in 0.01 h" in call("evaluate", out, "--stream", room).stdout
+
+
+def test_clips_or_recordings(exported: Path, call: Call) -> None:
+    model = exported / "student.fp32.onnx"
+    for more in (
+        (),
+        ("--data", "fsdd", "--stream", "day.wav"),
+        ("--data", "fsdd", "--labels", "x"),
+    ):
+        result = call("evaluate", model, *more, code=1)
+        assert "Clips or long recordings?" in result.output

@@ -1,0 +1,87 @@
+"""Events in long recordings, compared with labels; thresholds for a place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from frami_edge.errors import DataError
+from frami_edge.event_scores import (
+    SHIFTS,
+    Sound,
+    StreamEvaluation,
+    audio_files,
+    read_sounds,
+    score_events,
+)
+from frami_edge.plots import detection_error
+from frami_edge_runtime.events import EventSpec
+from frami_edge_runtime.stream import Result, scores_of
+
+LABELS = ("dog", "bell")
+
+
+class Heard:
+    """A model whose results are written down: logit 3 for what is on, 0 for nothing."""
+
+    labels = LABELS
+
+    def __init__(self, on: list[tuple[float, float, int]]) -> None:
+        self.on = on
+
+    def results(self, seconds: float) -> list[Result]:
+        found = []
+        for t1 in np.arange(1.0, seconds, 0.25).tolist():
+            z_K = np.zeros(2, np.float32)
+            for begin, end, k in self.on:
+                z_K[k] = 3.0 if begin < t1 - 0.5 < end else z_K[k]
+            y_K, k = scores_of(z_K, "softmax"), int(z_K.argmax())
+            found.append(Result(LABELS[k], k, float(y_K[k]), y_K, z_K, LABELS, t1 - 1, t1))
+        return found
+
+
+def test_hits_false_alarms_and_latency(monkeypatch: pytest.MonkeyPatch) -> None:
+    def results(model: Any, samples: np.ndarray, rate: int) -> list[Result]:
+        return model.results(len(samples) / rate)
+
+    monkeypatch.setattr("frami_edge.event_scores.window_results", results)
+    model: Any = Heard([(10, 14, 0), (30, 34, 0), (50, 54, 1)])
+    sounds = [Sound(10, 14, "dog"), Sound(50, 54, "dog"), Sound(70, 71, "cat")]
+    recording = (np.zeros(36_000, np.float32), 300, sounds)  # 120 s
+    found = score_events(model, [recording], EventSpec(on=0.7, min_on_s=0.5))
+    # The dog at 10 s is found; one event is nothing, one has the wrong label; cats are background.
+    assert (found.hits, found.sounds, found.false_alarms) == (1, 2, 2)
+    assert found.hit_rate == 0.5
+    assert found.false_alarms_per_hour == pytest.approx(60)
+    assert found.latency_s == pytest.approx(0.9, abs=0.4)
+    assert len(found.curve) == len(SHIFTS)
+    assert found.curve[-1] == (0.0, 0.0)  # no score reaches such thresholds
+    assert found.at_hit_rate(0.5) == min(false for false, hit in found.curve if hit and hit >= 0.5)
+    assert found.at_hit_rate(1.1) is None
+    text = "\n".join(map(str, StreamEvaluation(found).tables()))
+    assert "Events in 0.03 h" in text
+
+
+def test_labels_and_files_are_read_and_refused(tmp_path: Path) -> None:
+    labels = tmp_path / "sounds.csv"
+    labels.write_text("file,onset,offset,label\nday.wav,1.5,2.0,dog\nx/day.wav,4,5,bell\n")
+    assert read_sounds(labels) == {"day.wav": [Sound(1.5, 2.0, "dog"), Sound(4.0, 5.0, "bell")]}
+    labels.write_text("file,start\nday.wav,1\n")
+    with pytest.raises(DataError, match="Cannot read the labels") as refused:
+        read_sounds(labels)
+    assert "file,onset,offset,label" in refused.value.fix
+    with pytest.raises(DataError, match="no audio"):
+        audio_files([tmp_path])
+    (tmp_path / "b.wav").touch()
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "c.flac").touch()
+    assert audio_files([tmp_path]) == [tmp_path / "a" / "c.flac", tmp_path / "b.wav"]
+
+
+def test_the_trade_off_is_drawn(tmp_path: Path) -> None:
+    curves = {"model": [(100.0, 0.9), (1.0, 0.5), (0.0, 0.1)], "teacher": [(50.0, 0.9)]}
+    detection_error(tmp_path / "det.png", curves, "student.onnx, 2 h")
+    assert (tmp_path / "det.png").read_bytes().startswith(b"\x89PNG")
