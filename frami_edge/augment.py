@@ -35,11 +35,11 @@ def random_stretch(x_B1MT: Tensor, shortest: float, generator: torch.Generator) 
 
 
 def random_roll(x_B1MT: Tensor, generator: torch.Generator) -> Tensor:
-    """Start each clip at a random frame and wrap around."""
-    b, _, m, t = x_B1MT.shape
+    """Start each clip at a random frame (sample) and wrap around."""
+    b, t = x_B1MT.shape[0], x_B1MT.shape[-1]
     shift_B = torch.randint(0, t, (b,), generator=generator)
     index_BT = upload((shift_B[:, None] + torch.arange(t)) % t, x_B1MT.device)
-    return x_B1MT.gather(3, index_BT[:, None, None, :].expand(b, 1, m, t))
+    return x_B1MT.gather(-1, index_BT.view(b, *[1] * (x_B1MT.ndim - 2), t).expand_as(x_B1MT))
 
 
 def random_gain(x_B1MT: Tensor, std: float, generator: torch.Generator) -> Tensor:

@@ -605,6 +605,12 @@ class DistillConfig(Strict):
     boundary: float = Field(0.93, gt=0, le=1)
     """For a teacher with a detector per class: the logits term compares probabilities around the
     logit that this share of the clips stays below; 1 for the boundary of probability 0.5."""
+    ranking: Weight = 0.1
+    """For such a teacher: weight, inside the logits term, of the divergence of the softmax over its
+    kept logits."""
+    whole: Weight = 0.5
+    """Where classes were selected: weight of the term on all logits of the teacher, by a head that
+    is dropped after training."""
     balance: Share = 0.5
     """For such a teacher: share of a batch that is drawn evenly from the clips that it finds likely
     for each class; the rest follows the weights of the sources."""
@@ -618,6 +624,7 @@ class DistillConfig(Strict):
     crop_min: int = Field(48, ge=1)  # shortest random stretch, in mel frames
     crop_max: int = Field(96, ge=1)  # longest random stretch, in mel frames
     gain: Weight = 0.3  # standard deviation of the random loudness, in units of the front end's std
+    roll: bool = False  # start each clip at a random place and wrap around, before the crop
     mixup: float = Field(0.25, ge=0, le=1)
     """Probability that a clip is blended with another of its batch, of any source."""
     mask_bands: Frames = 0  # widest masked stripe of mel bands

@@ -26,6 +26,7 @@ from frami_edge.augment import (
     random_equaliser,
     random_gain,
     random_masks,
+    random_roll,
     random_tempo_and_pitch,
     random_volume,
 )
@@ -323,6 +324,8 @@ def augmented(x: Tensor, config: DistillConfig, rng: torch.Generator, mel: MelSp
     """
     c, audio = config, x.ndim == 2
     frames = int(torch.randint(c.crop_min, c.crop_max + 1, (), generator=rng))
+    if c.roll:
+        x = random_roll(x, rng)
     x = random_crop(x, samples_for(mel, frames) if audio else frames, rng)
     if not audio and (c.overlay or c.tempo or c.pitch_bands or c.equaliser_db):
         energies = Energies(mel)

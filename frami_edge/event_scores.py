@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +17,6 @@ import numpy.typing as npt
 import torch
 
 from frami_edge import plots
-from frami_edge.data.decoding import read_audio
 from frami_edge.data.sets import is_audio
 from frami_edge.errors import ConfigError, DataError
 from frami_edge.frontend import resample
@@ -24,9 +24,11 @@ from frami_edge.io import atomic_write_bytes
 from frami_edge.opening import OpenedModel, open_model, predict
 from frami_edge.progress import Progress, ProgressCallback
 from frami_edge.tables import Table, percent
+from frami_edge_runtime.audio import AudioFile
 from frami_edge_runtime.classifier import Classifier
 from frami_edge_runtime.events import EventDetector, EventSpec
 from frami_edge_runtime.logmel import log_mel
+from frami_edge_runtime.monitor import INT16_SCALE
 from frami_edge_runtime.stream import Result, scores_of
 from frami_edge_runtime.thresholds import (
     HOP_S,
@@ -291,7 +293,7 @@ def evaluate_stream(
         settings: dict[str, Any] = {"min_on_s": MIN_ON_S}
         info = opened.info
         spec = EventSpec.for_model(info, **settings) if info else EventSpec(**settings)
-        recordings = ((*read_audio(file), sounds.get(file.name, ())) for file in files)
+        recordings = ((*read_recording(file), sounds.get(file.name, ())) for file in files)
         return score_events(opened, recordings, spec, progress)
 
     found = StreamEvaluation(score(model), score(teacher) if teacher else None)
@@ -303,6 +305,20 @@ def evaluate_stream(
     if picture and curves:
         plots.detection_error(picture, curves, f"{model.name}, {found.model.hours:.2f} h")
     return found
+
+
+def read_recording(path: Path) -> tuple[npt.NDArray[np.float32], int]:
+    """Mono samples in [-1, 1] and sample rate of a recording of any length.
+
+    Raises:
+        AudioError: It cannot be read.
+    """
+    with closing(AudioFile(path)) as file:
+        parts = [np.zeros(0, np.float32)]
+        for samples, _ in iter(file.read, None):
+            scale = INT16_SCALE if samples.dtype.kind == "i" else np.float32(1)
+            parts.append(samples.astype(np.float32) * scale)
+        return np.concatenate(parts), file.sample_rate
 
 
 def audio_files(paths: Sequence[Path]) -> list[Path]:
@@ -344,9 +360,9 @@ def tune(
     reject = old.reject if old else None
     scores = []
     for path in audio_files(audio):
-        samples, rate = read_audio(path)
-        stream = classifier.stream(rate, WINDOW_S, hop_s=HOP_S)
-        scores += background_scores(stream, [(samples, 0)], reject)
+        with closing(AudioFile(path)) as file:
+            stream = classifier.stream(file.sample_rate, WINDOW_S, hop_s=HOP_S)
+            scores += background_scores(stream, iter(file.read, None), reject)
     found = tuned(old, scores, len(classifier.labels), false_alarms_per_hour)
     atomic_write_bytes(out, with_thresholds(model.read_bytes(), found))
     return found

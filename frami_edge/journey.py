@@ -300,11 +300,10 @@ def draw_bank(run: RunFolder, bank: Bank) -> dict[str, str]:
     labels = list(bank.index.labels)
     plots.diversity(run.path(pictures["diversity"]), {**bank.index.health, "labels": labels})
     for source in bank.sources:
-        pictures[f"mels-{source}"] = f"plots/mels-{source}.png"
         title = f"{source.replace('_', ' ')}: clips by the class that the teacher predicts"
-        plots.mel_grid(
-            run.path(pictures[f"mels-{source}"]), bank.examples(source), bank.spec, title
-        )
+        if examples := bank.examples(source):  # of detectors perhaps none is above 0.5
+            pictures[f"mels-{source}"] = f"plots/mels-{source}.png"
+            plots.mel_grid(run.path(pictures[f"mels-{source}"]), examples, bank.spec, title)
         if source in LEARNED:
             pictures |= draw_curves(run, source)
     return pictures

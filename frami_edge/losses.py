@@ -390,32 +390,47 @@ class FeatureScale:
     Attributes:
         frames_C: One per channel of the frame features.
         pooled_D: One per pooled statistic.
+        whole_K: One per class of a teacher of which a selection is distilled; None for others.
+        whole_mean_K: Means of these logits, from which their head starts.
     """
 
     frames_C: Tensor
     pooled_D: Tensor
+    whole_K: Tensor | None = None
+    whole_mean_K: Tensor | None = None
 
     @classmethod
     def measure(cls, hidden: Hidden) -> FeatureScale:
         """From one large batch; small variances are raised, so that dead features stay harmless."""
         frames_C = hidden.frames_BCT.float().var(dim=(0, 2))
         pooled_D = hidden.pooled_BD.float().var(dim=0)
+        whole_K = mean_K = None
+        if hidden.whole_BK is not None:
+            whole_K, mean_K = torch.var_mean(hidden.whole_BK.float(), dim=0)
+            whole_K = whole_K.clamp_min(0.05 * whole_K.mean())
         return cls(
-            frames_C.clamp_min(0.05 * frames_C.mean()), pooled_D.clamp_min(0.05 * pooled_D.mean())
+            frames_C.clamp_min(0.05 * frames_C.mean()),
+            pooled_D.clamp_min(0.05 * pooled_D.mean()),
+            whole_K,
+            mean_K,
         )
 
 
 class DistillationLoss(nn.Module):
-    """``L = w_logits L_logits + w_before L_before + w_after L_after``; weight 0 omits a term.
+    """``L = w_logits L_logits + w_before L_before + w_after L_after + w_whole L_whole``.
+
+    A weight of 0 omits its term.
 
     ``L_before = mean (P_f h_s - h_t)² / var(h_t)``, frame by frame at the same time, and
     ``L_after = mean (P s_s - s_t)² / var(s_t)``, where P is the projector in front of the reused
     head. The frame projector P_f is the identity where the student has the teacher's C; it is
-    dropped after training in any case. It is a module that contains the student, so that
-    DistributedDataParallel can wrap all that is trained.
+    dropped after training in any case. ``L_whole = mean (W s_s - z_t)² / var(z_t)`` is over all
+    classes of a teacher of which a selection is distilled: what a sound is not says what it is. W
+    is dropped too. It is a module that contains the student, so that DistributedDataParallel can
+    wrap all that is trained.
 
     Source: our reading of Z. Kang et al., *FRAMI*, ICASSP 2023: "the hidden states before and
-    after the statistics pooling layer are reused".
+    after the statistics pooling layer are reused". The last term is ours.
 
     Args:
         student: Trained.
@@ -430,6 +445,7 @@ class DistillationLoss(nn.Module):
 
     scale_C: Tensor
     scale_D: Tensor
+    whole_K: Tensor | None
     boundary_K: Tensor | None
 
     def __init__(
@@ -451,7 +467,13 @@ class DistillationLoss(nn.Module):
         self.pooled_projector: nn.Module | None = None
         if not isinstance(student.head, ReusedHead):
             self.pooled_projector = nn.Linear(2 * c_s, teacher.pooled_size)
+        self.whole_head: nn.Module | None = None
+        if scale.whole_K is not None and config.whole:
+            self.whole_head = nn.Linear(2 * c_s, len(scale.whole_K))
+            if scale.whole_mean_K is not None:
+                self.whole_head.bias.data.copy_(scale.whole_mean_K)
         self.stride, self.offset = teacher.frame_stride, teacher.frame_offset
+        self.register_buffer("whole_K", scale.whole_K)
         self.register_buffer("scale_C", scale.frames_C)
         self.register_buffer("scale_D", scale.pooled_D)
         self.register_buffer("boundary_K", boundary_K)
@@ -469,13 +491,21 @@ class DistillationLoss(nn.Module):
             terms["before"] = w.before_pooling * self.before(s, t)
         if w.after_pooling:
             terms["after"] = w.after_pooling * self.after(s, t)
+        if self.whole_head is not None and t.whole_BK is not None:
+            error = (self.whole_head(s.pooled_BD) - t.whole_BK.float()).square()
+            terms["whole"] = w.whole * torch.mean(error / self.whole_K)
         return terms, s.logits_BK
 
     def answers(self, student_BK: Tensor, teacher_BK: Tensor) -> Tensor:
-        """The logits term: KL of one answer of K, or of K detectors."""
+        """The logits term: KL of one answer of K, or of K detectors and of their ranking."""
+        w = self.config
         if self.boundary_K is None:
-            return logits_loss(student_BK, teacher_BK, self.config.temperature)
-        return detectors_loss(student_BK, teacher_BK, self.config.temperature, self.boundary_K)
+            return logits_loss(student_BK, teacher_BK, w.temperature)
+        loss = detectors_loss(student_BK, teacher_BK, w.temperature, self.boundary_K)
+        if w.ranking:
+            # Each detector alone shrinks towards its class's prior: the order of classes is lost.
+            loss = loss + w.ranking * logits_loss(student_BK, teacher_BK, w.temperature)
+        return loss
 
     def before(self, s: Hidden, t: Hidden) -> Tensor:
         """The frame-feature term; frames are compared where they are centred in time."""

@@ -25,11 +25,13 @@ class Hidden:
         frames_BCT: Frame features, before the pooling.
         pooled_BD: State after the pooling; in our own networks [mean; std] of the frame features.
         logits_BK: Class scores.
+        whole_BK: Scores of all classes, where ``logits_BK`` are those of a selection.
     """
 
     frames_BCT: Tensor
     pooled_BD: Tensor
     logits_BK: Tensor
+    whole_BK: Tensor | None = None
 
 
 class TeacherLike(Protocol):

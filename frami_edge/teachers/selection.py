@@ -190,7 +190,8 @@ class SelectedTeacher(nn.Module):
     def hidden(self, x_B1MT: Tensor, lengths_B: Tensor | None = None) -> Hidden:
         """Frame features, pooled state and the S selected logits."""
         whole = cast(TeacherLike, self.model).hidden(x_B1MT, lengths_B)
-        return Hidden(whole.frames_BCT, whole.pooled_BD, self._selected(whole.logits_BK))
+        logits_BS = self._selected(whole.logits_BK)
+        return Hidden(whole.frames_BCT, whole.pooled_BD, logits_BS, whole.logits_BK)
 
     def forward(self, x_B1MT: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """Logits (B, S)."""

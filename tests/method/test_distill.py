@@ -21,6 +21,7 @@ from frami_edge.losses import kl_from, logits_loss
 from frami_edge.models import StudentNet
 from frami_edge.progress import Progress
 from frami_edge.runs import RunFolder
+from frami_edge.teachers.selection import select_classes
 
 OWN, REUSED = False, True
 VARIANTS: dict[str, tuple[dict[str, float], bool, set[str]]] = {
@@ -194,3 +195,22 @@ def test_detectors_are_distilled_and_agreement_is_that_of_their_sets(
 def train(teacher: Teacher, cpu: Compute, steps: int) -> StudentNet:
     config = journey(steps=steps, batch_size=16, mixup=0, mask_bands=0, mask_frames=0)
     return distill(teacher, Noise(), config, cpu)
+
+
+def test_a_selection_also_learns_the_classes_that_are_not_kept(
+    opened: Teacher, cpu: Compute
+) -> None:
+    selected, rows = select_classes(opened, ["a", "c"]), []
+
+    def progress(p: Progress) -> None:
+        rows.append(dict(p.metrics))
+
+    student = distill(selected, Noise(), journey(roll=True), cpu, progress=progress)
+    assert "whole" in rows[0]
+    assert rows[0]["loss"] == pytest.approx(
+        sum(rows[0][t] for t in rows[0] if t in TERMS), rel=1e-5
+    )
+    assert not [name for name, _ in student.named_parameters() if "whole" in name]
+
+
+TERMS = ("logits", "before", "after", "whole")
