@@ -337,7 +337,7 @@ def describe_teacher(source: TeacherDescription) -> Description:
     else:
         anatomy = asdict(teacher.anatomy)
         states = {"found": True, "takes": teacher.takes, **anatomy.pop("states"), **anatomy}
-        findings += teacher.doubts
+        findings += [*teacher.notes, *teacher.doubts]
         network["front_end_error"] = front_end_error(teacher, mel)
         if network["front_end_error"] > WRONG_FRONT_END:
             findings.append(wrong_front_end(network["front_end_error"]))

@@ -154,6 +154,8 @@ class Journey:
         if loaded.takes == "audio":  # its front end is a proposal, perhaps without mean and std
             loaded = dataclasses.replace(loaded, mel=measured(loaded.mel))
         place(loaded.model, compute)
+        for sentence in getattr(loaded.model, "notes", ()):
+            log.info(sentence)
         for sentence in getattr(loaded.model, "doubts", ()):
             log.warning(sentence)
         return cls(loaded, config, compute, deterministic, out)

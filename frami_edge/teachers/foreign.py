@@ -170,19 +170,9 @@ class ForeignTeacher(nn.Module):
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        """Assumptions that its owner should confirm, and what a user should know."""
+        """Assumptions that its owner should confirm, in sentences."""
         found = []
         a = self.anatomy
-        if self.front_end is not None:
-            found.append(
-                f"Its own log-mel, {self.front_end.spot}, was found and equals the front end shown "
-                f"to {self.front_end.difference:.1g}: the teacher takes log-mels."
-            )
-        elif self.takes == "audio":
-            found.append(
-                f"It takes audio, because {self.why_audio or 'no log-mel was searched for'}: clips "
-                "are kept as audio, and the front end shown is only proposed for the student."
-            )
         if a.also and self.takes == "mel":
             found.append(
                 f"The teacher takes mels as {' or '.join(a.also)} without an error as well, and "
@@ -195,16 +185,33 @@ class ForeignTeacher(nn.Module):
                 "--output sigmoid once you are sure, or --output softmax if it chooses one of "
                 f"{self.classes} classes."
             )
-        if a.clip_length is not None:
-            found.append(
-                f"The teacher takes clips of {a.clip_length} {self._calling.input.unit} alone: "
-                "shorter ones are repeated up to that length, longer ones are answered in windows "
-                "and averaged. Crops of that length suit it best (bank.frames, distill.crop_max)."
-            )
         if a.answers_per_frame:
             found.append(
                 "The teacher answers per frame: the mean over time is its answer to a clip. If it "
                 "was trained with another pooling, such as the maximum, return that one."
+            )
+        return tuple(found)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know about it, in sentences."""
+        found = []
+        a = self.anatomy
+        if self.front_end is not None:
+            found.append(
+                f"Its own log-mel, {self.front_end.spot}, was found and equals the front end shown "
+                f"to {self.front_end.difference:.1g}: the teacher takes log-mels."
+            )
+        elif self.takes == "audio":
+            found.append(
+                f"It takes audio, because {self.why_audio or 'no log-mel was searched for'}: clips "
+                "are kept as audio, and the front end shown is only proposed for the student."
+            )
+        if a.clip_length is not None:
+            found.append(
+                f"It takes clips of {a.clip_length} {self._calling.input.unit} alone: shorter ones "
+                "are repeated up to that length, longer ones are answered in windows and averaged. "
+                "Crops of that length suit it best (bank.frames, distill.crop_max)."
             )
         if a.patch_bands > 1:
             found.append(

@@ -317,7 +317,7 @@ def _explain(
     if not constant or not float(loud_MT.mean()) > float(silence_MT.mean()):
         return None
     rise = float((loud_MT - silence_MT).mean()) / float((quiet_MT - silence_MT).mean() + 1e-12)
-    if rise > 30:  # 100 times the amplitude: before the logarithm, the energies rise 10,000 times
+    if rise > 300:  # 100 times the amplitude: before the logarithm, the energies rise 10,000 times
         return None
     if given is not None and given.n_mels == bands and given.frames(audio_BN.shape[1]) == frames:
         fitted = _fit(given, y_BMT, audio_BN)

@@ -182,6 +182,11 @@ class SelectedTeacher(nn.Module):
         """Those of the whole teacher."""
         return getattr(self.model, "doubts", ())
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Those of the whole teacher."""
+        return getattr(self.model, "notes", ())
+
     def hidden(self, x_B1MT: Tensor, lengths_B: Tensor | None = None) -> Hidden:
         """Frame features, pooled state and the S selected logits."""
         whole = cast(TeacherLike, self.model).hidden(x_B1MT, lengths_B)

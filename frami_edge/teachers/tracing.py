@@ -776,7 +776,11 @@ def find_head(
         if not named:
             calls = (states.calls[0], number)
             size = x_BD.shape[1]
-            deeper = name, replace(states, pooled=f"{name}@in", pooled_size=size, calls=calls)
+            how = f"{states.pooling}, then further layers"
+            deeper = (
+                name,
+                replace(states, pooled=f"{name}@in", pooled_size=size, calls=calls, pooling=how),
+            )
     return deeper
 
 

@@ -91,7 +91,7 @@ def test_other_networks_keep_audio(
     assert teacher.model.frame_stride == pytest.approx(stride, abs=1)
     assert teacher.step_s == 1 / RATE
     assert teacher.mel.sample_rate == RATE  # proposed for the student
-    assert "It takes audio" in teacher.model.doubts[0]
+    assert "It takes audio" in teacher.model.notes[0]
     x = sounds(samples=length or 20_000)
     hidden = teacher.hidden(teacher.listen(x))
     with torch.no_grad():

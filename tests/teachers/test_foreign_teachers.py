@@ -101,7 +101,7 @@ def test_frames_are_centred_where_their_offset_says() -> None:
 def test_a_network_of_one_clip_length_takes_any() -> None:
     made = teacher("Ast")
     assert made.anatomy.clip_length == 200
-    assert "clips of 200 frames alone" in " ".join(made.doubts)
+    assert "clips of 200 frames alone" in " ".join(made.notes)
     x = mels(2, 200)
     whole = made.hidden(x)
     expected = made.module(x[:, 0].transpose(1, 2))
