@@ -179,7 +179,8 @@ def test_recordings_are_a_source_that_every_card_names(
     overrides = TINY | {"bank.recordings_clips": 30}
     student = api.distill(
         opened, sources={"recordings": 3, "procedural": 1}, recordings=folder,
-        overrides=overrides | {"student_mel": OWN, "bank.audio": True}, out=tmp_path / "run", device="cpu",
+        overrides=overrides | {"student_mel": OWN, "bank.audio": True},
+        out=tmp_path / "run", device="cpu",
     )  # fmt: skip
     bank = Bank.open(tmp_path / "run" / "bank")
     assert bank.sources == {"recordings": 20, "procedural": 12}
