@@ -518,6 +518,8 @@ class BankConfig(Strict):
     recordings: str | None = None
     """Folder of the user's own unlabelled audio, for the source `recordings`."""
     recordings_clips: Count = 5000  # random stretches of these recordings
+    audio: bool = False
+    """Hold audio, with log-mels of learned sources rendered, also where log-mels would do."""
     shard_clips: Count = 2048  # clips per file of the bank
     near_misses: Share = 0.25
     """For a teacher with a detector per class: share of the clips of learned sources that shall

@@ -180,7 +180,7 @@ class Journey:
                 "The student's log-mels cannot be computed from the teacher's: the bank holds "
                 "audio, and inverted log-mels are rendered."
             )
-        return needed
+        return needed or self.config.bank.audio
 
     @contextmanager
     def run(

@@ -179,11 +179,13 @@ def test_recordings_are_a_source_that_every_card_names(
     overrides = TINY | {"bank.recordings_clips": 30}
     student = api.distill(
         opened, sources={"recordings": 3, "procedural": 1}, recordings=folder,
-        overrides=overrides | {"student_mel": OWN}, out=tmp_path / "run", device="cpu",
+        overrides=overrides | {"student_mel": OWN, "bank.audio": True},
+        out=tmp_path / "run", device="cpu",
     )  # fmt: skip
     bank = Bank.open(tmp_path / "run" / "bank")
     assert bank.sources == {"recordings": 20, "procedural": 12}
     assert "broken.wav is left out" in caplog.text
+    assert bank.index.samples > 0, "as bank.audio says"
     assert student.card.recordings == bank.index.recordings == 2
     assert (student.mel.n_mels, student.mel.mean == 0) == (4, False)
     assert calibration_mels(student, bank, count=8).mels.shape[2:] == (4, FRAMES // 2)
