@@ -198,7 +198,8 @@ def test_accuracy_on_a_folder_of_real_clips(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--bank", "b"], "int8 is off"),
+        (["--portable"], "int8 is off"),
+        (["--bank", "b"], "There is no bank in b"),
         (["--fold", "1"], "need data"),
         (["--seconds", "1"], "--tensorrt is off"),
         (["--tensorrt", "--seconds", "3:1"], "is not MIN:OPT:MAX"),
