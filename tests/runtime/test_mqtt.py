@@ -90,6 +90,7 @@ def listener(model: Path, port: int, *options: str, **environment: str) -> subpr
     address = ["--mqtt", f"127.0.0.1:{port}", "--mqtt-topic", "home/ear"]
     return subprocess.Popen(
         [*PROGRAM, str(model), "-", "--rate", "8000", *EASY, *address, "--json", *options],
+        bufsize=0,  # communicate() does not see what a buffered readline() has read ahead
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
