@@ -14,6 +14,7 @@ from torch import nn
 import frami_edge as fe
 from frami_edge.errors import ConfigError, TeacherError
 from frami_edge.teachers.opening import read_description, write_description
+from frami_edge.teachers.tracing import as_logits
 
 LABELS = ("Dog", "Baby cry, infant cry", "Smoke detector, smoke alarm", "Fire alarm", "Bark")
 assert len(LABELS) == K
@@ -121,3 +122,11 @@ def test_a_description_keeps_its_selection(tmp_path: Path, x: torch.Tensor) -> N
     assert torch.equal(again(x), teacher(x))
     with pytest.raises(ConfigError, match="already a selection"):
         fe.load_teacher(again, keep=["Bark"])
+
+
+def test_probabilities_at_low_precision_become_finite_logits() -> None:
+    p = torch.tensor([[1.0, 0.0, 0.5]], dtype=torch.bfloat16)
+    z = as_logits(p, "sigmoid probabilities")
+    assert torch.isfinite(z).all()
+    assert z[0, 0] > 15
+    assert z[0, 1] < -15
