@@ -833,10 +833,11 @@ def kind_of_answers(out_BK: Tensor) -> Answers:
 
 def as_logits(out_BK: Tensor, answers: Answers) -> Tensor:
     """The teacher's outputs before a softmax or sigmoid."""
+    out_BK = out_BK.to(torch.promote_types(out_BK.dtype, torch.float32))  # in bf16 1 - 1e-7 is 1
     if answers == "probabilities":
-        return out_BK.float().clamp_min(1e-12).log()
+        return out_BK.clamp_min(1e-12).log()
     if answers == "sigmoid probabilities":
-        return out_BK.float().logit(eps=1e-7)  # in bf16 1 - 1e-7 is 1
+        return out_BK.logit(eps=1e-7)
     return out_BK
 
 
