@@ -220,9 +220,9 @@ def test_losses_are_counted_exactly_and_the_readme_names_every_field(
     model_path: Path, fake_arecord: FakeArecord
 ) -> None:
     environment = fake_arecord(
-        "out.write(random.randbytes(16000)); out.flush(); time.sleep(0.3)\n"
+        "out.write(random.randbytes(16000)); out.flush(); time.sleep(0.5)\n"
         "print('overrun!!! (at least 250.000 ms long)', file=sys.stderr, flush=True)\n"
-        "time.sleep(0.3); out.write(random.randbytes(8000)); out.flush(); time.sleep(0.3)\n"
+        "time.sleep(0.3); out.write(random.randbytes(8000)); out.flush(); time.sleep(0.5)\n"
         "print('overrun!!! (at least 9000000.000 ms long)', "
         "file=sys.stderr, flush=True)\n"
         "time.sleep(0.3); out.write(random.randbytes(16000)); out.flush(); time.sleep(30)"
@@ -231,7 +231,7 @@ def test_losses_are_counted_exactly_and_the_readme_names_every_field(
     records = [json.loads(line) for line in process.communicate(timeout=60)[0].splitlines()]
     gap, step = of(records, "gap")
     assert gap == {"t": 1.0, "lost": 2000, "lost_s": 0.25}
-    assert 0.2 <= step["lost_s"] < 1  # the clock was set by hours; no more time has passed
+    assert 0.3 <= step["lost_s"] < 1  # the clock was set by hours; no more time has passed
     assert [r["gap"] for r in of(records, "result") if r["gap"]] == [2000, step["lost"]]
     (warning,) = of(records, "warning")
     assert warning["kind"] == "clock"
