@@ -331,7 +331,7 @@ class Bank:
 
 
 FULL_SCALE = 32_767
-"""Of a 16-bit sample."""
+"""Largest value of a 16-bit sample."""
 
 
 def to_int16(audio_NS: Tensor) -> Tensor:

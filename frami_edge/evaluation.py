@@ -377,7 +377,7 @@ def label_targets(
     """(D, K) bool: which of the model's K labels are right for each of the set's D classes.
 
     Args:
-        labels: Of the model.
+        labels: The model's labels.
         data: The set.
         selection: Whether the model knows a part of the classes: classes that match none are then
             `other`, or none of its detectors.

@@ -43,7 +43,7 @@ from frami_edge_runtime.thresholds import (
 TOLERANCE_S: Final = 0.5
 """An event this far from a sound still belongs to it."""
 SHIFTS: Final = np.linspace(-6, 8, 29)
-"""Of all thresholds in log-odds, for the detection error trade-off."""
+"""Points of the detection error trade-off: how far all thresholds move, in log-odds."""
 
 
 @dataclass(frozen=True)

@@ -247,7 +247,7 @@ class Journey:
             student: Its network.
             metrics: Measured after the last step.
             mel: Its front end.
-            recordings: Recordings of the user in its bank. Their folder is nobody else's business.
+            recordings: Number of the user's recordings in the bank. Their folder stays private.
         """
         recipe = self.config.model_dump(mode="json")
         if self.config.bank.recordings:

@@ -27,12 +27,12 @@ from frami_edge_runtime.melspec import MelSpec
 PEAK_DBFS = -1.0
 """Loudest sample of a written clip."""
 _STEPS = 64, 100
-"""Of a written clip: iterations of Griffin-Lim, and multiplicative updates of the spectrum. The mel
+"""Iterations of Griffin-Lim and updates of the spectrum for a clip that is written as a file. The mel
 error no longer falls beyond a few dozen."""
 _BANK_STEPS = 16, 10
-"""Of the clips of a bank: 0.6 to 0.9 dB off."""
+"""The same for the clips of a bank: an error of 0.6 to 0.9 dB."""
 _LOOP_STEPS = 4, 3
-"""In every step of an inversion through audio: 0.9 to 1.3 dB off."""
+"""The same in every step of an inversion through audio: an error of 0.9 to 1.3 dB."""
 
 
 class Renderer(nn.Module):

@@ -114,7 +114,7 @@ def window_logits(
 def find_thresholds(
     model: bytes, clips: ThresholdClips, target: float
 ) -> tuple[Thresholds, list[str]]:
-    """Thresholds of a streaming model file, and notes for whoever uses it.
+    """Thresholds for a streaming model file, and notes for its users.
 
     Args:
         model: The file.

@@ -126,7 +126,7 @@ def find_front_end(
 
     Args:
         module: Takes audio; in evaluation mode.
-        sample_rate: Of the audio, Hz.
+        sample_rate: Sample rate of that audio, Hz.
         calling: How it is called.
         given: A front end that is tried first.
     """

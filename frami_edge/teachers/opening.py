@@ -56,7 +56,7 @@ class TeacherDescription(Strict):
     mel: str | dict[str, Any] | None = None
     """Front end: keys of MelSpec, a YAML file of them, or a preset such as `mel/log-mel-16k-64`."""
     sample_rate: int | None = Field(default=None, ge=1000, le=768_000)
-    """Of the audio that the module takes, in Hz; instead of `mel`."""
+    """Sample rate in Hz of a module that takes audio; instead of `mel`."""
     labels: str | tuple[str, ...]
     """Class names in the order of the logits, or a file with one name per line."""
     layout: Layout = "auto"

@@ -562,16 +562,7 @@ def _states_of_frame_answers(
     asked: str | None,
 ) -> HiddenStates:
     """Features behind answers per frame; their mean over time is the pooled state."""
-    before: TracedTensor | None
-    if asked:
-        before = _named(events, asked, with_time=True)
-    else:
-        before = _frame_head(events, raw, model) or _last_with_time(events)
-    if before is None:
-        raise TeacherError(
-            "No module of the teacher gives a hidden state over time.",
-            fix="Wrap it in a module whose layers are modules.",
-        )
+    before = _state_over_time(events, raw, model, asked)
     channels = before.frames().shape[1]
     how = "mean of the answers per frame"
     return HiddenStates(before.name, MEAN, channels, channels, how, (before.call, 0))
@@ -581,18 +572,24 @@ def _states_of_pooled_answers(
     events: Sequence[TracedTensor], raw: Tensor, model: nn.Module, asked: str | None
 ) -> HiddenStates:
     """Where scores are pooled over time and returned at once, the answer is the pooled state."""
-    before: TracedTensor | None
+    before = _state_over_time(events, raw, model, asked)
+    channels, how = before.frames().shape[1], "scores per frame, pooled over time"
+    return HiddenStates(before.name, ANSWER, channels, raw.shape[1], how, (before.call, 0))
+
+
+def _state_over_time(
+    events: Sequence[TracedTensor], raw: Tensor, model: nn.Module, asked: str | None
+) -> TracedTensor:
+    """The features behind a head that answers per frame, or the state that the user named."""
     if asked:
-        before = _named(events, asked, with_time=True)
-    else:
-        before = _frame_head(events, raw, model) or _last_with_time(events)
-    if before is None:
+        return _named(events, asked, with_time=True)
+    found = _frame_head(events, raw, model) or _last_with_time(events)
+    if found is None:
         raise TeacherError(
             "No module of the teacher gives a hidden state over time.",
             fix="Wrap it in a module whose layers are modules.",
         )
-    channels, how = before.frames().shape[1], "scores per frame, pooled over time"
-    return HiddenStates(before.name, ANSWER, channels, raw.shape[1], how, (before.call, 0))
+    return found
 
 
 def _frame_head(

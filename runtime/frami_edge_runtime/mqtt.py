@@ -41,7 +41,7 @@ class Publisher:
 
     Args:
         address: ``HOST``, ``HOST:PORT``, or ``mqtts://HOST`` for TLS.
-        prefix: Of all topics; None for the default.
+        prefix: Prefix of all topics; None for the default.
 
     Raises:
         FramiEdgeError: paho-mqtt is not installed, or the address or prefix cannot be used.

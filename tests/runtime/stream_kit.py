@@ -29,7 +29,7 @@ Its setup is:
   rate         : {rate}
   exact rate   : {rate} ({rate}/1)
 """
-"""Of what arecord 1.2.8 prints with our flags; test_capture compares it with the real one."""
+"""Part of what arecord 1.2.8 prints with our flags; test_capture compares it with the program."""
 
 NO_SOXR = "soxr, the runtime's extra 'resample', is not installed"
 MODES: dict[str, dict[str, Any]] = {
