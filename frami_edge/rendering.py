@@ -27,8 +27,8 @@ from frami_edge_runtime.melspec import MelSpec
 PEAK_DBFS = -1.0
 """Loudest sample of a written clip."""
 _STEPS = 64, 100
-"""Iterations of Griffin-Lim and updates of the spectrum for a clip that is written as a file. The mel
-error no longer falls beyond a few dozen."""
+"""Iterations of Griffin-Lim and updates of the spectrum for a clip that is written to a file. The
+mel error no longer falls beyond a few dozen."""
 _BANK_STEPS = 16, 10
 """The same for the clips of a bank: an error of 0.6 to 0.9 dB."""
 _LOOP_STEPS = 4, 3
