@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from frami_edge_runtime.errors import StreamError
+from frami_edge_runtime.monitor import INT16_SCALE
 
 BLOCK_S: Final = 0.2
 RISE_DB: Final = 4.0
@@ -65,15 +66,13 @@ class Gate:
         self._quiet = 0  # samples since the last block that was not
         self._floor_db: tuple[float, float] | None = None
 
-    def next(self, samples: npt.NDArray[Any] | None) -> npt.NDArray[np.float32] | int | None:
-        """What to do next: run these samples, drop `step` pending ones (an int), or wait (None).
+    def push(self, samples: npt.NDArray[Any]) -> None:
+        """Append (N,) samples, int16 or float."""
+        self._waiting.append(samples)
+        self._fresh += len(samples)
 
-        Args:
-            samples: (N,) to append, int16 or float; None to go on.
-        """
-        if samples is not None and len(samples):
-            self._waiting.append(samples)
-            self._fresh += len(samples)
+    def next(self) -> npt.NDArray[np.float32] | int | None:
+        """What to do next: run these samples, drop `step` pending ones (an int), or wait (None)."""
         if self._fresh < self._block:  # nothing can be judged yet
             return None
         self.gather()
@@ -93,7 +92,7 @@ class Gate:
         parts = [self.pending]
         for samples in self._waiting:
             x = samples.astype(np.float32)
-            parts.append(x * np.float32(1 / 32768) if samples.dtype.kind == "i" else x)
+            parts.append(x * INT16_SCALE if samples.dtype.kind == "i" else x)
         if len(parts) > 1:
             self.pending = np.concatenate(parts)
             self._waiting.clear()

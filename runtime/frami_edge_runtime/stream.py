@@ -434,7 +434,7 @@ class Stream:
         self._meter.counts["samples_in"] += len(x)
         mono = x if self._resampler is None else self._resampler.push(x)
         if self._gate is not None:
-            self._arrived = mono
+            self._gate.push(mono)
             return
         # Many log-mels at once cost less than one by one: wait until the next run needs them.
         self._offer(self._mel.push_checked(mono, least=self._needed - self._held))
@@ -463,9 +463,7 @@ class Stream:
     def _run_gated(self, gate: Gate) -> list[Result]:
         """Run what the gate lets through; where it skips, the last answer holds."""
         results: list[Result] = []
-        arrived: npt.NDArray[Any] | None = self._arrived
-        while (found := gate.next(arrived)) is not None:
-            arrived = None
+        while (found := gate.next()) is not None:
             if isinstance(found, np.ndarray):
                 self._offer(self._mel.push_checked(found, least=self._needed - self._held))
                 results += _run([self])[0]
@@ -478,7 +476,6 @@ class Stream:
                 self._frames += self._hop
                 results.append(self._result(self._last_logits))
             self._since_skip = 0
-        self._arrived = _NOTHING
         return results
 
     def _settled(self, logits_K: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -534,7 +531,6 @@ class Stream:
         self._frames = 0  # trunk frames of the segment
         if self._gate is not None:
             self._gate.reset()
-            self._arrived = _NOTHING
             self._since_skip, self._last_logits = MOST_BLOCKS, None
         self._plan_run()
 
