@@ -42,6 +42,8 @@ from frami_edge_runtime.state import reason
 LONGEST_QUEUE_S: Final = 600.0
 PCM_FORMATS: Final = {"s16le": "<i2", "s32le": "<i4", "f32le": "<f4"}
 DRIVERS: Final = ("auto", "arecord", "portaudio")
+MOST_CHANNELS: Final = 1024
+"""Bounds the memory of raw PCM."""
 CLOCK_SLACK_S: Final = 1.0
 _PIPE_FRAMES: Final = 8192
 _OVERRUN: Final = re.compile(r"overrun.*?([\d.]+) ms")
@@ -506,7 +508,7 @@ class PcmPipe:
         stall_s: Seconds without data after which `read` fails; None: never.
 
     Raises:
-        AudioError: The rate, encoding or channel is out of range.
+        AudioError: The rate, encoding, number of channels or channel is out of range.
     """
 
     device_note = ""
@@ -530,6 +532,10 @@ class PcmPipe:
                 f"There is no raw format {encoding!r}.",
                 fix=f"Use one of {', '.join(PCM_FORMATS)}.",
             )
+        if not 1 <= channels <= MOST_CHANNELS:
+            raise AudioError(
+                f"Raw PCM of {channels} channels cannot be read.", fix=f"Use 1 to {MOST_CHANNELS}."
+            )
         check_channel(channel, channels, self.name)
         self._stream = stream if isinstance(stream, ByteStream) else ByteStream(stream)
         self._dtype = np.dtype(PCM_FORMATS[encoding])
@@ -548,13 +554,15 @@ class PcmPipe:
             AudioError: Nothing came for ``stall_s``, or the stream is an audio file that cannot be
                 decoded here or has another rate.
         """
+        data: bytes | None = b""
         if self._at_start and self._stream.wait(POLL_S):
             self._at_start = False
             if found := self._stream.container():
                 self._open_file(found)
         if self._file is not None:
             return self._file.read()
-        if (data := self._frames.read(_PIPE_FRAMES)) is None:
+        # Samples may begin only after the format is known, however late they come.
+        if not self._at_start and (data := self._frames.read(_PIPE_FRAMES)) is None:
             self.monitor.review()
             return None
         if not data:
