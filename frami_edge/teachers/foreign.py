@@ -17,24 +17,26 @@ from torch.utils.hooks import RemovableHandle
 
 from frami_edge.errors import TeacherError
 from frami_edge.models import Hidden
-from frami_edge.teachers.frontends import FrontEnd
-from frami_edge.teachers.tracing import (
-    ANSWER,
-    MEAN,
+from frami_edge.teachers.calling import (
     Answers,
-    HiddenStates,
     Input,
-    TracedTensor,
-    as_linear,
     find_calling,
-    find_head,
-    find_states,
     first_tensor,
-    frames_of,
     kind_of_answers,
     looks_like_detectors,
     shortest_clip,
     takes,
+)
+from frami_edge.teachers.frontends import FrontEnd
+from frami_edge.teachers.tracing import (
+    ANSWER,
+    MEAN,
+    HiddenStates,
+    TracedTensor,
+    as_linear,
+    find_head,
+    find_states,
+    frames_of,
     trace,
 )
 

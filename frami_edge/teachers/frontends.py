@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from frami_edge.frontend import LogMel
-from frami_edge.teachers.tracing import Calling, Input, arrange
+from frami_edge.teachers.calling import Calling, Input, arrange
 from frami_edge_runtime.errors import MelSpecError
 from frami_edge_runtime.melspec import MelSpec
 

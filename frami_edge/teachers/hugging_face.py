@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from frami_edge.errors import CheckpointError, ConfigError, TeacherError
-from frami_edge.teachers.tracing import in_words
+from frami_edge.teachers.calling import in_words
 
 PREFIX = "hf:"
 FACTORY = f"{__name__}:audio_classifier"

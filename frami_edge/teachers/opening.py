@@ -23,10 +23,10 @@ from frami_edge.config import Strict, dump_config, load_config, presets, read_ma
 from frami_edge.errors import CheckpointError, ConfigError, TeacherError
 from frami_edge.io import atomic_write_text, read_small, sha256_file, sha256_tensors
 from frami_edge.teachers import hugging_face
+from frami_edge.teachers.calling import AUDIO_LAYOUTS, LAYOUTS, Input, find_calling, in_words, takes
 from frami_edge.teachers.foreign import ForeignTeacher
 from frami_edge.teachers.frontends import LogMelInput, NotFound, find_front_end
 from frami_edge.teachers.selection import Keep, select_classes
-from frami_edge.teachers.tracing import AUDIO_LAYOUTS, LAYOUTS, Input, find_calling, in_words, takes
 from frami_edge.teachers.weights import is_torchscript, load_weights, read_weights
 from frami_edge_runtime.errors import FramiEdgeError, MelSpecError
 from frami_edge_runtime.melspec import MelSpec

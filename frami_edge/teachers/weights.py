@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from frami_edge.errors import CheckpointError
-from frami_edge.teachers.tracing import in_words
+from frami_edge.teachers.calling import in_words
 
 _UNREAD = ("num_batches_tracked", "total_ops", "total_params")
 """Counters that trainers and profilers leave behind, which nothing here reads."""

@@ -183,7 +183,7 @@ class Sigmoid(KeywordNet):
 
 def lively(model: nn.Module, layout: str = "B1MT", frames: int = 64) -> nn.Module:
     """BatchNorm statistics of some data, not the initial ones."""
-    from frami_edge.teachers.tracing import arrange, probe_mels
+    from frami_edge.teachers.calling import arrange, probe_mels
 
     model.train()
     with torch.no_grad():

@@ -13,8 +13,8 @@ from torch import nn
 
 import frami_edge as fe
 from frami_edge.errors import ConfigError, TeacherError
+from frami_edge.teachers.calling import as_logits
 from frami_edge.teachers.opening import read_description, write_description
-from frami_edge.teachers.tracing import as_logits
 
 LABELS = ("Dog", "Baby cry, infant cry", "Smoke detector, smoke alarm", "Fire alarm", "Bark")
 assert len(LABELS) == K
