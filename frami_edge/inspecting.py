@@ -32,7 +32,7 @@ from frami_edge.teachers.opening import (
     build_teacher,
     describe_hugging_face,
     is_hugging_face,
-    open_described,
+    open_module,
     read_description,
     read_labels,
     read_mel,
@@ -331,7 +331,7 @@ def describe_teacher(source: TeacherDescription) -> Description:
     states: Facts = {"found": False}
     findings = []
     try:
-        teacher, mel = open_described(source, module, labels, mel)
+        teacher, mel = open_module(source, module, labels, mel)
     except TeacherError as error:
         findings.append(str(error))
     else:

@@ -72,7 +72,6 @@ def facts_of(source: str) -> dict[str, Any]:
     labels = tuple(str(config.id2label[i]) for i in sorted(config.id2label))
     output = {"multi_label_classification": "sigmoid", "single_label_classification": "softmax"}
     facts: dict[str, Any] = {
-        "factory": FACTORY,
         "arguments": {"source": name},
         "labels": labels,
         "output": output.get(config.problem_type),

@@ -177,6 +177,15 @@ def test_python_code_keeps_its_description(tmp_path: Path) -> None:
         ),
         ("teacher_zoo:KeywordNet", {"mel": SPEC}, "passed without weights, labels"),
         (DIGITS_TEACHER, {"mel": SPEC}, "carries these facts itself"),
+        (zoo.KeywordNet(), {"mel": 5, "labels": LABELS}, "mel: .*, not 5"),
+        (zoo.KeywordNet(), {"mel": SPEC, "labels": range(5)}, "labels.0: .* string, not 0"),
+        (
+            zoo.KeywordNet(),
+            {"mel": SPEC, "labels": LABELS, "layout": "XYZ"},
+            "'B3TM', .* not 'XYZ'",
+        ),
+        (zoo.KeywordNet(), {"mel": SPEC, "labels": LABELS, "output": "tanh"}, "not 'tanh'"),
+        (zoo.M5(), {"sample_rate": 0, "labels": LABELS}, "sample_rate: .*1000, not 0"),
     ],
 )
 def test_arguments_that_do_not_go_together(source, arguments, message) -> None:  # type: ignore[no-untyped-def]
