@@ -170,6 +170,8 @@ def inspect(
         rows = [(key.replace("_", " "), text(value)) for key, value in facts.items()]
         output.table(title, (name.replace("_", " "), ""), rows)
         title = ""
+    for note in found.notes:
+        output.note(note)
     for finding in found.findings:
         output.warn(finding)
 
