@@ -62,9 +62,12 @@ def test_code_in_a_weights_file_is_not_run(folder: Path) -> None:
         def __reduce__(self) -> tuple[object, ...]:
             return (Path.touch, (folder / "ran",))
 
-    (folder / "evil.pt").write_bytes(pickle.dumps({"state_dict": Trap()}))
-    with pytest.raises(CheckpointError, match="is not executed"):
+    (folder / "evil.pt").write_bytes(pickle.dumps({"state_dict": Trap()}, 2))
+    with pytest.raises(CheckpointError, match="is not executed: Unsupported global"):
         read_weights(folder / "evil.pt")
+    (folder / "empty.pt").touch()
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_weights(folder / "empty.pt")
     assert not (folder / "ran").exists()
 
 
