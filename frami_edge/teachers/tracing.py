@@ -69,6 +69,16 @@ class TracedTensor:
     time_axis: int | None  # None where time is gone
     grid: Grid | None = None  # of the tokens along the axis of time
 
+    @property
+    def has_frames(self) -> bool:
+        """Whether it may be a state over time: (B, ...) with channels and time."""
+        return self.time_axis is not None and self.tensor.ndim >= 3 and len(self.tensor) == BATCH
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether it may be a state without time: (B, ...)."""
+        return self.time_axis is None and self.tensor.ndim >= 2 and len(self.tensor) == BATCH
+
     def frames(self) -> Tensor:
         """(B, C, T') frame features of the shorter pass."""
         return frames_of(self.tensor, self.time_axis, self.grid)
@@ -335,14 +345,7 @@ def _last_affine(
 
 
 def _last_with_time(events: Sequence[TracedTensor]) -> TracedTensor | None:
-    return next(
-        (
-            e
-            for e in reversed(events)
-            if e.time_axis is not None and e.tensor.ndim >= 3 and e.tensor.shape[0] == BATCH
-        ),
-        None,
-    )
+    return next((e for e in reversed(events) if e.has_frames), None)
 
 
 def frames_of(x: Tensor, time_axis: int | None, grid: Grid | None = None) -> Tensor:
@@ -367,9 +370,7 @@ def _named(events: Sequence[TracedTensor], name: str, *, with_time: bool) -> Tra
     option, kind = ("--frames", "with") if with_time else ("--pooled", "without")
     fix = f"{option} takes one of: {_candidates(events, with_time)}."
     found = [event for event in events if event.name == name]
-    fitting = [
-        e for e in found if (e.time_axis is not None) == with_time and e.tensor.shape[0] == BATCH
-    ]
+    fitting = [e for e in found if (e.has_frames if with_time else e.is_pooled)]
     if fitting:
         return fitting[-1] if with_time else fitting[0]
     problem = f"The teacher has no module {name} that runs on its way to the logits."
@@ -383,19 +384,12 @@ def _named(events: Sequence[TracedTensor], name: str, *, with_time: bool) -> Tra
 
 def _first_without_time(events: Sequence[TracedTensor]) -> TracedTensor | None:
     last = max((i for i, e in enumerate(events) if e.time_axis is not None), default=-1)
-    for event in events[last + 1 :]:
-        if event.tensor.shape[0] == BATCH and event.tensor.ndim >= 2:
-            return event
-    return None
+    return next((e for e in events[last + 1 :] if e.is_pooled), None)
 
 
 def _last_that_fits(events: Sequence[TracedTensor], after: TracedTensor) -> TracedTensor | None:
     pooled_BD = after.tensor.flatten(1)
-    earlier = [
-        event
-        for event in events[: events.index(after)]
-        if event.time_axis is not None and event.tensor.shape[0] == BATCH and event.tensor.ndim >= 3
-    ]
+    earlier = [event for event in events[: events.index(after)] if event.has_frames]
     # An activation inside `forward` has no name: the state before it is what can be watched.
     for activated in (False, True):
         for event in reversed(earlier):
@@ -444,7 +438,7 @@ def _kind_of_pooling(frames_BCT: Tensor, pooled_BD: Tensor) -> str:
 
 
 def _candidates(events: Sequence[TracedTensor], with_time: bool) -> str:
-    names = [e.name for e in events if (e.time_axis is not None) == with_time and e.leaf]
+    names = [e.name for e in events if e.leaf and (e.has_frames if with_time else e.is_pooled)]
     shown = names[-_LISTED:] if with_time else names[:_LISTED]
     return ", ".join(dict.fromkeys(shown)) or "none"
 

@@ -92,6 +92,19 @@ class InlineAttention(nn.Module):
         return self.fc((h * self.score(h).softmax(1)).sum(1))
 
 
+class Squeezed(InlineAttention):
+    """A module gives the scores without an axis of channels, (B, T)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.squeeze = nn.Flatten()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.trunk(x.transpose(1, 2)).transpose(1, 2)
+        weights = self.squeeze(self.score(h)).softmax(1)
+        return self.fc((h * weights[:, :, None]).sum(1))
+
+
 class SqueezeExcite(nn.Module):
     """Time is lost and comes back inside; global average pooling, dropout, softmax at the end."""
 
