@@ -32,7 +32,7 @@ from frami_edge.teachers.opening import (
     build_teacher,
     describe_hugging_face,
     is_hugging_face,
-    open_described,
+    open_module,
     read_description,
     read_labels,
     read_mel,
@@ -62,18 +62,20 @@ class Description:
         kind: Kind of the file or folder, for programs, such as ``streaming``.
         title: The kind in words.
         sections: Facts by section and name; plain values, as JSON holds them.
-        findings: What a user should know before using it: damage, what is missing.
+        findings: Warnings: damage, what is missing, assumptions to confirm.
+        notes: Facts about it in sentences.
     """
 
     kind: str
     title: str
     sections: dict[str, Facts]
     findings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON: one object per section."""
         named = {"kind": self.kind, "title": self.title}
-        return {**named, **self.sections, "findings": self.findings}
+        return {**named, **self.sections, "findings": self.findings, "notes": self.notes}
 
 
 def describe(path: Path) -> Description:
@@ -329,20 +331,22 @@ def describe_teacher(source: TeacherDescription) -> Description:
         "batch_norms": {name: layer.num_features for name, layer in live_batch_norms(module)},
     }
     states: Facts = {"found": False}
-    findings = []
+    findings: list[str] = []
+    notes: list[str] = []
     try:
-        teacher, mel = open_described(source, module, labels, mel)
+        teacher, mel = open_module(source, module, labels, mel)
     except TeacherError as error:
         findings.append(str(error))
     else:
         anatomy = asdict(teacher.anatomy)
         states = {"found": True, "takes": teacher.takes, **anatomy.pop("states"), **anatomy}
-        findings += [*teacher.notes, *teacher.doubts]
+        findings += teacher.doubts
+        notes += teacher.notes
         network["front_end_error"] = front_end_error(teacher, mel)
         if network["front_end_error"] > WRONG_FRONT_END:
             findings.append(wrong_front_end(network["front_end_error"]))
         if teacher.head is None:
-            findings.append(
+            notes.append(
                 "The map from pooled state to logits is not affine: the student gets a head of its "
                 "own instead of the teacher's."
             )
@@ -364,4 +368,4 @@ def describe_teacher(source: TeacherDescription) -> Description:
             "mel_sha256": mel.digest if mel else None,
         },
     }
-    return Description("foreign-teacher", f"teacher {source.factory}", sections, findings)
+    return Description("foreign-teacher", f"teacher {source.factory}", sections, findings, notes)

@@ -158,26 +158,20 @@ def inspect(
 
     Files are only read, never executed. A teacher in Python code is built and run.
     """
-    from frami_edge.config import load_config
     from frami_edge.inspecting import describe, describe_teacher
-    from frami_edge.teachers import TeacherDescription
-    from frami_edge.teachers.hugging_face import PREFIX
-    from frami_edge.teachers.opening import describe_hugging_face
+    from frami_edge.teachers.opening import describe_code
 
     code = {name: value for name, value in opt.code_arguments(given).items() if value is not None}
-    if file.startswith(PREFIX):
-        found = describe_teacher(describe_hugging_face(file, code))
-    elif code or (":" in file and not Path(file).exists()):
-        values = {n: str(value) if isinstance(value, Path) else value for n, value in code.items()}
-        found = describe_teacher(load_config(TeacherDescription, {"factory": file, **values}))
-    else:
-        found = describe(Path(file))
+    description = describe_code(file, code)
+    found = describe_teacher(description) if description else describe(Path(file))
     output.result({"file": file, **found.to_dict()})
     title = found.title
     for name, facts in found.sections.items():
         rows = [(key.replace("_", " "), text(value)) for key, value in facts.items()]
         output.table(title, (name.replace("_", " "), ""), rows)
         title = ""
+    for note in found.notes:
+        output.note(note)
     for finding in found.findings:
         output.warn(finding)
 

@@ -1,7 +1,8 @@
-"""Teachers that are not ours: any log-mel `nn.Module`, opened up so that it can be inverted.
+"""Teachers that are not ours: any `nn.Module` for log-mels or audio, opened up for inversion.
 
-`load_teacher` opens them and our own checkpoints. `tracing` finds in one forward pass where time
-disappears, `foreign` wraps the module so that it shows its hidden states.
+`load_teacher` opens them and our own checkpoints. `calling` finds how a module is called, `tracing`
+in one forward pass where time disappears; `foreign` wraps the module so that it shows its hidden
+states.
 """
 
 from frami_edge.teachers.opening import TeacherDescription, load_teacher

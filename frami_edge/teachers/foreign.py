@@ -17,24 +17,26 @@ from torch.utils.hooks import RemovableHandle
 
 from frami_edge.errors import TeacherError
 from frami_edge.models import Hidden
-from frami_edge.teachers.frontends import FrontEnd
-from frami_edge.teachers.tracing import (
-    ANSWER,
-    MEAN,
+from frami_edge.teachers.calling import (
     Answers,
-    HiddenStates,
     Input,
-    TracedTensor,
-    as_linear,
     find_calling,
-    find_head,
-    find_states,
     first_tensor,
-    frames_of,
     kind_of_answers,
     looks_like_detectors,
     shortest_clip,
     takes,
+)
+from frami_edge.teachers.frontends import FrontEnd
+from frami_edge.teachers.tracing import (
+    ANSWER,
+    MEAN,
+    HiddenStates,
+    TracedTensor,
+    as_linear,
+    find_head,
+    find_states,
+    frames_of,
     trace,
 )
 
@@ -313,20 +315,11 @@ class ForeignTeacher(nn.Module):
         state with as many frames, which is before recurrence and attention as a rule.
         """
         count = event.frames().shape[2]
-        candidates = [event]
-        candidates += [
-            e
-            for e in events
-            if e.time_axis is not None
-            and e.tensor.shape[0] == event.tensor.shape[0]
-            and e.tensor.ndim >= 3
-            and e.frames().shape[2] == count
-        ][:1]
-        for number, candidate in enumerate(candidates):
-            found = self._local_geometry(candidate)
-            if found is not None:
+        first = next(e for e in events if e.has_frames and e.frames().shape[2] == count)
+        for candidate in dict.fromkeys((event, first)):
+            if found := self._local_geometry(candidate):
                 stride, offset, field = found
-                return stride, offset, None if number else field
+                return stride, offset, field if candidate is event else None
         length = self._calling.lengths[0]
         stride = max(1, round(length / count))
         if self._calling.length is None:

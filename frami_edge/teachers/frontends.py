@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from frami_edge.frontend import LogMel
-from frami_edge.teachers.tracing import Calling, Input, arrange
+from frami_edge.teachers.calling import Calling, Input, arrange
 from frami_edge_runtime.errors import MelSpecError
 from frami_edge_runtime.melspec import MelSpec
 
@@ -463,32 +463,31 @@ def _fit(spec: MelSpec, y_BMT: Tensor, audio_BN: Tensor) -> MelSpec | None:
     plain = spec.replace(log="ln", log_eps=1e-30, log_floor="clamp", mean=0.0, std=1.0)
     x_BMT = LogMel(plain)(audio_BN)  # ln of the energies
     loud = x_BMT > x_BMT[0].quantile(0.3)
-    x, y = x_BMT[loud].double(), y_BMT[loud].double()
-    slope = float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum())
-    if not slope > 1e-6:
-        return None
-    shift = float((y - slope * x).mean())
-    if float((y - slope * x - shift).abs().max()) > 0.05 * max(1.0, float(y.std())):
+    slope, shift, worst = _line(x_BMT[loud], y_BMT[loud])
+    if not slope > 1e-6 or worst > 0.05 * max(1.0, float(y_BMT[loud].std())):
         return None
     best: MelSpec | None = None
     error = math.inf
     floor = math.exp(max(-69.0, (float(y_BMT[-1].mean()) - shift) / slope))
     near = [e for e in _FLOORS if abs(math.log(e / floor)) < 0.05]
+    energies = x_BMT.double().exp()
     for eps, how in product([*near, floor], ("add", "clamp")):
         if not 1e-30 < eps < 1:
             continue
-        filled = x_BMT.double().exp()
-        filled = filled + eps if how == "add" else filled.clamp_min(eps)
-        filled = filled.log()
-        x = filled.flatten()
-        y = y_BMT.double().flatten()
-        slope = float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum())
-        shift = float((y - slope * x).mean())
-        worst = float((y - slope * x - shift).abs().max())
+        filled = energies + eps if how == "add" else energies.clamp_min(eps)
+        slope, shift, worst = _line(filled.log(), y_BMT)
         if worst < 0.9 * error:
             error = worst
             best = _with_log(spec, eps, how, slope, shift)
     return best if error < TOLERANCE * max(1.0, float(y_BMT.std())) else None
+
+
+def _line(x: Tensor, y: Tensor) -> tuple[float, float, float]:
+    """Slope and intercept of the least-squares line y(x), and the largest distance from it."""
+    x, y = x.double().flatten(), y.double().flatten()
+    slope = float(((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum())
+    shift = float((y - slope * x).mean())
+    return slope, shift, float((y - slope * x - shift).abs().max())
 
 
 def _with_log(spec: MelSpec, eps: float, how: str, slope: float, shift: float) -> MelSpec:

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from frami_edge.errors import CheckpointError, ConfigError, TeacherError
-from frami_edge.teachers.tracing import in_words
+from frami_edge.teachers.calling import in_words
 
 PREFIX = "hf:"
 FACTORY = f"{__name__}:audio_classifier"
@@ -72,7 +72,6 @@ def facts_of(source: str) -> dict[str, Any]:
     labels = tuple(str(config.id2label[i]) for i in sorted(config.id2label))
     output = {"multi_label_classification": "sigmoid", "single_label_classification": "softmax"}
     facts: dict[str, Any] = {
-        "factory": FACTORY,
         "arguments": {"source": name},
         "labels": labels,
         "output": output.get(config.problem_type),

@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
@@ -23,10 +23,10 @@ from frami_edge.config import Strict, dump_config, load_config, presets, read_ma
 from frami_edge.errors import CheckpointError, ConfigError, TeacherError
 from frami_edge.io import atomic_write_text, read_small, sha256_file, sha256_tensors
 from frami_edge.teachers import hugging_face
+from frami_edge.teachers.calling import AUDIO_LAYOUTS, LAYOUTS, Input, find_calling, in_words, takes
 from frami_edge.teachers.foreign import ForeignTeacher
 from frami_edge.teachers.frontends import LogMelInput, NotFound, find_front_end
 from frami_edge.teachers.selection import Keep, select_classes
-from frami_edge.teachers.tracing import AUDIO_LAYOUTS, LAYOUTS, Input, find_calling, in_words, takes
 from frami_edge.teachers.weights import is_torchscript, load_weights, read_weights
 from frami_edge_runtime.errors import FramiEdgeError, MelSpecError
 from frami_edge_runtime.melspec import MelSpec
@@ -123,63 +123,85 @@ def load_teacher(
         ConfigError: The arguments do not go together, or the description has mistakes.
         TeacherError: It cannot be built, or its hidden states are ambiguous.
     """
-    facts: dict[str, Any] = {
-        "mel": mel.to_dict() if isinstance(mel, MelSpec) else _plain(mel),
-        "labels": _plain(labels),
+    given = {
+        "mel": mel,
+        "labels": labels,
         "sample_rate": sample_rate,
-        "weights": _plain(weights),
+        "weights": weights,
         "arguments": arguments,
         "frames": frames,
         "pooled": pooled,
         "layout": layout,
         "output": output,
     }
-    facts = {name: value for name, value in facts.items() if value is not None}
+    facts = {name: value for name, value in given.items() if value is not None}
     if isinstance(source, nn.Module):
-        _check_facts("module in memory", facts, ("labels",), ("weights", "arguments"))
-        kind = type(source)
-        try:
-            module = copy.deepcopy(source)
-        except Exception:  # the module is somebody else's code
-            module = source
-            log.warning(
-                "The module cannot be copied, so it is used as it is: frozen, in evaluation mode, "
-                "in float32."
-            )
-        model, spec = open_module(
-            module,
-            read_labels(facts["labels"]),
-            read_mel(facts["mel"]) if "mel" in facts else None,
-            sample_rate,
-            layout=layout or "auto",
-            frames=frames,
-            pooled=pooled,
-            output=output,
-        )
-        card = Card(
-            kind="teacher",
-            arch={"module": f"{kind.__module__}.{kind.__qualname__}"},
-            mel=spec.to_dict(),
-            labels=read_labels(facts["labels"]),
-            output=model.anatomy.output,
-        )
-        return _kept(Teacher(model.eval(), card, spec, sha256_tensors(source.state_dict())), keep)
-    if isinstance(source, str) and source.startswith(hugging_face.PREFIX):
-        _check_facts(f"teacher {source}", facts, (), ("mel", "sample_rate", "labels", "weights"))
-        return _kept(open_teacher(describe_hugging_face(source, facts)), keep)
-    if isinstance(source, str) and ":" in source and not Path(source).exists():
-        _check_facts(f"teacher {source}", facts, ("weights", "labels"))
-        facts["factory"] = source
-        return _kept(open_teacher(load_config(TeacherDescription, facts)), keep)
-    if facts:
-        raise ConfigError(
-            f"{', '.join(facts)} describe a teacher in Python code, and the teacher {source} "
-            "carries these facts itself.",
-            fix="Leave them out, or name the teacher as MODULE:CALLABLE.",
-        )
+        return _kept(_open_in_memory(source, facts), keep)
+    if description := describe_code(source, facts):
+        return _kept(open_teacher(description), keep)
     if not isinstance(source, Teacher):
         source = open_teacher(teacher_assets().get(os.fspath(source)) or Path(source))
     return _kept(source, keep)
+
+
+def _open_in_memory(source: nn.Module, facts: Mapping[str, Any]) -> Teacher:
+    _check_facts("module in memory", facts, ("labels",), ("weights", "arguments"))
+    described = _describe("memory:module", facts)
+    labels, mel = read_labels(described.labels), read_mel(described.mel) if described.mel else None
+    try:
+        module = copy.deepcopy(source)
+    except Exception:  # the module is somebody else's code
+        module = source
+        log.warning(
+            "The module cannot be copied, so it is used as it is: frozen, in evaluation mode, "
+            "in float32."
+        )
+    model, spec = open_module(described, module, labels, mel)
+    kind = type(source)
+    card = Card(
+        kind="teacher",
+        arch={"module": f"{kind.__module__}.{kind.__qualname__}"},
+        mel=spec.to_dict(),
+        labels=labels,
+        output=model.anatomy.output,
+    )
+    return Teacher(model.eval(), card, spec, sha256_tensors(source.state_dict()))
+
+
+def describe_code(source: object, facts: Mapping[str, Any]) -> TeacherDescription | None:
+    """The description of `hf:...` or `module:callable` with these facts; None for other sources.
+
+    Raises:
+        ConfigError: The facts do not fit the source, or have mistakes.
+        FramiEdgeError: As `hugging_face.facts_of`.
+    """
+    if isinstance(source, str) and source.startswith(hugging_face.PREFIX):
+        return describe_hugging_face(source, facts)
+    if isinstance(source, str) and ":" in source and not Path(source).exists():
+        _check_facts(f"teacher {source}", facts, ("weights", "labels"))
+        return _describe(source, facts)
+    if facts:
+        raise ConfigError(
+            f"The teacher {source} carries these facts itself: {', '.join(facts)}.",
+            fix="Leave them out, or name the teacher as MODULE:CALLABLE.",
+        )
+    return None
+
+
+def describe_hugging_face(source: str, facts: Mapping[str, Any]) -> TeacherDescription:
+    """The description of `hf:FOLDER` or `hf:OWNER/NAME`; facts replace what it says itself.
+
+    Raises:
+        ConfigError: The facts do not fit.
+        FramiEdgeError: As `hugging_face.facts_of`.
+    """
+    _check_facts(f"teacher {source}", facts, (), ("mel", "sample_rate", "labels", "weights"))
+    return _describe(hugging_face.FACTORY, {**hugging_face.facts_of(source), **facts})
+
+
+def _describe(factory: str, facts: Mapping[str, Any]) -> TeacherDescription:
+    plain = {name: _plain(value) for name, value in facts.items()}
+    return load_config(TeacherDescription, {"factory": factory, **plain})
 
 
 def _check_facts(
@@ -209,7 +231,7 @@ def open_teacher(source: Path | TeacherDescription) -> Teacher:
         source = read_description(source)
     labels, mel = read_labels(source.labels), read_mel(source.mel) if source.mel else None
     module, sha256 = build_teacher(source)
-    model, spec = open_described(source, module, labels, mel)
+    model, spec = open_module(source, module, labels, mel)
     card = Card(
         kind="teacher",
         arch={"factory": source.factory, "arguments": source.arguments},
@@ -268,34 +290,10 @@ def is_hugging_face(path: Path) -> bool:
     return isinstance(found, dict) and "model_type" in found
 
 
-def open_described(
+def open_module(
     source: TeacherDescription, module: nn.Module, labels: Sequence[str], mel: MelSpec | None
 ) -> tuple[ForeignTeacher, MelSpec]:
-    """The described module behind our interface, as `open_module`."""
-    return open_module(
-        module,
-        labels,
-        mel,
-        source.sample_rate,
-        layout=source.layout,
-        frames=source.frames,
-        pooled=source.pooled,
-        output=source.output,
-    )
-
-
-def open_module(
-    module: nn.Module,
-    labels: Sequence[str],
-    mel: MelSpec | None,
-    sample_rate: int | None,
-    *,
-    layout: str = "auto",
-    frames: str | None = None,
-    pooled: str | None = None,
-    output: Output | None = None,
-) -> tuple[ForeignTeacher, MelSpec]:
-    """A module behind our interface, and its front end.
+    """The described module behind our interface, and its front end.
 
     Without a sample rate it takes log-mels of `mel`, or, where it does not, audio at their rate.
     With one it takes audio. Where the log-mel inside it is proved equal to a MelSpec, the teacher
@@ -305,8 +303,12 @@ def open_module(
         ConfigError: Neither mel nor sample rate, or two different rates.
         TeacherError: As `ForeignTeacher`; or the log-mel inside belongs to another sample rate.
     """
-    how: dict[str, Any] = {"frames": frames, "pooled": pooled, "output": output}
-    classes = len(labels)
+    how: dict[str, Any] = {
+        "frames": source.frames,
+        "pooled": source.pooled,
+        "output": source.output,
+    }
+    classes, sample_rate, layout = len(labels), source.sample_rate, source.layout
     if mel is None and sample_rate is None:
         raise ConfigError(
             "The teacher has neither a mel front end nor a sample rate.",
@@ -322,11 +324,11 @@ def open_module(
     if mel and sample_rate is None:
         mels, audio = Input(n_mels=mel.n_mels), Input(sample_rate=mel.sample_rate)
         orders = LAYOUTS if layout == "auto" else (layout,)
-        heard = [o for o in AUDIO_LAYOUTS if layout in ("auto", o)]
+        of_audio = [o for o in AUDIO_LAYOUTS if layout in ("auto", o)]
         if (
-            not heard
-            or any(takes(module, mels, classes, order) for order in orders if order not in heard)
-            or not any(takes(module, audio, classes, order) for order in heard)
+            not of_audio
+            or any(takes(module, mels, classes, order) for order in orders if order not in of_audio)
+            or not any(takes(module, audio, classes, order) for order in of_audio)
         ):
             return ForeignTeacher(module, mels, classes, layout=layout, **how), mel
     rate = sample_rate or (mel.sample_rate if mel else 0)
@@ -367,15 +369,6 @@ def proposed_mel(sample_rate: int) -> MelSpec:
     )
 
 
-def describe_hugging_face(source: str, facts: Mapping[str, Any]) -> TeacherDescription:
-    """The description of `hf:FOLDER` or `hf:OWNER/NAME`; facts replace what it says itself.
-
-    Raises:
-        FramiEdgeError: As `hugging_face.facts_of`.
-    """
-    return load_config(TeacherDescription, hugging_face.facts_of(source) | dict(facts))
-
-
 def build_teacher(description: TeacherDescription) -> tuple[nn.Module, str]:
     """The described module with its weights, and the SHA-256 of the weights file.
 
@@ -411,11 +404,14 @@ def _kept(teacher: Teacher, keep: Keep | None) -> Teacher:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return dict(value)
-    if value is None or isinstance(value, str):
+    """As YAML would give it; what is of a wrong type stays, for the description to refuse."""
+    if isinstance(value, MelSpec):
+        return value.to_dict()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
         return value
-    return os.fspath(value) if isinstance(value, os.PathLike) else tuple(value)
+    return tuple(value)
 
 
 def read_description(path: Path) -> TeacherDescription:

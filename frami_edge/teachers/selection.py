@@ -19,7 +19,8 @@ from frami_edge.models import Hidden, TeacherLike
 OTHER = "other"
 """Label of what is left of a softmax teacher's probability."""
 
-Keep = Sequence[str] | Mapping[str, str | Sequence[str]]
+Classes = str | int | Sequence[str | int]
+Keep = Classes | Mapping[str, Classes]
 
 
 def select_classes(teacher: Teacher, keep: Keep) -> Teacher:
@@ -65,15 +66,13 @@ def read_keep(keep: Keep, labels: Sequence[str]) -> dict[str, tuple[int, ...]]:
     Raises:
         ConfigError: As `select_classes`.
     """
-    if isinstance(keep, str):
-        keep = [keep]
     found: list[tuple[str, tuple[int, ...]]] = []
     if isinstance(keep, Mapping):
         for name, members in keep.items():
-            texts = [members] if isinstance(members, str) else members
-            found.append((name.strip(), tuple(i for text in texts for i in _classes(text, labels))))
+            index = [i for text in _texts(members) for i in _classes(text, labels)]
+            found.append((str(name).strip(), tuple(index)))
     else:
-        for text in keep:
+        for text in _texts(keep):
             name, equals, members = text.partition("=")
             if equals and _index(text, labels) is None:
                 found.append((name.strip(), _classes(members, labels)))
@@ -92,6 +91,10 @@ def read_keep(keep: Keep, labels: Sequence[str]) -> dict[str, tuple[int, ...]]:
             f"The selection has '{doubled[0]}' twice.", fix="Keep every class once, in one group."
         )
     return dict(found)
+
+
+def _texts(classes: Classes) -> list[str]:
+    return [str(c) for c in ([classes] if isinstance(classes, str | int) else classes)]
 
 
 def _classes(text: str, labels: Sequence[str]) -> tuple[int, ...]:
@@ -140,7 +143,7 @@ def _unknown(name: str, labels: Sequence[str]) -> ConfigError:
     near = [label for part, label in names.items() if wanted and wanted in part]
     near += [names[part] for part in difflib.get_close_matches(wanted, names, 3, 0.6)]
     shown = ", ".join(f"'{label}'" for label in list(dict.fromkeys(near))[:4])
-    fix = f"Did you mean {shown}?" if shown else "`frami-edge inspect` lists its classes."
+    fix = f"Did you mean {shown}?" if shown else "`frami-edge inspect --json` lists its classes."
     return ConfigError(f"The teacher has no class '{name}'.", fix=fix)
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from frami_edge.errors import CheckpointError
-from frami_edge.teachers.tracing import in_words
+from frami_edge.teachers.calling import in_words
 
 _UNREAD = ("num_batches_tracked", "total_ops", "total_params")
 """Counters that trainers and profilers leave behind, which nothing here reads."""
@@ -48,14 +48,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         # Trainers keep their options beside the weights; a Namespace holds values and runs nothing.
         with torch.serialization.safe_globals([Namespace]):
             found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+    except (SafetensorError, OSError, EOFError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{path} cannot be read: {in_words(error)}", fix="Copy it again."
         ) from None
     except Exception as error:  # torch.load raises many types
+        # Around the reason, torch's message advises to allow the code.
+        reason = str(error).rpartition("WeightsUnpickler error: ")[2].partition(" Please use ")[0]
+        reason = reason.strip().partition("\n")[0][:200]
         raise CheckpointError(
-            f"{path} holds more than tensors, or is damaged, and is not executed: "
-            f"{in_words(error)}",
+            f"{path} holds more than tensors, or is damaged, and is not executed: {reason}",
             fix="Save the weights alone: safetensors.torch.save_file(model.state_dict(), FILE), or "
             "torch.save(model.state_dict(), FILE). For a Lightning checkpoint that you trust: "
             "torch.save(torch.load(FILE, weights_only=False)['state_dict'], NEW_FILE).",

@@ -92,6 +92,19 @@ class InlineAttention(nn.Module):
         return self.fc((h * self.score(h).softmax(1)).sum(1))
 
 
+class Squeezed(InlineAttention):
+    """A module gives the scores without an axis of channels, (B, T)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.squeeze = nn.Flatten()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.trunk(x.transpose(1, 2)).transpose(1, 2)
+        weights = self.squeeze(self.score(h)).softmax(1)
+        return self.fc((h * weights[:, :, None]).sum(1))
+
+
 class SqueezeExcite(nn.Module):
     """Time is lost and comes back inside; global average pooling, dropout, softmax at the end."""
 
@@ -183,7 +196,7 @@ class Sigmoid(KeywordNet):
 
 def lively(model: nn.Module, layout: str = "B1MT", frames: int = 64) -> nn.Module:
     """BatchNorm statistics of some data, not the initial ones."""
-    from frami_edge.teachers.tracing import arrange, probe_mels
+    from frami_edge.teachers.calling import arrange, probe_mels
 
     model.train()
     with torch.no_grad():

@@ -156,6 +156,7 @@ def test_states_can_be_named() -> None:
         ("KeywordNet", {"frames": "nowhere"}, "has no module nowhere"),
         ("KeywordNet", {"frames": "classify"}, "no state with time"),
         ("KeywordNet", {"pooled": "bn1"}, "no state without time"),
+        ("Squeezed", {"frames": "squeeze"}, r"gives \(4, 252\).* no state with time"),
         ("KeywordNet", {"layout": "B1MT"}, "Tried: B1MT"),
     ],
 )

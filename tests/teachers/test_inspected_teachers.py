@@ -15,7 +15,7 @@ from frami_edge.teachers import TeacherDescription
 
 MEL = {"n_mels": zoo.M, "mean": -6.0, "std": 4.0}
 RATE = 16_000
-# class, arguments, mel or rate: takes, output, one clip length, what a finding says
+# class, arguments, mel or rate: takes, output, one clip length, what a note or a finding says
 VERDICTS: list[tuple[str, dict[str, Any], Any, tuple[str, str, int | None], str]] = [
     ("KeywordNet", {}, MEL, ("mel", "softmax", None), ""),
     ("XVector", {}, MEL, ("mel", "softmax", None), ""),
@@ -68,7 +68,10 @@ def test_what_is_said_of_a_network(
     found = described(name, arguments, front, tmp_path)
     states = found["hidden_states"]
     assert (states["takes"], states["output"], states["clip_length"]) == verdict
-    assert said in " ".join(found["findings"])
+    assert said in " ".join(found["notes"] + found["findings"])
+    # A finding is a warning: facts about a network are none.
+    warned = ("layout", "per frame", "BatchNorm", "front end does not match", "real clips")
+    assert all(any(words in line for words in warned) for line in found["findings"])
     assert found["model"]["mel"]["sample_rate"] == RATE
 
 

@@ -62,9 +62,12 @@ def test_code_in_a_weights_file_is_not_run(folder: Path) -> None:
         def __reduce__(self) -> tuple[object, ...]:
             return (Path.touch, (folder / "ran",))
 
-    (folder / "evil.pt").write_bytes(pickle.dumps({"state_dict": Trap()}))
-    with pytest.raises(CheckpointError, match="is not executed"):
+    (folder / "evil.pt").write_bytes(pickle.dumps({"state_dict": Trap()}, 2))
+    with pytest.raises(CheckpointError, match="is not executed: Unsupported global"):
         read_weights(folder / "evil.pt")
+    (folder / "empty.pt").touch()
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_weights(folder / "empty.pt")
     assert not (folder / "ran").exists()
 
 
@@ -177,6 +180,15 @@ def test_python_code_keeps_its_description(tmp_path: Path) -> None:
         ),
         ("teacher_zoo:KeywordNet", {"mel": SPEC}, "passed without weights, labels"),
         (DIGITS_TEACHER, {"mel": SPEC}, "carries these facts itself"),
+        (zoo.KeywordNet(), {"mel": 5, "labels": LABELS}, "mel: .*, not 5"),
+        (zoo.KeywordNet(), {"mel": SPEC, "labels": range(5)}, "labels.0: .* string, not 0"),
+        (
+            zoo.KeywordNet(),
+            {"mel": SPEC, "labels": LABELS, "layout": "XYZ"},
+            "'B3TM', .* not 'XYZ'",
+        ),
+        (zoo.KeywordNet(), {"mel": SPEC, "labels": LABELS, "output": "tanh"}, "not 'tanh'"),
+        (zoo.M5(), {"sample_rate": 0, "labels": LABELS}, "sample_rate: .*1000, not 0"),
     ],
 )
 def test_arguments_that_do_not_go_together(source, arguments, message) -> None:  # type: ignore[no-untyped-def]
