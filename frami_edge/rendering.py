@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from frami_edge.augment import Energies
 from frami_edge.bank import Bank
 from frami_edge.io import atomic_path
 from frami_edge.models import Hidden, TeacherLike
@@ -78,10 +79,9 @@ class Renderer(nn.Module):
             ("filters_FM", spec.filterbank),
             ("window", spec.taper.astype(np.float32)),
             ("emphasis_F1", emphasis_F[:, None]),
-            ("mean_M1", np.array(spec.mean, np.float32).reshape(-1, 1)),
-            ("std_M1", np.array(spec.std, np.float32).reshape(-1, 1)),
         ):
             self.register_buffer(name, torch.from_numpy(np.array(value)), persistent=False)
+        self.log_energies = Energies(spec)
 
     def forward(self, mel_B1MT: Tensor) -> Tensor:
         """(B, 1, M, T) to (B, span + (T - 1) hop - 2 pad) float32 samples, at least one hop."""
@@ -109,7 +109,7 @@ class Renderer(nn.Module):
     def energies(self, mel_BMT: Tensor) -> Tensor:
         """(B, M, T) normalised log-mels back to mel energies (or magnitudes), never below 0."""
         spec = self.spec
-        x = ((mel_BMT * self.std_M1 + self.mean_M1) / spec.log_scale).exp()  # type: ignore[operator]
+        x = (self.log_energies.of(mel_BMT) * spec.power / 2).exp()
         if spec.log_floor == "add":
             return (x - spec.log_eps).clamp_min(0)
         # A clamped value is somewhere at or below eps: silence is the likely one.
