@@ -395,11 +395,10 @@ def invert(
     place(teacher.model, compute)
     rank, ranks = world()
     seed = rank_seed(seed, rank)
-    network, samples = teacher.model, 0
+    network = teacher.model
     if teacher.takes == "audio":
-        network = RenderedTeacher(teacher.model, teacher.mel).to(compute.device)
-    if audio or teacher.takes == "audio":
-        samples = samples_for(teacher.mel, config.frames)
+        audio, network = True, RenderedTeacher(network, teacher.mel).to(compute.device)
+    samples = samples_for(teacher.mel, config.frames) if audio else 0
     context = SourceContext(
         network, teacher.mel, len(teacher.labels), config, compute, seed, teacher.output, samples
     )
@@ -609,13 +608,7 @@ def _finish(bank: Bank, folder: Path, teacher: Teacher, compute: Compute) -> Ban
         dist.barrier()
         bank = merge_parts(folder, ranks) if rank == 0 else bank
     if rank == 0 and set(bank.index.health) != set(bank.sources):
-        health = {
-            n: source_health(
-                teacher.model, bank, n, compute, output=teacher.output, listen=teacher.listen
-            )
-            for n in bank.sources
-        }
-        bank.set_health(health)
+        bank.set_health({n: source_health(teacher.model, bank, n, compute) for n in bank.sources})
     if ranks > 1:
         dist.barrier()
         bank = Bank.open(folder)

@@ -28,7 +28,7 @@ from frami_edge.distillation import (
 from frami_edge.errors import BankError, ConfigError, DataError
 from frami_edge.frontend import LogMel
 from frami_edge.inversion import invert
-from frami_edge.journey import calibration_mels, changed
+from frami_edge.journey import calibration_mels, changed, threshold_clips
 from frami_edge.models import Hidden, ResNetTeacher
 from frami_edge.opening import OpenedModel
 from frami_edge.rendering import Renderer
@@ -170,8 +170,9 @@ def write(path: Path, seconds: float, rate: int) -> None:
 
 
 def test_recordings_are_a_source_that_every_card_names(
-    opened: Teacher, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+    opened: Teacher, tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     folder = tmp_path / "secret" / "yard"
     write(folder / "long.wav", 1.5, 8000)
     write(folder / "deeper" / "short.flac", 0.05, 44_100)
@@ -189,6 +190,8 @@ def test_recordings_are_a_source_that_every_card_names(
     assert student.card.recordings == bank.index.recordings == 2
     assert (student.mel.n_mels, student.mel.mean == 0) == (4, False)
     assert calibration_mels(student, bank, count=8).mels.shape[2:] == (4, FRAMES // 2)
+    monkeypatch.setattr("frami_edge.journey.BACKGROUND_CLIPS", 2)
+    assert threshold_clips(student, bank, 0).mels is None, "no clip was made for a class"
     assert "secret" not in student.card.model_dump_json()
     card = (tmp_path / "run" / "README.md").read_text()
     assert "Real audio: 2 recordings of the user" in card
