@@ -153,7 +153,8 @@ class Renderer(nn.Module):
 class RenderedTeacher(nn.Module):
     """A teacher that takes audio, asked about log-mels: they are rendered first, with a gradient.
 
-    Everything that learns from a teacher's log-mels can so learn from it.
+    Everything that learns from a teacher's log-mels can so learn from it. Samples (B, N) reach the
+    teacher as they are.
     """
 
     takes: Literal["mel", "audio"] = "mel"
@@ -174,7 +175,8 @@ class RenderedTeacher(nn.Module):
 
     def hidden(self, x_B1MT: Tensor, lengths_B: Tensor | None = None) -> Hidden:
         """Hidden states and logits of rendered log-mels (B, 1, M, T)."""
-        return cast(TeacherLike, self.model).hidden(self.renderer(x_B1MT))
+        samples = x_B1MT if x_B1MT.ndim == 2 else self.renderer(x_B1MT)
+        return cast(TeacherLike, self.model).hidden(samples)
 
 
 def mel_to_audio(

@@ -27,12 +27,19 @@ from frami_edge.distillation import (
 )
 from frami_edge.errors import BankError, ConfigError, DataError
 from frami_edge.frontend import LogMel
-from frami_edge.inversion import invert
+from frami_edge.inversion import BorrowedPrior, invert
 from frami_edge.journey import calibration_mels, changed, threshold_clips
+from frami_edge.losses import live_batch_norms
 from frami_edge.models import Hidden, ResNetTeacher
 from frami_edge.opening import OpenedModel
-from frami_edge.rendering import Renderer
-from frami_edge.sources.procedural import ProceduralAudio, measured, procedural_mels
+from frami_edge.rendering import RenderedTeacher, Renderer
+from frami_edge.sources import SourceContext
+from frami_edge.sources.procedural import (
+    ProceduralAudio,
+    measured,
+    procedural_mels,
+    samples_for,
+)
 from frami_edge_runtime.melspec import MelSpec
 
 FRAMES = 16
@@ -118,6 +125,20 @@ def test_a_teacher_that_takes_audio_is_inverted_and_distilled(
     found = OpenedModel.of_network(Path("it"), ears).logits_of_audio([(a, 8000), (b[:5000], 8000)])
     with torch.no_grad():
         torch.testing.assert_close(found[:1], ears(torch.from_numpy(a)[None]))
+
+
+def test_a_borrowed_prior_hears_procedural_audio_without_rendering(
+    ears: Teacher, spec: MelSpec, cpu: Compute, bank_config: Callable[..., BankConfig],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(BorrowedPrior, "clips", 64)
+    monkeypatch.setattr(BorrowedPrior, "steps", 2)
+    network, samples = RenderedTeacher(ears.model, spec), samples_for(spec, FRAMES)
+    monkeypatch.setattr(network, "renderer", None)
+    context = SourceContext(network, spec, 5, bank_config(), cpu, 0, "softmax", samples)
+    for _, layer in live_batch_norms(BorrowedPrior(context).prior):
+        assert layer.running_mean is not None
+        assert layer.running_mean.ne(0).any()
 
 
 OWN = {"sample_rate": 4000, "n_fft": 128, "win_length": 100, "hop_length": 80, "n_mels": 4}
