@@ -172,7 +172,7 @@ class AuxiliaryStudent:
     def learn(self, x: Tensor, generator: torch.Generator) -> None:
         """One distillation step (`logits_loss`, τ = 2; detectors: their KL) on random stretches.
 
-        Of log-mels (B, 1, M, T), or of samples (B, N) for a `RenderedTeacher`.
+        The clips are log-mels (B, 1, M, T), or samples (B, N) for a `RenderedTeacher`.
         """
         self.student.train()
         audio = x.ndim == 2
