@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from frami_edge.device import upload
@@ -102,19 +102,19 @@ DECIBEL = math.log(10) / 10
 """One decibel of energy as a natural logarithm."""
 
 
-class Energies:
-    """Normalised log-mels of one front end as natural logarithms of energy, and back.
+class Energies(nn.Module):
+    """Normalised log-mels of one front end as natural logarithms of energy, and back."""
 
-    Args:
-        spec: The front end.
-    """
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, spec: MelSpec) -> None:
+        super().__init__()
         # The logarithm of a magnitude is half that of its energy.
         self.scale = spec.log_scale / (2 if spec.power == 1 else 1)
-        self.mean, self.std = (
-            torch.tensor(x, dtype=torch.float32).reshape(-1, 1) for x in (spec.mean, spec.std)
-        )
+        for name in ("mean", "std"):
+            value = torch.tensor(getattr(spec, name), dtype=torch.float32).reshape(-1, 1)
+            self.register_buffer(name, value, persistent=False)
 
     def of(self, x_B1MT: Tensor) -> Tensor:
         """Log energies of normalised log-mels."""

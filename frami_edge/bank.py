@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,7 +117,8 @@ class Bank:
         if not (folder / "bank.json").exists():
             return cls.create(folder, index)
         bank = cls.open(folder)
-        for key in ("mel", "frames", "samples", "labels", "teacher_sha256", "config", "seed"):
+        kept = ("mel", "frames", "samples", "labels", "teacher_sha256", "config", "seed", "output")
+        for key in kept:
             if getattr(bank.index, key) != getattr(index, key):
                 raise BankError(
                     f"The bank in {folder} was made with another {key}.",
@@ -288,7 +288,7 @@ class Bank:
             BankError: The bank has none of this source.
         """
         wanted = self.some(source, limit)
-        labels, logits = (self._column(source, name, wanted) for name in ("labels", "logits"))
+        labels, logits = self.answers(source, wanted)
         clips = self.clips(source, wanted)
         if self.index.samples:
             return Clips(self.heard(clips), labels, logits, clips)
@@ -304,29 +304,27 @@ class Bank:
             )
         return _spread(total, total if limit is None else min(limit, total))
 
-    def logits(self, source: str, indices: Tensor) -> Tensor:
-        """(n, K) stored logits of one source's clips, by their number in ascending order."""
-        return self._column(source, "logits", indices)
-
-    def _column(self, source: str, name: str, indices: Tensor) -> Tensor:
-        parts, start = [], 0
+    def answers(self, source: str, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Target labels (n,) and teacher logits (n, K) of clips by their number, ascending."""
+        labels, logits, start = [], [], 0
         for shard in (s for s in self.index.shards if s.source == source):
             here = indices[(indices >= start) & (indices < start + shard.clips)] - start
-            parts.append(self._handle(shard).get_tensor(name)[here])
+            labels.append(self._handle(shard).get_tensor("labels")[here])
+            logits.append(self._handle(shard).get_tensor("logits")[here])
             start += shard.clips
-        return torch.cat(parts)
+        return torch.cat(labels), torch.cat(logits)
 
     def examples(self, source: str, per_class: int = 6) -> dict[str, Tensor]:
         """Log-mels (n, M, T) by label: the latest of each class, or a detector's likeliest."""
-        clips = self.read(source, 2048)
-        found = {}
+        numbers, found = self.some(source, 2048), {}
+        _, logits_NK = self.answers(source, numbers)
         for k, label in enumerate(self.index.labels):
             if self.index.output == "sigmoid":
-                index = clips.logits_NK[:, k].argsort(descending=True)[:per_class]
+                index = logits_NK[:, k].argsort(descending=True)[:per_class]
             else:
-                index = (clips.logits_NK.argmax(1) == k).nonzero()[:, 0].flip(0)[:per_class]
+                index = (logits_NK.argmax(1) == k).nonzero()[:, 0].flip(0)[:per_class]
             if len(index):
-                found[label] = clips.mels_N1MT[index, 0]
+                found[label] = self.mels(source, numbers[index])[:, 0]
         return found
 
 
@@ -423,7 +421,7 @@ class BankSampler:
 
     def _rank(self, boundary: float) -> None:
         """Boundaries, and the clips beyond each: (source, number) pairs and their weights."""
-        z_NK = torch.cat([self.bank.logits(n, self._chosen[n]) for n in self.names])
+        z_NK = torch.cat([self.bank.answers(n, self._chosen[n])[1] for n in self.names])
         sizes = torch.tensor([len(self._chosen[n]) for n in self.names])
         weight_N = (self.weights / sizes).repeat_interleave(sizes)
         rng = torch.Generator().manual_seed(0)
@@ -472,10 +470,8 @@ def source_health(
     source: str,
     compute: Compute,
     limit: int = 768,
-    output: Output = "softmax",
-    listen: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, Any]:
-    """Figures of one source; `listen` makes the teacher's input of a bank's audio.
+    """Figures of one source.
 
     ``hit_rate``: share of clips that the teacher assigns to their target class (a detector: with
     p > 0.5), None without targets, and ``hit_rate_per_class``; ``batch_norm_error``: relative, as
@@ -488,16 +484,16 @@ def source_health(
     clips = bank.read(source, limit)
     pooled, logits, errors = [], [], []
     statistics = BatchNormStatistics(teacher) if live_batch_norms(teacher) else None
-    audio_NS = clips.audio_NS
-    for x in (clips.mels_N1MT if audio_NS is None else audio_NS).split(96):
+    inputs = clips.audio_NS if teacher.takes == "audio" else clips.mels_N1MT
+    assert inputs is not None
+    output = bank.index.output
+    for x in inputs.split(96):
         x = x.to(compute.device)
-        if audio_NS is not None and listen:
-            x = listen(x)
         with autocast(compute):
             if statistics:
                 with statistics:
                     hidden = teacher.hidden(x)
-                if x.shape[0] == min(96, len(clips.mels_N1MT)):
+                if len(x) == min(96, len(inputs)):
                     errors.append(statistics.loss())
             else:
                 hidden = teacher.hidden(x)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from frami_edge.augment import Energies
 from frami_edge.errors import ConfigError
 from frami_edge_runtime.melspec import MelSpec
 
@@ -52,21 +53,17 @@ class MelBridge(nn.Module):
                 fix="Use fewer bands, or a range of frequencies inside the teacher's.",
             )
         self.register_buffer("weight_NM", torch.from_numpy(weight), persistent=False)
-        for name, spec in (("in", source), ("out", target)):
-            for key in ("mean", "std"):
-                value = torch.tensor(getattr(spec, key), dtype=torch.float32).reshape(-1, 1)
-                self.register_buffer(f"{key}_{name}", value, persistent=False)
+        self.energies, self.energies_out = Energies(source), Energies(target)
 
     def forward(self, x_B1MT: Tensor) -> Tensor:
         """(B, 1, M, T) of the source to (B, 1, N, ceil(T / every)) of the target."""
         s, t = self.source, self.target
-        x_B1MT = x_B1MT[..., :: self.every]
-        energy = ((x_B1MT * self.std_in + self.mean_in) / s.log_scale).exp()  # type: ignore[operator]
+        energy = self.energies.of(x_B1MT[..., :: self.every]).exp()
         if s.log_floor == "add":
             energy = (energy - s.log_eps).clamp_min(0)
         energy = self.weight_NM @ energy
         energy = energy + t.log_eps if t.log_floor == "add" else energy.clamp_min(t.log_eps)
-        return (energy.log() * t.log_scale - self.mean_out) / self.std_out  # type: ignore[operator]
+        return self.energies_out.back(energy.log())
 
 
 def comparable(source: MelSpec, target: MelSpec) -> bool:

@@ -29,7 +29,6 @@ _CLASSES_SHOWN: Final = 60
 _ANY_SOUND: Final = (
     "Every sound gets one of these classes, also silence and noise: set a threshold."
 )
-_SOFTMAX: Final = "Scores are a softmax and were not calibrated."
 
 
 def model_header(licence: str, tags: Sequence[str], trained_on: str = "") -> str:
@@ -94,18 +93,22 @@ def student_readme(
     """The model card of a distilled student; health by source, pictures by title."""
     card, mel, network = student.card, student.mel, student.model
     trained_on = card.teacher_trained_on
-    prior = "procedural" in health or "translator" in health
-    real = card.recordings
-    agreement = card.metrics["synthetic_agreement"]
+    prior = not {"procedural", "translator", "breeding"}.isdisjoint(health)
+    real, agreement = card.recordings, card.metrics["synthetic_agreement"]
+    detectors = card.output == "sigmoid"
     return _card(
         model_header(card.licence, _student_tags(card)),
-        "# Student, distilled without data",
-        f"A depthwise-separable CNN, {parameters(network):,} parameters. **No audio was used to "
-        "make it**: it learned from its teacher's answers to synthetic log-mels, "
+        "# Student, distilled without " + ("labels" if real else "data"),
+        f"A depthwise-separable CNN, {parameters(network):,} parameters. "
+        + ("It " if real else "**No audio was used to make it**: it ")
+        + f"learned from its teacher's answers to {'' if real else 'synthetic '}clips, "
         f"{card.recipe['distill']['steps']} steps, seed {card.recipe['seed']}, last step. It "
         f"streams: an output frame sees {network.receptive_field * mel.hop_s:.2f} s, and there is "
         f"one every {1000 * network.stride * mel.hop_s:g} ms.",
-        f"Agreement with the teacher on held-out synthetic clips: **{agreement:.2%}**.",
+        "No held-out synthetic clip triggers a detector: there is no agreement to state."
+        if agreement is None
+        else "Agreement with the teacher on held-out synthetic clips"
+        f"{' that trigger a detector' if detectors else ''}: **{agreement:.2%}**.",
         _classes(card.labels),
         "## Run it\n\nExport it, then a device runs it without torch (`--int8 --bank bank` adds "
         "int8 files):",
@@ -124,8 +127,7 @@ def student_readme(
         _limits(
             "**Not validated on real audio**: agreement on synthetic clips shows how well it "
             "copies its teacher there. Measure it: `frami-edge evaluate`.",
-            _ANY_SOUND,
-            _SOFTMAX,
+            *_scores(card),
             "It inherits the errors and biases of its teacher.",
             f"Its teacher was trained on {trained_on.data} without fold "
             f"{trained_on.test_fold}: do not score the student on another fold."
@@ -167,12 +169,18 @@ def export_readme(
             if data
             else "**Not validated on real audio here**: agreement compares files on synthetic "
             "clips. Measure accuracy: `frami-edge evaluate FILE --data NAME`.",
-            _ANY_SOUND,
-            _SOFTMAX,
+            *_scores(card),
             "Latency was measured on the machine named above. Measure yours: `frami-edge bench`.",
         ),
         _provenance(rows, {"versions": report.versions}),
     )
+
+
+def _scores(card: Card) -> list[str]:
+    """What a student's scores mean."""
+    if card.output == "sigmoid":
+        return ["Scores are a sigmoid per class and were not calibrated: set thresholds."]
+    return [_ANY_SOUND, "Scores are a softmax and were not calibrated."]
 
 
 def _student_tags(card: Card) -> list[str]:

@@ -164,7 +164,7 @@ def scratch_student(
 ) -> StudentNet:
     """The student's network trained on labels instead of a teacher, for about as many steps.
 
-    Of the teacher only its front end and classes are used. A `run` keeps a checkpoint, from which a
+    It uses only the front end and the classes of the teacher. A `run` keeps a checkpoint, from which a
     killed training resumes.
     """
     d, phase = config.distill, f"control-{SCRATCH}"

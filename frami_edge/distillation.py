@@ -399,8 +399,11 @@ def held_out_agreement(
     compute: Compute,
     mel: MelSpec | None = None,
     clips: int = 512,
-) -> float:
+) -> float | None:
     """Share of fresh procedural clips on which student and teacher decide alike, `same_decision`.
+
+    With detectors only clips that trigger either of them count: most clips trigger none. None where
+    no clip does.
 
     Their seed is one that no bank uses: selection and reports without real data rest on it. Each
     network hears them through its own front end; ``mel`` is the student's, None for the teacher's.
@@ -411,8 +414,12 @@ def held_out_agreement(
         x = procedural_mels(teacher.mel, clips, frames, seed)
     else:
         x = procedural_audio(teacher.sample_rate, clips, samples_for(teacher.mel, frames), seed)
-    same = []
+    answers = []
     for part in x.to(compute.device).split(128):
         ours, theirs = hear(part)
-        same.append(same_decision(student(theirs), teacher(ours), teacher.output))
-    return float(torch.cat(same).float().mean())
+        answers.append(torch.stack([student(theirs), teacher(ours)]))
+    student_NK, teacher_NK = torch.cat(answers, dim=1)
+    same_N = same_decision(student_NK, teacher_NK, teacher.output)
+    if teacher.output == "sigmoid":
+        same_N = same_N[((student_NK > 0) | (teacher_NK > 0)).any(1)]
+    return float(same_N.float().mean()) if len(same_N) else None

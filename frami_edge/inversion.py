@@ -64,7 +64,7 @@ from frami_edge.sources import (
     make_source,
     metrics_of,
 )
-from frami_edge.sources.procedural import procedural_mels, samples_for
+from frami_edge.sources.procedural import procedural_audio, procedural_mels, samples_for
 from frami_edge.sources.recordings import Recordings
 from frami_edge_runtime.melspec import MelSpec
 
@@ -155,7 +155,8 @@ class AuxiliaryStudent:
 
     def __init__(self, context: SourceContext) -> None:
         self.teacher, self.compute = context.teacher, context.compute
-        self.output = context.output
+        self.output, self.spec = context.output, context.spec
+        self.front_end = LogMel(context.spec).to(context.compute.device)
         arch = STUDENT_PRESETS["tiny"]
         self.student = StudentNet(arch, context.spec.n_mels, context.n_classes)
         self.student.to(context.compute.device)
@@ -168,15 +169,20 @@ class AuxiliaryStudent:
             logits: Tensor = self.student(x_B1MT)
         return logits
 
-    def learn(self, x_B1MT: Tensor, generator: torch.Generator) -> None:
-        """One distillation step (`logits_loss`, τ = 2; detectors: their KL) on random stretches."""
+    def learn(self, x: Tensor, generator: torch.Generator) -> None:
+        """One distillation step (`logits_loss`, τ = 2; detectors: their KL) on random stretches.
+
+        The clips are log-mels (B, 1, M, T), or samples (B, N) for a `RenderedTeacher`.
+        """
         self.student.train()
-        frames = max(self.student.receptive_field, round(0.75 * x_B1MT.shape[3]))
-        x = random_crop(x_B1MT, frames, generator)
+        audio = x.ndim == 2
+        whole = self.spec.frames(x.shape[1]) if audio else x.shape[3]
+        frames = max(self.student.receptive_field, round(0.75 * whole))
+        x = random_crop(x, samples_for(self.spec, frames) if audio else frames, generator)
         with autocast(self.compute):
             with torch.no_grad():
                 target = self.teacher.hidden(x).logits_BK
-            prediction = self.student(x)
+            prediction = self.student(self.front_end(x)[:, None] if audio else x)
         if self.output == "softmax":
             loss = logits_loss(prediction, target, temperature=2.0)
         else:
@@ -218,11 +224,15 @@ class BorrowedPrior(nn.Module):
         torch.manual_seed(named_seed(context.seed, "prior"))
         learner = AuxiliaryStudent(context)
         seed = named_seed(context.seed, "prior/clips")
-        mels = procedural_mels(context.spec, self.clips, context.config.frames, seed)
+        spec = context.spec
+        if isinstance(model, RenderedTeacher):
+            clips = procedural_audio(spec.sample_rate, self.clips, context.samples, seed)
+        else:
+            clips = procedural_mels(spec, self.clips, context.config.frames, seed)
         for step in range(self.steps):
             rng = generator(context.seed, f"prior/{step}")
-            index = torch.randint(0, len(mels), (self.batch,), generator=rng)
-            learner.learn(upload(mels[index], context.compute.device), rng)
+            index = torch.randint(0, len(clips), (self.batch,), generator=rng)
+            learner.learn(upload(clips[index], context.compute.device), rng)
         self.prior = learner.student.eval().requires_grad_(False)
         self._layers = [layer for _, layer in live_batch_norms(self.prior)]
 
@@ -231,10 +241,6 @@ class BorrowedPrior(nn.Module):
         if any(layer._forward_pre_hooks for layer in self._layers):
             self.prior(x_B1MT)
         return cast(TeacherLike, self.model).hidden(x_B1MT, lengths_B)
-
-    def forward(self, x_B1MT: Tensor) -> Tensor:
-        """The teacher's logits (B, K)."""
-        return cast(Tensor, self.model(x_B1MT))
 
 
 # --- FRAMI: clips that excite the teacher's hidden states like its training data
@@ -395,11 +401,10 @@ def invert(
     place(teacher.model, compute)
     rank, ranks = world()
     seed = rank_seed(seed, rank)
-    network, samples = teacher.model, 0
+    network = teacher.model
     if teacher.takes == "audio":
-        network = RenderedTeacher(teacher.model, teacher.mel).to(compute.device)
-    if audio or teacher.takes == "audio":
-        samples = samples_for(teacher.mel, config.frames)
+        audio, network = True, RenderedTeacher(network, teacher.mel).to(compute.device)
+    samples = samples_for(teacher.mel, config.frames) if audio else 0
     context = SourceContext(
         network, teacher.mel, len(teacher.labels), config, compute, seed, teacher.output, samples
     )
@@ -609,13 +614,7 @@ def _finish(bank: Bank, folder: Path, teacher: Teacher, compute: Compute) -> Ban
         dist.barrier()
         bank = merge_parts(folder, ranks) if rank == 0 else bank
     if rank == 0 and set(bank.index.health) != set(bank.sources):
-        health = {
-            n: source_health(
-                teacher.model, bank, n, compute, output=teacher.output, listen=teacher.listen
-            )
-            for n in bank.sources
-        }
-        bank.set_health(health)
+        bank.set_health({n: source_health(teacher.model, bank, n, compute) for n in bank.sources})
     if ranks > 1:
         dist.barrier()
         bank = Bank.open(folder)

@@ -405,17 +405,16 @@ def threshold_clips(
     opened = bank if isinstance(bank, Bank) else Bank.open(Path(bank))
     mels, targets = [], []
     for source in opened.sources:
-        clips = opened.read(source, POSITIVE_CLIPS)
-        wanted_NK = torch.nn.functional.one_hot(clips.labels_N.clamp_min(0), len(student.labels))
-        if student.output == "softmax":
-            sure_NK = clips.logits_NK.softmax(1) >= 0.5
-        else:
-            sure_NK = clips.logits_NK >= 0
-        targets_NK = sure_NK & wanted_NK.bool() & (clips.labels_N >= 0)[:, None]
+        numbers = opened.some(source, POSITIVE_CLIPS)
+        labels_N, logits_NK = opened.answers(source, numbers)
+        sure_NK = logits_NK.softmax(1) >= 0.5 if student.output == "softmax" else logits_NK >= 0
+        targets_NK = sure_NK & (labels_N[:, None] == torch.arange(len(student.labels)))
         used_N = targets_NK.any(1)
-        numbers = opened.some(source, POSITIVE_CLIPS)[used_N]
-        mels.append(opened.mels(source, numbers, student.mel))
-        targets.append(targets_NK[used_N])
+        if used_N.any():
+            mels.append(opened.mels(source, numbers[used_N], student.mel))
+            targets.append(targets_NK[used_N])
+    if not mels:
+        return ThresholdClips(sounds)
     return ThresholdClips(sounds, torch.cat(mels).numpy(), torch.cat(targets).numpy())
 
 

@@ -62,7 +62,7 @@ def kl_from(teacher_BK: Tensor, model_BK: Tensor, output: Output) -> Tensor:
 def class_loss(logits_BK: Tensor, labels_B: Tensor, wanted_BK: Tensor | None = None) -> Tensor:
     """Cross entropy towards the target class: ``-mean log softmax(z)_y``.
 
-    Of detectors ``mean -p* log σ(z) - (1 - p*) log σ(-z)`` over the requested ones: p* is 1, which
+    With detectors ``mean -p* log σ(z) - (1 - p*) log σ(-z)`` over the requested ones: p* is 1, which
     gives softplus(-z), or less for a clip near the decision boundary. Detectors without a request
     answer as the teacher likes.
 
@@ -84,7 +84,7 @@ def class_loss(logits_BK: Tensor, labels_B: Tensor, wanted_BK: Tensor | None = N
 def adversarial_loss(teacher_BK: Tensor, student_BK: Tensor, output: Output = "softmax") -> Tensor:
     """``-mean_i 1[argmax z_s = argmax z_t] KL(softmax z_t ‖ softmax z_s)``.
 
-    Of detectors the same set of classes above 0.5 must agree, and the KL is that of K coins.
+    With detectors the sets of classes above 0.5 must agree, and the KL is summed over detectors.
     Clips whose class the student already predicts like the teacher move to where the student is
     least certain; the others do not move, because the student has yet to learn them.
     Source: G. Fang et al., *Contrastive Model Inversion*, IJCAI 2021.
@@ -339,7 +339,7 @@ def logits_loss(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> T
 def detection_boundary(teacher_NK: Tensor, quantile: float) -> Tensor:
     """(K,) logit of each detector that this share of the clips stays below, but at most 0.
 
-    Of a quantile of 1 or of a loud class it is 0, the boundary of probability 0.5.
+    It is 0, the boundary of probability 0.5, for a quantile of 1 and for frequent classes.
     """
     if quantile >= 1:
         return teacher_NK.new_zeros(teacher_NK.shape[1], dtype=torch.float32)

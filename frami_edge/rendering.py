@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from frami_edge.augment import Energies
 from frami_edge.bank import Bank
 from frami_edge.io import atomic_path
 from frami_edge.models import Hidden, TeacherLike
@@ -78,10 +79,9 @@ class Renderer(nn.Module):
             ("filters_FM", spec.filterbank),
             ("window", spec.taper.astype(np.float32)),
             ("emphasis_F1", emphasis_F[:, None]),
-            ("mean_M1", np.array(spec.mean, np.float32).reshape(-1, 1)),
-            ("std_M1", np.array(spec.std, np.float32).reshape(-1, 1)),
         ):
             self.register_buffer(name, torch.from_numpy(np.array(value)), persistent=False)
+        self.log_energies = Energies(spec)
 
     def forward(self, mel_B1MT: Tensor) -> Tensor:
         """(B, 1, M, T) to (B, span + (T - 1) hop - 2 pad) float32 samples, at least one hop."""
@@ -109,7 +109,7 @@ class Renderer(nn.Module):
     def energies(self, mel_BMT: Tensor) -> Tensor:
         """(B, M, T) normalised log-mels back to mel energies (or magnitudes), never below 0."""
         spec = self.spec
-        x = ((mel_BMT * self.std_M1 + self.mean_M1) / spec.log_scale).exp()  # type: ignore[operator]
+        x = (self.log_energies.of(mel_BMT) * spec.power / 2).exp()
         if spec.log_floor == "add":
             return (x - spec.log_eps).clamp_min(0)
         # A clamped value is somewhere at or below eps: silence is the likely one.
@@ -153,7 +153,8 @@ class Renderer(nn.Module):
 class RenderedTeacher(nn.Module):
     """A teacher that takes audio, asked about log-mels: they are rendered first, with a gradient.
 
-    Everything that learns from a teacher's log-mels can so learn from it.
+    Everything that learns from a teacher's log-mels can so learn from it. Samples (B, N) reach the
+    teacher as they are.
     """
 
     takes: Literal["mel", "audio"] = "mel"
@@ -174,7 +175,8 @@ class RenderedTeacher(nn.Module):
 
     def hidden(self, x_B1MT: Tensor, lengths_B: Tensor | None = None) -> Hidden:
         """Hidden states and logits of rendered log-mels (B, 1, M, T)."""
-        return cast(TeacherLike, self.model).hidden(self.renderer(x_B1MT))
+        samples = x_B1MT if x_B1MT.ndim == 2 else self.renderer(x_B1MT)
+        return cast(TeacherLike, self.model).hidden(samples)
 
 
 def mel_to_audio(

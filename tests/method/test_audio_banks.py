@@ -27,12 +27,19 @@ from frami_edge.distillation import (
 )
 from frami_edge.errors import BankError, ConfigError, DataError
 from frami_edge.frontend import LogMel
-from frami_edge.inversion import invert
-from frami_edge.journey import calibration_mels, changed
+from frami_edge.inversion import BorrowedPrior, invert
+from frami_edge.journey import calibration_mels, changed, threshold_clips
+from frami_edge.losses import live_batch_norms
 from frami_edge.models import Hidden, ResNetTeacher
 from frami_edge.opening import OpenedModel
-from frami_edge.rendering import Renderer
-from frami_edge.sources.procedural import ProceduralAudio, measured, procedural_mels
+from frami_edge.rendering import RenderedTeacher, Renderer
+from frami_edge.sources import SourceContext
+from frami_edge.sources.procedural import (
+    ProceduralAudio,
+    measured,
+    procedural_mels,
+    samples_for,
+)
 from frami_edge_runtime.melspec import MelSpec
 
 FRAMES = 16
@@ -120,6 +127,20 @@ def test_a_teacher_that_takes_audio_is_inverted_and_distilled(
         torch.testing.assert_close(found[:1], ears(torch.from_numpy(a)[None]))
 
 
+def test_a_borrowed_prior_hears_procedural_audio_without_rendering(
+    ears: Teacher, spec: MelSpec, cpu: Compute, bank_config: Callable[..., BankConfig],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(BorrowedPrior, "clips", 64)
+    monkeypatch.setattr(BorrowedPrior, "steps", 2)
+    network, samples = RenderedTeacher(ears.model, spec), samples_for(spec, FRAMES)
+    monkeypatch.setattr(network, "renderer", None)
+    context = SourceContext(network, spec, 5, bank_config(), cpu, 0, "softmax", samples)
+    for _, layer in live_batch_norms(BorrowedPrior(context).prior):
+        assert layer.running_mean is not None
+        assert layer.running_mean.ne(0).any()
+
+
 OWN = {"sample_rate": 4000, "n_fft": 128, "win_length": 100, "hop_length": 80, "n_mels": 4}
 
 
@@ -170,8 +191,9 @@ def write(path: Path, seconds: float, rate: int) -> None:
 
 
 def test_recordings_are_a_source_that_every_card_names(
-    opened: Teacher, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+    opened: Teacher, tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     folder = tmp_path / "secret" / "yard"
     write(folder / "long.wav", 1.5, 8000)
     write(folder / "deeper" / "short.flac", 0.05, 44_100)
@@ -189,10 +211,13 @@ def test_recordings_are_a_source_that_every_card_names(
     assert student.card.recordings == bank.index.recordings == 2
     assert (student.mel.n_mels, student.mel.mean == 0) == (4, False)
     assert calibration_mels(student, bank, count=8).mels.shape[2:] == (4, FRAMES // 2)
+    monkeypatch.setattr("frami_edge.journey.BACKGROUND_CLIPS", 2)
+    assert threshold_clips(student, bank, 0).mels is None, "no clip was made for a class"
     assert "secret" not in student.card.model_dump_json()
     card = (tmp_path / "run" / "README.md").read_text()
     assert "Real audio: 2 recordings of the user" in card
-    assert "data-free" not in card
+    for claim in ("data-free", "No audio was used", "without data", "synthetic clips, 3 steps"):
+        assert claim not in card
     tone = bank.read("recordings").mels_N1MT.mean(dim=(0, 1, 3))
     heard = LogMel(bank.spec)(torch.sin(torch.arange(8000) * 2 * torch.pi * 440 / 8000))
     assert int(tone.argmax()) == int(heard.mean(1).argmax())

@@ -190,6 +190,10 @@ def test_detectors_are_distilled_and_agreement_is_that_of_their_sets(
     assert far[1] < 0.5 * far[0]
     itself: Any = opened.model
     assert held_out_agreement(tagger, itself, journey(), cpu, clips=20) == 1
+    assert opened.model.head is not None
+    with torch.no_grad():
+        opened.model.head.bias.fill_(-99)
+    assert held_out_agreement(tagger, itself, journey(), cpu, clips=20) is None, "all are silent"
 
 
 def train(teacher: Teacher, cpu: Compute, steps: int) -> StudentNet:
