@@ -5,6 +5,7 @@ Shape legend: N clips, M mel bands, T mel frames, K classes.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,8 @@ from frami_edge_export.report import Gate
 from frami_edge_runtime.errors import ModelFileError
 from frami_edge_runtime.logmel import log_mel
 from frami_edge_runtime.melspec import MelSpec
+
+log = logging.getLogger("frami_edge")
 
 Array = npt.NDArray[np.float32]
 
@@ -73,6 +76,10 @@ class ClipSet:
                 f"The bank's log-mels have another front end than {model.path.name}.",
                 fix="Give the bank of these models, or compare on audio: --data, or no --bank.",
             )
+        log.warning(
+            "The bank's log-mels are converted to the front end of %s: it is another one.",
+            model.path.name,
+        )
         return model.logits([bridge(mel_MT[None, None])[0, 0] for mel_MT in self.mels])
 
 

@@ -6,6 +6,7 @@ Shape legend: N samples or windows, M mel bands, K classes.
 from __future__ import annotations
 
 import csv
+import logging
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -19,9 +20,10 @@ import torch
 from frami_edge import plots
 from frami_edge.data.sets import is_audio
 from frami_edge.errors import ConfigError, DataError
+from frami_edge.evaluation import as_selected, check_teacher
 from frami_edge.frontend import resample
 from frami_edge.io import atomic_write_bytes
-from frami_edge.opening import OpenedModel, open_model, predict
+from frami_edge.opening import OpenedModel, open_model
 from frami_edge.progress import Progress, ProgressCallback
 from frami_edge.tables import Table, percent
 from frami_edge_runtime.audio import AudioFile
@@ -39,6 +41,8 @@ from frami_edge_runtime.thresholds import (
     tuned,
     with_thresholds,
 )
+
+log = logging.getLogger("frami_edge")
 
 TOLERANCE_S: Final = 0.5
 """An event this far from a sound still belongs to it."""
@@ -103,17 +107,23 @@ def read_sounds(path: Path) -> dict[str, list[Sound]]:
     """Labelled sounds by file name, from a CSV with the columns file, onset, offset and label.
 
     Raises:
-        DataError: It cannot be read, or lacks a column.
+        DataError: It cannot be read, lacks a column, or a sound ends before it starts.
     """
     found: dict[str, list[Sound]] = {}
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = csv.DictReader(file)
+            for row in rows:
                 sound = Sound(float(row["onset"]), float(row["offset"]), row["label"])
+                if not 0 <= sound.onset < sound.offset < float("inf"):
+                    raise ValueError(f"line {rows.line_num} ends before it starts")
                 found.setdefault(Path(row["file"]).name, []).append(sound)
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or error
+        if isinstance(error, KeyError):
+            reason = f"the column {error} is missing"
         raise DataError(
-            f"Cannot read the labels {path}: {error}.",
+            f"Cannot read the labels {path}: {reason}.",
             fix="Write a CSV with the header file,onset,offset,label; times in seconds.",
         ) from None
     return found
@@ -142,16 +152,23 @@ def window_results(model: OpenedModel, samples: npt.NDArray[np.float32], rate: i
         raise ConfigError(
             f"{model.path} does not stream.", fix="Use a checkpoint, or the streaming file."
         )
-    output = model.network.output
-    mel_MT = torch.from_numpy(log_mel(samples, model.mel)).T
-    width, hop_s = round(WINDOW_S / model.mel.hop_s), model.mel.hop_s
-    starts = range(0, mel_MT.shape[1] - width + 1, round(HOP_S / hop_s))
-    logits_NK = predict(model.network.model, [mel_MT[:, i : i + width] for i in starts]).numpy()
+    # A teacher that takes audio gets windows of samples, any other network those of log-mels.
+    x = samples if model.takes_audio else log_mel(samples, model.mel).T
+    step_s = 1 / rate if model.takes_audio else model.mel.hop_s
+    width = round(WINDOW_S / step_s)
+    starts = range(0, x.shape[-1] - width + 1, round(HOP_S / step_s))
+    if not starts:
+        return []
+    windows = [np.ascontiguousarray(x[..., i : i + width]) for i in starts]
+    if model.takes_audio:
+        logits_NK = model.logits_of_audio((window, rate) for window in windows).numpy()
+    else:
+        logits_NK = model.logits(windows).numpy()
     results = []
     for start, z_K in zip(starts, logits_NK, strict=True):
-        scores_K, index = scores_of(z_K, output), int(z_K.argmax())
-        t0, best = start * hop_s, float(scores_K[index])
-        t1, label = t0 + width * hop_s, model.labels[index]
+        scores_K, index = scores_of(z_K, model.output), int(z_K.argmax())
+        t0, best = start * step_s, float(scores_K[index])
+        t1, label = t0 + width * step_s, model.labels[index]
         results.append(Result(label, index, best, scores_K, z_K, model.labels, t0, t1))
     return results
 
@@ -282,21 +299,36 @@ def evaluate_stream(
 
     Raises:
         AudioError: A recording cannot be used.
+        CheckpointError: `teacher` is not the model's.
         ConfigError: The model takes whole clips only.
-        DataError: There is no audio, or the labels cannot be read.
+        DataError: There is no audio, or the labels cannot be read or do not belong to it.
     """
     sounds = read_sounds(labels) if labels else {}
     files = audio_files(audio)
+    names = [file.name for file in files]
+    if doubled := [name for name in names if name in sounds and names.count(name) > 1]:
+        raise DataError(
+            f"Labels go by file name, and {doubled[0]} is there twice.", fix="Rename one of them."
+        )
+    opened = open_model(model)
+    reference = as_selected(opened, open_model(teacher)) if teacher else None
+    if reference:
+        check_teacher(opened, reference)
+    if labels and not any(s.label in opened.labels for name in names for s in sounds.get(name, ())):
+        log.warning(
+            "No line of %s has the name of a recording and a label of the model (such as %s): "
+            "every event counts as a false alarm.",
+            labels, ", ".join(opened.labels[:3]),
+        )  # fmt: skip
 
-    def score(path: Path) -> EventScore:
-        opened = open_model(path)
+    def score(judged: OpenedModel) -> EventScore:
         settings: dict[str, Any] = {"min_on_s": MIN_ON_S}
-        info = opened.info
+        info = judged.info
         spec = EventSpec.for_model(info, **settings) if info else EventSpec(**settings)
         recordings = ((*read_recording(file), sounds.get(file.name, ())) for file in files)
-        return score_events(opened, recordings, spec, progress)
+        return score_events(judged, recordings, spec, progress)
 
-    found = StreamEvaluation(score(model), score(teacher) if teacher else None)
+    found = StreamEvaluation(score(opened), score(reference) if reference else None)
     curves = {
         name: [(false, hit) for false, hit in e.curve if hit is not None]
         for name, e in (("model", found.model), ("teacher", found.teacher))

@@ -69,10 +69,17 @@ def test_labels_and_files_are_read_and_refused(tmp_path: Path) -> None:
     labels = tmp_path / "sounds.csv"
     labels.write_text("file,onset,offset,label\nday.wav,1.5,2.0,dog\nx/day.wav,4,5,bell\n")
     assert read_sounds(labels) == {"day.wav": [Sound(1.5, 2.0, "dog"), Sound(4.0, 5.0, "bell")]}
-    labels.write_text("file,start\nday.wav,1\n")
-    with pytest.raises(DataError, match="Cannot read the labels") as refused:
-        read_sounds(labels)
-    assert "file,onset,offset,label" in refused.value.fix
+    labels.write_text("file,onset,offset,label\nday.wav,1,2,dog\n", "utf-8-sig")  # as Excel does
+    assert list(read_sounds(labels)) == ["day.wav"]
+    for text, says in (
+        ("file,start\nday.wav,1\n", "the column 'onset' is missing"),
+        ("file,onset,offset,label\nday.wav,2,1,dog\n", "line 2 ends before it starts"),
+        ("file,onset,offset,label\nday.wav,nan,1,dog\n", "line 2 ends before it starts"),
+    ):
+        labels.write_text(text)
+        with pytest.raises(DataError, match=says) as refused:
+            read_sounds(labels)
+        assert "file,onset,offset,label" in refused.value.fix
     with pytest.raises(DataError, match="no audio"):
         audio_files([tmp_path])
     (tmp_path / "b.wav").touch()

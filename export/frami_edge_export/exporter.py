@@ -150,11 +150,7 @@ def export_student(
     answered = made.answered(trunk, info)
     drafts = [
         Draft(fp32, made.described(trunk, info), trunk),
-        Draft(
-            model,
-            with_entries(whole, {CLASSIFIER_KEY: answered.to_json()}),
-            whole,
-        ),
+        Draft(model, with_entries(whole, {CLASSIFIER_KEY: answered.to_json()}), whole),
     ]
 
     bench_inputs = BenchInputs.of(info, options)

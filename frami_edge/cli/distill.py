@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,11 @@ app = command_app()
 
 def _real_audio(recordings: int) -> str:
     return f"; real audio: {recordings} recordings of the user" if recordings else ""
+
+
+def _teacher_file(run: Path, teacher: str) -> str:
+    """The description that the run wrote of a teacher in code, or the teacher as given."""
+    return str(run / "teacher.yaml") if (run / "teacher.yaml").exists() else teacher
 
 
 HEALTH = ("batch_norm_error", "entropy", "embedding_variance", "cosine", "loudness_spread")
@@ -53,12 +59,12 @@ def invert(
 
     if listen and listen.exists() and not listen.is_dir():
         raise ConfigError(f"--listen {listen} is a file.", fix="Give a folder.")
-    mix, recordings = opt.parse_sources(sources, recordings)
+    mix, folder = opt.parse_sources(sources, recordings)
     settings = load_config(JourneyConfig, config, overrides or ())
     opened = opt.open_teacher(teacher, given)
     with output.live() as progress:
         bank = api.invert(
-            opened, config=settings, seed=seed, sources=mix, recordings=recordings, out=out,
+            opened, config=settings, seed=seed, sources=mix, recordings=folder, out=out,
             progress=progress, **given,
         )  # fmt: skip
     wavs = [
@@ -88,17 +94,12 @@ def invert(
         ],
     )
     output.note(f"Pictures: {out / 'plots'}")
-    named = out / "teacher.yaml" if (out / "teacher.yaml").exists() else teacher
-    more = f" --sources {sources}" if sources else ""
-    more += (
-        f" --recordings {recordings}" if recordings and "=" + str(recordings) not in more else ""
-    )
-    if named == teacher:
-        more += opt.keep_text(opened)
-    output.hint(
-        f"frami-edge distill {config} --teacher {named} --bank {bank.folder}{more} "
-        "--out runs/student"
-    )
+    named = _teacher_file(out, teacher)
+    words = ["frami-edge", "distill", config, "--teacher", named, "--bank", str(bank.folder)]
+    words += ["--sources", sources] if sources else []
+    words += ["--recordings", str(recordings)] if recordings else []
+    keep = opt.keep_text(opened) if named == teacher else ""
+    output.hint(f"{shlex.join(words)}{keep} --out runs/student")
 
 
 @command(
@@ -129,21 +130,14 @@ def distill(
     from frami_edge.config import JourneyConfig, load_config
     from frami_edge.runs import read_manifest
 
-    mix, recordings = opt.parse_sources(sources, recordings)
+    mix, folder = opt.parse_sources(sources, recordings)
     settings = load_config(JourneyConfig, config, overrides or ())
     opened = opt.open_teacher(teacher, given)
     with output.live() as progress:
         api.distill(
-            opened,
-            bank,
-            config=settings,
-            seed=seed,
-            sources=mix,
-            recordings=recordings,
-            out=out,
-            progress=progress,
-            **given,
-        )
+            opened, bank, config=settings, seed=seed, sources=mix, recordings=folder, out=out,
+            progress=progress, **given,
+        )  # fmt: skip
     manifest, file = read_manifest(out), out / "student.safetensors"
     found, seconds = manifest["student"], manifest["seconds"]
     output.result(
@@ -169,8 +163,6 @@ def distill(
         ],
     )
     output.note(f"Model card and pictures: {out / 'README.md'}")
-    named = out / "teacher.yaml" if (out / "teacher.yaml").exists() else teacher
     known = opened.card.trained_on
-    output.hint(
-        f"frami-edge evaluate {file} --teacher {named} --data {known.data if known else 'NAME'}"
-    )
+    words = ["frami-edge", "evaluate", str(file), "--teacher", _teacher_file(out, teacher)]
+    output.hint(shlex.join([*words, "--data", known.data if known else "NAME"]))

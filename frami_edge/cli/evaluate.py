@@ -90,9 +90,11 @@ def evaluate(
     from frami_edge.event_scores import evaluate_stream
     from frami_edge.runs import read_manifest
 
-    if (data is None) == (stream is None) or (labels and stream is None):
+    of_clips = any((fold, data_root, label_map, controls, bank))
+    if (data is None) == (stream is None) or (of_clips if stream else labels):
         raise ConfigError(
-            "Clips or long recordings?", fix="Give --data, or --stream with --labels."
+            "These options do not say whether clips or long recordings are scored.",
+            fix="Give --data and its options, or --stream with --labels, --teacher and --out.",
         )
     if stream is not None:
         picture = None if out is None else out / "detection_error.png"

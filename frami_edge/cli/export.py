@@ -107,6 +107,7 @@ def export(
         typer.Option(
             "--false-alarms-per-hour",
             min=1e-6,
+            max=1e4,
             help="Target for the thresholds of events, all labels together.",
         ),
     ] = 0.2,

@@ -301,7 +301,11 @@ def tune(
     false_alarms: Annotated[
         float | None,
         typer.Option(
-            "--false-alarms-per-hour", min=1e-6, help="Target.", show_default="the model's"
+            "--false-alarms-per-hour",
+            min=1e-6,
+            max=1e4,
+            help="Target.",
+            show_default="the model's",
         ),
     ] = None,
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -45,6 +46,26 @@ def test_clips_or_recordings(exported: Path, call: Call) -> None:
         (),
         ("--data", "fsdd", "--stream", "day.wav"),
         ("--data", "fsdd", "--labels", "x"),
+        ("--stream", "day.wav", "--controls", "white_noise"),
     ):
         result = call("evaluate", model, *more, code=1)
-        assert "Clips or long recordings?" in result.output
+        assert "whether clips or long recordings" in result.output
+
+
+def test_checkpoints_teachers_and_labels_of_recordings(
+    student: dict[str, Any], teacher: Path, call: Call, tmp_path: Path
+) -> None:
+    model, short = student["student"], tmp_path / "short.wav"
+    soundfile.write(short, np.zeros(800), 8000)
+    found = json.loads(call("evaluate", model, "--stream", short, "--json").stdout)
+    assert found["model"]["false_alarms"] == 0, "there is not one window"
+    (tmp_path / "sounds.csv").write_text("file,onset,offset,label\nshort.wav,0,1,nothing\n")
+    labelled = ("--stream", short, "--labels", tmp_path / "sounds.csv")
+    warned = call("evaluate", model, *labelled, "--teacher", teacher).stderr
+    assert "every event counts as a false alarm" in warned
+    refused = call("evaluate", model, *labelled, "--teacher", model, code=1)
+    assert "is not a teacher" in refused.stderr
+    (tmp_path / "b").mkdir()
+    soundfile.write(tmp_path / "b" / "short.wav", np.zeros(800), 8000)
+    refused = call("evaluate", model, *labelled, "--stream", tmp_path / "b", code=1)
+    assert "short.wav is there twice" in refused.stderr

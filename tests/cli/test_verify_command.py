@@ -105,6 +105,8 @@ def test_other_facts_are_warned_about(
     warned = call("verify", source, other, *FEW, "--min-agreement", "0").stderr
     assert "mel mean differs" in warned
     assert "teacher differs" in warned
+    compared = call("verify", source, other, *FEW, "--bank", bank, "--min-agreement", "0")
+    assert "log-mels are converted to the front end of other.onnx" in compared.stderr
     mel = Classifier(source).info.mel.replace(hop_length=70).to_dict()
     other = changed(source, tmp_path / "other.onnx", mel=mel)
     refused = call("verify", source, other, *FEW, "--bank", bank, code=1)
