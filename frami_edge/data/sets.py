@@ -7,7 +7,6 @@ import difflib
 import hashlib
 import os
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +16,7 @@ from typing import Any
 
 from frami_edge.data.decoding import AUDIO_SUFFIXES, is_utf8
 from frami_edge.errors import DataError, IncompleteSetError
+from frami_edge.io import nfc
 
 ROOT_VARIABLE = "FRAMI_EDGE_DATA"
 HASH_FOLDS = 5
@@ -114,14 +114,13 @@ def check_disjoint(others: SoundSet, scored: SoundSet) -> None:
         )
 
 
-def load_set(name: str, root: Path | None = None, *, allow_partial: bool = False) -> SoundSet:
-    """A data set, complete unless `allow_partial`.
+def load_set(name: str, root: Path | None = None) -> SoundSet:
+    """A data set, complete unless its name ends in ``-part``.
 
     Args:
         name: A known set (`known_sets`), or ``folder:PATH`` for a tree with one folder per class.
+            ``NAME-part`` stands for what is there of an incomplete set.
         root: The data root; None for $FRAMI_EDGE_DATA. Not used by ``folder:PATH``.
-        allow_partial: Take the clips that are there where a known set is incomplete. Its name then
-            ends in ``-part``.
 
     Raises:
         DataError: No such set, no data root, or the set is not in it.
@@ -129,7 +128,7 @@ def load_set(name: str, root: Path | None = None, *, allow_partial: bool = False
     """
     if name.startswith("folder:"):
         return load_folder(Path(name.removeprefix("folder:")).expanduser())
-    info = set_info(name)
+    info = set_info(whole_name(name))
     base = data_root(root)
     folder = find_folder(info, base)
     if folder is None:
@@ -137,7 +136,19 @@ def load_set(name: str, root: Path | None = None, *, allow_partial: bool = False
             f"{info.name} is not in {base}: there is no folder {info.folders[0]}.",
             fix=f"Run `{info.get}`, or put the folder there.",
         )
-    return load_known(info, folder, allow_partial=allow_partial)
+    return load_known(info, folder, allow_partial=name.strip().lower().endswith(PART))
+
+
+def whole_name(name: str) -> str:
+    """The name of a known set without the ending of a part of it; folders keep theirs."""
+    if name.startswith("folder:"):
+        return name
+    return re.sub(f"{PART}$", "", name.strip(), flags=re.IGNORECASE)
+
+
+def part_name(name: str) -> str:
+    """The name under which an incomplete set may be used; a folder is never incomplete."""
+    return name if name.startswith("folder:") else whole_name(name) + PART
 
 
 def data_root(option: Path | None) -> Path:
@@ -197,7 +208,7 @@ def load_folder(root: Path) -> SoundSet:
     for top, files in tops.items():
         for folder in [top] if not splits else _folders(top, notes) if top in splits else []:
             inside = [path for path in files if folder in path.parents]
-            grouped.setdefault((_nfc(folder.name), splits.get(top, "")), []).extend(inside)
+            grouped.setdefault((nfc(folder.name), splits.get(top, "")), []).extend(inside)
     labels = tuple(sorted({label for label, _ in grouped}))
     empty = sorted(set(labels) - {label for (label, _), files in grouped.items() if files})
     if empty or not labels:
@@ -336,11 +347,7 @@ def is_audio(path: Path) -> bool:
 
 def readable(name: str) -> str:
     r"""A file's name as text in the form NFC; bytes that are not UTF-8 become ``\xNN``."""
-    return _nfc(os.fsencode(name).decode("utf-8", "backslashreplace"))
-
-
-def _nfc(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
+    return nfc(os.fsencode(name).decode("utf-8", "backslashreplace"))
 
 
 # --- The known sets

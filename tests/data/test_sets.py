@@ -314,7 +314,7 @@ def test_a_part_of_a_set_is_taken_when_asked_for(root: Path, without: Without) -
             load_set("urbansound8k", root)
         assert "--allow-partial" in caught.value.fix
         assert "folder:PATH" in caught.value.fix
-        part = load_set("urbansound8k", root, allow_partial=True)
+        part = load_set("urbansound8k-part", root)
     assert (part.name, len(part.clips), len(part.folds)) == ("urbansound8k-part", 8731, 10)
     assert "8731 of 8732 clips" in part.notes[0]
     lines = (root / "UrbanSound8K" / meta).read_text().splitlines()
@@ -322,12 +322,12 @@ def test_a_part_of_a_set_is_taken_when_asked_for(root: Path, without: Without) -
     with without(f"UrbanSound8K/{meta}"):
         listed.write_text("\ufeff" + "\n".join(lines[:12]), "utf-8")  # folds 1 to 10, then 1
         try:
-            part = load_set("urbansound8k", root, allow_partial=True)
+            part = load_set("urbansound8k-part", root)
         finally:
             listed.unlink()
     assert part.labels == ("kind0", "kind1")
     assert "fold 1: 2, fold 2: 1" in part.notes[0]
-    assert load_set("urbansound8k", root, allow_partial=True).name == "urbansound8k"
+    assert load_set("urbansound8k-part", root).name == "urbansound8k"
 
 
 def test_a_fold_that_leaves_a_class_untrained_is_refused(tmp_path: Path) -> None:
