@@ -164,8 +164,8 @@ def scratch_student(
 ) -> StudentNet:
     """The student's network trained on labels instead of a teacher, for about as many steps.
 
-    It uses only the front end and the classes of the teacher. A `run` keeps a checkpoint, from which
-    a killed training resumes.
+    It uses only the front end and the classes of the teacher. A `run` keeps a checkpoint,
+    from which a killed training resumes.
     """
     d, phase = config.distill, f"control-{SCRATCH}"
     alone = d.model_copy(update={"reuse_head": False})
