@@ -261,7 +261,7 @@ def _describe_bank(folder: Path) -> Description:
         "health": index.health,
         "index": index.model_dump(mode="json", exclude={"shards", "health"}),
     }
-    findings = health_warnings(index.health)
+    findings = health_warnings(index.health, index.labels)
     if not index.health:
         findings.append("bank.json holds no health figures.")
     return Description("bank", "bank of synthetic clips", sections, findings)

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from pydantic import BaseModel
 
 from frami_edge import plots
-from frami_edge.bank import Bank, BankSampler, check_bank, health_warnings
+from frami_edge.bank import Bank, BankSampler, check_bank, health_warnings, least_hit_rate
 from frami_edge.bridge import comparable
 from frami_edge.checkpoint import Card, Student, Teacher
 from frami_edge.config import BankConfig, DistillConfig, JourneyConfig, load_config
@@ -294,11 +294,12 @@ def kept(result: T, folder: Path, out: PathLike | None) -> T:
 
 def draw_bank(run: RunFolder, bank: Bank) -> dict[str, str]:
     """Mel grids, loss curves and diversity; their paths in the run. Warns of a poor bank."""
-    for sentence in health_warnings(bank.index.health):
+    health, labels = bank.index.health, bank.index.labels
+    for sentence in health_warnings(health, labels):
         log.warning(sentence)
     pictures = {"diversity": "plots/diversity.png"}
-    labels = list(bank.index.labels)
-    plots.diversity(run.path(pictures["diversity"]), {**bank.index.health, "labels": labels})
+    least = least_hit_rate(len(labels))
+    plots.diversity(run.path(pictures["diversity"]), health, labels, least)
     for source in bank.sources:
         title = f"{source.replace('_', ' ')}: clips by the class that the teacher predicts"
         if examples := bank.examples(source):  # of detectors perhaps none is above 0.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +24,12 @@ def _real_audio(recordings: int) -> str:
 def _teacher_file(run: Path, teacher: str) -> str:
     """The description that the run wrote of a teacher in code, or the teacher as given."""
     return str(run / "teacher.yaml") if (run / "teacher.yaml").exists() else teacher
+
+
+def _worst_class(health: dict[str, Any], labels: Sequence[str]) -> str | None:
+    rates = zip(health["hit_rate_per_class"], labels, strict=True)
+    known = [(rate, label) for rate, label in rates if rate is not None]
+    return "{1} {0:.0%}".format(*min(known)) if known else None
 
 
 HEALTH = ("batch_norm_error", "entropy", "embedding_variance", "cosine", "loudness_spread")
@@ -87,10 +94,14 @@ def invert(
     output.table(
         "Bank health, from the teacher"
         + (_real_audio(bank.index.recordings) or "; no real clip is involved"),
-        ("source", "clips", "target hit rate", *(name.replace("_", " ") for name in HEALTH)),
+        (
+            *("source", "clips", "target hit rate", "worst class"),
+            *(name.replace("_", " ") for name in HEALTH),
+        ),
         [
-            (name, h["clips"], percent(h["hit_rate"], 0), *(h[key] for key in HEALTH))
+            (name, h["clips"], percent(h["hit_rate"], 0), worst, *(h[key] for key in HEALTH))
             for name, h in health.items()
+            for worst in [_worst_class(h, bank.index.labels)]
         ],
     )
     output.note(f"Pictures: {out / 'plots'}")
@@ -98,6 +109,7 @@ def invert(
     words = ["frami-edge", "distill", config, "--teacher", named, "--bank", str(bank.folder)]
     words += ["--sources", sources] if sources else []
     words += ["--recordings", str(recordings)] if recordings else []
+    words += [word for text in overrides or () for word in ("--set", text)]
     keep = opt.keep_text(opened) if named == teacher else ""
     output.hint(f"{shlex.join(words)}{keep} --out runs/student")
 
