@@ -46,6 +46,7 @@ from frami_edge.evaluation import (
     open_fold,
     read_label_map,
     score,
+    training_clips,
 )
 from frami_edge.io import atomic_write_text, sha256_file
 from frami_edge.journey import (
@@ -383,6 +384,8 @@ def export(
             loaded, loaded.card.real_clips, data, fold, root, who="The student"
         )
         features = load_features(loaded.mel, clips, progress)
+        heard = training_clips(features, loaded.card.real_clips, sounds, key)
+        features = heard.left_out(features)
         measured = {"name": sounds.name, "fold": key, "clips": len(features)}
         accuracy = accuracy_on(features)
     log.info("Exporting, comparing and timing; this takes seconds to minutes.")
@@ -457,7 +460,7 @@ def evaluate(
 
     Args:
         model: A student or teacher, or any model file that `open_model` reads.
-        data: Name of a data set, or `folder:PATH`.
+        data: Name of a data set, `folder:PATH`, or `NAME-part` for what is there of a known set.
         fold: Test fold, or `all` for a set that the teacher was not trained on; None for the one
             that it held out.
         teacher: Also compare with this teacher, clip by clip.
@@ -507,7 +510,7 @@ def evaluate(
         compute = choose_compute(device, precision)
         log.info("Device: %s", compute.reason)
         plan = plan_controls(
-            wanted, config, reference.network, judged.mel, compute, sounds, key,
+            wanted, config, reference.network, judged.mel, compute, sounds, key, targets_DK,
             bank=None if bank is None else Path(bank), root=root, progress=progress,
         )  # fmt: skip
     with ExitStack() as stack:
@@ -525,11 +528,13 @@ def evaluate(
                 )
             )
         features = load_features(judged.mel, clips, progress)
+        heard = training_clips(features, known, sounds, key)
+        features = heard.left_out(features)
         theirs = their_logits = None
         their_features = features
         if reference:
             if reference.mel != judged.mel and not reference.takes_audio:
-                their_features = load_features(reference.mel, clips, progress)
+                their_features = heard.left_out(load_features(reference.mel, clips, progress))
             their_logits = logits_of(reference, their_features)
         targets_NK = targets_DK[features.labels]
         labels_N = torch.where(targets_NK.any(1), targets_NK.int().argmax(1), -1)
@@ -554,6 +559,8 @@ def evaluate(
             score=compare(logits, labels_N, their_logits),
             teacher=theirs,
             rejected=len(features.rejected),
+            heard=heard.count,
+            notes=tuple(note for note in (*sounds.notes, heard.note) if note),
             controls=rows,
         )
         if run:

@@ -72,6 +72,7 @@ def teacher_readme(
         _checkpoint_code("teacher", mel),
         f"## Training data\n\n{_trained_on(trained_on)} ({trained_on.licence}; "
         f"{trained_on.source}). SHA-256 over the clips: `{trained_on.sha256}`.",
+        " ".join(manifest.get("data", {}).get("notes", ())),
         _front_end(mel),
         f"## Held-out fold by class\n\n{table(['class', 'clips', 'recall'], recall)}",
         _pictures(pictures),

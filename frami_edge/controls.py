@@ -31,7 +31,7 @@ from frami_edge.distillation import (
     distill,
     new_student,
 )
-from frami_edge.errors import CheckpointError, ConfigError
+from frami_edge.errors import CheckpointError, ConfigError, DataError
 from frami_edge.evaluation import Control, Score, predict
 from frami_edge.frontend import resample
 from frami_edge.models import StudentNet
@@ -226,6 +226,8 @@ class ControlPlan:
         A `run` keeps checkpoints, from which a killed evaluation resumes.
         """
         found, c = {}, self.config
+        if UNRELATED in self.real:
+            check_unrelated(self.real[UNRELATED].audio, tests.audio, self.wanted[UNRELATED])
         hear = Hearing(self.teacher, self.mel, self.compute.device)
         audio = hear.needs_audio
         for name, data in self.wanted.items():
@@ -262,6 +264,19 @@ class ControlPlan:
         return found
 
 
+def check_unrelated(others: Sequence[str], tests: Sequence[str], name: str) -> None:
+    """Check that an unrelated set has none of the scored clips, under whatever name.
+
+    Raises:
+        DataError: It does.
+    """
+    if shared := len(set(others) & set(tests)):
+        raise DataError(
+            f"{name} is not unrelated: {shared} clips of it have the audio of a scored clip.",
+            fix="Name a set of other recordings (for esc10: esc40).",
+        )
+
+
 def _samples(path: Path, rate: int) -> Tensor:
     """(N,) samples of a file at that rate."""
     samples, given = read_audio(path)
@@ -276,6 +291,7 @@ def plan_controls(
     compute: Compute,
     data: SoundSet,
     fold: str,
+    targets_DK: Tensor,
     *,
     bank: Path | None = None,
     root: Path | None = None,
@@ -284,7 +300,7 @@ def plan_controls(
     """Open the bank and the real clips that the rows need.
 
     The rows are scored on the test fold `fold` of `data`, and none is trained on it; `mel` is the
-    student's front end.
+    student's front end, and `targets_DK` says which of the teacher's classes are those of the set.
 
     Raises:
         BankError: The bank belongs to another teacher, or lacks a source.
@@ -302,7 +318,11 @@ def plan_controls(
         real[UNRELATED] = load_features(teacher.mel, others.clips, progress)
     for name, own in (("real", teacher.mel), (SCRATCH, mel)):
         if name in wanted:
-            real[name] = load_features(own, data.split(fold)[0], progress)
+            clips = load_features(own, data.split(fold)[0], progress)
+            targets_NK = targets_DK[clips.labels]
+            real[name] = clips.only(targets_NK.any(1).tolist()) if name == SCRATCH else clips
+            if name == SCRATCH:  # labels of the model instead of those of the set
+                real[name].labels = targets_NK[targets_NK.any(1)].int().argmax(1)
     for name in wanted:
         if name not in (*SYNTHETIC, *real):
             control_sampler(name, teacher.mel, config, bank=opened)

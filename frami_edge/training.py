@@ -30,7 +30,7 @@ from frami_edge.data.store import (
 from frami_edge.device import Compute, autocast, generator
 from frami_edge.distillation import cosine_with_warmup, weight_groups
 from frami_edge.errors import TeacherError
-from frami_edge.evaluation import Score, predict, score
+from frami_edge.evaluation import Score, predict, score, training_clips
 from frami_edge.io import atomic_write_text
 from frami_edge.models import ResNetTeacher
 from frami_edge.progress import Progress, ProgressCallback
@@ -78,9 +78,23 @@ def train_teacher(
         mel = config.mel.spec(mean=mean, std=std)
         train = raw.normalised(mel)
         test = load_features(mel, test_clips, progress, "log-mels to test on")
-    origin = {"test_fold": fold, "licence": data.licence, "source": data.source}
-    sides = {"train": train.manifest(), "test": test.manifest()}
-    run.record(data={"name": data.name, **origin, **sides}, mel=mel.to_dict())
+    known = TrainedOn(
+        data=data.name,
+        test_fold=fold,
+        clips=len(train),
+        sha256=train.sha256,
+        licence=data.licence,
+        source=data.source,
+        audio=TrainedOn.pack(train.audio),
+    )
+    heard = training_clips(test, known, data, fold)
+    test = heard.left_out(test)
+    for note in data.notes:
+        log.warning("%s: %s", data.name, note)
+    facts = known.model_dump(include={"test_fold", "licence", "source"})
+    facts |= {"notes": [note for note in (*data.notes, heard.note) if note]}
+    facts |= {"train": train.manifest(), "test": test.manifest() | {"training_clips": heard.count}}
+    run.record(data={"name": data.name, **facts}, mel=mel.to_dict())
     file = run.path(TEACHER)
     if file.exists():  # killed after the last epoch
         model: nn.Module = load_checkpoint(file, "teacher").model.to(compute.device)
@@ -106,7 +120,7 @@ def train_teacher(
         arch=config.arch.model_dump(mode="json"),
         mel=mel.to_dict(),
         labels=data.labels,
-        trained_on=TrainedOn(data=data.name, clips=len(train), sha256=train.sha256, **origin),
+        trained_on=known,
         recipe=config.model_dump(mode="json"),
         metrics=metrics,
         licence=data.licence,

@@ -85,9 +85,21 @@ DataRoot = Annotated[
         "--data-root", help="Folder that holds the data sets.", show_default="$FRAMI_EDGE_DATA"
     ),
 ]
+AllowPartial = Annotated[
+    bool,
+    typer.Option(
+        "--allow-partial",
+        help="Use the clips that are there where a known set is incomplete. Results name it "
+        "NAME-part.",
+    ),
+]
 Fold = Annotated[
     str | None,
-    typer.Option("--fold", help="Test fold.", show_default="the one that the teacher held out"),
+    typer.Option(
+        "--fold",
+        help="Test fold, or all for a set that the teacher was not trained on.",
+        show_default="the one that the teacher held out",
+    ),
 ]
 Backend = Annotated[
     str,
