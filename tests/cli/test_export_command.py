@@ -56,7 +56,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         mel=SPEC.to_dict(),
         labels=LABELS,
         teacher_sha256=TEACHER,
-        recipe={"bank": {"frames": 40}},
+        recipe={"bank": {"clip_s": 0.4}},
         licence="Apache-2.0",
     )
     save_checkpoint(path, student, card)
@@ -153,7 +153,7 @@ def test_int8_is_calibrated_on_what_the_student_learned_from(
     checkpoint: Path, tmp_path: Path, learned: Any, sources: Sequence[str], clips: dict[str, int]
 ) -> None:
     student = load_checkpoint(checkpoint, "student")
-    recipe = {"bank": {"frames": 40, "sources": learned}} if learned else {}
+    recipe = {"bank": {"clip_s": 0.4, "sources": learned}} if learned else {}
     student = replace(student, card=student.card.model_copy(update={"recipe": recipe}))
     bank = make_bank(tmp_path / "bank", TEACHER, sources)
     found = calibration_mels(student, bank=bank, count=40)
