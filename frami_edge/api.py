@@ -81,6 +81,7 @@ from frami_edge_export.tensorrt import (
     TensorRTUnavailable,
     rebuild,
 )
+from frami_edge_export.web import onnxruntime_web, write_page
 
 log = logging.getLogger("frami_edge")
 
@@ -323,6 +324,8 @@ def export(
     int8: bool = False,
     portable: bool = False,
     with_frontend: bool = False,
+    web: PathLike | None = None,
+    ort_web: PathLike | None = None,
     tensorrt: bool = False,
     seconds: str | None = None,
     samples: int = 1024,
@@ -345,6 +348,8 @@ def export(
         int8: Also write int8 files.
         portable: Also write one int8 file for ONNX Runtime and TensorRT alike.
         with_frontend: Also write a model that takes samples, with the log-mel in the graph.
+        web: Folder for a web page that runs that model on a microphone or a file.
+        ort_web: Folder with onnxruntime-web for the page; None to fetch it.
         tensorrt: Also write fp16 files, and build engines where TensorRT and a GPU are present.
         seconds: Audio in one call of an engine, `MIN:OPT:MAX`; None for what streams need.
         samples: Synthetic clips that calibrate and judge int8.
@@ -375,6 +380,7 @@ def export(
     else:
         loaded, name = load_checkpoint(Path(student), "student"), name or Path(student).stem
     folder, mels, measured, accuracy = Path(out), None, None, None
+    page = None if web is None else onnxruntime_web(None if ort_web is None else Path(ort_web))
     if int8:
         mels = calibration_mels(loaded, bank, count=samples, seed=options.seed)
         log.info("Calibration: %s.", mels)
@@ -399,7 +405,7 @@ def export(
         source="" if mels is None else mels.source,
         portable=portable,
         half=tensorrt,
-        waveform=with_frontend,
+        waveform=with_frontend or web is not None,
         options=options,
         evaluate=accuracy,
         clips=threshold_clips(loaded, bank, options.seed),
@@ -407,6 +413,8 @@ def export(
     draw_export_report(report.to_dict(), folder / PICTURE)
     shown = {"size, latency and answers of every file": PICTURE}
     atomic_write_text(folder / CARD, export_readme(report, loaded, measured, shown))
+    if web is not None and page is not None:
+        write_page(folder / f"{name}.wave.onnx", Path(web), page)
     if not tensorrt:
         return report
     try:
