@@ -68,6 +68,7 @@ from frami_edge.models import macs_per_second
 from frami_edge.opening import OpenedModel, open_model
 from frami_edge.plots import draw_export_report
 from frami_edge.progress import ProgressCallback
+from frami_edge.readiness import judge
 from frami_edge.runs import RunFolder, record_compute
 from frami_edge.sizing import doubt
 from frami_edge.teachers import load_teacher
@@ -204,7 +205,9 @@ def distill(
         progress: Called after each step.
 
     Returns:
-        The student; `student.save(path)` writes it as one file.
+        The student; `student.save(path)` writes it as one file. `student.card.metrics["readiness"]`
+        is the verdict on it, from synthetic clips alone (`frami_edge.readiness.Readiness`): a weak
+        student is returned too, with a warning.
 
     Raises:
         BankError: The bank belongs to another teacher, or lacks a source.
@@ -249,8 +252,15 @@ def distill(
         model = distillation.distill(
             loaded, sampler, settings, compute, mel=mel, run=run, progress=progress
         )
-        agreement = distillation.held_out_agreement(loaded, model, settings, compute, mel)
-        metrics = {"synthetic_agreement": agreement, "steps": settings.distill.steps}
+        own = given if isinstance(given, Bank) else None
+        verdict = judge(loaded, model, settings, compute, mel, own)
+        metrics = {
+            "synthetic_agreement": verdict.agreement["procedural"],
+            "steps": settings.distill.steps,
+            "readiness": verdict.to_dict(),
+        }
+        if not verdict and own:  # a sampler's student is a control, or an experiment
+            log.warning(str(verdict))
         recordings_used = 0
         if isinstance(given, Bank) and settings.bank.shares.get("recordings"):
             recordings_used = given.index.recordings

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -259,6 +259,29 @@ class Bank:
                     out[i] = rows[row : row + 1][0].float()
             start += shard.clips
         return out / FULL_SCALE if self.index.samples else out
+
+    def keep_out(self, source: str, clips: Tensor) -> None:
+        """Store clips of a source that no student is trained on."""
+        kind = "audio" if self.index.samples else "mels"
+        x = to_int16(clips) if self.index.samples else clips.clamp(-60_000, 60_000).half()
+        path = self.folder / f"held-out-{source}.safetensors"
+        atomic_write_bytes(path, save({kind: x.contiguous()}))
+
+    def held_out(self, source: str) -> Tensor | None:
+        """What `keep_out` stored, float32; None for a source that makes no further clips.
+
+        Raises:
+            BankError: The file is damaged.
+        """
+        name = f"held-out-{source}.safetensors"
+        paths = [p for p in (self.folder / name, self.folder / "rank-0" / name) if p.exists()]
+        if not paths:
+            return None
+        try:
+            x: Tensor = next(iter(load(paths[0].read_bytes()).values()))
+        except (SafetensorError, StopIteration) as error:
+            raise BankError(f"{paths[0]} is damaged.", fix="Make the bank again.") from error
+        return x.float() / FULL_SCALE if self.index.samples else x.float()
 
     def mels(self, source: str, indices: Tensor, spec: MelSpec | None = None) -> Tensor:
         """(n, 1, M, T) float32 log-mels of clips of one source by their number.

@@ -134,6 +134,7 @@ def student_readme(
         if agreement is None
         else "Agreement with the teacher on held-out synthetic clips"
         f"{' that trigger a detector' if detectors else ''}: **{agreement:.2%}**.",
+        _verdict(card.metrics.get("readiness")),
         _classes(card.labels),
         "## Run it\n\nExport it, then a device runs it without torch (`--int8 --bank bank` adds "
         "int8 files):",
@@ -203,6 +204,15 @@ def export_readme(
         ),
         _provenance(rows, {"versions": report.versions}),
     )
+
+
+def _verdict(readiness: Mapping[str, Any] | None) -> str:
+    """Whether the student is ready, as `frami_edge.readiness` judged it."""
+    if not readiness:
+        return ""
+    if readiness["ready"]:
+        return "**Ready**, judged on synthetic clips of every source and class."
+    return f"**Not ready**, judged on synthetic clips: {' '.join(readiness['reasons'])}"
 
 
 def _scores(card: Card) -> list[str]:

@@ -49,7 +49,7 @@ from frami_edge.losses import DistillationLoss, FeatureScale, detection_boundary
 from frami_edge.models import ReusedHead, StudentNet, TeacherLike
 from frami_edge.progress import ProgressCallback, StepReport
 from frami_edge.runs import damaged, load_state, save_state
-from frami_edge.sources.procedural import procedural_audio, procedural_mels, samples_for
+from frami_edge.sources.procedural import samples_for
 from frami_edge_runtime.melspec import MelSpec
 
 if TYPE_CHECKING:
@@ -390,38 +390,3 @@ def _diverged(step: int, steps: int) -> RunError:
         "longer finite.",
         fix="Use a smaller distill.learning_rate and another --out, or --precision fp32.",
     )
-
-
-@torch.no_grad()
-def held_out_agreement(
-    teacher: Teacher,
-    student: StudentNet,
-    config: JourneyConfig,
-    compute: Compute,
-    mel: MelSpec | None = None,
-    clips: int = 512,
-) -> float | None:
-    """Share of fresh procedural clips on which student and teacher decide alike, `same_decision`.
-
-    With detectors only clips that trigger either of them count: most clips trigger none. None where
-    no clip does.
-
-    Their seed is one that no bank uses: selection and reports without real data rest on it. Each
-    network hears them through its own front end; ``mel`` is the student's, None for the teacher's.
-    """
-    seed = named_seed(config.seed, "held-out")
-    frames = frames_in(config.bank.clip_s, teacher.mel)
-    hear = Hearing(teacher, mel or teacher.mel, compute.device)
-    if hear.shared:
-        x = procedural_mels(teacher.mel, clips, frames, seed)
-    else:
-        x = procedural_audio(teacher.sample_rate, clips, samples_for(teacher.mel, frames), seed)
-    answers = []
-    for part in x.to(compute.device).split(128):
-        ours, theirs = hear(part)
-        answers.append(torch.stack([student(theirs), teacher(ours)]))
-    student_NK, teacher_NK = torch.cat(answers, dim=1)
-    same_N = same_decision(student_NK, teacher_NK, teacher.output)
-    if teacher.output == "sigmoid":
-        same_N = same_N[((student_NK > 0) | (teacher_NK > 0)).any(1)]
-    return float(same_N.float().mean()) if len(same_N) else None

@@ -63,6 +63,7 @@ from frami_edge.rendering import RenderedTeacher, Renderer
 from frami_edge.runs import damaged, load_state, save_state
 from frami_edge.sources import (
     Batch,
+    MakesMore,
     Source,
     SourceContext,
     balanced_labels,
@@ -348,6 +349,17 @@ class Inversion:
                 self.auxiliary.learn(mels, rng)
         return Batch(mels, asked, keep, metrics_of(terms, hidden.logits_BK, asked, c.output))
 
+    @torch.no_grad()
+    def fresh(self, n: int) -> Batch:
+        """Clips of new latents."""
+        c, rng = self.context, generator(self.context.seed, f"{self.name}/fresh")
+        z_BZ = upload(torch.randn(n, self.config.latent, generator=rng), c.compute.device)
+        labels = balanced_labels(n, c.n_classes)
+        asked, wanted = c.requests(labels, rng)
+        with autocast(c.compute):
+            mels = self.generator(z_BZ, upload(labels, c.compute.device), wanted)
+        return Batch(mels, asked, False, {})
+
     def state(self) -> dict[str, Any]:
         """Networks, latents, auxiliary student, optimisers."""
         return {
@@ -366,6 +378,10 @@ class Inversion:
         self.latent_optimizer.load_state_dict(state["latent_optimizer"])
         if self.auxiliary:
             self.auxiliary.load_state(state["auxiliary"])
+
+
+HELD_OUT = 512
+"""Clips of each source that can make more, kept out of every student's training."""
 
 
 # --- The loop: run every source, write shards, resume where a killed run stopped
@@ -426,6 +442,8 @@ def invert(
                 due = full or done == source.steps
                 report.step(batch.metrics, read=due)
                 if waiting and due:
+                    if done == source.steps and isinstance(source, MakesMore):
+                        bank.keep_out(name, keeper.clips(source.fresh(HELD_OUT)))
                     _save_shard(bank, source, keeper, waiting, first, done)
                     start = _record_seconds(run, name, start, new=first == 0)
                     first, waiting = done, []

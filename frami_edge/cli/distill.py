@@ -147,12 +147,20 @@ def distill(
             "config's steps and clips are scaled. With --resume the run keeps its numbers.",
         ),
     ] = None,
+    allow_weak: Annotated[
+        bool, typer.Option("--allow-weak", help="Accept a student that is not ready.")
+    ] = False,
     overrides: opt.Overrides = None,
     seed: opt.NewSeed = None,
 ) -> None:
-    """Distil a teacher into a compact student on synthetic clips. No audio is needed."""
+    """Distil a teacher into a compact student on synthetic clips. No audio is needed.
+
+    Exit code 3 where the student is not ready, judged by its agreement with the teacher on
+    synthetic clips of each source and class.
+    """
     from frami_edge import api
     from frami_edge.checkpoint import read_card
+    from frami_edge.errors import GateFailed
     from frami_edge.runs import read_manifest
 
     mix, folder = opt.parse_sources(sources, recordings)
@@ -165,6 +173,7 @@ def distill(
         )  # fmt: skip
     manifest, file = read_manifest(out), out / "student.safetensors"
     found, seconds = manifest["student"], manifest["seconds"]
+    verdict = found["readiness"]
     output.result(
         {
             "student": str(file),
@@ -177,17 +186,37 @@ def distill(
     real = read_card(file)[0].recordings
     output.table(
         f"Student (last step){_real_audio(real)}",
-        ("parameters", "MMAC per s of audio", "agreement on held-out synthetic clips", "seconds"),
+        ("parameters", "MMAC per s of audio", "ready", "seconds"),
         [
             (
                 found["parameters"],
                 f"{found['macs_per_second'] / 1e6:.1f}",
-                percent(found["synthetic_agreement"], 1),
+                "yes" if verdict["ready"] else "no",
                 sum(seconds.get(phase, 0.0) for phase in ("invert", "distill")),
             )
         ],
     )
+    output.table(
+        "Agreement with the teacher on synthetic clips",
+        ("source", "clips", "agreement"),
+        [
+            (name, "held out" if name in verdict["held_out"] else "of the bank", percent(share, 1))
+            for name, share in verdict["agreement"].items()
+        ],
+        caption=" ".join(verdict["reasons"]),
+    )
     output.note(f"Model card and pictures: {out / 'README.md'}")
     known = opened.card.trained_on
     words = ["frami-edge", "evaluate", str(file), "--teacher", _teacher_file(out, teacher)]
-    output.hint(shlex.join([*words, "--data", known.data if known else "NAME"]))
+    if not verdict["ready"] and not allow_weak:
+        raise GateFailed(
+            f"{file} is not ready: {' '.join(verdict['reasons'])}",
+            fix="Give it more steps (--steps, --budget), or leave out the recipe; --allow-weak "
+            "accepts it.",
+        )
+    if known:
+        output.hint(shlex.join([*words, "--data", known.data]))
+    else:
+        made = str(bank or out / "bank")
+        words = ["frami-edge", "export", str(file), "--int8", "--bank", made]
+        output.hint(shlex.join([*words, "--out", str(out / "export")]))

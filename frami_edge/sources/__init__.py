@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +78,15 @@ class Source(Protocol):
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Continue from `state`."""
+        ...
+
+
+@runtime_checkable
+class MakesMore(Protocol):
+    """A source whose trained state gives further clips at little cost."""
+
+    def fresh(self, n: int) -> Batch:
+        """Clips that are in no step, and that nothing is trained on."""
         ...
 
 

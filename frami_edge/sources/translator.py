@@ -130,6 +130,19 @@ class Translation:
         metrics = metrics_of(terms, hidden.logits_BK, asked, c.output)
         return Batch(mels.detach(), asked, index >= w.burn_in, metrics)
 
+    @torch.no_grad()
+    def fresh(self, n: int) -> Batch:
+        """Procedural clips that were not translated before."""
+        c, rng = self.context, generator(self.context.seed, f"{self.name}/fresh")
+        z = torch.randn(n, self.translator.latent, generator=rng)
+        x = procedural_mels(c.spec, n, c.frames, named_seed(c.seed, f"{self.name}/fresh"))
+        labels = balanced_labels(n, c.n_classes)
+        asked, wanted = c.requests(labels, rng)
+        z, x, labels = (upload(part, c.compute.device) for part in (z, x, labels))
+        with autocast(c.compute):
+            mels, _ = self.translator(x, z, labels, wanted)
+        return Batch(mels, asked, False, {})
+
     def state(self) -> dict[str, Any]:
         """Translator and optimiser."""
         return {

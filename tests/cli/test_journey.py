@@ -98,7 +98,14 @@ def test_the_student_records_its_origin(student: dict[str, Any], teacher: Path) 
     assert card.teacher_trained_on == theirs.card.trained_on
     assert card.trained_on is None
     assert (card.licence, card.recipe["seed"]) == ("CC-BY-SA-4.0", 3)
-    assert 0 <= student["synthetic_agreement"] <= 1
+    verdict = student["readiness"]
+    assert set(verdict["agreement"]) == set(SOURCES)
+    assert set(verdict["held_out"]) == set(SOURCES)
+    assert not verdict["ready"]
+    assert verdict["reasons"]
+    assert verdict == card.metrics["readiness"]
+    assert verdict["reasons"][0] in (Path(student["run_dir"]) / "README.md").read_text()
+    assert student["synthetic_agreement"] == verdict["agreement"]["procedural"]
     assert student["parameters"] == sum(p.numel() for p in loaded.model.parameters())
     assert student["macs_per_second"] > 0
     assert set(student["seconds"]) >= {"invert", "distill"}
@@ -116,6 +123,7 @@ def test_bank_sources_and_seed_decide_the_student(
 ) -> None:
     first = Path(student["run_dir"])
     result = distill(tmp_path / "same", "--bank", first / "bank")
+    assert "warning: Not ready. " in result.stderr
     assert same_student(tmp_path / "same", first)
     assert not (tmp_path / "same" / "bank").exists()
     assert "next: frami-edge evaluate" in result.stderr

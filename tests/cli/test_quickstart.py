@@ -69,7 +69,7 @@ def test_without_data_there_are_all_figures_but_accuracy(tmp_path: Path) -> None
     assert file.stat().st_size == figures["int8"]["bytes"]
     assert Classifier(file).info.labels == teacher.labels
     table = str(quickstart.summary(figures))
-    for text in ("student (data-free)", "control: same steps on white noise", "48 held-out"):
+    for text in ("student (data-free)", "control: 10 steps on white noise", "48 held-out"):
         assert text in table
     again = run(folder, "--json")
     assert again.exit_code == 1

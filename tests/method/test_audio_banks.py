@@ -22,7 +22,6 @@ from frami_edge.distillation import (
     Hearing,
     augmented,
     distill,
-    held_out_agreement,
     normalised,
 )
 from frami_edge.errors import BankError, ConfigError, DataError
@@ -32,6 +31,7 @@ from frami_edge.journey import calibration_mels, changed, threshold_clips
 from frami_edge.losses import live_batch_norms
 from frami_edge.models import Hidden, ResNetTeacher
 from frami_edge.opening import OpenedModel
+from frami_edge.readiness import judge
 from frami_edge.rendering import RenderedTeacher, Renderer
 from frami_edge.sources import SourceContext
 from frami_edge.sources.procedural import (
@@ -119,7 +119,9 @@ def test_a_teacher_that_takes_audio_is_inverted_and_distilled(
     mel = normalised(ears, ears.mel.replace(mean=0.0, std=1.0), sampler, 0)
     assert mel.mean != 0
     student = distill(ears, sampler, config, cpu, mel=mel)
-    assert 0 <= held_out_agreement(ears, student, config, cpu, mel, clips=8) <= 1
+    verdict = judge(ears, student, config, cpu, mel, bank)
+    assert set(verdict.agreement) == set(mix)
+    assert set(verdict.held_out) == set(mix) - {"smooth_noise"}
     # Scored on audio, a clip at a time, each at its own length.
     a, b = ProceduralAudio(8000, 1.0).clips(2, 5)
     found = OpenedModel.of_network(Path("it"), ears).logits_of_audio([(a, 8000), (b[:5000], 8000)])

@@ -15,7 +15,7 @@ from torch import Tensor
 from frami_edge.checkpoint import Teacher
 from frami_edge.config import JourneyConfig
 from frami_edge.device import Compute
-from frami_edge.distillation import ClipSampler, TensorSampler, distill, held_out_agreement
+from frami_edge.distillation import ClipSampler, TensorSampler, distill
 from frami_edge.errors import ConfigError
 from frami_edge.losses import kl_from, logits_loss
 from frami_edge.models import StudentNet
@@ -174,26 +174,12 @@ def test_samplers_of_controls() -> None:
     assert (x[x[:, 0, 0, 0] >= 100].diff(dim=3) == 1).all()
 
 
-def test_agreement_is_a_share_of_fresh_clips(opened: Teacher, cpu: Compute, run: Run) -> None:
-    itself: Any = opened.model
-    assert held_out_agreement(opened, itself, journey(), cpu, clips=20) == 1
-    assert 0 <= held_out_agreement(opened, run(), journey(), cpu, clips=20) <= 1
-
-
-def test_detectors_are_distilled_and_agreement_is_that_of_their_sets(
-    opened: Teacher, cpu: Compute
-) -> None:
+def test_detectors_are_distilled(opened: Teacher, cpu: Compute) -> None:
     card = opened.card.model_copy(update={"output": "sigmoid"})
     tagger = Teacher(opened.model, card, opened.mel, opened.sha256)
     x = Noise().batch(128, torch.Generator().manual_seed(7))
     far = [kl_from(tagger(x), train(tagger, cpu, steps)(x), "sigmoid").mean() for steps in (1, 60)]
     assert far[1] < 0.5 * far[0]
-    itself: Any = opened.model
-    assert held_out_agreement(tagger, itself, journey(), cpu, clips=20) == 1
-    assert opened.model.head is not None
-    with torch.no_grad():
-        opened.model.head.bias.fill_(-99)
-    assert held_out_agreement(tagger, itself, journey(), cpu, clips=20) is None, "all are silent"
 
 
 def train(teacher: Teacher, cpu: Compute, steps: int) -> StudentNet:

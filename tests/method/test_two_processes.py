@@ -15,9 +15,10 @@ from frami_edge.bank import Bank, BankSampler
 from frami_edge.checkpoint import Card, Teacher
 from frami_edge.config import JourneyConfig, TeacherArch
 from frami_edge.device import Compute, world
-from frami_edge.distillation import distill, held_out_agreement
+from frami_edge.distillation import distill
 from frami_edge.inversion import invert
 from frami_edge.models import ResNetTeacher
+from frami_edge.readiness import judge
 from frami_edge_runtime.melspec import MelSpec
 
 CONFIG = {
@@ -52,7 +53,7 @@ def run(folder: Path) -> None:
     if ranks > 1:
         student = distill(teacher, BankSampler(bank, config.bank.shares), config, cpu)
         found["student"] = student.state_dict()
-        found["agreement"] = held_out_agreement(teacher, student, config, cpu)
+        found["agreement"] = judge(teacher, student, config, cpu, spec).agreement["procedural"]
         if rank == 1:  # as after a kill in which rank 1 had written nothing
             shutil.rmtree(folder / "bank" / "rank-1")
             (folder / "bank" / "bank.json").unlink()
