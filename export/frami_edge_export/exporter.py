@@ -20,7 +20,6 @@ from frami_edge_export.calibration import calibration_gates, calibration_ranges,
 from frami_edge_export.errors import ExportError
 from frami_edge_export.frontend import waveform_draft
 from frami_edge_export.graph import (
-    CLASSIFIER_KEY,
     ExportableStudent,
     OnnxStudent,
     StudentFacts,
@@ -51,6 +50,7 @@ from frami_edge_export.parity import (
 from frami_edge_export.report import Artifact, Draft, ExportReport, Gate, judge
 from frami_edge_export.tensorrt import plausible_mels
 from frami_edge_export.thresholds import ThresholdClips, find_thresholds
+from frami_edge_runtime.modelfile import CLASSIFIER_KEY
 
 REPORT: Final = "export_report.json"
 Evaluate = Callable[[str | Path], float]

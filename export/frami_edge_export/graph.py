@@ -45,8 +45,6 @@ OPSET: Final = 20
 """The newest that onnxruntime 1.23.2 and TensorRT 10.3 both read."""
 MAX_IR: Final = 10
 """onnxruntime 1.23.2, the last for JetPack 6's Python 3.10, refuses IR 11."""
-CLASSIFIER_KEY: Final = "frami.classifier"
-"""Metadata key of ``model.onnx``; it differs from the streaming file's, which cannot stand in."""
 
 
 class ExportableStudent(Protocol):
