@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -315,15 +316,20 @@ class Bank:
         return torch.cat(labels), torch.cat(logits)
 
     def examples(self, source: str, per_class: int = 6) -> dict[str, Tensor]:
-        """Log-mels (n, M, T) by label: the latest of each class, or a detector's likeliest."""
-        numbers, found = self.some(source, 2048), {}
+        """Log-mels (n, M, T) by label: clips that the teacher assigns to each class.
+
+        They are spread over the second half of the source: neighbours may share one latent.
+        """
+        numbers, found = self.some(source, 4096), {}
+        numbers = numbers[len(numbers) // 2 :]
         _, logits_NK = self.answers(source, numbers)
         for k, label in enumerate(self.index.labels):
-            if self.index.output == "sigmoid":
-                index = logits_NK[:, k].argsort(descending=True)[:per_class]
+            if self.index.output == "sigmoid":  # perhaps none is above 0.5: a detector's likeliest
+                index = logits_NK[:, k].argsort(descending=True)[: 8 * per_class].sort().values
             else:
-                index = (logits_NK.argmax(1) == k).nonzero()[:, 0].flip(0)[:per_class]
+                index = (logits_NK.argmax(1) == k).nonzero()[:, 0]
             if len(index):
+                index = index[_spread(len(index), min(per_class, len(index)))]
                 found[label] = self.mels(source, numbers[index])[:, 0]
         return found
 
@@ -469,9 +475,8 @@ def source_health(
     bank: Bank,
     source: str,
     compute: Compute,
-    limit: int = 768,
 ) -> dict[str, Any]:
-    """Figures of one source.
+    """Figures of one source, over 768 clips or 32 per class.
 
     ``hit_rate``: share of clips that the teacher assigns to their target class (a detector: with
     p > 0.5), None without targets, and ``hit_rate_per_class``; ``batch_norm_error``: relative, as
@@ -481,7 +486,7 @@ def source_health(
     share of clips with each class.
     """
     assert isinstance(teacher, nn.Module)
-    clips = bank.read(source, limit)
+    clips = bank.read(source, max(768, min(32 * len(bank.index.labels), 4096)))
     pooled, logits, errors = [], [], []
     statistics = BatchNormStatistics(teacher) if live_batch_norms(teacher) else None
     inputs = clips.audio_NS if teacher.takes == "audio" else clips.mels_N1MT
@@ -547,24 +552,44 @@ def _mean_cosine(s_ND: Tensor) -> float:
 HEALTHY_HIT_RATE = 2.0
 """Times chance. Below it the generator has not learned the classes. The class term is a gentle
 push: good banks of ten classes have 0.25 to 0.33 (ESC-10) and 0.8 (digits)."""
+HEALTHY_CLASS = 0.5
+"""Times chance, for a single class, which a source's mean hides."""
 HEALTHY_BATCH_NORM = 0.2
 """Above it the clips are far from what the teacher was trained on; a good bank is below 0.05."""
 HEALTHY_SHARE = 0.6
 """Above it one class dominates the bank, whatever the targets were."""
 
 
-def health_warnings(health: dict[str, dict[str, Any]]) -> list[str]:
+def least_hit_rate(classes: int) -> float:
+    """The least hit rate of a healthy source."""
+    return min(0.8, HEALTHY_HIT_RATE / classes)
+
+
+def weak_classes(health: dict[str, Any], labels: Sequence[str]) -> dict[str, float]:
+    """Hit rates of the classes that a source misses although its mean may be fine, worst first."""
+    rates = zip(labels, health["hit_rate_per_class"], strict=True)
+    least = HEALTHY_CLASS / len(labels)
+    found = {label: rate for label, rate in rates if rate is not None and rate < least}
+    return dict(sorted(found.items(), key=lambda item: item[1]))
+
+
+def health_warnings(health: dict[str, dict[str, Any]], labels: Sequence[str]) -> list[str]:
     """A sentence for each known failure of each source."""
     found = []
     for name, h in health.items():
         hits, error, share = h["hit_rate"], h["batch_norm_error"], max(h["class_share"])
-        enough = min(0.8, HEALTHY_HIT_RATE / len(h["class_share"]))
+        enough = least_hit_rate(len(labels))
         selected = name == "breeding"  # no loss to weigh
         if hits is not None and hits < enough:
             other = "" if selected else f" or {section(name)}.class_loss"
             found.append(
                 f"{name}: the teacher predicts the target class for only {100 * hits:.0f} % of the "
                 f"clips ({100 * enough:.0f} % is the least): raise {budget(name)}.steps{other}."
+            )
+        elif weak := weak_classes(h, labels):
+            listed = ", ".join(f"{label} {100 * rate:.0f} %" for label, rate in weak.items())
+            found.append(
+                f"{name}: few of the clips made for these classes are predicted as such: {listed}."
             )
         if not selected and hits is not None and error is not None and error > HEALTHY_BATCH_NORM:
             found.append(

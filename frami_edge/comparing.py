@@ -21,6 +21,7 @@ from frami_edge.checkpoint import TrainedOn
 from frami_edge.data.decoding import read_audio
 from frami_edge.data.sets import load_set, resolve_fold
 from frami_edge.errors import BankError, CheckpointError
+from frami_edge.evaluation import EVERY
 from frami_edge.losses import Output, kl_from, same_decision
 from frami_edge.opening import OpenedModel
 from frami_edge.sources.procedural import ProceduralAudio
@@ -118,7 +119,7 @@ def real_clips(
     if fold is None and trained_on is not None and trained_on.data == sound_set.name:
         fold = trained_on.test_fold
     clips = list(sound_set.clips)
-    if fold is not None:
+    if fold not in (None, EVERY):
         key = resolve_fold(sound_set, fold)
         clips = [clip for clip in clips if clip.fold == key]
     chosen = [clips[i] for i in _spread(len(clips), min(count, len(clips)))]

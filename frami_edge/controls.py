@@ -18,7 +18,7 @@ from torch import Tensor
 
 from frami_edge.bank import Bank, BankSampler, check_bank
 from frami_edge.checkpoint import Student, Teacher
-from frami_edge.config import BASELINES, JourneyConfig, TrainConfig
+from frami_edge.config import BASELINES, JourneyConfig, TrainConfig, frames_in
 from frami_edge.data.decoding import read_audio
 from frami_edge.data.sets import SoundSet, check_disjoint, load_set
 from frami_edge.data.store import Features, length_buckets, load_features
@@ -31,7 +31,7 @@ from frami_edge.distillation import (
     distill,
     new_student,
 )
-from frami_edge.errors import CheckpointError, ConfigError
+from frami_edge.errors import CheckpointError, ConfigError, DataError
 from frami_edge.evaluation import Control, Score, predict
 from frami_edge.frontend import resample
 from frami_edge.models import StudentNet
@@ -126,7 +126,8 @@ def control_sampler(
         BankError: The bank lacks the source.
         ConfigError: The bank is missing.
     """
-    b, frames, seed = config.bank, config.bank.frames, named_seed(config.seed, f"control/{name}")
+    b, frames = config.bank, frames_in(config.bank.clip_s, mel)
+    seed = named_seed(config.seed, f"control/{name}")
     made = {
         "white_noise": (white_noise_mels, b.control_clips),
         "smooth_noise": (smooth_noise_mels, b.control_clips),
@@ -164,8 +165,8 @@ def scratch_student(
 ) -> StudentNet:
     """The student's network trained on labels instead of a teacher, for about as many steps.
 
-    It uses only the front end and the classes of the teacher. A `run` keeps a checkpoint, from which a
-    killed training resumes.
+    It uses only the front end and the classes of the teacher. A `run` keeps a checkpoint, from
+    which a killed training resumes.
     """
     d, phase = config.distill, f"control-{SCRATCH}"
     alone = d.model_copy(update={"reuse_head": False})
@@ -173,7 +174,7 @@ def scratch_student(
     recipe = TrainConfig(
         epochs=_scratch_steps(config, len(real))[0],
         batch_size=d.batch_size,
-        crop_frames=d.crop_max,
+        crop_s=d.crop_max_s,
         mixup=d.mixup,
         gain=d.gain,
     )
@@ -193,7 +194,7 @@ def scratch_student(
 def _scratch_steps(config: JourneyConfig, clips: int) -> tuple[int, int]:
     """(epochs, steps): whole epochs that come nearest to the steps of the distillation."""
     d = config.distill
-    batches = len(length_buckets([d.crop_max] * clips, d.batch_size, generator=None))
+    batches = len(length_buckets([1] * clips, d.batch_size, generator=None))
     epochs = max(1, round(d.steps / batches))
     return epochs, epochs * math.ceil(clips / d.batch_size)
 
@@ -225,6 +226,8 @@ class ControlPlan:
         A `run` keeps checkpoints, from which a killed evaluation resumes.
         """
         found, c = {}, self.config
+        if UNRELATED in self.real:
+            check_unrelated(self.real[UNRELATED].audio, tests.audio, self.wanted[UNRELATED])
         hear = Hearing(self.teacher, self.mel, self.compute.device)
         audio = hear.needs_audio
         for name, data in self.wanted.items():
@@ -261,6 +264,19 @@ class ControlPlan:
         return found
 
 
+def check_unrelated(others: Sequence[str], tests: Sequence[str], name: str) -> None:
+    """Check that an unrelated set has none of the scored clips, under whatever name.
+
+    Raises:
+        DataError: It does.
+    """
+    if shared := len(set(others) & set(tests)):
+        raise DataError(
+            f"{name} is not unrelated: {shared} clips of it have the audio of a scored clip.",
+            fix="Name a set of other recordings (for esc10: esc40).",
+        )
+
+
 def _samples(path: Path, rate: int) -> Tensor:
     """(N,) samples of a file at that rate."""
     samples, given = read_audio(path)
@@ -275,6 +291,7 @@ def plan_controls(
     compute: Compute,
     data: SoundSet,
     fold: str,
+    targets_DK: Tensor,
     *,
     bank: Path | None = None,
     root: Path | None = None,
@@ -283,7 +300,7 @@ def plan_controls(
     """Open the bank and the real clips that the rows need.
 
     The rows are scored on the test fold `fold` of `data`, and none is trained on it; `mel` is the
-    student's front end.
+    student's front end, and `targets_DK` says which of the teacher's classes are those of the set.
 
     Raises:
         BankError: The bank belongs to another teacher, or lacks a source.
@@ -301,7 +318,11 @@ def plan_controls(
         real[UNRELATED] = load_features(teacher.mel, others.clips, progress)
     for name, own in (("real", teacher.mel), (SCRATCH, mel)):
         if name in wanted:
-            real[name] = load_features(own, data.split(fold)[0], progress)
+            clips = load_features(own, data.split(fold)[0], progress)
+            targets_NK = targets_DK[clips.labels]
+            real[name] = clips.only(targets_NK.any(1).tolist()) if name == SCRATCH else clips
+            if name == SCRATCH:  # labels of the model instead of those of the set
+                real[name].labels = targets_NK[targets_NK.any(1)].int().argmax(1)
     for name in wanted:
         if name not in (*SYNTHETIC, *real):
             control_sampler(name, teacher.mel, config, bank=opened)

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from frami_edge.checkpoint import Student, Teacher, TrainedOn
 from frami_edge.data.decoding import read_audio
-from frami_edge.data.sets import Clip, SoundSet, known_sets, load_set, resolve_fold
+from frami_edge.data.sets import Clip, SoundSet, known_sets, load_set, resolve_fold, whole_name
 from frami_edge.data.store import Features
 from frami_edge.errors import CheckpointError, ConfigError, DataError
+from frami_edge.io import nfc
 from frami_edge.losses import kl_from, same_decision
 from frami_edge.opening import OpenedModel
 from frami_edge.opening import predict as predict
@@ -165,6 +166,8 @@ class Evaluation:
         score: The model's score.
         teacher: The teacher's score; None without a teacher.
         rejected: Clips of the fold that could not be read.
+        heard: Clips of the fold whose audio the teacher was trained on, see `training_clips`.
+        notes: What was left out or assumed, in sentences.
         controls: Control rows by name.
     """
 
@@ -177,6 +180,8 @@ class Evaluation:
     score: Score
     teacher: Score | None = None
     rejected: int = 0
+    heard: int = 0
+    notes: tuple[str, ...] = ()
     controls: Mapping[str, Control] = field(default_factory=dict)
 
     @property
@@ -199,6 +204,8 @@ class Evaluation:
             "fold": self.fold,
             "clips": self.score.clips,
             "rejected": self.rejected,
+            "training_clips": self.heard,
+            "notes": list(self.notes),
             "accuracy": self.score.accuracy,
             "agreement": self.score.agreement,
             "kl_nats": self.score.kl,
@@ -250,7 +257,8 @@ class Evaluation:
                 columns.insert(1, "teacher's mAP")
                 row.insert(1, percent(self.teacher.mean_average_precision))
             by_class = self._by_detector(where)
-        tables = [by_class, Table(f"{self.kind}: {self.model}", columns, [row])]
+        summary = Table(f"{self.kind}: {self.model}", columns, [row], " ".join(self.notes))
+        tables = [by_class, summary]
         if self.controls and self.teacher:
             scores = {"teacher": self.teacher, "student": self.score}
             scores |= {c.what: c.score for c in self.controls.values()}
@@ -345,12 +353,13 @@ def open_fold(
             trained on it.
     """
     sounds = load_set(data, root)
-    if fold is None and known is not None and known.data == sounds.name:
+    if fold is None and known and _same_set(known, sounds) and known.test_fold in sounds.folds:
         fold = known.test_fold
     if fold is None and len(sounds.folds) > 1:
         raise DataError(
             f"{who} does not record which fold of {sounds.name} its teacher held out.",
-            fix=f"Give --teacher FILE, or --fold; the folds are {', '.join(sounds.folds)}.",
+            fix="Give --fold all for a set that it was not trained on, else --teacher FILE or a "
+            f"--fold of {', '.join(sounds.folds)}.",
         )
     if str(fold) == EVERY:
         key, clips = EVERY, list(sounds.clips)
@@ -358,6 +367,8 @@ def open_fold(
         key = resolve_fold(sounds, None if fold is None else str(fold))
         clips = [clip for clip in sounds.clips if clip.fold == key]
     check_held_out(known, sounds, key)
+    for note in sounds.notes:
+        log.warning("%s: %s", sounds.name, note)
     if known is None:
         log.warning(
             "It is not known whether the teacher was trained on fold %s: give the teacher's "
@@ -386,10 +397,15 @@ def label_targets(
     Raises:
         DataError: They do not match.
     """
+    spelled = {nfc(label): label for label in labels}
     if not selection and label_map is None:
         check_labels(labels, data)
-        return torch.eye(len(labels), dtype=torch.bool)
-    label_map = label_map or {}
+        own = [labels.index(spelled[nfc(name)]) for name in data.labels]
+        return torch.eye(len(labels), dtype=torch.bool)[own]
+    label_map = {
+        nfc(name): [spelled.get(nfc(label), label) for label in some]
+        for name, some in (label_map or {}).items()
+    }
     unknown = sorted(set(label_map) - set(data.labels))
     unknown += sorted({label for some in label_map.values() for label in some} - set(labels))
     if unknown:
@@ -435,7 +451,7 @@ def read_label_map(path: Path) -> dict[str, list[str]]:
         ) from None
     found: dict[str, list[str]] = {}
     for number, row in enumerate(rows, start=1):
-        values = [value.strip() for value in row]
+        values = [nfc(value.strip()) for value in row]
         if len(values) != 2 or not all(values):
             raise DataError(
                 f"Line {number} of {path} has {len(values)} values.",
@@ -446,22 +462,19 @@ def read_label_map(path: Path) -> dict[str, list[str]]:
 
 
 def check_labels(labels: Sequence[str], data: SoundSet) -> None:
-    """Model and data must name the same classes in the same order.
+    """The model must have every class of the data, by name; the data may lack some of the model's.
 
     Raises:
-        DataError: They do not.
+        DataError: It does not.
     """
-    if tuple(labels) == tuple(data.labels):
+    missing = sorted({nfc(name) for name in data.labels} - {nfc(label) for label in labels})
+    if not missing:
         return
-    missing = sorted(set(data.labels) - set(labels))
     extra = sorted(set(labels) - set(data.labels))
-    what = f"the data has {len(data.labels)} classes, the model {len(labels)}"
-    if missing:
-        what += f"; unknown to the model: {', '.join(missing[:5])}"
+    what = f"the data has {len(data.labels)} classes, the model {len(labels)}; unknown to the "
+    what += f"model: {', '.join(missing[:5])}"
     if extra:
         what += f"; not in the data: {', '.join(extra[:5])}"
-    if not missing and not extra:
-        what = "they name the same classes in another order"
     raise DataError(
         f"The labels of {data.name} and of the model do not match: {what}.",
         fix="Score the model on the data set that its teacher was trained for, or give --label-map "
@@ -470,22 +483,27 @@ def check_labels(labels: Sequence[str], data: SoundSet) -> None:
 
 
 def check_held_out(known: TrainedOn | None, data: SoundSet, fold: str) -> None:
-    """The teacher must not have been trained on the clips that a model is scored on.
+    """By names: the teacher must not have been trained on the clips that a model is scored on.
+
+    Where the names do not decide, and the teacher's card holds hashes of its clips,
+    `training_clips` compares the audio.
 
     Raises:
         DataError: The teacher held out another fold of this set, or was trained on a set that
             shares its recordings.
     """
-    if known is None or (known.data, known.test_fold) == (data.name, fold):
+    if known is None or (_same_set(known, data) and known.test_fold == fold):
         return
-    if known.data != data.name:
-        if _recordings(known.data) != _recordings(data.name):
+    if not _same_set(known, data):
+        if known.audio or _recordings(known.data) != _recordings(data.name):
             return
         raise DataError(
             f"The teacher was trained on {known.data}, which has the clips of {data.name} in other "
             "folds. A score on its training clips would mean nothing.",
             fix=f"Use --data {known.data}, or train a teacher on {data.name}.",
         )
+    if known.audio and data.name.startswith("folder:"):  # two folders may have one name
+        return
     raise DataError(
         f"The teacher was trained on {data.name}: it held out fold {known.test_fold}, not {fold}. "
         "A score on its training clips would mean nothing.",
@@ -493,9 +511,80 @@ def check_held_out(known: TrainedOn | None, data: SoundSet, fold: str) -> None:
     )
 
 
+def _same_set(known: TrainedOn, data: SoundSet) -> bool:
+    return whole_name(known.data) == whole_name(data.name)
+
+
 def _recordings(name: str) -> str:
     """The download that a set is cut from: several sets share their clips."""
+    name = whole_name(name)
     return next((info.part_of or info.name for info in known_sets() if info.name == name), name)
+
+
+@dataclass(frozen=True)
+class TrainingClips:
+    """Which clips of a fold a teacher was trained on, compared by their samples.
+
+    The official folds of a published set are scored as they are; in any other set these clips are
+    left out of the score.
+    """
+
+    heard: Sequence[bool]
+    """One value per clip that could be read."""
+    kept: bool
+    """They are part of an official fold, so they are scored all the same."""
+    note: str
+    """What a result has to say about it; "" where there are none."""
+
+    @property
+    def count(self) -> int:
+        """Number of them."""
+        return sum(self.heard)
+
+    def left_out(self, features: Features) -> Features:
+        """The clips to be scored."""
+        if self.kept or not self.count:
+            return features
+        return features.only([not heard for heard in self.heard])
+
+
+def training_clips(
+    features: Features, known: TrainedOn | None, data: SoundSet, fold: str
+) -> TrainingClips:
+    """Compare the clips of a fold with those that a teacher was trained on.
+
+    Args:
+        features: The clips of the fold.
+        known: The teacher's training clips, where known.
+        data: The set of the fold.
+        fold: The fold.
+
+    Raises:
+        DataError: The teacher was trained on all of them.
+    """
+    if known is None or not known.audio:
+        if known and not (_same_set(known, data) and known.test_fold == fold):
+            log.info(
+                "The teacher's card names its training set, %s, and holds no hashes of its clips: "
+                "copies of them under another name are not noticed.",
+                known.data,
+            )
+        return TrainingClips([False] * len(features), False, "")
+    heard = known.heard(features.audio)
+    count, official = sum(heard), not data.name.startswith("folder:")
+    kept = official and _same_set(known, data) and known.test_fold == fold
+    if not count:
+        return TrainingClips(heard, kept, "")
+    if count == len(features) and not kept:
+        raise DataError(
+            f"The teacher was trained on all {count} clips: fold {fold} of {data.name}. A score on "
+            "its training clips would mean nothing.",
+            fix="Score it on clips that it was not trained on.",
+        )
+    note = f"{count} of {len(features)} clips have the same audio as a training clip of the teacher"
+    note += ": the official fold is scored as it is." if kept else " and are left out of the score."
+    log.warning(note)
+    return TrainingClips(heard, kept, note)
 
 
 def as_selected(model: OpenedModel, teacher: OpenedModel) -> OpenedModel:

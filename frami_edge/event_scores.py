@@ -22,7 +22,7 @@ from frami_edge.data.sets import is_audio
 from frami_edge.errors import ConfigError, DataError
 from frami_edge.evaluation import as_selected, check_teacher
 from frami_edge.frontend import resample
-from frami_edge.io import atomic_write_bytes
+from frami_edge.io import atomic_write_bytes, nfc
 from frami_edge.opening import OpenedModel, open_model
 from frami_edge.progress import Progress, ProgressCallback
 from frami_edge.tables import Table, percent
@@ -114,10 +114,10 @@ def read_sounds(path: Path) -> dict[str, list[Sound]]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
             for row in rows:
-                sound = Sound(float(row["onset"]), float(row["offset"]), row["label"])
+                sound = Sound(float(row["onset"]), float(row["offset"]), nfc(row["label"]))
                 if not 0 <= sound.onset < sound.offset < float("inf"):
                     raise ValueError(f"line {rows.line_num} ends before it starts")
-                found.setdefault(Path(row["file"]).name, []).append(sound)
+                found.setdefault(nfc(Path(row["file"]).name), []).append(sound)
     except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
         if isinstance(error, KeyError):
@@ -193,9 +193,11 @@ def score_events(
         DataError: There is no audio.
     """
     heard, seconds = [], 0.0
+    spelled = {nfc(label): label for label in model.labels}
     for samples, rate, sounds in recordings:
         seconds += len(samples) / rate
-        own = [sound for sound in sounds if sound.label in model.labels]
+        labelled = [(spelled.get(nfc(sound.label)), sound) for sound in sounds]
+        own = [replace(sound, label=label) for label, sound in labelled if label]
         heard.append((window_results(model, samples, rate), own))
         if progress:
             progress(Progress("recordings", len(heard), None))
@@ -305,7 +307,7 @@ def evaluate_stream(
     """
     sounds = read_sounds(labels) if labels else {}
     files = audio_files(audio)
-    names = [file.name for file in files]
+    names = [nfc(file.name) for file in files]
     if doubled := [name for name in names if name in sounds and names.count(name) > 1]:
         raise DataError(
             f"Labels go by file name, and {doubled[0]} is there twice.", fix="Rename one of them."
@@ -314,7 +316,8 @@ def evaluate_stream(
     reference = as_selected(opened, open_model(teacher)) if teacher else None
     if reference:
         check_teacher(opened, reference)
-    if labels and not any(s.label in opened.labels for name in names for s in sounds.get(name, ())):
+    own = {nfc(label) for label in opened.labels}
+    if labels and not any(s.label in own for name in names for s in sounds.get(name, ())):
         log.warning(
             "No line of %s has the name of a recording and a label of the model (such as %s): "
             "every event counts as a false alarm.",
@@ -325,7 +328,10 @@ def evaluate_stream(
         settings: dict[str, Any] = {"min_on_s": MIN_ON_S}
         info = judged.info
         spec = EventSpec.for_model(info, **settings) if info else EventSpec(**settings)
-        recordings = ((*read_recording(file), sounds.get(file.name, ())) for file in files)
+        recordings = (
+            (*read_recording(file), sounds.get(name, ()))
+            for file, name in zip(files, names, strict=True)
+        )
         return score_events(judged, recordings, spec, progress)
 
     found = StreamEvaluation(score(opened), score(reference) if reference else None)

@@ -239,7 +239,11 @@ def _describe_safetensors(path: Path) -> Description:
         facts["head"] = "the teacher's, with a projector" if reused else "its own"
         right = network.context[1]
         facts |= _geometry(loaded.mel, network.receptive_field, network.stride, right)
-    sections = {"file": _file(path), "network": facts, "card": card.model_dump(mode="json")}
+    written = card.model_dump(mode="json")
+    for known in (written["trained_on"], written["teacher_trained_on"]):
+        if known:  # one line, however many clips there were
+            known["audio"] = f"hashes of {known['clips']} clips" if known["audio"] else "no hashes"
+    sections = {"file": _file(path), "network": facts, "card": written}
     findings = [] if card.real_clips else [_NO_TRAINED_ON]
     return Description(card.kind, f"{card.kind} of frami-edge", sections, findings)
 
@@ -274,7 +278,7 @@ def _describe_bank(folder: Path) -> Description:
         "health": index.health,
         "index": index.model_dump(mode="json", exclude={"shards", "health"}),
     }
-    findings = health_warnings(index.health)
+    findings = health_warnings(index.health, index.labels)
     if not index.health:
         findings.append("bank.json holds no health figures.")
     return Description("bank", "bank of synthetic clips", sections, findings)

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import secrets
+import unicodedata
 from collections.abc import Iterator, Mapping
 from datetime import date
 from enum import Enum
@@ -100,6 +101,11 @@ def plain(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return plain(value.tolist())
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")
+
+
+def nfc(text: str) -> str:
+    """Text in Unicode's form NFC: an accented letter is one character, whatever wrote it."""
+    return unicodedata.normalize("NFC", text)
 
 
 def read_small(path: str | os.PathLike[str], most: int) -> bytes:

@@ -62,9 +62,9 @@ def kl_from(teacher_BK: Tensor, model_BK: Tensor, output: Output) -> Tensor:
 def class_loss(logits_BK: Tensor, labels_B: Tensor, wanted_BK: Tensor | None = None) -> Tensor:
     """Cross entropy towards the target class: ``-mean log softmax(z)_y``.
 
-    With detectors ``mean -p* log σ(z) - (1 - p*) log σ(-z)`` over the requested ones: p* is 1, which
-    gives softplus(-z), or less for a clip near the decision boundary. Detectors without a request
-    answer as the teacher likes.
+    With detectors ``mean -p* log σ(z) - (1 - p*) log σ(-z)`` over the requested ones: p* is 1,
+    which gives softplus(-z), or less for a clip near the decision boundary. Detectors without a
+    request answer as the teacher likes.
 
     Source: H. Chen et al., *DAFL*, ICCV 2019 (one-hot loss), with given targets instead of the
     teacher's own predictions; sampled probabilities of detectors are ours.

@@ -191,10 +191,12 @@ def _rotation(names: Sequence[str]) -> dict[str, Any]:
     return {"rotation": 45 if few else 90, "ha": "right" if few else "center"}
 
 
-def diversity(path: Path, health: Mapping[str, Any]) -> None:
-    """What the teacher predicts for each source: hit rate, class balance, mean cosine."""
-    labels = [short(label) for label in health["labels"]]
-    sources = [name for name in health if name != "labels"]
+def diversity(path: Path, health: Mapping[str, Any], labels: Sequence[str], least: float) -> None:
+    """What the teacher predicts for each source: hit rate, class balance, mean cosine.
+
+    `least` is the hit rate that the check of the bank asks for.
+    """
+    labels, sources = [short(label) for label in labels], list(health)
     colours = [SERIES[i % len(SERIES)] for i in range(len(sources))]
     wide = max(4.5, (0.42 if len(labels) <= _FEW_CLASSES else 0.24) * len(labels) + 1.5)
     with figure(path, 1, 3, (2 * wide + 3, 3.7), width_ratios=[wide, wide, 3]) as axes:
@@ -207,7 +209,7 @@ def diversity(path: Path, health: Mapping[str, Any]) -> None:
                 hits.bar(places, rates, width, color=colours[i])
             share = health[name]["class_share"]
             balance.bar(places, share, width, color=colours[i], label=name)
-        hits.axhline(0.8, color=FAINT, linewidth=0.8, linestyle="--")
+        hits.axhline(least, color=FAINT, linewidth=0.8, linestyle="--")
         hits.set_title("Hit rate: predicted as the target class")
         hits.set_ylim(0, 1.02)
         balance.axhline(1 / len(labels), color=FAINT, linewidth=0.8, linestyle="--")

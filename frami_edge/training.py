@@ -18,7 +18,7 @@ from frami_edge import plots
 from frami_edge.augment import mix_pairs, random_crop, random_gain, random_masks
 from frami_edge.cards import teacher_readme
 from frami_edge.checkpoint import Card, TrainedOn, load_checkpoint, parameters, save_checkpoint
-from frami_edge.config import TeacherConfig, TrainConfig
+from frami_edge.config import TeacherConfig, TrainConfig, frames_in
 from frami_edge.data.sets import Clip, SoundSet, load_set, resolve_fold
 from frami_edge.data.store import (
     Features,
@@ -30,7 +30,7 @@ from frami_edge.data.store import (
 from frami_edge.device import Compute, autocast, generator
 from frami_edge.distillation import cosine_with_warmup, weight_groups
 from frami_edge.errors import TeacherError
-from frami_edge.evaluation import Score, predict, score
+from frami_edge.evaluation import Score, predict, score, training_clips
 from frami_edge.io import atomic_write_text
 from frami_edge.models import ResNetTeacher
 from frami_edge.progress import Progress, ProgressCallback
@@ -78,9 +78,23 @@ def train_teacher(
         mel = config.mel.spec(mean=mean, std=std)
         train = raw.normalised(mel)
         test = load_features(mel, test_clips, progress, "log-mels to test on")
-    origin = {"test_fold": fold, "licence": data.licence, "source": data.source}
-    sides = {"train": train.manifest(), "test": test.manifest()}
-    run.record(data={"name": data.name, **origin, **sides}, mel=mel.to_dict())
+    known = TrainedOn(
+        data=data.name,
+        test_fold=fold,
+        clips=len(train),
+        sha256=train.sha256,
+        licence=data.licence,
+        source=data.source,
+        audio=TrainedOn.pack(train.audio),
+    )
+    heard = training_clips(test, known, data, fold)
+    test = heard.left_out(test)
+    for note in data.notes:
+        log.warning("%s: %s", data.name, note)
+    facts = known.model_dump(include={"test_fold", "licence", "source"})
+    facts |= {"notes": [note for note in (*data.notes, heard.note) if note]}
+    facts |= {"train": train.manifest(), "test": test.manifest() | {"training_clips": heard.count}}
+    run.record(data={"name": data.name, **facts}, mel=mel.to_dict())
     file = run.path(TEACHER)
     if file.exists():  # killed after the last epoch
         model: nn.Module = load_checkpoint(file, "teacher").model.to(compute.device)
@@ -106,7 +120,7 @@ def train_teacher(
         arch=config.arch.model_dump(mode="json"),
         mel=mel.to_dict(),
         labels=data.labels,
-        trained_on=TrainedOn(data=data.name, clips=len(train), sha256=train.sha256, **origin),
+        trained_on=known,
         recipe=config.model_dump(mode="json"),
         metrics=metrics,
         licence=data.licence,
@@ -162,7 +176,8 @@ def train_epochs(
     Raises:
         TeacherError: The loss is not finite, or the checkpoint was made from other clips.
     """
-    lengths = [min(n, config.crop_frames or n) for n in features.lengths]
+    crop = frames_in(config.crop_s, features.mel) if config.crop_s else 0
+    lengths = [min(n, crop or n) for n in features.lengths]
 
     def batches(epoch: int) -> list[list[int]]:
         # BatchNorm cannot train on a single clip, hence at least two per batch.
@@ -254,8 +269,9 @@ def _batch(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Augmented clips: mels (B, 1, M, T), lengths, labels, blend partners and shares, (B,) each."""
     mels = [features.mels[i] for i in indices]
-    if config.crop_frames:
-        mels = [random_crop(m[None, None], config.crop_frames, rng)[0, 0] for m in mels]
+    if config.crop_s:
+        crop = frames_in(config.crop_s, features.mel)
+        mels = [random_crop(m[None, None], crop, rng)[0, 0] for m in mels]
     # 0 is the value that networks of this family pad with; the lengths mask it out.
     x_B1MT, lengths_B = collate(mels, range(len(mels)), pad_value=0.0)
     if config.gain:

@@ -49,6 +49,11 @@ def test_the_set_and_the_fold_exist(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TEACHERS)
+def test_every_teacher_has_a_recipe_for_its_student(name: str) -> None:
+    assert name.replace("-teacher", "-student") in SHIPPED
+
+
+@pytest.mark.parametrize("name", TEACHERS)
 def test_every_key_is_there_and_explained(name: str) -> None:
     text = SHIPPED[name].read_text()
     config = load_config(TeacherConfig, name)

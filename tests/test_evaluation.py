@@ -1,5 +1,8 @@
 """Scores by hand arithmetic, and what may be scored on what."""
 
+import shutil
+import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +12,11 @@ import soundfile
 import torch
 from torch import Tensor, nn
 
+from frami_edge.api import evaluate
 from frami_edge.checkpoint import Card, TrainedOn, save_checkpoint
 from frami_edge.config import StudentArch, TeacherArch
-from frami_edge.data.sets import SoundSet, load_set
-from frami_edge.data.store import FeatureStore
+from frami_edge.data.sets import Clip, SoundSet, load_set
+from frami_edge.data.store import Features, FeatureStore
 from frami_edge.errors import CheckpointError, DataError
 from frami_edge.evaluation import (
     average_precision,
@@ -27,6 +31,7 @@ from frami_edge.evaluation import (
     predict,
     read_label_map,
     score,
+    training_clips,
 )
 from frami_edge.models import ResNetTeacher, StudentNet
 from frami_edge.opening import open_model
@@ -143,18 +148,13 @@ def trained_on(data: str, fold: str) -> TrainedOn:
     return TrainedOn(data=data, test_fold=fold, clips=1, sha256="0" * 64)
 
 
-@pytest.mark.parametrize(
-    ("labels", "words"),
-    [
-        (("b", "a"), "another order"),
-        (("a", "c"), "unknown to the model: b; not in the data: c"),
-        (("a", "b", "c"), "has 2 classes, the model 3"),
-    ],
-)
-def test_other_labels_are_refused(labels: tuple[str, ...], words: str) -> None:
-    check_labels(("a", "b"), set_of())
-    with pytest.raises(DataError, match=words):
-        check_labels(labels, set_of())
+def test_a_set_of_the_models_classes_is_scored_by_name() -> None:
+    """In any order and form of Unicode, and where a class is missing; a class more is refused."""
+    labels = ("c", unicodedata.normalize("NFD", "é"), "a")
+    sounds = set_of(("a", unicodedata.normalize("NFC", "é")))
+    assert label_targets(labels, sounds, selection=False).int().argmax(1).tolist() == [2, 1]
+    with pytest.raises(DataError, match="has 2 classes, the model 2; unknown to the model: b"):
+        check_labels(("a", "c"), set_of())
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for label, hz in zip(LABELS, (2000.0, 300.0), strict=True):
             for i in range(4):
                 rate = (8000, 16000)[i % 2]
-                t = np.arange(int(rate * (0.2 + 0.1 * i))) / rate
+                t = np.arange(int(rate * (0.2 + 0.1 * i))) / rate + 0.3777 * (side == "test")
                 path = root / side / label / f"{i}.wav"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 soundfile.write(path, 0.3 * np.sin(2 * np.pi * hz * t), rate)
@@ -194,7 +194,9 @@ def sounds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def models(tmp_path_factory: pytest.TempPathFactory, sounds: Path) -> dict[str, Path]:
     """A teacher, another one, a student of the first, and the student as ONNX."""
     folder = tmp_path_factory.mktemp("models")
-    known = trained_on(f"folder:{sounds.name}", "test")
+    train = FeatureStore(SPEC, folder / "cache").load(load_set(f"folder:{sounds}").split("test")[0])
+    update = {"audio": TrainedOn.pack(train.audio)}
+    known = trained_on(f"folder:{sounds.name}", "test").model_copy(update=update)
     common: dict[str, Any] = {"mel": SPEC.to_dict(), "labels": LABELS}
     arch = StudentArch(channels=(8, 8, 8), time_kernels=(3, 3, 3), out_channels=8)
     paths = {name: folder / f"{name}.safetensors" for name in ("teacher", "other", "student")}
@@ -218,6 +220,69 @@ def models(tmp_path_factory: pytest.TempPathFactory, sounds: Path) -> dict[str, 
         options=ExportOptions(bench_budget_s=0.01, bench_rounds=2),
     )  # fmt: skip
     return paths | {"onnx": folder / "student.fp32.onnx"}
+
+
+def copied(
+    sounds: Path, to: Path, sides: Sequence[str], suffix: str = ".flac", change: float = 1.0
+) -> str:
+    """Clips of these sides as CLASS/SIDE-N.flac, times `change`."""
+    for path in sorted(sounds.rglob("*.wav")):
+        if path.parts[-3] in sides:
+            samples, rate = soundfile.read(path)
+            copy = to / path.parts[-2] / f"{path.parts[-3]}-{path.stem}{suffix}"
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(copy, change * samples, rate)
+    return f"folder:{to}"
+
+
+def test_training_clips_are_known_by_their_audio(
+    models: dict[str, Path], sounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under another name, in another layout and container; a set of the same name is another."""
+    monkeypatch.setenv("FRAMI_EDGE_CACHE", str(tmp_path / "cache"))
+    student = models["student"]
+    with pytest.raises(DataError, match="trained on all 8 clips: fold all of folder:copy"):
+        evaluate(student, data=copied(sounds, tmp_path / "copy", ["train"]), fold="all")
+    mixed = evaluate(student, data=copied(sounds, tmp_path / "both", ["train", "test"]), fold="all")
+    assert (mixed.score.clips, mixed.heard) == (8, 8)
+    assert mixed.to_dict()["training_clips"] == 8
+    assert "8 of 16 clips have the same audio" in " ".join(str(mixed).split())
+    official = evaluate(student, data=f"folder:{sounds}")
+    assert (official.score.clips, official.heard, official.notes) == (8, 0, ())
+    same_name = copied(sounds, tmp_path / sounds.name, ["train"], change=0.5)
+    assert evaluate(student, data=same_name, fold="all").score.clips == 8
+
+
+def test_a_test_set_may_have_one_class(
+    models: dict[str, Path], sounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FRAMI_EDGE_CACHE", str(tmp_path / "cache"))
+    shutil.copytree(sounds / "test" / "low", tmp_path / "own" / "low")
+    found = evaluate(models["student"], data=f"folder:{tmp_path / 'own'}", fold="all")
+    assert found.score.confusion_KK.sum(1).tolist() == [0, 4]
+
+
+@pytest.mark.parametrize(("fold", "kept"), [("1", True), ("2", False)])
+def test_an_official_fold_keeps_its_duplicates(
+    fold: str, kept: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are counted; from any other fold they are left out; old cards hold no hashes."""
+    audio = [f"{i:016x}" for i in range(4)]
+    clips = [Clip(Path(f"{i}.wav"), 0, fold) for i in range(4)]
+    features = Features(
+        [torch.zeros(1, 1)] * 4, torch.zeros(4).long(), clips, audio, [], "", SPEC, audio
+    )
+    known = TrainedOn(
+        data="esc10", test_fold="1", clips=1, sha256="0" * 64, audio=TrainedOn.pack(audio[:1])
+    )
+    found = training_clips(features, known, set_of(), fold)
+    assert (found.count, found.kept) == (1, kept)
+    assert len(found.left_out(features)) == (4 if kept else 3)
+    assert "1 of 4 clips" in found.note
+    old = known.model_copy(update={"audio": "", "data": "folder:other"})
+    with caplog.at_level("INFO"):
+        assert training_clips(features, old, set_of(), fold).count == 0
+    assert "holds no hashes" in caplog.text
 
 
 def test_a_student_and_its_onnx_file_agree_on_audio(

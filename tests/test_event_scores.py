@@ -49,7 +49,10 @@ def test_hits_false_alarms_and_latency(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("frami_edge.event_scores.window_results", results)
     model: Any = Heard([(10, 14, 0), (30, 34, 0), (50, 54, 1)])
-    sounds = [Sound(10, 14, "dog"), Sound(50, 54, "dog"), Sound(70, 71, "cat")]
+    # Labels of the recording and of the model in two forms of Unicode are one label.
+    monkeypatch.setattr(f"{__name__}.LABELS", ("cafe\u0301", "bell"))
+    model.labels = LABELS
+    sounds = [Sound(10, 14, "caf\u00e9"), Sound(50, 54, "caf\u00e9"), Sound(70, 71, "cat")]
     recording = (np.zeros(36_000, np.float32), 300, sounds)  # 120 s
     found = score_events(model, [recording], EventSpec(on=0.7, min_on_s=0.5))
     # The dog at 10 s is found; one event is nothing, one has the wrong label; cats are background.
@@ -71,6 +74,8 @@ def test_labels_and_files_are_read_and_refused(tmp_path: Path) -> None:
     assert read_sounds(labels) == {"day.wav": [Sound(1.5, 2.0, "dog"), Sound(4.0, 5.0, "bell")]}
     labels.write_text("file,onset,offset,label\nday.wav,1,2,dog\n", "utf-8-sig")  # as Excel does
     assert list(read_sounds(labels)) == ["day.wav"]
+    labels.write_text("file,onset,offset,label\ncafe\u0301.wav,1,2,cafe\u0301\n")
+    assert read_sounds(labels) == {"caf\u00e9.wav": [Sound(1.0, 2.0, "caf\u00e9")]}
     for text, says in (
         ("file,start\nday.wav,1\n", "the column 'onset' is missing"),
         ("file,onset,offset,label\nday.wav,2,1,dog\n", "line 2 ends before it starts"),

@@ -21,7 +21,6 @@ ROWS: list[dict[str, Any]] = [
     {"step": i, "loss": 5 / (i + 1), "agreement": i / 50 if i % 2 else None} for i in range(50)
 ] + [{"phase": "other"}]
 HEALTH: dict[str, Any] = {
-    "labels": ["dog", "rain"],
     "inversion": {"hit_rate_per_class": [0.9, None], "hit_rate": 0.9},
     "procedural": {"hit_rate_per_class": [None, None], "hit_rate": None},
 }
@@ -66,7 +65,7 @@ DRAWERS: dict[str, Draw] = {
     "large confusion": lambda p: plots.confusion(
         p, torch.eye(30), [f"class {k}" for k in range(30)], "Who"
     ),
-    "diversity": lambda p: plots.diversity(p, HEALTH),
+    "diversity": lambda p: plots.diversity(p, HEALTH, ["dog", "rain"], 0.8),
     "bars": lambda p: plots.accuracy_bars(p, {"teacher": 0.9, "us": 0.88}, "Bars"),
     "export": lambda p: plots.draw_export_report(REPORT, p),
     "fp32 alone": lambda p: plots.draw_export_report(FP32_ONLY, p),

@@ -64,4 +64,4 @@ def doctor(
         fixes = "; ".join(f"{check.name}: {check.fix}" for check in blocking[:3])
         raise GateFailed(verdict(checks, "training"), fix=fixes)
     output.note(verdict(checks, "training"))
-    output.hint("frami-edge quickstart")
+    output.hint("frami-edge quickstart --out runs/quickstart")

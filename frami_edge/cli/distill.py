@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +26,12 @@ def _teacher_file(run: Path, teacher: str) -> str:
     return str(run / "teacher.yaml") if (run / "teacher.yaml").exists() else teacher
 
 
+def _worst_class(health: dict[str, Any], labels: Sequence[str]) -> str | None:
+    rates = zip(health["hit_rate_per_class"], labels, strict=True)
+    known = [(rate, label) for rate, label in rates if rate is not None]
+    return "{1} {0:.0%}".format(*min(known)) if known else None
+
+
 HEALTH = ("batch_norm_error", "entropy", "embedding_variance", "cosine", "loudness_spread")
 
 
@@ -38,9 +45,9 @@ HEALTH = ("batch_norm_error", "entropy", "embedding_variance", "cosine", "loudne
 def invert(
     output: Output,
     given: dict[str, Any],
-    config: opt.Config,
     teacher: opt.TeacherOption,
     out: Annotated[Path, typer.Option("--out", help="Run folder; the bank is in OUT/bank.")],
+    config: opt.Recipe = None,
     sources: opt.Sources = None,
     recordings: opt.Recordings = None,
     listen: Annotated[
@@ -52,7 +59,6 @@ def invert(
 ) -> None:
     """Invert a teacher into a bank of synthetic clips. No audio is needed."""
     from frami_edge import api
-    from frami_edge.config import JourneyConfig, load_config
     from frami_edge.errors import ConfigError
     from frami_edge.rendering import write_examples
     from frami_edge.runs import read_manifest
@@ -60,12 +66,12 @@ def invert(
     if listen and listen.exists() and not listen.is_dir():
         raise ConfigError(f"--listen {listen} is a file.", fix="Give a folder.")
     mix, folder = opt.parse_sources(sources, recordings)
-    settings = load_config(JourneyConfig, config, overrides or ())
+    settings, changes = opt.read_recipe(config, overrides)
     opened = opt.open_teacher(teacher, given)
     with output.live() as progress:
         bank = api.invert(
-            opened, config=settings, seed=seed, sources=mix, recordings=folder, out=out,
-            progress=progress, **given,
+            opened, config=settings, seed=seed, sources=mix, recordings=folder, overrides=changes,
+            out=out, progress=progress, **given,
         )  # fmt: skip
     wavs = [
         str(path)
@@ -87,23 +93,30 @@ def invert(
     output.table(
         "Bank health, from the teacher"
         + (_real_audio(bank.index.recordings) or "; no real clip is involved"),
-        ("source", "clips", "target hit rate", *(name.replace("_", " ") for name in HEALTH)),
+        (
+            *("source", "clips", "target hit rate", "worst class"),
+            *(name.replace("_", " ") for name in HEALTH),
+        ),
         [
-            (name, h["clips"], percent(h["hit_rate"], 0), *(h[key] for key in HEALTH))
+            (name, h["clips"], percent(h["hit_rate"], 0), worst, *(h[key] for key in HEALTH))
             for name, h in health.items()
+            for worst in [_worst_class(h, bank.index.labels)]
         ],
     )
     output.note(f"Pictures: {out / 'plots'}")
     named = _teacher_file(out, teacher)
-    words = ["frami-edge", "distill", config, "--teacher", named, "--bank", str(bank.folder)]
+    words = ["frami-edge", "distill", *([config] if config else [])]
+    words += ["--teacher", named, "--bank", str(bank.folder)]
     words += ["--sources", sources] if sources else []
     words += ["--recordings", str(recordings)] if recordings else []
+    words += [word for text in overrides or () for word in ("--set", text)]
     keep = opt.keep_text(opened) if named == teacher else ""
     output.hint(f"{shlex.join(words)}{keep} --out runs/student")
 
 
 @command(
     app,
+    "frami-edge distill --teacher t.safetensors --out runs/s --budget 10min",
     "frami-edge distill esc10-student --teacher runs/teacher/teacher.safetensors --out runs/s",
     "frami-edge distill my.yaml --teacher t.safetensors --bank runs/bank/bank --out runs/s",
     "frami-edge distill my.yaml --teacher t.safetensors --out runs/s --resume",
@@ -112,31 +125,43 @@ def invert(
 def distill(
     output: Output,
     given: dict[str, Any],
-    config: opt.Config,
     teacher: opt.TeacherOption,
     out: Annotated[Path, typer.Option("--out", help="Run folder.")],
+    config: opt.Recipe = None,
     bank: Annotated[
         Path | None,
         typer.Option("--bank", help="Bank to use.", show_default="one that is made in OUT/bank"),
     ] = None,
     sources: opt.Sources = None,
     recordings: opt.Recordings = None,
+    steps: Annotated[
+        int | None,
+        typer.Option("--steps", min=1, help="Steps of distillation.", show_default="the config's"),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget",
+            metavar="TIME",
+            help="Time for bank and student, such as 10min: a few steps are timed, then the "
+            "config's steps and clips are scaled. With --resume the run keeps its numbers.",
+        ),
+    ] = None,
     overrides: opt.Overrides = None,
     seed: opt.NewSeed = None,
 ) -> None:
     """Distil a teacher into a compact student on synthetic clips. No audio is needed."""
     from frami_edge import api
     from frami_edge.checkpoint import read_card
-    from frami_edge.config import JourneyConfig, load_config
     from frami_edge.runs import read_manifest
 
     mix, folder = opt.parse_sources(sources, recordings)
-    settings = load_config(JourneyConfig, config, overrides or ())
+    settings, changes = opt.read_recipe(config, overrides)
     opened = opt.open_teacher(teacher, given)
     with output.live() as progress:
         api.distill(
-            opened, bank, config=settings, seed=seed, sources=mix, recordings=folder, out=out,
-            progress=progress, **given,
+            opened, bank, config=settings, steps=steps, budget=budget, seed=seed, sources=mix,
+            recordings=folder, overrides=changes, out=out, progress=progress, **given,
         )  # fmt: skip
     manifest, file = read_manifest(out), out / "student.safetensors"
     found, seconds = manifest["student"], manifest["seconds"]

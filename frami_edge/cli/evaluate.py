@@ -54,6 +54,7 @@ def evaluate(
         Path | None, typer.Option("--teacher", help="Also compare with this teacher, clip by clip.")
     ] = None,
     data_root: opt.DataRoot = None,
+    allow_partial: opt.AllowPartial = False,
     label_map: Annotated[
         Path | None,
         typer.Option(
@@ -83,14 +84,15 @@ def evaluate(
 ) -> None:
     """Score a model on real clips, by class, and compare it with its teacher.
 
-    Clips that the teacher was trained on are refused. With --stream the events in long recordings
-    are scored; --out then holds a picture of missed sounds over false alarms.
+    Clips that the teacher was trained on are refused or left out. With --stream the events in long
+    recordings are scored; --out then holds a picture of missed sounds over false alarms.
     """
     from frami_edge import api
+    from frami_edge.data.sets import part_name
     from frami_edge.event_scores import evaluate_stream
     from frami_edge.runs import read_manifest
 
-    of_clips = any((fold, data_root, label_map, controls, bank))
+    of_clips = any((fold, data_root, allow_partial, label_map, controls, bank))
     if (data is None) == (stream is None) or (of_clips if stream else labels):
         raise ConfigError(
             "These options do not say whether clips or long recordings are scored.",
@@ -106,6 +108,8 @@ def evaluate(
         output.tables(heard.tables())
         return
     assert data is not None
+    if allow_partial:
+        data = part_name(data)
 
     with output.live() as progress:
         found = api.evaluate(

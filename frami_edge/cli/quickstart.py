@@ -1,5 +1,6 @@
 """`frami-edge quickstart`: from a teacher to a device in a few minutes, without any data."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,7 +53,9 @@ def quickstart(
     output.tables([summary(figures)])
     output.note(f"Pictures: {', '.join(figures['plots'].values())}")
     if figures["student"]["accuracy"] is None:
-        output.hint(
-            "frami-edge data get fsdd --data-root sounds   (then: quickstart --data-root sounds)"
-        )
-    output.hint("frami-edge train-teacher esc10-teacher --data-root sounds --out runs/teacher")
+        output.hint("frami-edge data get fsdd --data-root sounds")
+        again = ["frami-edge", "quickstart", "--data-root", "sounds", "--out", str(out)]
+        output.hint(f"{shlex.join(again)} --overwrite")
+    else:
+        output.hint("frami-edge data get esc50 --data-root sounds")
+        output.hint("frami-edge train-teacher esc10-teacher --data-root sounds --out runs/teacher")

@@ -27,6 +27,7 @@ def train_teacher(
     config: opt.Config,
     overrides: opt.Overrides = None,
     data_root: opt.DataRoot = None,
+    allow_partial: opt.AllowPartial = False,
     out: Annotated[
         Path | None, typer.Option("--out", help="Run folder.", show_default="runs/CONFIG")
     ] = None,
@@ -34,9 +35,13 @@ def train_teacher(
     """Train a teacher on real audio with one fold held out, and score it on that fold once."""
     from frami_edge import api
     from frami_edge.config import TeacherConfig, load_config, presets
+    from frami_edge.data.sets import part_name
     from frami_edge.runs import read_manifest
 
     settings = load_config(TeacherConfig, config, overrides or ())
+    if allow_partial:
+        update = {"name": part_name(settings.data.name)}
+        settings = settings.model_copy(update={"data": settings.data.model_copy(update=update)})
     name = Path(config).stem
     folder = out or Path("runs") / name
     with output.live() as progress:
@@ -55,6 +60,8 @@ def train_teacher(
             "test_fold": known.test_fold,
             "train_clips": known.clips,
             "test_clips": metrics["test_clips"],
+            "training_clips": manifest["data"]["test"]["training_clips"],
+            "notes": manifest["data"]["notes"],
             "accuracy": metrics["accuracy"],
             "recall": manifest["recall"],
             "parameters": manifest["parameters"],
@@ -80,10 +87,9 @@ def train_teacher(
                 f"{seconds:.1f}",
             )
         ],
+        caption=" ".join(manifest["data"]["notes"]),
     )
     output.note(f"Model card and pictures: {folder / 'README.md'}")
     student = name.removesuffix("-teacher") + "-student"
-    recipe = student if student in presets() else "student.yaml"
-    output.hint(
-        f"frami-edge distill {recipe} --teacher {shlex.quote(str(file))} --out runs/{student}"
-    )
+    words = ["frami-edge", "distill", *([student] if student in presets() else [])]
+    output.hint(shlex.join([*words, "--teacher", str(file), "--out", f"runs/{student}"]))

@@ -13,6 +13,12 @@ import soundfile
 from frami_edge.errors import UnusableClipError
 from frami_edge.io import read_small
 
+_DECODED = "wav wave flac ogg oga opus mp3 aif aiff aifc au snd caf w64 rf64"
+_NAMED = "m4a m4b mp4 aac ac3 wma amr 3gp webm weba mka mp2 ape wv dts ra"
+AUDIO_SUFFIXES = frozenset(f".{suffix}" for suffix in (_DECODED + " " + _NAMED).split())
+"""Files that count as clips; those that libsndfile cannot decode are left out and named."""
+CANCELLED = 0.01
+"""A peak of the channels' mean below this share of theirs: they have opposite phase."""
 SILENCE_PEAK = 1e-4  # -80 dBFS
 LOUDEST_PEAK = 100.0  # float files beyond +40 dBFS hold integers never scaled to -1..1
 MAX_FILE_BYTES = 1 << 29
@@ -22,7 +28,7 @@ MAX_CLIP_S = 600
 def read_audio(path: Path) -> tuple[npt.NDArray[np.float32], int]:
     """Mono samples (N,) float32 in -1..1, channels averaged, and their rate in Hz.
 
-    Reads WAV, FLAC, OGG and MP3.
+    Reads what libsndfile reads: WAV, FLAC, Ogg (Vorbis and Opus), MP3, AIFF and some more.
 
     Raises:
         UnusableClipError: Missing, unreadable, larger than 512 MB, or as `decode`.
@@ -32,6 +38,8 @@ def read_audio(path: Path) -> tuple[npt.NDArray[np.float32], int]:
 
 def read_bytes(path: Path) -> bytes:
     """The whole file, so that what is hashed is what is decoded; raises as `read_audio`."""
+    if not is_utf8(path.name):  # no other machine and no JSON file can name it
+        raise UnusableClipError("its name is not UTF-8")
     try:
         data = read_small(path, MAX_FILE_BYTES)
     except FileNotFoundError:
@@ -61,6 +69,10 @@ def decode(data: bytes) -> tuple[npt.NDArray[np.float32], int]:
         if isinstance(error, UnusableClipError):
             raise
         reason = str(getattr(error, "error_string", error)).rstrip(".")
+        if "Format not recognised" in reason:
+            raise UnusableClipError(
+                "not decodable, or not audio: convert it to WAV or FLAC"
+            ) from None
         raise UnusableClipError(f"not decodable or truncated ({reason})") from None
     if len(samples_NC) < promised:
         raise UnusableClipError(f"truncated: {len(samples_NC)} of {promised} frames")
@@ -70,6 +82,12 @@ def decode(data: bytes) -> tuple[npt.NDArray[np.float32], int]:
         raise UnusableClipError("samples that are not finite (NaN or infinity)")
     samples = samples_NC[:, 0] if samples_NC.shape[1] == 1 else samples_NC.mean(axis=1)
     peak = float(np.abs(samples).max())
+    loudest = float(np.abs(samples_NC).max())
+    if loudest >= SILENCE_PEAK and peak < CANCELLED * loudest:
+        raise UnusableClipError(
+            f"channels of opposite phase: peak {loudest:.2g}, in their mean {peak:.2g}; keep one "
+            "channel"
+        )
     if peak < SILENCE_PEAK:
         raise UnusableClipError(f"silent: peak {peak:.2g} of full scale")
     if peak > LOUDEST_PEAK:
@@ -92,3 +110,8 @@ def _check_wav_is_whole(data: bytes) -> None:
             return
         at += size + size % 2
     raise UnusableClipError("truncated: the header ends before any samples")
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a file's name is text on every machine."""
+    return not any("\udc80" <= char <= "\udcff" for char in name)

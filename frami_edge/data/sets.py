@@ -14,11 +14,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from frami_edge.data.decoding import AUDIO_SUFFIXES, is_utf8
 from frami_edge.errors import DataError, IncompleteSetError
+from frami_edge.io import nfc
 
 ROOT_VARIABLE = "FRAMI_EDGE_DATA"
-AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".oga", ".mp3"})
 HASH_FOLDS = 5
+PART = "-part"
+"""End of the name of a known set that is incomplete."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class SoundSet:
     root: Path  # the set's own folder
     validation_of: Mapping[str, str] = field(default_factory=dict)
     """The fold that validates while the key is tested, where the protocol has one."""
+    notes: tuple[str, ...] = ()
+    """What was left out or assumed, in sentences."""
 
     def split(self, fold: str | int) -> tuple[list[Clip], list[Clip]]:
         """(train, test) clips of one fold.
@@ -66,6 +71,11 @@ class SoundSet:
             raise DataError(
                 f"Fold {key} of {self.name} leaves {what}.",
                 fix="Add clips, or arrange the folder as train/CLASS/*.wav and test/CLASS/*.wav.",
+            )
+        if len(self.labels) < 2:
+            raise DataError(
+                f"{self.name} has one class, {self.labels[0]}: there is nothing to learn.",
+                fix="Add a folder of other sounds. One class can be scored: `frami-edge evaluate`.",
             )
         return train, test
 
@@ -105,10 +115,11 @@ def check_disjoint(others: SoundSet, scored: SoundSet) -> None:
 
 
 def load_set(name: str, root: Path | None = None) -> SoundSet:
-    """A complete data set.
+    """A data set, complete unless its name ends in ``-part``.
 
     Args:
         name: A known set (`known_sets`), or ``folder:PATH`` for a tree with one folder per class.
+            ``NAME-part`` stands for what is there of an incomplete set.
         root: The data root; None for $FRAMI_EDGE_DATA. Not used by ``folder:PATH``.
 
     Raises:
@@ -117,7 +128,7 @@ def load_set(name: str, root: Path | None = None) -> SoundSet:
     """
     if name.startswith("folder:"):
         return load_folder(Path(name.removeprefix("folder:")).expanduser())
-    info = set_info(name)
+    info = set_info(whole_name(name))
     base = data_root(root)
     folder = find_folder(info, base)
     if folder is None:
@@ -125,7 +136,19 @@ def load_set(name: str, root: Path | None = None) -> SoundSet:
             f"{info.name} is not in {base}: there is no folder {info.folders[0]}.",
             fix=f"Run `{info.get}`, or put the folder there.",
         )
-    return load_known(info, folder)
+    return load_known(info, folder, allow_partial=name.strip().lower().endswith(PART))
+
+
+def whole_name(name: str) -> str:
+    """The name of a known set without the ending of a part of it; folders keep theirs."""
+    if name.startswith("folder:"):
+        return name
+    return re.sub(f"{PART}$", "", name.strip(), flags=re.IGNORECASE)
+
+
+def part_name(name: str) -> str:
+    """The name under which an incomplete set may be used; a folder is never incomplete."""
+    return name if name.startswith("folder:") else whole_name(name) + PART
 
 
 def data_root(option: Path | None) -> Path:
@@ -151,67 +174,180 @@ def data_root(option: Path | None) -> Path:
 
 # --- Plain folders
 
+_SPLITS = {
+    "train": ("train", "training"),
+    "test": ("test", "testing", "eval", "evaluation"),
+    "validation": ("val", "valid", "validation", "dev"),
+}
+_LAYOUTS = "CLASS/*.wav, train/CLASS/*.wav with test/CLASS/*.wav, or fold1/CLASS/*.wav and so on"
+_Tops = dict[Path, list[Path]]  # folders in a set's root, with the audio files below each
+
 
 def load_folder(root: Path) -> SoundSet:
     """Clips of a tree ``CLASS/*``, ``train/CLASS/*`` with ``test/CLASS/*``, or ``foldN/CLASS/*``.
 
+    Splits may have their usual names (``training``, ``val``). Without a test split the validation
+    split is the test fold; ``test/CLASS/*`` alone is a test set. Hidden files are skipped, and
+    sub-folders of a class are searched. Labels and names are in Unicode's form NFC.
+
     Without a given split, the folds "1" to "5" come from the file names alone:
     ``1 + int(sha256("CLASS/FILE")[:8], 16) % 5``. Adding a file moves no other, and the split is
-    the same on every machine. Hidden files are skipped, sub-folders of a class are searched.
+    the same on every machine. A class of which some fold would have no clip is dealt to the folds
+    in turn instead, in the order of that hash.
 
     Raises:
-        DataError: No folder, no classes, or a class without audio files.
+        DataError: No folder, no classes, a class without audio files, or another layout.
     """
     if not root.is_dir():
         raise DataError(f"There is no folder {root}.", fix="Correct the path after folder:.")
-    tops = {folder.name: folder for folder in _folders(root)}
-    lowered = {name.lower(): name for name in tops}
-    fold_of: dict[str, str] = {}
-    if {"train", "test"} <= set(lowered):
-        kept = {"train": "train", "test": "test"}
-        kept |= dict.fromkeys({"val", "valid", "validation"} & set(lowered), "validation")
-        fold_of = {lowered[name]: fold for name, fold in kept.items()}
-    elif tops and all(re.fullmatch(r"fold[-_ ]?\d+", name) for name in lowered):
-        fold_of = {name: str(int(re.sub(r"\D", "", name))) for name in tops}
-    trees = [(tops[name], fold) for name, fold in fold_of.items()] or [(root, "")]
-    classes = [(label, fold) for tree, fold in trees for label in _folders(tree)]
-    labels = tuple(sorted({label.name for label, _ in classes}))
+    notes: list[str] = []
+    ignored: Counter[str] = Counter()
+    tops = {top: _audio_below(top, ignored) for top in _folders(root, notes)}
+    splits = _splits_of(root, tops)
+    grouped: dict[tuple[str, str], list[Path]] = {}
+    for top, files in tops.items():
+        for folder in [top] if not splits else _folders(top, notes) if top in splits else []:
+            inside = [path for path in files if folder in path.parents]
+            grouped.setdefault((nfc(folder.name), splits.get(top, "")), []).extend(inside)
+    labels = tuple(sorted({label for label, _ in grouped}))
+    empty = sorted(set(labels) - {label for (label, _), files in grouped.items() if files})
+    if empty or not labels:
+        what = f"no audio in {', '.join(empty[:5])}" if empty else "0 class folders"
+        raise _other_layout(root, tops, what)
     clips = []
-    for label, fold in classes:
-        for path in filter(is_audio, label.rglob("*")):
-            inner = f"{label.name}/{path.relative_to(label).as_posix()}"
-            digest = int(hashlib.sha256(inner.encode()).hexdigest()[:8], 16)
-            own_fold = fold or str(1 + digest % HASH_FOLDS)
-            name = path.relative_to(root).as_posix()
-            clips.append(Clip(path, labels.index(label.name), own_fold, name))
-    empty = sorted(set(labels) - {labels[clip.label] for clip in clips})
-    if len(labels) < 2 or empty:
-        what = f"no audio in {', '.join(empty[:5])}" if empty else f"{len(labels)} class folders"
-        raise DataError(
-            f"{root} is not a set of classes: {what}.",
-            fix="Arrange it as CLASS/*.wav, train/CLASS/*.wav with test/CLASS/*.wav, or "
-            f"fold1/CLASS/*.wav and so on; {', '.join(sorted(AUDIO_SUFFIXES))} are read.",
-        )
-    split = "test" in fold_of.values()
+    for (label, split), files in grouped.items():
+        names = {path: readable(path.relative_to(root).as_posix()) for path in files}
+        folds = {} if split else _hash_folds(names)
+        for path, name in names.items():
+            clips.append(Clip(path, labels.index(label), split or folds[path], name))
+    found = {clip.fold for clip in clips}
+    test = "test" if "test" in found else "validation"
+    if found == {"train", "validation"}:
+        notes.append("There is no test split: the validation split is the test fold.")
+    if ignored:
+        listed = ", ".join(f"{n} {suffix}" for suffix, n in ignored.most_common(5))
+        notes.append(f"Files in the class folders that are not audio: {listed}.")
+    if beside := sum(is_audio(path) for path in root.iterdir()):
+        notes.append(f"Audio files beside the folders, which are not read: {beside}.")
     return SoundSet(
-        name=f"folder:{root.name}",
+        name=f"folder:{readable(root.absolute().name)}",
         labels=labels,
         clips=tuple(sorted(clips, key=lambda clip: clip.name)),
-        folds=("test",) if split else tuple(sorted({clip.fold for clip in clips}, key=int)),
+        folds=(test,) if test in found else tuple(sorted(found, key=int)),
         licence="not stated",
         source="local folder",
         root=root,
-        validation_of={"test": "validation"} if "validation" in fold_of.values() else {},
+        validation_of={"test": "validation"} if {"test", "validation"} <= found else {},
+        notes=tuple(notes),
     )
 
 
-def _folders(parent: Path) -> list[Path]:
-    return sorted(p for p in parent.iterdir() if p.is_dir() and not p.name.startswith((".", "__")))
+def _folders(parent: Path, notes: list[str]) -> list[Path]:
+    """Folders that are not hidden and whose name can be a label."""
+    found = []
+    for path in sorted(parent.iterdir()):
+        if path.is_dir() and not path.name.startswith((".", "__")):
+            if is_utf8(path.name):
+                found.append(path)
+            else:
+                notes.append(
+                    f"The folder {readable(path.name)} is left out: its name is not UTF-8."
+                )
+    return found
+
+
+def _audio_below(folder: Path, ignored: Counter[str]) -> list[Path]:
+    """Audio files in a folder and its sub-folders; other files are counted by suffix."""
+    audio = []
+    for path in sorted(folder.rglob("*")):
+        if is_audio(path):
+            audio.append(path)
+        elif path.is_file() and not path.name.startswith("."):
+            ignored[readable(path.suffix.lower()) or "without a suffix"] += 1
+    return audio
+
+
+def _splits_of(root: Path, tops: _Tops) -> dict[Path, str]:
+    """The split of each folder that holds audio; empty where these folders are classes.
+
+    Raises:
+        DataError: The layout is none of the three.
+    """
+    splits = {top: _split_of(top.name) for top, files in tops.items() if files}
+    names = {split for split in splits.values() if split}
+    of_folders = {top for top in splits if all(path.parent != top for path in tops[top])}
+    # A class may be called train: splits hold class folders alone, or there are several.
+    is_split = bool(names) and (
+        all(splits.values())
+        or any(splits[top] for top in of_folders)
+        or ("train" in names and len(names) > 1)
+    )
+    problem = ""
+    if is_split:
+        strays = [top.name for top, split in splits.items() if not split]
+        flat = [top.name for top in splits if top not in of_folders]
+        if strays:
+            problem = f"beside its splits, {', '.join(strays[:3])} holds audio as well"
+        elif flat:
+            problem = f"{', '.join(flat[:3])} holds audio without class folders"
+        elif names & set(_SPLITS) and names - set(_SPLITS):
+            problem = "it has numbered folds beside train, validation or test"
+        elif names == {"train"}:
+            problem = "there is no test split"
+    elif of_folders and of_folders == set(splits):
+        inner = {path.relative_to(top).parts[0] for top in of_folders for path in tops[top]}
+        if all(map(_split_of, inner)):
+            problem = "the splits are inside the class folders"
+        elif len(tops) == 1:
+            problem = "its only folder holds folders"
+    if problem:
+        raise _other_layout(root, tops, problem)
+    return splits if is_split else {}
+
+
+def _split_of(name: str) -> str:
+    """``train``, ``test``, ``validation`` or a fold's number; "" for any other name."""
+    name = name.casefold()
+    if re.fullmatch(r"fold[-_ ]?\d+", name):
+        return str(int(re.sub(r"\D", "", name)))
+    return next((split for split, names in _SPLITS.items() if name in names), "")
+
+
+def _hash_folds(names: Mapping[Path, str]) -> dict[Path, str]:
+    """A fold for each clip of a class, as `load_folder` says."""
+    numbers = {
+        path: int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) for path, name in names.items()
+    }
+    folds = {path: str(1 + number % HASH_FOLDS) for path, number in numbers.items()}
+    if len(set(folds.values())) == HASH_FOLDS:
+        return folds
+    ordered = sorted(names, key=lambda path: (numbers[path], path))
+    return {path: str(1 + i % HASH_FOLDS) for i, path in enumerate(ordered)}
+
+
+def _other_layout(root: Path, tops: _Tops, problem: str) -> DataError:
+    seen = []
+    for top, files in tops.items():
+        inner = sorted(
+            {f"{path.relative_to(top).parts[0]}/" for path in files if path.parent != top}
+        )
+        below = ", ".join([*inner[:2], "..."][: len(inner)]) or f"{len(files)} audio files"
+        seen.append(f"{top.name}/ ({readable(below)})")
+    shown = ", ".join([*seen[:6], "..."][: len(seen)]) or "no folders"
+    return DataError(
+        f"{root} is not a set of classes: {problem}. It holds {shown}.",
+        fix=f"Arrange it as {_LAYOUTS}. Folders whose name begins with a dot are skipped.",
+    )
 
 
 def is_audio(path: Path) -> bool:
-    """Whether the name is that of an audio file which is read; hidden files are not."""
+    """Whether the name is that of an audio file; hidden files are not."""
     return path.suffix.lower() in AUDIO_SUFFIXES and not path.name.startswith(".")
+
+
+def readable(name: str) -> str:
+    r"""A file's name as text in the form NFC; bytes that are not UTF-8 become ``\xNN``."""
+    return nfc(os.fsencode(name).decode("utf-8", "backslashreplace"))
 
 
 # --- The known sets
@@ -371,15 +507,15 @@ def find_folder(info: SetInfo, root: Path) -> Path | None:
     return root if root.resolve().name in info.folders else None
 
 
-def load_known(info: SetInfo, folder: Path) -> SoundSet:
-    """A known set from its own folder, complete; raises as `load_set`."""
-    found = expected_set(info, folder)
+def load_known(info: SetInfo, folder: Path, *, allow_partial: bool = False) -> SoundSet:
+    """A known set from its own folder, complete unless `allow_partial`; raises as `load_set`."""
+    found = expected_set(info, folder, allow_partial=allow_partial)
     expected = {clip.name for clip in found.clips}
     there: set[str] = set()
     for parent in {name.rpartition("/")[0] for name in expected}:
         if (folder / parent).is_dir():
             with os.scandir(folder / parent) as files:
-                there.update(f"{parent}/{file.name}" for file in files if file.is_file())
+                there.update(f"{parent}/{readable(file.name)}" for file in files if file.is_file())
     missing = [clip for clip in found.clips if clip.name not in there]
     # ESC-10 and ESC-40 share their folder with the rest of ESC-50.
     unknown = (
@@ -387,9 +523,12 @@ def load_known(info: SetInfo, folder: Path) -> SoundSet:
         if info in (_ESC10, _ESC40)
         else sorted(name for name in there - expected if is_audio(Path(name)))
     )
-    if not missing and not unknown:
+    present = tuple(clip for clip in found.clips if clip.name in there)
+    if len(present) == info.clips and not unknown:
         return found
-    count = len(expected & there) + len(unknown)
+    if allow_partial and present:
+        return _part(info, found, present, len(unknown))
+    count = len(present) + len(unknown)
     parts = [f"{info.name} in {folder} has {count} clips, not {info.clips}"]
     if missing:
         folds = Counter(clip.fold for clip in missing)
@@ -398,10 +537,37 @@ def load_known(info: SetInfo, folder: Path) -> SoundSet:
         parts.append(f"{len(missing)} missing ({per_fold}), for example {names}")
     if unknown:
         parts.append(f"{len(unknown)} not of this set, for example {', '.join(unknown[:3])}")
-    fix = f"Move {folder.name} away and get the set again ({info.get}), or add the missing files."
+    fix = (
+        f"Move {folder.name} away and get the set again ({info.get}), or add the missing files. "
+        f"{_USE_PART}"
+    )
     if not missing:
         fix = "Move the clips that are not of this set out of its folder."
     raise IncompleteSetError("; ".join(parts) + ".", fix=fix)
+
+
+_USE_PART = "Or use what is there: --allow-partial, or folder:PATH with one folder per class."
+
+
+def _part(info: SetInfo, found: SoundSet, present: tuple[Clip, ...], unknown: int) -> SoundSet:
+    """The clips of an incomplete set that are there, under a name that says so."""
+    counts = Counter(clip.fold for clip in present)
+    folds = tuple(fold for fold in found.folds if counts[fold])
+    listed = ", ".join(f"fold {fold}: {counts[fold]}" for fold in folds)
+    notes = [f"A part of {info.name}: {len(present)} of {info.clips} clips ({listed})."]
+    kept = sorted({clip.label for clip in present})
+    if lost := [label for i, label in enumerate(found.labels) if i not in kept]:
+        notes.append(f"No clip is there of {', '.join(lost[:5])}.")
+    if unknown:
+        notes.append(f"Audio files that are not of {info.name}, which are not read: {unknown}.")
+    return replace(
+        found,
+        name=info.name + PART,
+        labels=tuple(found.labels[i] for i in kept),
+        clips=tuple(replace(clip, label=kept.index(clip.label)) for clip in present),
+        folds=folds,
+        notes=tuple(notes),
+    )
 
 
 @dataclass(frozen=True)
@@ -446,8 +612,10 @@ def survey(root: Path | None) -> list[SetStatus]:
     return found
 
 
-def expected_set(info: SetInfo, folder: Path) -> SoundSet:
+def expected_set(info: SetInfo, folder: Path, *, allow_partial: bool = False) -> SoundSet:
     """The clips that a set must hold, from its own metadata where it has any; files are not read.
+
+    With `allow_partial` the metadata may list fewer clips.
 
     Raises:
         IncompleteSetError: The metadata file is missing or lists another number of clips.
@@ -465,7 +633,7 @@ def expected_set(info: SetInfo, folder: Path) -> SoundSet:
             for s, digit, take in product(speakers, range(10), range(50)):
                 entries.append((f"data/{s:02d}/{digit}_{s:02d}_{take}.wav", digit, fold))
     else:
-        labels, entries = _from_metadata(info, folder)
+        labels, entries = _from_metadata(info, folder, allow_partial=allow_partial)
     return SoundSet(
         name=info.name,
         labels=tuple(labels),
@@ -478,15 +646,19 @@ def expected_set(info: SetInfo, folder: Path) -> SoundSet:
     )
 
 
-def _from_metadata(info: SetInfo, folder: Path) -> tuple[Sequence[str], list[tuple[str, int, str]]]:
+def _from_metadata(
+    info: SetInfo, folder: Path, *, allow_partial: bool
+) -> tuple[Sequence[str], list[tuple[str, int, str]]]:
     """Labels and entries of ESC-50 with its views, and of UrbanSound8K."""
     urban = info is _URBANSOUND
     path = folder / ("metadata/UrbanSound8K.csv" if urban else "meta/esc50.csv")
     columns = "slice_file_name classID class" if urban else "filename target category"
     file, number, label = columns.split()
     refetch = f"Fetch the set again from {info.source}."
+    if allow_partial and not path.exists():  # a part may come with a list of its own
+        path = next(iter(sorted(path.parent.glob("*.csv"))), path)
     try:
-        with path.open(newline="", encoding="utf-8") as text:
+        with path.open(newline="", encoding="utf-8-sig") as text:
             rows = list(csv.DictReader(text))
         if not urban:
             wanted = {"esc10": ("True",), "esc40": ("False",)}.get(info.name, ("True", "False"))
@@ -502,16 +674,19 @@ def _from_metadata(info: SetInfo, folder: Path) -> tuple[Sequence[str], list[tup
             for row in rows
         ]
     except FileNotFoundError:
-        raise IncompleteSetError(f"{info.name}: {path} is missing.", fix=refetch) from None
+        raise IncompleteSetError(
+            f"{info.name}: {path} is missing.", fix=f"{refetch} {_USE_PART}"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read: {error!r}.", fix=refetch) from None
     folds = {fold for _, _, fold in entries}
     names = {name for name, _, _ in entries}
-    if (len(names), len(labels), folds) != (info.clips, info.classes, set(info.folds)):
+    whole = (len(names), len(labels), folds) == (info.clips, info.classes, set(info.folds))
+    if not (whole or (allow_partial and folds <= set(info.folds))):
         raise IncompleteSetError(
             f"{info.name}: {path.name} lists {len(names)} clips of {len(labels)} classes in folds "
             f"{', '.join(sorted(folds))}, not {info.clips} of {info.classes} in "
             f"{', '.join(info.folds)}.",
-            fix=refetch,
+            fix=f"{refetch} {_USE_PART}",
         )
     return labels, entries

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from frami_edge_runtime.melspec import MelSpec
 log = logging.getLogger("frami_edge")
 
 CACHE_VARIABLE = "FRAMI_EDGE_CACHE"
-_VERSION = 2
+_VERSION = 3
 """Changes whenever the same file and the same MelSpec would give other features."""
 _BATCH_SAMPLES = 2_000_000
 """About 125 s at 16 kHz: bounds the memory of one transform."""
@@ -61,6 +61,7 @@ class Features:
     rejected: list[Rejected]
     sha256: str  # of the sorted (name within the set, file hash) list of the kept clips
     mel: MelSpec  # the front end, with its mean and std
+    audio: list[str] = field(default_factory=list)  # hash of each kept clip's samples, 16 digits
 
     def __len__(self) -> int:
         return len(self.mels)
@@ -80,6 +81,20 @@ class Features:
             raise ValueError("only raw log-mels of the same front end can be normalised")
         mean_M1, std_M1 = _statistics(mel)
         return replace(self, mels=[(m - mean_M1) / std_M1 for m in self.mels], mel=mel)
+
+    def only(self, keep: Sequence[bool]) -> Features:
+        """The clips that are kept; raises as `FeatureStore.load` where there are none."""
+        index = [i for i, kept in enumerate(keep) if kept]
+        clips, hashes = [self.clips[i] for i in index], [self.hashes[i] for i in index]
+        return replace(
+            self,
+            mels=[self.mels[i] for i in index],
+            labels=self.labels[index],
+            clips=clips,
+            hashes=hashes,
+            audio=[self.audio[i] for i in index],
+            sha256=_digest(clips, hashes),
+        )
 
     def manifest(self) -> dict[str, Any]:
         """Plain values for a manifest: what was used, what was left out and why; no paths."""
@@ -173,16 +188,16 @@ class FeatureStore:
         for entry in found.values():
             if entry.mel is not None:
                 entry.mel.sub_(mean_M1).div_(std_M1)
-        named = sorted((names[clip.path], found[clip.path].sha256) for clip in kept)
-        digest = "".join(f"{name}\t{sha256}\n" for name, sha256 in named)
+        hashes = [found[clip.path].sha256 for clip in kept]
         return Features(
             mels=[mel for clip in kept if (mel := found[clip.path].mel) is not None],
             labels=torch.tensor([clip.label for clip in kept], dtype=torch.int64),
             clips=kept,
-            hashes=[found[clip.path].sha256 for clip in kept],
+            hashes=hashes,
             rejected=rejected,
-            sha256=hashlib.sha256(digest.encode()).hexdigest(),
+            sha256=_digest(kept, hashes),
             mel=self.mel,
+            audio=[found[clip.path].audio for clip in kept],
         )
 
     def _fold(self, paths: list[Path], report: Callable[[int], None]) -> dict[Path, _Entry]:
@@ -194,13 +209,15 @@ class FeatureStore:
             with safe_open(file, framework="pt") as cached:
                 listed = json.loads(cached.metadata()["entries"])
                 return {
-                    path: _Entry(cached.get_tensor(str(i)) if not reason else None, sha256, reason)
-                    for i, (path, (sha256, reason)) in enumerate(zip(paths, listed, strict=True))
+                    path: _Entry(None if why else cached.get_tensor(str(i)), sha256, why, audio)
+                    for i, (path, (sha256, why, audio)) in enumerate(
+                        zip(paths, listed, strict=True)
+                    )
                 }
         except Exception:  # a missing or damaged file is computed anew
             entries = self._compute(paths, report)
         tensors = {str(i): e.mel for i, e in enumerate(entries.values()) if e.mel is not None}
-        listed = json.dumps([[e.sha256, e.reason] for e in entries.values()])
+        listed = json.dumps([[e.sha256, e.reason, e.audio] for e in entries.values()])
         try:
             atomic_write_bytes(file, save(tensors, metadata={"entries": listed}))
         except OSError as error:
@@ -217,16 +234,14 @@ class FeatureStore:
         def transform(group: dict[Path, torch.Tensor]) -> None:
             mels_NMT = self._log_mel(torch.stack(list(group.values())))
             for path, mel in zip(group, mels_NMT.unbind(), strict=True):
-                entries[path] = _Entry(
-                    mel.clone(memory_format=torch.contiguous_format), entries[path].sha256, ""
-                )
+                entries[path].mel = mel.clone(memory_format=torch.contiguous_format)
 
         for path in paths:
             try:
                 data = read_bytes(path)
                 sha256 = hashlib.sha256(data).hexdigest()
-                entries[path] = _Entry(None, sha256, "")
                 decoded, rate = decode(data)
+                entries[path] = _Entry(None, sha256, "", hash_samples(decoded))
                 resampled = resample(torch.from_numpy(decoded), rate, self.mel.sample_rate)
                 samples = tile_to_window(resampled, self.mel)
             except AudioError as error:
@@ -250,6 +265,18 @@ class _Entry:
     mel: torch.Tensor | None
     sha256: str
     reason: str
+    audio: str = ""
+
+
+def hash_samples(samples: npt.NDArray[np.float32]) -> str:
+    """16 hexadecimal digits: the same for one sound in a WAV and in a FLAC file of any name."""
+    return hashlib.blake2b(samples.tobytes(), digest_size=8).hexdigest()
+
+
+def _digest(clips: Sequence[Clip], hashes: Sequence[str]) -> str:
+    names = [clip.name or clip.path.name for clip in clips]
+    named = sorted(zip(names, hashes, strict=True))
+    return hashlib.sha256("".join(f"{name}\t{h}\n" for name, h in named).encode()).hexdigest()
 
 
 def _statistics(

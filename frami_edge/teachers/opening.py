@@ -21,7 +21,7 @@ from frami_edge.assets import teacher_assets
 from frami_edge.checkpoint import Card, Teacher, TrainedOn, load_checkpoint
 from frami_edge.config import Strict, dump_config, load_config, presets, read_mapping
 from frami_edge.errors import CheckpointError, ConfigError, TeacherError
-from frami_edge.io import atomic_write_text, read_small, sha256_file, sha256_tensors
+from frami_edge.io import atomic_write_text, nfc, read_small, sha256_file, sha256_tensors
 from frami_edge.teachers import hugging_face
 from frami_edge.teachers.calling import AUDIO_LAYOUTS, LAYOUTS, Input, find_calling, in_words, takes
 from frami_edge.teachers.foreign import ForeignTeacher
@@ -478,6 +478,7 @@ def read_labels(source: str | Sequence[str]) -> tuple[str, ...]:
             labels = [row[column].strip() for row in rows if row]
         else:
             labels = [line.strip() for line in text.splitlines() if line.strip()]
+    labels = [nfc(label) for label in labels]
     if not 2 <= len(labels) <= MAX_LABELS or len(set(labels)) != len(labels):
         raise TeacherError(
             f"The labels name {len(labels)} classes, {len(set(labels))} of them different.",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from frami_edge.checkpoint import Teacher
 from frami_edge.errors import ConfigError
+from frami_edge.io import nfc
 from frami_edge.models import Hidden, TeacherLike
 
 OTHER = "other"
@@ -70,12 +71,12 @@ def read_keep(keep: Keep, labels: Sequence[str]) -> dict[str, tuple[int, ...]]:
     if isinstance(keep, Mapping):
         for name, members in keep.items():
             index = [i for text in _texts(members) for i in _classes(text, labels)]
-            found.append((str(name).strip(), tuple(index)))
+            found.append((nfc(str(name).strip()), tuple(index)))
     else:
         for text in _texts(keep):
             name, equals, members = text.partition("=")
             if equals and _index(text, labels) is None:
-                found.append((name.strip(), _classes(members, labels)))
+                found.append((nfc(name.strip()), _classes(members, labels)))
             else:
                 found += [(labels[i], (i,)) for i in _classes(text, labels)]
     if not found or any(not name or not index for name, index in found):
@@ -120,7 +121,7 @@ def _index(name: str, labels: Sequence[str]) -> int | None:
     """A class by its label, by one of the names in its label, or by its index."""
     wanted = _folded(name)
     whole = [i for i, label in enumerate(labels) if _folded(label) == wanted]
-    exact = [i for i in whole if labels[i] == name]
+    exact = [i for i in whole if nfc(labels[i]) == nfc(name)]
     part = [i for i, label in enumerate(labels) if wanted in map(_folded, label.split(","))]
     for candidates in (exact, whole, part):
         if len(candidates) == 1:
@@ -134,7 +135,7 @@ def _index(name: str, labels: Sequence[str]) -> int | None:
 
 
 def _folded(name: str) -> str:
-    return " ".join(name.casefold().replace("_", " ").split())
+    return " ".join(nfc(name).casefold().replace("_", " ").split())
 
 
 def _unknown(name: str, labels: Sequence[str]) -> ConfigError:
@@ -173,6 +174,7 @@ class SelectedTeacher(nn.Module):
         self.takes = model.takes
         self.channels, self.pooled_size = model.channels, model.pooled_size
         self.frame_stride, self.frame_offset = model.frame_stride, model.frame_offset
+        self.receptive_field: int | None = getattr(model, "receptive_field", None)
         self.output = output
         self.groups = [list(group) for group in groups]
         if rest and output == "softmax":

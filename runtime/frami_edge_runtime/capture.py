@@ -554,7 +554,6 @@ class PcmPipe:
             AudioError: Nothing came for ``stall_s``, or the stream is an audio file that cannot be
                 decoded here or has another rate.
         """
-        data: bytes | None = b""
         if self._at_start and self._stream.wait(POLL_S):
             self._at_start = False
             if found := self._stream.container():
@@ -562,7 +561,8 @@ class PcmPipe:
         if self._file is not None:
             return self._file.read()
         # Samples may begin only after the format is known, however late they come.
-        if not self._at_start and (data := self._frames.read(_PIPE_FRAMES)) is None:
+        data = b"" if self._at_start else self._frames.read(_PIPE_FRAMES)
+        if data is None:
             self.monitor.review()
             return None
         if not data:

@@ -25,6 +25,7 @@ Wav = Callable[..., Path]
         ("flac", {}, 1e-4),
         ("ogg", {"subtype": "VORBIS"}, 0.1),
         ("mp3", {}, 0.1),
+        ("aiff", {}, 1e-4),
     ],
 )
 def test_every_format_is_read(
@@ -93,7 +94,10 @@ def test_unusable_files_say_why(tmp_path: Path, make_tone: Tone, make_wav: Wav) 
     assert "silent" in _refused(make_wav(tmp_path / "silent.wav", wav * 0))
     assert "silent" in _refused(make_wav(tmp_path / "faint.wav", wav * 3e-4, subtype="FLOAT"))
     opposite = np.stack([wav, -wav], axis=1)
-    assert "silent" in _refused(make_wav(tmp_path / "opposite.wav", opposite, subtype="FLOAT"))
+    said = _refused(make_wav(tmp_path / "opposite.wav", opposite, subtype="FLOAT"))
+    assert "opposite phase" in said
+    residual = opposite + np.float32(1e-3) * np.stack([wav, wav], axis=1)
+    assert "opposite phase" in _refused(make_wav(tmp_path / "r.wav", residual, subtype="FLOAT"))
     loud = make_wav(tmp_path / "loud.wav", wav * 32_768, subtype="FLOAT")
     assert "not scaled" in _refused(loud)
     for bad in (np.nan, np.inf):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -121,6 +123,7 @@ def test_an_incomplete_esc50_can_still_give_a_complete_esc10(root: Path, without
     ("change", "message"),
     [
         (lambda text: "\n".join(text.splitlines()[:-1]), "lists 1999 clips"),
+        (lambda text: "\ufeff" + "\n".join(text.splitlines()[:-1]), "lists 1999 clips"),
         (lambda text: text.replace("target", "aim", 1), "cannot be read: KeyError"),
         (lambda text: text.replace("1-00-A-0.wav,1,0", "1-00-A-0.wav,1,one"), "cannot be read"),
     ],
@@ -212,7 +215,7 @@ def test_a_plain_tree_gets_stated_hash_folds(tmp_path: Path) -> None:
 
 
 def test_given_splits_are_kept(tmp_path: Path) -> None:
-    _tree(tmp_path / "a", *_many("train/"), *_many("Test/"), "valid/cat/1.wav", "other/cat/1.wav")
+    _tree(tmp_path / "a", *_many("train/"), *_many("Test/"), "valid/cat/1.wav", "notes/cat.txt")
     pets = load_set(f"folder:{tmp_path / 'a'}")
     train, test = pets.split("test")
     assert (len(train), len(test), len(pets.clips)) == (80, 80, 161)
@@ -227,14 +230,104 @@ def test_given_splits_are_kept(tmp_path: Path) -> None:
     ("names", "sentence"),
     [
         ([], "0 class folders"),
-        (["cat/1.wav"], "1 class folders"),
+        (["1.wav"], "0 class folders"),
         (["cat/1.wav", "dog/1.txt"], "no audio in dog"),
+        (["pets/cat/1.wav", "pets/dog/1.wav"], r"only folder holds folders.* pets/ \(cat/, dog/\)"),
+        (["fold1/cat/1.wav", "fold2/cat/1.wav", "more/cat/1.wav"], r"more holds audio as well"),
+        (["train/cat/1.wav", "test/cat/1.wav", "bird/1.wav"], r"bird holds audio as well"),
+        (["training/1.wav", "testing/1.wav"], r"testing, training holds audio without class"),
+        (["train/cat/1.wav", "train/dog/1.wav"], "no test split"),
+        (["fold1/cat/1.wav", "fold2/cat/1.wav", "test/cat/1.wav"], "numbered folds beside"),
+        (["cat/train/1.wav", "cat/test/1.wav", "dog/train/1.wav"], "splits are inside the class"),
     ],
 )
-def test_a_tree_without_classes_is_refused(tmp_path: Path, names: list[str], sentence: str) -> None:
+def test_other_layouts_are_refused(tmp_path: Path, names: list[str], sentence: str) -> None:
+    """With the layout that was seen, and those that are wanted."""
     with pytest.raises(DataError, match=sentence) as caught:
         load_set(f"folder:{_tree(tmp_path, *names)}")
     assert "CLASS" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("names", "folds", "train"),
+    [
+        (["training/cat/1.wav", "testing/cat/2.wav"], ("test",), 1),
+        (["train/cat/1.wav", "val/cat/2.wav"], ("validation",), 1),
+        (["test/cat/1.wav", "test/dog/1.wav"], ("test",), 0),
+        (["val/cat/1.wav", "Evaluation/dog/1.wav", "train/cat/2.wav"], ("test",), 1),
+        (["cat/1.wav", "train/1.wav", "train/2.wav"], ("1", "2"), 2),  # train is a class here
+    ],
+)
+def test_splits_by_their_usual_names(
+    tmp_path: Path, names: list[str], folds: tuple[str, ...], train: int
+) -> None:
+    pets = load_set(f"folder:{_tree(tmp_path, *names)}")
+    assert pets.folds == folds
+    assert set(pets.labels) <= {"cat", "dog", "train"}
+    assert sum(clip.fold in ("train", "1") for clip in pets.clips) == train
+
+
+def test_every_fold_tests_and_trains_each_class_of_few_clips(tmp_path: Path) -> None:
+    few = [f"{label}/{i}.wav" for label, n in (("a", 5), ("b", 2), ("c", 7)) for i in range(n)]
+    pets = load_set(f"folder:{_tree(tmp_path, *few)}")
+    for fold in pets.folds:
+        train, test = pets.split(fold)  # raises where a class has no training clip
+        assert {pets.labels[clip.label] for clip in test} >= {"a", "c"}
+        assert len(train) + len(test) == 14
+
+
+def test_one_class_can_be_loaded_but_not_learned(tmp_path: Path) -> None:
+    pets = load_set(f"folder:{_tree(tmp_path, *[f'cat/{i}.wav' for i in range(9)])}")
+    assert pets.labels == ("cat",)
+    with pytest.raises(DataError, match="has one class, cat"):
+        pets.split(1)
+
+
+def test_names_that_are_no_text_and_other_files_are_said(tmp_path: Path) -> None:
+    _tree(tmp_path, *_many(), "cat/voice.m4a", "cat/a.txt", "cat/b.txt", "beside.wav")
+    latin = os.fsdecode(b"caf\xe9")
+    _tree(tmp_path, f"{latin}/1.wav", f"cat/{latin}.wav")
+    pets = load_set(f"folder:{tmp_path}")
+    assert pets.labels == ("cat", "dog")
+    names = [clip.name for clip in pets.clips]
+    assert len(names) == 82
+    assert r"cat/caf\xe9.wav" in names
+    assert "cat/voice.m4a" in names, "a file that cannot be decoded is a clip that is left out"
+    said = " ".join(pets.notes)
+    assert r"caf\xe9 is left out: its name is not UTF-8" in said
+    assert "not audio: 2 .txt" in said
+    assert "beside the folders, which are not read: 1" in said
+
+
+def test_composed_and_decomposed_names_are_one(tmp_path: Path) -> None:
+    one, other = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
+    _tree(tmp_path, f"train/{one}/1.wav", f"test/{other}/2.wav", "train/b/1.wav", "test/b/2.wav")
+    pets = load_set(f"folder:{tmp_path}")
+    assert pets.labels == ("b", one)
+    assert [len(side) for side in pets.split("test")] == [2, 2]
+
+
+def test_a_part_of_a_set_is_taken_when_asked_for(root: Path, without: Without) -> None:
+    meta, gone = "metadata/UrbanSound8K.csv", "audio/fold3/2-0-0-0.wav"
+    with without(f"UrbanSound8K/{gone}"):
+        with pytest.raises(IncompleteSetError) as caught:
+            load_set("urbansound8k", root)
+        assert "--allow-partial" in caught.value.fix
+        assert "folder:PATH" in caught.value.fix
+        part = load_set("urbansound8k-part", root)
+    assert (part.name, len(part.clips), len(part.folds)) == ("urbansound8k-part", 8731, 10)
+    assert "8731 of 8732 clips" in part.notes[0]
+    lines = (root / "UrbanSound8K" / meta).read_text().splitlines()
+    listed = root / "UrbanSound8K" / "metadata" / "of-a-part.csv"
+    with without(f"UrbanSound8K/{meta}"):
+        listed.write_text("\ufeff" + "\n".join(lines[:12]), "utf-8")  # folds 1 to 10, then 1
+        try:
+            part = load_set("urbansound8k-part", root)
+        finally:
+            listed.unlink()
+    assert part.labels == ("kind0", "kind1")
+    assert "fold 1: 2, fold 2: 1" in part.notes[0]
+    assert load_set("urbansound8k-part", root).name == "urbansound8k"
 
 
 def test_a_fold_that_leaves_a_class_untrained_is_refused(tmp_path: Path) -> None:

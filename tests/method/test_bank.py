@@ -62,6 +62,19 @@ def test_values_beyond_float16_stay_finite(bank: Bank) -> None:
     assert torch.isfinite(bank.read("wild").mels_N1MT).all()
 
 
+@pytest.mark.parametrize("output", ["softmax", "sigmoid"])
+def test_examples_of_a_class_are_far_apart(tmp_path: Path, spec: MelSpec, output: Any) -> None:
+    """Neighbours of one class may be the same latent, some generator steps later."""
+    bank = Bank.create(tmp_path / "bank", index_of(spec, output=output))
+    found = clips(1000)
+    found.logits_NK = 9.0 * torch.nn.functional.one_hot(torch.arange(1000) % 5, 5)
+    bank.append("a", found, 0, 1)
+    for k, mels_NMT in enumerate(bank.examples("a", 4).values()):
+        numbers = mels_NMT[:, 0, 0]
+        assert (numbers % 5 == k).all()
+        assert numbers.diff().min() >= 50
+
+
 def refusal(folder: Path) -> str:
     with pytest.raises(BankError) as caught:
         Bank.open(folder)
@@ -152,7 +165,8 @@ def test_a_balanced_sampler_takes_turns_among_likely_clips(tmp_path: Path, spec:
 
 
 def health(**changes: Any) -> dict[str, Any]:
-    return {"hit_rate": 0.5, "batch_norm_error": 0.03, "class_share": [0.1] * 10} | changes
+    facts = {"hit_rate": 0.5, "batch_norm_error": 0.03, "class_share": [0.1] * 10} | changes
+    return {"hit_rate_per_class": [facts["hit_rate"]] * len(facts["class_share"])} | facts
 
 
 @pytest.mark.parametrize(
@@ -160,6 +174,7 @@ def health(**changes: Any) -> dict[str, Any]:
     [
         ("inversion", {"hit_rate": 0.15}, "for only 15 % of the clips (20 % is the least)"),
         ("inversion", {"hit_rate": 0.7, "class_share": [0.5, 0.5]}, "(80 % is the least)"),
+        ("inversion", {"hit_rate_per_class": [0.6] * 8 + [0.01, 0.0]}, "such: 9 0 %, 8 1 %."),
         ("inversion", {"batch_norm_error": 0.5}, "0.50 away"),
         ("inversion", {"class_share": [0.7, *[0.03] * 9]}, "one class for 70 % of the clips"),
         ("cmi", {"hit_rate": 0.1}, "bank.inversion.steps or bank.baselines.cmi.class_loss"),
@@ -168,6 +183,7 @@ def health(**changes: Any) -> dict[str, Any]:
 )
 def test_a_known_failure_is_warned_of(source: str, change: dict[str, Any], words: str) -> None:
     sound = {"inversion": health(), "procedural": health(hit_rate=None)}
-    assert health_warnings(sound) == []
-    (sentence,) = health_warnings({source: health(**change)})
+    assert health_warnings(sound, "0123456789") == []
+    labels = "0123456789"[: len(change.get("class_share", "0123456789"))]
+    (sentence,) = health_warnings({source: health(**change)}, labels)
     assert words in sentence

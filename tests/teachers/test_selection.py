@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from torch import nn
 import frami_edge as fe
 from frami_edge.errors import ConfigError, TeacherError
 from frami_edge.teachers.calling import as_logits
-from frami_edge.teachers.opening import read_description, write_description
+from frami_edge.teachers.opening import read_description, read_labels, write_description
+from frami_edge.teachers.selection import read_keep
 
 LABELS = ("Dog", "Baby cry, infant cry", "Smoke detector, smoke alarm", "Fire alarm", "Bark")
 assert len(LABELS) == K
@@ -60,6 +62,15 @@ def test_a_sigmoid_teacher_gives_a_detector_per_class_and_its_head(x: torch.Tens
 def _same(module: nn.Module) -> nn.Module:
     torch.manual_seed(0)
     return type(module)()
+
+
+def test_labels_and_names_are_compared_in_one_form_of_unicode(tmp_path: Path) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "Bébé") for form in ("NFC", "NFD"))
+    (tmp_path / "labels.txt").write_text(f"{decomposed}\nDog\n", "utf-8-sig")
+    labels = read_labels(str(tmp_path / "labels.txt"))
+    assert labels == (composed, "Dog")
+    assert read_keep([decomposed], labels) == {composed: (0,)}
+    assert read_keep([composed], (decomposed, "Dog")) == {decomposed: (0,)}
 
 
 @pytest.mark.parametrize(

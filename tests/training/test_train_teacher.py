@@ -26,7 +26,7 @@ from frami_edge_runtime.melspec import MelSpec
 
 CPU = Compute(torch.device("cpu"), torch.float32, False, "a test")
 RECIPE = {
-    "epochs": 3, "batch_size": 4, "crop_frames": 20, "mixup": 0.5, "mask_bands": 3,
+    "epochs": 3, "batch_size": 4, "crop_s": 0.2, "mixup": 0.5, "mask_bands": 3,
     "mask_frames": 3, "gain": 0.3,
 }  # fmt: skip
 
@@ -89,7 +89,7 @@ def test_a_resumed_training_gives_the_same_teacher(features: Features, tmp_path:
 
 
 def test_it_learns_or_ends_with_the_reason(features: Features) -> None:
-    _, losses = trained(features, epochs=25, mixup=0.0, crop_frames=0)
+    _, losses = trained(features, epochs=25, mixup=0.0, crop_s=0)
     assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
     features.mels[3][:] = float("nan")
     with pytest.raises(TeacherError, match="diverged"):
@@ -147,6 +147,8 @@ def test_a_run_trains_scores_and_resumes(
     assert statistics != measure_normalisation(store.load([*train, *test]))
     manifest = read_manifest(run.folder)
     assert manifest["data"]["train"]["rejected"] == 1
+    assert known.heard(store.load(train).audio) == [True] * 16
+    assert not any(known.heard(store.load(test).audio))
     assert manifest["accuracy"] == result.score.accuracy
     files = {p.name for p in run.folder.rglob("*") if p.is_file()}
     assert {"README.md", "curves.png", "confusion.png"} <= files
@@ -171,3 +173,20 @@ def test_a_missing_fold_is_refused(sounds: Path, tmp_path: Path) -> None:
         RunFolder.create(tmp_path / "run", command="train-teacher", config=settings) as run,
     ):
         train_teacher(run, settings, None, CPU)
+
+
+def test_test_clips_that_are_training_clips_are_said_and_not_scored(
+    sounds: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    samples, rate = soundfile.read(sounds / "train" / "low" / "3.wav")
+    soundfile.write(sounds / "test" / "low" / "copy.flac", samples, rate)
+    settings = config(sounds)
+    with RunFolder.create(tmp_path / "run", command="train-teacher", config=settings) as run:
+        result = train_teacher(run, settings, None, CPU)
+    assert result.score.clips == 8
+    said = "1 of 9 clips have the same audio as a training clip"
+    assert said in caplog.text
+    assert said in (run.folder / "README.md").read_text()
+    data = read_manifest(run.folder)["data"]
+    assert data["test"]["training_clips"] == 1
+    assert said in data["notes"][0]
