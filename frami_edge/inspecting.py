@@ -109,8 +109,8 @@ def describe(path: Path) -> Description:
             return describer(folder)
     raise CheckpointError(
         f"{path} is of no known kind.",
-        fix="Give an .onnx, .ort, .engine or .safetensors file, a teacher's .yaml, or the folder of "
-        "a bank, an export or a run. Save pickled weights as .safetensors.",
+        fix="Give an .onnx, .ort, .engine or .safetensors file, a teacher's .yaml, or the folder "
+        "of a bank, an export or a run. Save pickled weights as .safetensors.",
     )
 
 
