@@ -39,8 +39,8 @@ from frami_edge_runtime.errors import FramiEdgeError
 
 HANG_S = 60.0
 SMALL = (
-    "bank.frames=24", "bank.procedural_clips=24", "distill.batch_size=8", "distill.crop_min=16",
-    "distill.crop_max=24", "bank.sources={procedural: 1}",
+    "bank.clip_s=0.24", "bank.procedural_clips=24", "distill.batch_size=8",
+    "distill.crop_min_s=0.16", "distill.crop_max_s=0.24", "bank.sources={procedural: 1}",
     "student={channels: [8, 8, 8], time_kernels: [3, 3, 3], out_channels: 12}",
 )  # fmt: skip
 

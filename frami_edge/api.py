@@ -69,6 +69,7 @@ from frami_edge.opening import OpenedModel, open_model
 from frami_edge.plots import draw_export_report
 from frami_edge.progress import ProgressCallback
 from frami_edge.runs import RunFolder, record_compute
+from frami_edge.sizing import doubt
 from frami_edge.teachers import load_teacher
 from frami_edge_export.exporter import export_student
 from frami_edge_export.options import ExportOptions
@@ -80,6 +81,7 @@ from frami_edge_export.tensorrt import (
     TensorRTUnavailable,
     rebuild,
 )
+from frami_edge_export.web import onnxruntime_web, write_page
 
 log = logging.getLogger("frami_edge")
 
@@ -119,14 +121,14 @@ def invert(
 
     Args:
         teacher: A teacher, or what `load_teacher` opens.
-        config: A config, a YAML file, or the name of a preset; None for the defaults.
+        config: A config, a YAML file, or the name of a preset; None for sizes that fit the teacher.
         seed: Seeds everything random. Replaces the config's.
         sources: Weight of each source in the mix, such as `{"inversion": 2, "procedural": 1}`, or
             their names for equal weights. Replaces `bank.sources`.
         recordings: Folder of your own unlabelled audio, which becomes a source of that name with
             the weight 1, or its weight in `sources`. Cards and tables name it.
         steps: Steps of the inversion and of the translator. Replaces both in the config.
-        overrides: Further config values by dotted key, such as `{"bank.frames": 64}`.
+        overrides: Further config values by dotted key, such as `{"bank.clip_s": 0.64}`.
         out: Run folder; the bank is in `out/bank`.
         resume: Continue the run in `out`; the result is the same as without the interruption.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -142,9 +144,11 @@ def invert(
         TeacherError: The teacher cannot be inverted with this config.
         RunError: `out` holds another run, or `resume` finds none.
     """
+    teacher = load_teacher(teacher)
     settings = journey_config(
-        config, seed=seed, sources=sources, recordings=recordings, steps=steps, overrides=overrides
-    )
+        config, teacher, seed=seed, sources=sources, recordings=recordings, steps=steps,
+        overrides=overrides,
+    )  # fmt: skip
     journey = Journey.prepare(teacher, settings, out, device, precision, deterministic)
     inversion.check_teacher(journey.teacher)
     with journey.run("invert", resume=resume) as run:
@@ -162,6 +166,7 @@ def distill(
     *,
     config: JourneyConfig | PathLike | None = None,
     steps: int | None = None,
+    budget: str | float | None = None,
     seed: int | None = None,
     sources: Mapping[str, float] | Sequence[str] | None = None,
     recordings: PathLike | None = None,
@@ -182,8 +187,10 @@ def distill(
             `batch(n, generator)` that returns (n, 1, M, T) normalised log-mels of the teacher's
             front end, or (n, N) samples at its rate. None to make a bank in `out/bank` first.
         config: A config, a YAML file, or the name of a preset; None for the config of the bank, and
-            defaults for the rest.
+            sizes that fit the teacher for the rest.
         steps: Distillation steps. Replaces `distill.steps`.
+        budget: Time for bank and student, such as `"10min"` or seconds: a few steps are timed, and
+            the numbers of steps and clips are scaled to it. A resumed run keeps its numbers.
         seed: Seeds everything random. Replaces the config's.
         sources: Weights of the bank's sources, as in `invert`.
         recordings: Folder of your own audio, as in `invert`.
@@ -201,13 +208,15 @@ def distill(
 
     Raises:
         BankError: The bank belongs to another teacher, or lacks a source.
-        ConfigError: The config has mistakes, or does not fit the bank.
+        ConfigError: The config has mistakes, or does not fit the bank; or the budget is too short.
         RunError: `out` holds another run, `resume` finds none, or the distillation diverged.
         TeacherError: The teacher cannot be inverted with this config.
     """
     given = Bank.open(Path(bank)) if isinstance(bank, str | os.PathLike) else bank
+    teacher = load_teacher(teacher)
     settings = journey_config(
         config,
+        teacher,
         bank=given if isinstance(given, Bank) else None,
         seed=seed,
         sources=sources,
@@ -219,6 +228,13 @@ def distill(
     sampler = None if given is None else journey.sampler(given)
     if sampler is None:
         inversion.check_teacher(loaded)
+    if budget is not None:
+        if steps is not None:
+            raise ConfigError("steps and budget both decide the steps.", fix="Give one of them.")
+        journey = journey.within(budget, sampler, resume=resume)
+        settings = journey.config
+    elif doubts := doubt(loaded, settings):
+        log.warning(doubts)
     hashes = {"bank": sha256_file(given.folder / "bank.json")} if isinstance(given, Bank) else {}
     with journey.run("distill", hashes=hashes, resume=resume, overwrite=overwrite) as run:
         pictures = {}
@@ -308,6 +324,8 @@ def export(
     int8: bool = False,
     portable: bool = False,
     with_frontend: bool = False,
+    web: PathLike | None = None,
+    ort_web: PathLike | None = None,
     tensorrt: bool = False,
     seconds: str | None = None,
     samples: int = 1024,
@@ -330,6 +348,8 @@ def export(
         int8: Also write int8 files.
         portable: Also write one int8 file for ONNX Runtime and TensorRT alike.
         with_frontend: Also write a model that takes samples, with the log-mel in the graph.
+        web: Folder for a web page that runs that model on a microphone or a file.
+        ort_web: Folder with onnxruntime-web for the page; None to fetch it.
         tensorrt: Also write fp16 files, and build engines where TensorRT and a GPU are present.
         seconds: Audio in one call of an engine, `MIN:OPT:MAX`; None for what streams need.
         samples: Synthetic clips that calibrate and judge int8.
@@ -360,6 +380,7 @@ def export(
     else:
         loaded, name = load_checkpoint(Path(student), "student"), name or Path(student).stem
     folder, mels, measured, accuracy = Path(out), None, None, None
+    page = None if web is None else onnxruntime_web(None if ort_web is None else Path(ort_web))
     if int8:
         mels = calibration_mels(loaded, bank, count=samples, seed=options.seed)
         log.info("Calibration: %s.", mels)
@@ -384,7 +405,7 @@ def export(
         source="" if mels is None else mels.source,
         portable=portable,
         half=tensorrt,
-        waveform=with_frontend,
+        waveform=with_frontend or web is not None,
         options=options,
         evaluate=accuracy,
         clips=threshold_clips(loaded, bank, options.seed),
@@ -392,6 +413,8 @@ def export(
     draw_export_report(report.to_dict(), folder / PICTURE)
     shown = {"size, latency and answers of every file": PICTURE}
     atomic_write_text(folder / CARD, export_readme(report, loaded, measured, shown))
+    if web is not None and page is not None:
+        write_page(folder / f"{name}.wave.onnx", Path(web), page)
     if not tensorrt:
         return report
     try:

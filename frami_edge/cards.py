@@ -57,7 +57,7 @@ def teacher_readme(
     trained_on = card.trained_on
     assert trained_on is not None
     data, fold = trained_on.data, trained_on.test_fold
-    recipe = f"{data}-student" if f"{data}-student" in presets() else "student.yaml"
+    recipe = f"{data}-student " if f"{data}-student" in presets() else ""
     recall = [row[:3] for row in class_rows(card.labels, score, None)]
     return _card(
         model_header(card.licence, ["statistics-pooling"], data),
@@ -67,7 +67,7 @@ def teacher_readme(
         "clips; last epoch, one seed, nothing was chosen on these clips).",
         _classes(card.labels),
         "## Use it\n\nDistil a student without data:",
-        f"```sh\nframi-edge distill {recipe} --teacher teacher.safetensors --out student\n```",
+        f"```sh\nframi-edge distill {recipe}--teacher teacher.safetensors --out student\n```",
         "Classify a clip:",
         _checkpoint_code("teacher", mel),
         f"## Training data\n\n{_trained_on(trained_on)} ({trained_on.licence}; "

@@ -275,6 +275,7 @@ Weight = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Frames = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0.05, le=60)]
 Seed = Annotated[int, Field(ge=0)]
 
 
@@ -440,6 +441,11 @@ BASELINES = tuple(BaselinesConfig.model_fields)
 # --- The bank of synthetic clips
 
 
+def frames_in(seconds: float, mel: MelSpec) -> int:
+    """Mel frames of a front end that come nearest to so many seconds."""
+    return max(1, round(seconds / mel.hop_s))
+
+
 class AdversarialConfig(Strict):
     """Seeks clips on which a student in training still disagrees with the teacher."""
 
@@ -506,7 +512,7 @@ class BreedingConfig(Strict):
 class BankConfig(Strict):
     """The synthetic clips that the student is trained on."""
 
-    frames: int = Field(96, ge=8, le=WIDE)  # Mel frames (T) of every clip
+    clip_s: Seconds = 0.96  # length of every clip, in seconds
     sources: dict[str, float] = Field(
         default={"inversion": 1.0, "procedural": 1.0, "translator": 1.0}
     )
@@ -623,8 +629,8 @@ class DistillConfig(Strict):
     """Weight of the pooled-statistics term (hidden state after the pooling)."""
     reuse_head: bool = True
     """Keep the teacher's head behind an affine projector; both are one matrix at export."""
-    crop_min: int = Field(48, ge=1)  # shortest random stretch, in mel frames
-    crop_max: int = Field(96, ge=1)  # longest random stretch, in mel frames
+    crop_min_s: Seconds = 0.48  # shortest random stretch of a clip, in seconds
+    crop_max_s: Seconds = 0.96  # longest random stretch, in seconds
     gain: Weight = 0.3  # standard deviation of the random loudness, in units of the front end's std
     roll: bool = False  # start each clip at a random place and wrap around, before the crop
     mixup: float = Field(0.25, ge=0, le=1)
@@ -641,8 +647,8 @@ class DistillConfig(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> DistillConfig:
-        if self.crop_min > self.crop_max:
-            raise ValueError("crop_min must not exceed crop_max")
+        if self.crop_min_s > self.crop_max_s:
+            raise ValueError("crop_min_s must not exceed crop_max_s")
         if not (self.logits or self.before_pooling or self.after_pooling):
             raise ValueError("one of logits, before_pooling and after_pooling must be positive")
         if not self.logits and not self.reuse_head:
@@ -664,10 +670,9 @@ class JourneyConfig(Strict):
 
     @model_validator(mode="after")
     def _crop_fits(self) -> JourneyConfig:
-        if self.distill.crop_max > self.bank.frames:
-            raise ValueError(
-                f"distill.crop_max {self.distill.crop_max} exceeds bank.frames {self.bank.frames}"
-            )
+        longest, clip = self.distill.crop_max_s, self.bank.clip_s
+        if longest > clip:
+            raise ValueError(f"distill.crop_max_s {longest:g} exceeds bank.clip_s {clip:g}")
         return self
 
 
@@ -726,7 +731,7 @@ class TrainConfig(Strict):
     learning_rate: Positive = 2e-3  # peak of the one-cycle cosine schedule (AdamW)
     weight_decay: Weight = 1e-2  # AdamW, on matrices and kernels only
     warmup: Share = 0.1  # share of the steps over which the learning rate rises
-    crop_frames: Frames = 0  # train on random stretches of this many mel frames; 0 for whole clips
+    crop_s: Weight = 0.0  # train on random stretches of so many seconds; 0 for whole clips
     mixup: float = Field(0.0, ge=0, le=1)  # probability that a clip is blended with another
     mask_bands: Frames = 8  # SpecAugment: widest stripe of mel bands
     mask_frames: Frames = 0  # SpecAugment: widest stripe of frames

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from frami_edge.bank import Bank, BankSampler, check_bank
 from frami_edge.checkpoint import Student, Teacher
-from frami_edge.config import BASELINES, JourneyConfig, TrainConfig
+from frami_edge.config import BASELINES, JourneyConfig, TrainConfig, frames_in
 from frami_edge.data.decoding import read_audio
 from frami_edge.data.sets import SoundSet, check_disjoint, load_set
 from frami_edge.data.store import Features, length_buckets, load_features
@@ -126,7 +126,8 @@ def control_sampler(
         BankError: The bank lacks the source.
         ConfigError: The bank is missing.
     """
-    b, frames, seed = config.bank, config.bank.frames, named_seed(config.seed, f"control/{name}")
+    b, frames = config.bank, frames_in(config.bank.clip_s, mel)
+    seed = named_seed(config.seed, f"control/{name}")
     made = {
         "white_noise": (white_noise_mels, b.control_clips),
         "smooth_noise": (smooth_noise_mels, b.control_clips),
@@ -173,7 +174,7 @@ def scratch_student(
     recipe = TrainConfig(
         epochs=_scratch_steps(config, len(real))[0],
         batch_size=d.batch_size,
-        crop_frames=d.crop_max,
+        crop_s=d.crop_max_s,
         mixup=d.mixup,
         gain=d.gain,
     )
@@ -193,7 +194,7 @@ def scratch_student(
 def _scratch_steps(config: JourneyConfig, clips: int) -> tuple[int, int]:
     """(epochs, steps): whole epochs that come nearest to the steps of the distillation."""
     d = config.distill
-    batches = len(length_buckets([d.crop_max] * clips, d.batch_size, generator=None))
+    batches = len(length_buckets([1] * clips, d.batch_size, generator=None))
     epochs = max(1, round(d.steps / batches))
     return epochs, epochs * math.ceil(clips / d.batch_size)
 

@@ -31,7 +31,7 @@ from frami_edge.augment import (
     random_volume,
 )
 from frami_edge.bridge import bridge_between
-from frami_edge.config import DistillConfig, JourneyConfig
+from frami_edge.config import DistillConfig, JourneyConfig, frames_in
 from frami_edge.device import (
     Compute,
     autocast,
@@ -323,7 +323,8 @@ def augmented(x: Tensor, config: DistillConfig, rng: torch.Generator, mel: MelSp
     unit of the gain are in samples.
     """
     c, audio = config, x.ndim == 2
-    frames = int(torch.randint(c.crop_min, c.crop_max + 1, (), generator=rng))
+    shortest, longest = frames_in(c.crop_min_s, mel), frames_in(c.crop_max_s, mel)
+    frames = int(torch.randint(shortest, longest + 1, (), generator=rng))
     if c.roll:
         x = random_roll(x, rng)
     x = random_crop(x, samples_for(mel, frames) if audio else frames, rng)
@@ -408,7 +409,8 @@ def held_out_agreement(
     Their seed is one that no bank uses: selection and reports without real data rest on it. Each
     network hears them through its own front end; ``mel`` is the student's, None for the teacher's.
     """
-    seed, frames = named_seed(config.seed, "held-out"), config.bank.frames
+    seed = named_seed(config.seed, "held-out")
+    frames = frames_in(config.bank.clip_s, teacher.mel)
     hear = Hearing(teacher, mel or teacher.mel, compute.device)
     if hear.shared:
         x = procedural_mels(teacher.mel, clips, frames, seed)

@@ -26,7 +26,14 @@ from frami_edge.bank import (
     source_health,
     to_int16,
 )
-from frami_edge.config import STUDENT_PRESETS, BankConfig, batch_norm_keys, budget, section
+from frami_edge.config import (
+    STUDENT_PRESETS,
+    BankConfig,
+    batch_norm_keys,
+    budget,
+    frames_in,
+    section,
+)
 from frami_edge.device import (
     Compute,
     autocast,
@@ -228,7 +235,7 @@ class BorrowedPrior(nn.Module):
         if isinstance(model, RenderedTeacher):
             clips = procedural_audio(spec.sample_rate, self.clips, context.samples, seed)
         else:
-            clips = procedural_mels(spec, self.clips, context.config.frames, seed)
+            clips = procedural_mels(spec, self.clips, context.frames, seed)
         for step in range(self.steps):
             rng = generator(context.seed, f"prior/{step}")
             index = torch.randint(0, len(clips), (self.batch,), generator=rng)
@@ -266,7 +273,7 @@ class Inversion:
         self.steps = w.steps
         torch.manual_seed(named_seed(context.seed, self.name))
         self.generator = Generator(
-            context.spec, context.n_classes, context.config.frames, w.latent, w.width
+            context.spec, context.n_classes, context.frames, w.latent, w.width
         )
         place(self.generator, context.compute)
         self.networks = nn.ModuleDict({"generator": self.generator})
@@ -400,21 +407,8 @@ def invert(
     """
     place(teacher.model, compute)
     rank, ranks = world()
-    seed = rank_seed(seed, rank)
-    network = teacher.model
-    if teacher.takes == "audio":
-        audio, network = True, RenderedTeacher(network, teacher.mel).to(compute.device)
-    samples = samples_for(teacher.mel, config.frames) if audio else 0
-    context = SourceContext(
-        network, teacher.mel, len(teacher.labels), config, compute, seed, teacher.output, samples
-    )
+    context = source_context(teacher, config, compute, rank_seed(seed, rank), audio=audio)
     keeper = _Keeper(teacher, context)
-    if needs_prior(teacher, config):
-        log.info(
-            "The teacher has no BatchNorm with running statistics: a small student is distilled on "
-            "procedural clips, and inversion follows its statistics. Expect a poorer bank."
-        )
-        context.teacher = BorrowedPrior(context)
     bank = _open_bank(folder if ranks == 1 else folder / f"rank-{rank}", teacher, context)
     with run.timed("invert") if run else contextlib.nullcontext():
         for name in config.shares:
@@ -442,6 +436,26 @@ def invert(
     if run:
         run.record(bank={"clips": bank.sources, "health": bank.index.health})
     return bank
+
+
+def source_context(
+    teacher: Teacher, config: BankConfig, compute: Compute, seed: int, *, audio: bool = False
+) -> SourceContext:
+    """What the sources of a bank are made from; arguments as in `invert`."""
+    network = teacher.model
+    if teacher.takes == "audio":
+        audio, network = True, RenderedTeacher(network, teacher.mel).to(compute.device)
+    samples = samples_for(teacher.mel, frames_in(config.clip_s, teacher.mel)) if audio else 0
+    context = SourceContext(
+        network, teacher.mel, len(teacher.labels), config, compute, seed, teacher.output, samples
+    )
+    if needs_prior(teacher, config):
+        log.info(
+            "The teacher has no BatchNorm with running statistics: a small student is distilled on "
+            "procedural clips, and inversion follows its statistics. Expect a poorer bank."
+        )
+        context.teacher = BorrowedPrior(context)
+    return context
 
 
 def needs_prior(teacher: Teacher, config: BankConfig) -> bool:
@@ -494,7 +508,7 @@ def front_end_error(model: TeacherLike, mel: MelSpec) -> float:
 def _open_bank(folder: Path, teacher: Teacher, context: SourceContext) -> Bank:
     index = BankIndex(
         mel=teacher.mel.to_dict(),
-        frames=context.config.frames,
+        frames=context.frames,
         samples=context.samples,
         labels=teacher.labels,
         teacher_sha256=teacher.sha256,
@@ -561,7 +575,7 @@ class _Keeper:
         if samples:  # as they will be read again
             return to_int16(audio_BN[:, :samples]).float() / FULL_SCALE
         mels = [self.front_end(part) for part in audio_BN.cpu().split(64)]
-        return torch.cat(mels)[:, None, :, : self.context.config.frames]
+        return torch.cat(mels)[:, None, :, : self.context.frames]
 
     def logits(self, clips: Tensor) -> Tensor:
         """(B, K) float32 logits of such clips, on the host."""

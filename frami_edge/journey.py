@@ -25,7 +25,7 @@ from frami_edge import plots
 from frami_edge.bank import Bank, BankSampler, check_bank, health_warnings, least_hit_rate
 from frami_edge.bridge import comparable
 from frami_edge.checkpoint import Card, Student, Teacher
-from frami_edge.config import BankConfig, DistillConfig, JourneyConfig, load_config
+from frami_edge.config import BankConfig, JourneyConfig, frames_in, load_config
 from frami_edge.data.store import Features
 from frami_edge.device import (
     Compute,
@@ -40,7 +40,8 @@ from frami_edge.distillation import Hearing, Sampler
 from frami_edge.errors import BankError
 from frami_edge.io import plain
 from frami_edge.models import StudentNet
-from frami_edge.runs import RunFolder, record_compute
+from frami_edge.runs import CONFIG, RunFolder, record_compute
+from frami_edge.sizing import fitted, parse_budget, reason, scaled_keys, sized_for, value_at
 from frami_edge.sources import LEARNED
 from frami_edge.sources.procedural import ProceduralAudio, measured, procedural_mels
 from frami_edge.teachers import load_teacher
@@ -59,7 +60,8 @@ T = TypeVar("T")
 
 
 def journey_config(
-    config: JourneyConfig | PathLike | None = None,
+    config: JourneyConfig | PathLike | None,
+    teacher: Teacher,
     *,
     bank: Bank | None = None,
     seed: int | None = None,
@@ -71,7 +73,8 @@ def journey_config(
     """The config of a run, with everything that the arguments of `invert` or `distill` change.
 
     Args:
-        config: As in `invert`.
+        config: As in `invert`; None to size it for the teacher.
+        teacher: The teacher.
         bank: A given bank, whose config and seed are the defaults where `config` is None.
         seed: As in `invert`.
         sources: As in `invert`.
@@ -82,27 +85,30 @@ def journey_config(
     Raises:
         ConfigError: With every mistake, one per line.
     """
-    if config is None and bank is not None:
-        frames, crops = bank.index.frames, DistillConfig()
-        config = JourneyConfig(
-            bank=BankConfig.model_validate(bank.index.config),
-            distill=DistillConfig(
-                crop_min=min(crops.crop_min, frames), crop_max=min(crops.crop_max, frames)
-            ),
-            seed=bank.index.seed,
-        )
+    given = config
+    if config is None:
+        config = sized_for(teacher)
+        if bank is not None:
+            made = BankConfig.model_validate(bank.index.config)
+            crops = {"crop_min_s": made.clip_s / 2, "crop_max_s": made.clip_s}
+            changes_of = {"bank": made, "seed": bank.index.seed}
+            config = config.model_copy(
+                update=changes_of | {"distill": config.distill.model_copy(update=crops)}
+            )
     if sources is not None and not isinstance(sources, Mapping):
         sources = dict.fromkeys(sources, 1.0)
     changes: dict[str, Any] = {"seed": seed, "bank.sources": sources}
     changes |= {f"bank.{source}.steps": steps for source in ("inversion", "translator")}
-    config = JourneyConfig() if config is None else config
     changes |= dict(overrides or {})
     if recordings is not None:
         changes["bank.recordings"] = os.fspath(recordings)
         mix = changes.get("bank.sources")
         mix = changed(config, JourneyConfig, None).bank.sources if mix is None else mix
         changes["bank.sources"] = {"recordings": 1.0, **mix}
-    return changed(config, JourneyConfig, changes)
+    found = changed(config, JourneyConfig, changes)
+    if given is None:
+        log.info(reason(teacher, found))
+    return found
 
 
 def changed(config: BaseModel | PathLike, model: type[M], overrides: Mapping[str, Any] | None) -> M:
@@ -182,6 +188,31 @@ class Journey:
             )
         return needed or self.config.bank.audio
 
+    def within(
+        self, budget: str | float, sampler: Sampler | None, *, resume: bool = False
+    ) -> "Journey":
+        """This journey with as many steps as take about that time; a resumed run keeps its own.
+
+        Raises:
+            ConfigError: The budget is not a time, steps are given too, or it is too short.
+        """
+        seconds = parse_budget(budget)
+        saved = Path(self.out or ".") / CONFIG
+        if resume and saved.is_file():
+            before, keys = load_config(JourneyConfig, saved), scaled_keys(self.config, not sampler)
+            found = {key: value_at(before, key) for key in keys}
+        else:
+            found, line = fitted(
+                self.teacher, self.config, self.compute, seconds,
+                mel=self.student_mel, audio=self.audio, sampler=sampler,
+            )  # fmt: skip
+            log.info(line)
+        if world()[1] > 1:
+            shared = [found]
+            dist.broadcast_object_list(shared, src=0, device=torch.device("cpu"))
+            found = shared[0]
+        return dataclasses.replace(self, config=changed(self.config, JourneyConfig, found))
+
     @contextmanager
     def run(
         self,
@@ -225,12 +256,13 @@ class Journey:
         if not isinstance(bank, Bank):
             return bank
         check_bank(bank, self.teacher.mel, self.teacher.labels, self.teacher.sha256)
-        frames, wanted = bank.index.frames, self.config.bank.frames
-        if frames != wanted:
+        wanted_s = self.config.bank.clip_s
+        if bank.index.frames != frames_in(wanted_s, self.teacher.mel):
+            length_s = round(bank.index.frames * bank.spec.hop_s, 4)
             raise BankError(
-                f"The clips in {bank.folder} have {frames} mel frames, bank.frames is {wanted}.",
-                fix=f"Add --set bank.frames={frames} (in Python: overrides={{'bank.frames': "
-                f"{frames}}}), or make another bank.",
+                f"The clips in {bank.folder} are {length_s:g} s long, bank.clip_s is {wanted_s:g}.",
+                fix=f"Add --set bank.clip_s={length_s:g} (in Python: overrides={{'bank.clip_s': "
+                f"{length_s:g}}}), or make another bank.",
             )
         c = self.config
         if self.teacher.output == "softmax":
@@ -368,9 +400,8 @@ def calibration_mels(
     recipe = student.card.recipe.get("bank")
     recipe = recipe if isinstance(recipe, Mapping) else {}
     if bank is None:
-        frames = recipe.get("frames")
-        if not isinstance(frames, int) or frames < 1:
-            frames = max(1, student.mel.frames(student.mel.sample_rate))
+        clip_s = recipe.get("clip_s")
+        frames = frames_in(clip_s if isinstance(clip_s, float) else 1.0, student.mel)
         mels = procedural_mels(student.mel, count, frames, seed).numpy()
         return CalibrationMels(mels, "procedural", {"procedural": count})
     wanted = recipe.get("sources")

@@ -146,13 +146,14 @@ class ResNetTeacher(nn.Module):
         self.stem = nn.Conv2d(1, first, 3, (2, 2), padding=1, bias=False)
         self.stem_bn = nn.BatchNorm2d(first)
         blocks: list[nn.Module] = []
-        c_in = first
+        c_in, self.receptive_field, jump = first, 3, 2  # in mel frames
         for stage, c_out in enumerate(arch.channels):
             for i in range(arch.blocks):
                 # The stem and stage 1 halve time; every stage but the first halves frequency.
                 stride = (1, 1) if stage == 0 or i > 0 else (2, 2 if stage == 1 else 1)
                 blocks.append(_Block(c_in, c_out, stride))
-                c_in = c_out
+                self.receptive_field += 2 * jump + 2 * jump * stride[1]
+                c_in, jump = c_out, jump * stride[1]
         self.blocks = nn.ModuleList(blocks)
         self.pool = StatsPool()
         self.dropout = nn.Dropout(arch.dropout)

@@ -16,7 +16,7 @@ from frami_edge import api, plots
 from frami_edge.assets import DIGITS_TEACHER
 from frami_edge.bank import Bank
 from frami_edge.checkpoint import Teacher, parameters
-from frami_edge.config import JourneyConfig
+from frami_edge.config import JourneyConfig, frames_in
 from frami_edge.controls import control_sampler
 from frami_edge.data.decoding import read_audio
 from frami_edge.data.sets import ROOT_VARIABLE, find_folder, load_set, set_info
@@ -165,7 +165,8 @@ def find_clips(teacher: Teacher, config: JourneyConfig, root: Path | None) -> Te
             read[0][1],
         )
     seed = generator(config.seed, "held-out").initial_seed()
-    mels = list(procedural_mels(teacher.mel, SYNTHETIC_TEST_CLIPS, config.bank.frames, seed)[:, 0])
+    frames = frames_in(config.bank.clip_s, teacher.mel)
+    mels = list(procedural_mels(teacher.mel, SYNTHETIC_TEST_CLIPS, frames, seed)[:, 0])
     return TestClips(
         mels,
         None,

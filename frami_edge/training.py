@@ -18,7 +18,7 @@ from frami_edge import plots
 from frami_edge.augment import mix_pairs, random_crop, random_gain, random_masks
 from frami_edge.cards import teacher_readme
 from frami_edge.checkpoint import Card, TrainedOn, load_checkpoint, parameters, save_checkpoint
-from frami_edge.config import TeacherConfig, TrainConfig
+from frami_edge.config import TeacherConfig, TrainConfig, frames_in
 from frami_edge.data.sets import Clip, SoundSet, load_set, resolve_fold
 from frami_edge.data.store import (
     Features,
@@ -176,7 +176,8 @@ def train_epochs(
     Raises:
         TeacherError: The loss is not finite, or the checkpoint was made from other clips.
     """
-    lengths = [min(n, config.crop_frames or n) for n in features.lengths]
+    crop = frames_in(config.crop_s, features.mel) if config.crop_s else 0
+    lengths = [min(n, crop or n) for n in features.lengths]
 
     def batches(epoch: int) -> list[list[int]]:
         # BatchNorm cannot train on a single clip, hence at least two per batch.
@@ -268,8 +269,9 @@ def _batch(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Augmented clips: mels (B, 1, M, T), lengths, labels, blend partners and shares, (B,) each."""
     mels = [features.mels[i] for i in indices]
-    if config.crop_frames:
-        mels = [random_crop(m[None, None], config.crop_frames, rng)[0, 0] for m in mels]
+    if config.crop_s:
+        crop = frames_in(config.crop_s, features.mel)
+        mels = [random_crop(m[None, None], crop, rng)[0, 0] for m in mels]
     # 0 is the value that networks of this family pad with; the lengths mask it out.
     x_B1MT, lengths_B = collate(mels, range(len(mels)), pad_value=0.0)
     if config.gain:

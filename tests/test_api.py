@@ -32,12 +32,12 @@ BUDGET = {"steps": 3, "burn_in": 1, "batch_size": 8}
 TINY = JourneyConfig(
     student=StudentArch(channels=(8, 8, 8), time_kernels=(3, 3, 3), out_channels=12),
     bank=BankConfig(
-        frames=24,
+        clip_s=0.24,
         procedural_clips=40,
         inversion=InversionConfig(**BUDGET, latent=8, width=8),
         translator=TranslatorConfig(**BUDGET),
     ),
-    distill=DistillConfig(steps=6, batch_size=8, crop_min=16, crop_max=24),
+    distill=DistillConfig(steps=6, batch_size=8, crop_min_s=0.16, crop_max_s=0.24),
     seed=3,
 )
 QUICK = ExportOptions(
@@ -141,7 +141,7 @@ def test_a_bank_gives_its_config_and_seed_to_the_student(
     student = fe.distill(teacher, bank, steps=2, overrides=overrides, out=tmp_path / "run", **ON)
     recipe = JourneyConfig.model_validate(student.card.recipe)
     assert (recipe.bank, recipe.seed, recipe.distill.steps) == (TINY.bank, 3, 2)
-    assert recipe.distill.crop_max == 24
+    assert recipe.distill.crop_max_s == 0.24
     assert student.card.teacher_sha256 == teacher.sha256
     with pytest.raises(RunError, match="already holds a finished run"):
         fe.distill(teacher, bank, steps=2, out=tmp_path / "run", **ON)
@@ -168,7 +168,7 @@ def test_what_does_not_fit_is_refused(teacher: fe.Teacher, bank: fe.Bank, net: N
         fe.distill(teacher, bank, overrides={"distill.stepz": 3})
     with pytest.raises(ConfigError, match="unknown source dreams"):
         fe.invert(teacher, sources=["dreams"])
-    with pytest.raises(BankError, match="mel frames"):
+    with pytest.raises(BankError, match="bank.clip_s is 0.96"):
         fe.distill(teacher, bank, config=JourneyConfig())
     with pytest.raises(ConfigError, match="labels"):
         fe.load_teacher(net, mel=MEL)

@@ -300,7 +300,8 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-        (folder / REPORT).unlink(missing_ok=True)
+        if REPORT in files:
+            (folder / REPORT).unlink(missing_ok=True)
         for name in sorted(files, key=lambda name: name == REPORT):
             os.replace(stage / name, folder / name)
     except OSError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,6 +16,7 @@ from frami_edge.io import read_small
 
 if TYPE_CHECKING:
     from frami_edge.checkpoint import Teacher
+    from frami_edge.config import JourneyConfig
 
 Json = Annotated[
     bool, typer.Option("--json", help="Print exactly one JSON object on stdout instead of tables.")
@@ -29,6 +30,14 @@ NewSeed = Annotated[
     typer.Option("--seed", min=0, help="Seeds everything random.", show_default="the config's"),
 ]
 Config = Annotated[str, typer.Argument(help="YAML file, or the name of a preset.")]
+Recipe = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[CONFIG]",
+        help="YAML file, or the name of a preset.",
+        show_default="sizes that fit the teacher",
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
@@ -98,6 +107,31 @@ Backend = Annotated[
         "--backend", help="Backend of streaming files: auto, cpu, cuda, tensorrt-ep or tensorrt."
     ),
 ]
+
+
+def read_recipe(
+    config: str | None, overrides: Sequence[str] | None
+) -> tuple[JourneyConfig | None, dict[str, Any]]:
+    """The config with its overrides; without one, None and the overrides by dotted key.
+
+    Raises:
+        ConfigError: With every mistake, one per line.
+    """
+    from frami_edge.config import JourneyConfig, load_config
+
+    if config is not None:
+        return load_config(JourneyConfig, config, overrides or ()), {}
+    found = {}
+    for text in overrides or ():
+        key, equals, value = text.partition("=")
+        try:
+            found[key] = parse(value)
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise ConfigError(f"--set {text} is not KEY=VALUE.", fix="Write it like seed=1.")
+    return None, found
+
 
 # --- A teacher: a checkpoint, a YAML description, or Python code with its files
 

@@ -45,9 +45,9 @@ HEALTH = ("batch_norm_error", "entropy", "embedding_variance", "cosine", "loudne
 def invert(
     output: Output,
     given: dict[str, Any],
-    config: opt.Config,
     teacher: opt.TeacherOption,
     out: Annotated[Path, typer.Option("--out", help="Run folder; the bank is in OUT/bank.")],
+    config: opt.Recipe = None,
     sources: opt.Sources = None,
     recordings: opt.Recordings = None,
     listen: Annotated[
@@ -59,7 +59,6 @@ def invert(
 ) -> None:
     """Invert a teacher into a bank of synthetic clips. No audio is needed."""
     from frami_edge import api
-    from frami_edge.config import JourneyConfig, load_config
     from frami_edge.errors import ConfigError
     from frami_edge.rendering import write_examples
     from frami_edge.runs import read_manifest
@@ -67,12 +66,12 @@ def invert(
     if listen and listen.exists() and not listen.is_dir():
         raise ConfigError(f"--listen {listen} is a file.", fix="Give a folder.")
     mix, folder = opt.parse_sources(sources, recordings)
-    settings = load_config(JourneyConfig, config, overrides or ())
+    settings, changes = opt.read_recipe(config, overrides)
     opened = opt.open_teacher(teacher, given)
     with output.live() as progress:
         bank = api.invert(
-            opened, config=settings, seed=seed, sources=mix, recordings=folder, out=out,
-            progress=progress, **given,
+            opened, config=settings, seed=seed, sources=mix, recordings=folder, overrides=changes,
+            out=out, progress=progress, **given,
         )  # fmt: skip
     wavs = [
         str(path)
@@ -106,7 +105,8 @@ def invert(
     )
     output.note(f"Pictures: {out / 'plots'}")
     named = _teacher_file(out, teacher)
-    words = ["frami-edge", "distill", config, "--teacher", named, "--bank", str(bank.folder)]
+    words = ["frami-edge", "distill", *([config] if config else [])]
+    words += ["--teacher", named, "--bank", str(bank.folder)]
     words += ["--sources", sources] if sources else []
     words += ["--recordings", str(recordings)] if recordings else []
     words += [word for text in overrides or () for word in ("--set", text)]
@@ -116,6 +116,7 @@ def invert(
 
 @command(
     app,
+    "frami-edge distill --teacher t.safetensors --out runs/s --budget 10min",
     "frami-edge distill esc10-student --teacher runs/teacher/teacher.safetensors --out runs/s",
     "frami-edge distill my.yaml --teacher t.safetensors --bank runs/bank/bank --out runs/s",
     "frami-edge distill my.yaml --teacher t.safetensors --out runs/s --resume",
@@ -124,31 +125,43 @@ def invert(
 def distill(
     output: Output,
     given: dict[str, Any],
-    config: opt.Config,
     teacher: opt.TeacherOption,
     out: Annotated[Path, typer.Option("--out", help="Run folder.")],
+    config: opt.Recipe = None,
     bank: Annotated[
         Path | None,
         typer.Option("--bank", help="Bank to use.", show_default="one that is made in OUT/bank"),
     ] = None,
     sources: opt.Sources = None,
     recordings: opt.Recordings = None,
+    steps: Annotated[
+        int | None,
+        typer.Option("--steps", min=1, help="Steps of distillation.", show_default="the config's"),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget",
+            metavar="TIME",
+            help="Time for bank and student, such as 10min: a few steps are timed, then the "
+            "config's steps and clips are scaled. With --resume the run keeps its numbers.",
+        ),
+    ] = None,
     overrides: opt.Overrides = None,
     seed: opt.NewSeed = None,
 ) -> None:
     """Distil a teacher into a compact student on synthetic clips. No audio is needed."""
     from frami_edge import api
     from frami_edge.checkpoint import read_card
-    from frami_edge.config import JourneyConfig, load_config
     from frami_edge.runs import read_manifest
 
     mix, folder = opt.parse_sources(sources, recordings)
-    settings = load_config(JourneyConfig, config, overrides or ())
+    settings, changes = opt.read_recipe(config, overrides)
     opened = opt.open_teacher(teacher, given)
     with output.live() as progress:
         api.distill(
-            opened, bank, config=settings, seed=seed, sources=mix, recordings=folder, out=out,
-            progress=progress, **given,
+            opened, bank, config=settings, steps=steps, budget=budget, seed=seed, sources=mix,
+            recordings=folder, overrides=changes, out=out, progress=progress, **given,
         )  # fmt: skip
     manifest, file = read_manifest(out), out / "student.safetensors"
     found, seconds = manifest["student"], manifest["seconds"]

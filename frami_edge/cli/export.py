@@ -27,6 +27,7 @@ app = command_app()
     "frami-edge export student.safetensors --int8 --bank bank --data fsdd --out runs/export",
     "frami-edge export student.safetensors --int8 --tensorrt --seconds 0:1:10 --out runs/e",
     "frami-edge export --tensorrt runs/export",
+    "frami-edge export student.safetensors --out runs/export --web runs/page",
 )
 def export(
     output: Output,
@@ -62,6 +63,21 @@ def export(
             "--with-frontend", help="Also a model that takes samples, with the log-mel inside."
         ),
     ] = False,
+    web: Annotated[
+        Path | None,
+        typer.Option(
+            "--web", metavar="DIR", help="Also a web page that runs it on a microphone or a file."
+        ),
+    ] = None,
+    ort_web: Annotated[
+        Path | None,
+        typer.Option(
+            "--ort-web",
+            metavar="FOLDER",
+            help="onnxruntime-web for the page: an unpacked npm package, or an earlier page.",
+            show_default="fetched once",
+        ),
+    ] = None,
     tensorrt: Annotated[
         bool,
         typer.Option(
@@ -125,6 +141,8 @@ def export(
 
     if seconds and not tensorrt:
         raise ConfigError("--seconds sizes engines, and --tensorrt is off.", fix="Add --tensorrt.")
+    if ort_web and not web:
+        raise ConfigError("--ort-web is a part of a page, and --web is off.", fix="Add --web DIR.")
     if student.is_dir() and tensorrt:
         built = api.build_engines(student, out=out, seconds=seconds)
         folder = out or student
@@ -142,6 +160,8 @@ def export(
             int8=int8,
             portable=portable,
             with_frontend=with_frontend,
+            web=web,
+            ort_web=ort_web,
             tensorrt=tensorrt,
             seconds=seconds,
             samples=samples,
@@ -163,7 +183,8 @@ def export(
     output.tables(_tables(report))
     if report.engines:
         _show_engines(report.engines, output)
-    output.result(report.to_dict() | {"out": str(out), "card": str(out / "README.md")})
+    places = {"out": str(out), "card": str(out / "README.md")}
+    output.result(report.to_dict() | places | ({"page": str(web)} if web else {}))
     if report.thresholds:
         output.note(f"Events: {Thresholds(**report.thresholds)}.")
     for note in report.notes:
@@ -171,6 +192,9 @@ def export(
     if report.stale:
         output.warn(f"Files of an earlier export, still in {out}: {', '.join(report.stale)}.")
     output.note(f"Model card and picture: {out / 'README.md'}")
+    if web is not None:
+        serve = f"python -m http.server --directory {shlex.quote(str(web))}"
+        output.note(f"Page: {web}. Run `{serve}` and open http://localhost:8000")
     failed = [gate.name for gate in report.gates if not gate.passed]
     if failed:
         rest = f"{report.recommended} passed its own gates" if report.recommended else "use no file"

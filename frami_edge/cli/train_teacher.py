@@ -91,7 +91,5 @@ def train_teacher(
     )
     output.note(f"Model card and pictures: {folder / 'README.md'}")
     student = name.removesuffix("-teacher") + "-student"
-    recipe = student if student in presets() else "student.yaml"
-    output.hint(
-        f"frami-edge distill {recipe} --teacher {shlex.quote(str(file))} --out runs/{student}"
-    )
+    words = ["frami-edge", "distill", *([student] if student in presets() else [])]
+    output.hint(shlex.join([*words, "--teacher", str(file), "--out", f"runs/{student}"]))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from frami_edge.config import BASELINES, BankConfig
+from frami_edge.config import BASELINES, BankConfig, frames_in
 from frami_edge.device import Compute
 from frami_edge.losses import Output, has_class
 from frami_edge.models import TeacherLike
@@ -105,6 +105,11 @@ class SourceContext:
         c = self.config
         wanted_BK, labels_B = requests(labels_B, self.n_classes, c.near_misses, c.pairs, rng)
         return labels_B, wanted_BK.to(self.compute.device)
+
+    @property
+    def frames(self) -> int:
+        """Mel frames (T) of every clip."""
+        return frames_in(self.config.clip_s, self.spec)
 
     @property
     def module(self) -> nn.Module:

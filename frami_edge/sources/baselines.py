@@ -75,7 +75,7 @@ class Baseline(ABC):
     def _unconditional(self, latent: int) -> Generator:
         """The inversion's own generator without a class: its one-hot input is a constant."""
         c = self.context
-        made = Generator(c.spec, 1, c.config.frames, latent, self.budget.width)
+        made = Generator(c.spec, 1, c.frames, latent, self.budget.width)
         return made.to(self.device)
 
     def _latents(self, latent: int, rng: torch.Generator) -> Tensor:
@@ -216,7 +216,7 @@ class BatchWise(Baseline):
     def __init__(self, context: SourceContext) -> None:
         super().__init__(context)
         self.batches = max(1, self.steps // self.config.iterations)
-        shape = (self.budget.batch_size, 1, context.spec.n_mels, context.config.frames)
+        shape = (self.budget.batch_size, 1, context.spec.n_mels, context.frames)
         self.tensors["best"] = torch.zeros(shape, device=self.device)
         self.tensors["best_loss"] = torch.full((), torch.inf, device=self.device)
         self.tensors["pool"] = torch.zeros(0, *shape[1:], device=self.device)

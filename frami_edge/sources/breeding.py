@@ -181,7 +181,7 @@ class Breeding:
             torch.from_numpy(x)[:, None] for x in (spec.floor, spec.ceiling)
         )
         seed = named_seed(context.seed, f"{self.name}/founders")
-        mels = procedural_mels(spec, self.config.founders, context.config.frames, seed)
+        mels = procedural_mels(spec, self.config.founders, context.frames, seed)
         self.founders_NMT = mels[:, 0].half()
         self.elites: list[tuple[Tensor, Tensor, Tensor]] | None = None
         """Scores (E,), founders (E,) and log-mels (E, M, T) float16 of each class, best first."""

@@ -69,7 +69,7 @@ class SmoothNoise(Procedural):
 
     def make(self, n: int, seed: int) -> Tensor:
         """(n, 1, M, T) clips."""
-        return smooth_noise_mels(self.context.spec, n, self.context.config.frames, seed)
+        return smooth_noise_mels(self.context.spec, n, self.context.frames, seed)
 
 
 class WhiteNoise(SmoothNoise):
@@ -79,4 +79,4 @@ class WhiteNoise(SmoothNoise):
 
     def make(self, n: int, seed: int) -> Tensor:
         """(n, 1, M, T) clips."""
-        return white_noise_mels(self.context.spec, n, self.context.config.frames, seed)
+        return white_noise_mels(self.context.spec, n, self.context.frames, seed)

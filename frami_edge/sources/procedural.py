@@ -646,7 +646,7 @@ class Procedural:
 
     def make(self, n: int, seed: int) -> Tensor:
         """(n, 1, M, T) clips that depend on the seed only."""
-        return procedural_mels(self.context.spec, n, self.context.config.frames, seed)
+        return procedural_mels(self.context.spec, n, self.context.frames, seed)
 
     def state(self) -> dict[str, Any]:
         """Nothing: the clips depend on seed and step alone."""

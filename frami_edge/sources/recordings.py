@@ -46,7 +46,7 @@ class Recordings:
                 fix="Give a folder of WAV, FLAC, OGG or MP3 files: --recordings FOLDER.",
             )
         self.clips = c.config.recordings_clips
-        self.samples = c.samples or samples_for(c.spec, c.config.frames)
+        self.samples = c.samples or samples_for(c.spec, c.frames)
         self.used: set[int] = set()
         self._held: tuple[int, Tensor | None] = (-1, None)
 

@@ -105,7 +105,7 @@ class Translation:
         if self._pool is None:
             size = min(c.config.procedural_clips, 2000)
             seed = named_seed(c.seed, f"{self.name}/pool")
-            self._pool = procedural_mels(c.spec, size, c.config.frames, seed)
+            self._pool = procedural_mels(c.spec, size, c.frames, seed)
         return self._pool[torch.randint(0, len(self._pool), (n,), generator=rng)]
 
     def step(self, index: int) -> Batch:

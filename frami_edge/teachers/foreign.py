@@ -153,6 +153,7 @@ class ForeignTeacher(nn.Module):
             o for o in others if calling.length is None and takes(module, taken, classes, o)
         )
         self._forget()
+        self.receptive_field = calling.length or field
         self.anatomy = Anatomy(
             calling.layout,
             states,
@@ -213,7 +214,7 @@ class ForeignTeacher(nn.Module):
             found.append(
                 f"It takes clips of {a.clip_length} {self._calling.input.unit} alone: shorter ones "
                 "are repeated up to that length, longer ones are answered in windows and averaged. "
-                "Crops of that length suit it best (bank.frames, distill.crop_max)."
+                "Crops of that length suit it best (bank.clip_s, distill.crop_max_s)."
             )
         if a.patch_bands > 1:
             found.append(

@@ -174,6 +174,7 @@ class SelectedTeacher(nn.Module):
         self.takes = model.takes
         self.channels, self.pooled_size = model.channels, model.pooled_size
         self.frame_stride, self.frame_offset = model.frame_stride, model.frame_offset
+        self.receptive_field: int | None = getattr(model, "receptive_field", None)
         self.output = output
         self.groups = [list(group) for group in groups]
         if rest and output == "softmax":

@@ -28,13 +28,13 @@ LABELS = ("high", "low")
 CONFIG = """
 student: {channels: [8, 8, 8], time_kernels: [3, 3, 3], out_channels: 12}
 bank:
-  frames: 24
+  clip_s: 0.24
   procedural_clips: 40
   control_clips: 40
   shard_clips: 16
   inversion: {steps: 5, burn_in: 1, batch_size: 8, latent: 8, width: 8, contrastive_memory: 20}
   translator: {steps: 5, burn_in: 1, batch_size: 8}
-distill: {steps: 6, batch_size: 8, crop_min: 16, crop_max: 24, checkpoint_steps: 2}
+distill: {steps: 6, batch_size: 8, crop_min_s: 0.16, crop_max_s: 0.24, checkpoint_steps: 2}
 seed: 3
 """
 

@@ -26,6 +26,7 @@ from frami_edge.models import StudentNet
 from frami_edge.sources.procedural import procedural_mels
 from frami_edge_export import options
 from frami_edge_export.options import ExportOptions
+from frami_edge_export.web import ORT_FILES
 from frami_edge_runtime.classifier import Classifier
 from frami_edge_runtime.melspec import MelSpec
 
@@ -55,7 +56,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         mel=SPEC.to_dict(),
         labels=LABELS,
         teacher_sha256=TEACHER,
-        recipe={"bank": {"frames": 40}},
+        recipe={"bank": {"clip_s": 0.4}},
         licence="Apache-2.0",
     )
     save_checkpoint(path, student, card)
@@ -93,10 +94,13 @@ def run(*arguments: object) -> Result:
 def test_a_student_and_its_bank_become_files_that_run(
     checkpoint: Path, bank: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "my models"
+    out, page = tmp_path / "my models", tmp_path / "page"
+    for name in ORT_FILES:
+        (tmp_path / name).write_text("onnxruntime-web")
     result = run(
         checkpoint, "--int8", "--bank", bank, "--out", out, "--samples", 120, "--json",
-        "--min-agreement", 0.5, "--portable", "--with-frontend", "--tensorrt",
+        "--min-agreement", 0.5, "--portable", "--with-frontend", "--tensorrt", "--web", page,
+        "--ort-web", tmp_path,
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
@@ -112,6 +116,9 @@ def test_a_student_and_its_bank_become_files_that_run(
     assert (info.labels, info.mel, info.teacher_sha256) == (LABELS, SPEC, TEACHER)
     assert (out / "plots" / "export.png").stat().st_size > 10_000
     assert f"**Use `{found['recommended']}`.**" in (out / "README.md").read_text()
+    facts = json.loads((page / "model.json").read_text())
+    assert (facts["labels"], facts["on"]) == (list(LABELS), found["thresholds"]["on"])
+    assert f"python -m http.server --directory {found['page']}" in result.stderr
     assert found["engines"] is None
     assert "No engines were built" in result.stderr
     (line,) = (li for li in result.stderr.splitlines() if li.startswith("next: "))
@@ -146,7 +153,7 @@ def test_int8_is_calibrated_on_what_the_student_learned_from(
     checkpoint: Path, tmp_path: Path, learned: Any, sources: Sequence[str], clips: dict[str, int]
 ) -> None:
     student = load_checkpoint(checkpoint, "student")
-    recipe = {"bank": {"frames": 40, "sources": learned}} if learned else {}
+    recipe = {"bank": {"clip_s": 0.4, "sources": learned}} if learned else {}
     student = replace(student, card=student.card.model_copy(update={"recipe": recipe}))
     bank = make_bank(tmp_path / "bank", TEACHER, sources)
     found = calibration_mels(student, bank=bank, count=40)
@@ -204,6 +211,8 @@ def test_accuracy_on_a_folder_of_real_clips(
         (["--seconds", "1"], "--tensorrt is off"),
         (["--tensorrt", "--seconds", "3:1"], "is not MIN:OPT:MAX"),
         (["--int8", "--bank", "nowhere"], "There is no bank in nowhere"),
+        (["--ort-web", "x"], "--web is off"),
+        (["--web", "page", "--ort-web", "nowhere"], "nowhere does not contain ort."),
     ],
 )
 def test_wrong_use_is_one_sentence(

@@ -230,7 +230,7 @@ def test_only_the_same_run_is_resumed(
         (("--sources", "inversion=nan"), "is not NAME or NAME=WEIGHT"),
         (("--sources", "a: 1}, b: {c"), "is not NAME or NAME=WEIGHT"),
         (("--set", "bank.inversion.burnin=1"), "did you mean 'burn_in'?"),
-        (("--set", "distill.crop_max=25"), "crop_max"),
+        (("--set", "distill.crop_max_s=0.25"), "crop_max_s"),
         (("--device", "tpu"), "fix: Use"),
         (("--device", "cuda:99"), "fix: Use"),
     ],
@@ -276,10 +276,10 @@ def test_a_bank_that_does_not_fit(
     bank, out = Path(student["run_dir"]) / "bank", tmp_path / "run"
     again = ("distill", config, "--teacher", other, "--bank", bank, "--out", out, *CPU)
     assert "made with another teacher" in call(*again, code=1).stderr
-    shorter = ("--set", "bank.frames=26", "--set", "distill.crop_max=26")
+    shorter = ("--set", "bank.clip_s=0.26", "--set", "distill.crop_max_s=0.26")
     for more, words in (
         (("--bank", bank, "--sources", "smooth_noise"), "no clips of smooth_noise"),
-        (("--bank", bank, *shorter), "have 24 mel frames"),
+        (("--bank", bank, *shorter), "are 0.24 s long"),
         (("--bank", tmp_path / "nowhere"), "no bank"),
     ):
         error = distill(out, *more, code=1).stderr

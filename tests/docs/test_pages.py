@@ -45,11 +45,10 @@ FEW = (
 # Fewer than 40 steps leave BatchNorm statistics that int8 rightly refuses.
 INT8, QUICK = FEW + "--set distill.steps=40", FEW + "--set distill.steps=8"
 TEACHER = (
-    "--set train.epochs=1 --set train.crop_frames=32 "
-    "--set 'arch={channels: [8, 16, 32], blocks: 1}'"
+    "--set train.epochs=1 --set train.crop_s=0.32 --set 'arch={channels: [8, 16, 32], blocks: 1}'"
 )
 TINY = (
-    "--set 'teacher_set={train.epochs: 1, train.crop_frames: 32, arch: {channels: [8, 16, 32], "
+    "--set 'teacher_set={train.epochs: 1, train.crop_s: 0.32, arch: {channels: [8, 16, 32], "
     "blocks: 1}}' --set 'set={bank.procedural_clips: 48, bank.control_clips: 48, "
     "bank.inversion: {steps: 3, burn_in: 1, batch_size: 16, width: 16}, bank.translator: "
     "{steps: 3, burn_in: 1, batch_size: 16}, student: {channels: [8, 16, 16], time_kernels: "
@@ -70,7 +69,7 @@ STUDENT = {
 CHANGES: dict[str, dict[str, str]] = {
     "README.md": {
         "quickstart --out runs/quickstart": f"quickstart --out runs/quickstart {INT8}",
-        "esc10-student --teacher net:Net": f"esc10-student {INT8} --teacher net:Net",
+        "distill --teacher net:Net": f"distill {INT8} --teacher net:Net",
         "esc10-student --teacher runs": f"esc10-student {QUICK} --teacher runs",
         # One clip of the few is more than the gates allow.
         "--int8 --with-frontend": "--int8 --with-frontend --min-agreement 0.8",

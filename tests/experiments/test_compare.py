@@ -21,17 +21,17 @@ TEACHER = """
 data: {name: tones, fold: "1"}
 mel: {sample_rate: 8000, n_fft: 256, win_length: 200, hop_length: 80, n_mels: 16}
 arch: {channels: [8, 12], blocks: 1}
-train: {epochs: 2, batch_size: 4, crop_frames: 24}
+train: {epochs: 2, batch_size: 4, crop_s: 0.24}
 """
 STUDENT = """
 student: {channels: [8, 8, 8], time_kernels: [3, 3, 3], out_channels: 12}
 bank:
-  frames: 24
+  clip_s: 0.24
   procedural_clips: 24
   control_clips: 24
   inversion: {steps: 4, burn_in: 1, batch_size: 8, latent: 8, width: 8, contrastive_memory: 20}
   translator: {steps: 4, burn_in: 1, batch_size: 8}
-distill: {steps: 4, batch_size: 8, crop_min: 16, crop_max: 24}
+distill: {steps: 4, batch_size: 8, crop_min_s: 0.16, crop_max_s: 0.24}
 """
 PROTOCOL = """
 title: Two tones

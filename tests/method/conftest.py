@@ -69,7 +69,7 @@ def bank_config() -> Callable[..., BankConfig]:
         tiny = {"steps": 6, "burn_in": 2, "batch_size": 8}
         inversion = tiny | {"latent": 8, "width": 8, "contrastive_memory": 20}
         fields: dict[str, Any] = {
-            "frames": 16,
+            "clip_s": 0.16,
             "procedural_clips": 10,
             "control_clips": 10,
             "shard_clips": 16,

@@ -44,8 +44,8 @@ from frami_edge_runtime.melspec import MelSpec
 
 FRAMES = 16
 TINY: dict[str, Any] = {
-    "bank.frames": FRAMES, "bank.procedural_clips": 12, "distill.steps": 3,
-    "distill.batch_size": 8, "distill.crop_min": 12, "distill.crop_max": FRAMES,
+    "bank.clip_s": FRAMES / 100, "bank.procedural_clips": 12, "distill.steps": 3,
+    "distill.batch_size": 8, "distill.crop_min_s": 0.12, "distill.crop_max_s": FRAMES / 100,
     "student.channels": [8, 8, 8], "student.time_kernels": [3, 3, 3], "student.out_channels": 8,
 }  # fmt: skip
 
@@ -177,7 +177,7 @@ def test_frames_are_compared_at_the_same_time(opened: Teacher, spec: MelSpec) ->
 
 def test_augmented_audio_is_cropped_in_samples_and_changes_loudness(spec: MelSpec) -> None:
     clips = torch.ones(200, 3000)
-    config = DistillConfig(crop_min=20, crop_max=20, gain=0.3, mixup=0.0)
+    config = DistillConfig(crop_min_s=0.2, crop_max_s=0.2, gain=0.3, mixup=0.0)
     x = augmented(clips, config, torch.Generator().manual_seed(0), spec)
     assert x.shape == (200, 19 * spec.hop_length + spec.n_fft)
     # In log-mel units: 2 ln(gain) / std.

@@ -43,7 +43,7 @@ def source(teacher: ResNetTeacher, spec: MelSpec, cpu: Compute) -> Make:
         own |= {"iterations": 4} if name in BATCH_WISE else {}
         own |= {} if name == "deep_inversion" else {"latent": 8}
         own |= {"warmup": 0.25} if name == "fast" else {}
-        fields = {"frames": 24, "sources": {name: 1}, "inversion": budget}
+        fields = {"clip_s": 0.24, "sources": {name: 1}, "inversion": budget}
         config = BankConfig.model_validate(fields | {"baselines": {name: own | changes}})
         return make_source(name, SourceContext(teacher, spec, 5, config, cpu, seed))
 

@@ -47,11 +47,11 @@ class Noise:
 
 def journey(seed: int = 0, channels: int = 16, **changes: Any) -> JourneyConfig:
     recipe: dict[str, Any] = {
-        "steps": 6, "batch_size": 8, "crop_min": 12, "crop_max": 20, "mixup": 0.5,
+        "steps": 6, "batch_size": 8, "crop_min_s": 0.12, "crop_max_s": 0.2, "mixup": 0.5,
         "mask_bands": 3, "mask_frames": 3, "checkpoint_steps": 2,
     }  # fmt: skip
     arch = {"channels": (8, 8, 8), "time_kernels": (3, 3, 3), "out_channels": channels}
-    fields = {"bank": {"frames": 24}, "student": arch, "distill": recipe | changes, "seed": seed}
+    fields = {"bank": {"clip_s": 0.24}, "student": arch, "distill": recipe | changes, "seed": seed}
     return JourneyConfig.model_validate(fields)
 
 
@@ -129,7 +129,7 @@ def test_a_variant_has_its_terms_alone_and_moves_towards_the_teacher(
         with torch.no_grad():
             return float(logits_loss(student(x), target, 1.0))
 
-    recipe: dict[str, Any] = {"batch_size": 16, "crop_min": 16, "crop_max": 24, "mixup": 0}
+    recipe: dict[str, Any] = {"batch_size": 16, "crop_min_s": 0.16, "crop_max_s": 0.24, "mixup": 0}
     recipe |= {"mask_bands": 0, "mask_frames": 0, "reuse_head": reuse} | weights
     rows: list[dict[str, float]] = []
     trained = run(steps=60, rows=rows, **recipe)

@@ -22,11 +22,11 @@ from frami_edge_runtime.melspec import MelSpec
 
 CONFIG = {
     "bank": {
-        "frames": 24, "sources": {"inversion": 1, "procedural": 1}, "procedural_clips": 40,
+        "clip_s": 0.24, "sources": {"inversion": 1, "procedural": 1}, "procedural_clips": 40,
         "inversion": {"steps": 6, "burn_in": 2, "batch_size": 8, "latent": 8, "width": 8},
     },
     "student": {"channels": [8, 8, 8], "time_kernels": [3, 3, 3], "out_channels": 16},
-    "distill": {"steps": 60, "batch_size": 16, "crop_min": 16, "crop_max": 24},
+    "distill": {"steps": 60, "batch_size": 16, "crop_min_s": 0.16, "crop_max_s": 0.24},
 }  # fmt: skip
 
 

@@ -22,7 +22,7 @@ FOLDERS = {
     "frami_edge_export": ROOT / "export",
     "frami_edge_runtime": ROOT / "runtime",
 }
-KINDS = {".py", ".typed", ".yaml", ".md", ".safetensors"}
+KINDS = {".py", ".typed", ".yaml", ".md", ".safetensors", ".html", ".js"}
 NOT_SHIPPED = re.compile(r"(^|/)(tests?|__pycache__|benchmarks|experiments|runs|\.[^/]*)(/|$)")
 COMMANDS = {
     "frami_edge": "frami-edge = frami_edge.cli:main",
@@ -71,7 +71,9 @@ def test_the_whole_package_and_nothing_else(wheels: dict[str, Path], package: st
         assert str(ROOT).encode() not in data, f"{name} names a path of this machine"
 
 
-def test_presets_and_the_embedded_teacher_are_inside(wheels: dict[str, Path]) -> None:
+def test_presets_the_page_and_the_embedded_teacher_are_inside(wheels: dict[str, Path]) -> None:
+    page = members(wheels["frami_edge_export"])
+    assert {"frami_edge_export/page/index.html", "frami_edge_export/page/page.js"} <= set(page)
     files = members(wheels["frami_edge"])
     for path in (ROOT / "configs").rglob("*.yaml"):
         inside = f"frami_edge/configs/{path.relative_to(ROOT / 'configs').as_posix()}"

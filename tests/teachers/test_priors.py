@@ -16,7 +16,7 @@ from frami_edge.inversion import BorrowedPrior, check_teacher, front_end_error
 
 SPEC = fe.MelSpec(n_mels=M, mean=-6.0, std=4.0)
 SMALL = {
-    "bank.frames": 96, "bank.procedural_clips": 24, "bank.inversion.batch_size": 12,
+    "bank.clip_s": 0.96, "bank.procedural_clips": 24, "bank.inversion.batch_size": 12,
     "bank.inversion.width": 8, "bank.inversion.burn_in": 1,
 }  # fmt: skip
 

@@ -26,7 +26,7 @@ from frami_edge_runtime.melspec import MelSpec
 
 CPU = Compute(torch.device("cpu"), torch.float32, False, "a test")
 RECIPE = {
-    "epochs": 3, "batch_size": 4, "crop_frames": 20, "mixup": 0.5, "mask_bands": 3,
+    "epochs": 3, "batch_size": 4, "crop_s": 0.2, "mixup": 0.5, "mask_bands": 3,
     "mask_frames": 3, "gain": 0.3,
 }  # fmt: skip
 
@@ -89,7 +89,7 @@ def test_a_resumed_training_gives_the_same_teacher(features: Features, tmp_path:
 
 
 def test_it_learns_or_ends_with_the_reason(features: Features) -> None:
-    _, losses = trained(features, epochs=25, mixup=0.0, crop_frames=0)
+    _, losses = trained(features, epochs=25, mixup=0.0, crop_s=0)
     assert np.mean(losses[-5:]) < 0.5 * np.mean(losses[:5])
     features.mels[3][:] = float("nan")
     with pytest.raises(TeacherError, match="diverged"):

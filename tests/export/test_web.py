@@ -1,0 +1,231 @@
+"""The web page: in a browser it gives the results and the events of the runtime.
+
+The browser's part needs Chromium (Debian: ``apt install chromium``) and onnxruntime-web, which the
+first run fetches; where one is missing those tests are skipped, and say so.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import browser_kit
+import numpy as np
+import onnx
+import pytest
+import soundfile
+from export_kit import MEL
+
+from frami_edge_export.errors import ExportError
+from frami_edge_export.frontend import MEL as MEL_OUTPUT
+from frami_edge_export.frontend import WAVEFORM, described_waveform, waveform_graph
+from frami_edge_export.graph import OnnxStudent
+from frami_edge_export.parity import cpu_session
+from frami_edge_export.web import CONTEXT, ORT_FILES, onnxruntime_web, page_graph, write_page
+from frami_edge_runtime.classifier import Classifier
+from frami_edge_runtime.events import EventDetector, EventSpec
+from frami_edge_runtime.stream import Result
+
+RATE = MEL.sample_rate
+KINDS: dict[str, dict[str, Any]] = {
+    "softmax": {"thresholds": {"on": [0.6] * 6, "off": [0.4] * 6, "reject": 1.0}},
+    "sigmoid, centred": {
+        "output": "sigmoid",
+        "mel": MEL.replace(center=True, pre_emphasis=0.9, mean=-9.0),
+    },
+}
+
+
+@pytest.fixture(params=KINDS)
+def files(request: pytest.FixtureRequest, made: OnnxStudent, tmp_path: Path) -> tuple[Path, Path]:
+    """The streaming file and the waveform file of one student."""
+    info = made.info.replace(**KINDS[request.param])
+    streaming, wave = tmp_path / "s.fp32.onnx", tmp_path / "s.wave.onnx"
+    streaming.write_bytes(made.described(made.trunk, info))
+    wave.write_bytes(described_waveform(waveform_graph(made.trunk, made.head, info), info))
+    return streaming, wave
+
+
+@pytest.fixture
+def sounds(tmp_path: Path) -> Path:
+    """Seven seconds of tones and pauses, so that classes change and events end.
+
+    Float samples: Chromium scales positive int16 by 1/32767, which these tones show.
+    """
+    rng = np.random.default_rng(3)
+    x = rng.normal(0, 0.002, int(7.13 * RATE))
+    t = np.arange(len(x)) / RATE
+    for start, hertz in ((0.4, 300), (2.2, 1100), (4.1, 2600), (5.6, 700)):
+        on = (t >= start) & (t < start + 1.2)
+        x += 0.3 * on * np.sin(2 * np.pi * hertz * t)
+    soundfile.write(tmp_path / "sounds.wav", x, RATE, subtype="FLOAT")
+    return tmp_path / "sounds.wav"
+
+
+@pytest.fixture(scope="session")
+def ort() -> dict[str, bytes]:
+    if not browser_kit.CHROMIUM:
+        pytest.skip("NOT TESTED: the web page in a browser; there is no Chromium")
+    try:
+        return onnxruntime_web()
+    except ExportError as error:
+        pytest.skip(f"NOT TESTED: the web page in a browser; {error.message}")
+
+
+@pytest.fixture
+def folder(files: tuple[Path, Path], ort: dict[str, bytes], tmp_path: Path) -> Path:
+    write_page(files[1], tmp_path / "page", ort)
+    return tmp_path / "page"
+
+
+def by_the_runtime(model: Path, samples: np.ndarray, ended: bool) -> list[dict[str, Any]]:
+    """Results and events as `frami-edge-listen` would give them."""
+    classifier = Classifier(model)
+    spec = EventSpec.for_model(classifier.info, min_on_s=0.5, update_s=None)
+    detector, stream = EventDetector(spec, classifier.labels), classifier.stream(window_s=1.0)
+    records: list[dict[str, Any]] = []
+
+    def take(result: Result) -> None:
+        records.append(vars(result))
+        records.extend(vars(event) for event in detector.push(result))
+
+    for result in stream.push(samples):
+        take(result)
+    if ended:
+        last = stream.flush()
+        assert last is not None
+        take(last)
+        records.extend(vars(event) for event in detector.finish())
+        if len(samples) <= 30 * RATE:
+            records.append(vars(classifier.classify(samples)))
+    return records
+
+
+def same(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> None:
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert ours["label"] == theirs["label"]
+        assert ours.get("kind") == theirs.get("kind")
+        for name in ("t0", "t1", "score", "at", "logits", "scores"):
+            if name in theirs:
+                np.testing.assert_allclose(ours[name], theirs[name], atol=1e-3, rtol=0)
+
+
+HOOKS = """
+  window.records = []; window.heard = [];
+  addEventListener("frami", ({detail: {mel, ...rest}}) => records.push(
+    {...rest, logits: rest.logits && [...rest.logits]}));
+  const Node = AudioWorkletNode;
+  window.AudioWorkletNode = class extends Node {
+    constructor(...rest) {
+      super(...rest);
+      this.port.addEventListener("message", ({data}) => heard.push(...data));
+    }
+  };
+"""
+
+
+def wait(page: browser_kit.Page, condition: str) -> None:
+    for _ in range(300):
+        if page.run(condition):
+            return
+        time.sleep(0.1)
+    pytest.fail(f"{condition}: {page.run('document.body.innerText')}")
+
+
+def said(text: str) -> str:
+    return f"(document.getElementById('status')?.textContent ?? '').includes({json.dumps(text)})"
+
+
+@pytest.fixture
+def page(folder: Path, sounds: Path, tmp_path: Path) -> Iterator[browser_kit.Page]:
+    flags = ("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream")
+    fake = f"--use-file-for-fake-audio-capture={sounds}"
+    with (
+        browser_kit.served(folder) as url,
+        browser_kit.chromium(tmp_path / "profile", *flags, fake) as page,
+    ):
+        page.open(url, before=HOOKS)
+        wait(page, said("Ready"))
+        yield page
+
+
+def test_a_file_gives_the_answers_of_the_runtime(
+    page: browser_kit.Page, files: tuple[Path, Path], sounds: Path
+) -> None:
+    page.choose_file("#file", sounds)
+    wait(page, said("As a whole"))
+    found = page.run("records")
+    same(found, by_the_runtime(files[0], soundfile.read(sounds, dtype="float32")[0], ended=True))
+    assert {r.get("kind") for r in found} == {None, "start", "end"}
+    rows = page.run("[...document.querySelectorAll('#top li')].map(li => li.innerText)")
+    assert rows[0].split() == [found[-1]["label"], f"{found[-1]['score']:.2f}"]
+    assert page.run("document.querySelectorAll('#events li').length") == sum(
+        r.get("kind") == "end" for r in found
+    )
+    brightness = "[...picture.getContext('2d').getImageData(0, 0, 800, 32).data]"
+    assert np.ptp(page.run(brightness)) > 200
+    (own,) = {page.run("location.origin")}
+    assert all(u.startswith(own) for u in page.run(
+        "performance.getEntriesByType('resource').map(entry => entry.name)"
+    ))  # fmt: skip
+    with pytest.raises(AssertionError, match="Failed to fetch"):
+        page.run("fetch('http://127.0.0.1:9/')")
+
+
+def test_a_microphone_gives_the_answers_of_the_runtime(
+    page: browser_kit.Page, files: tuple[Path, Path], sounds: Path
+) -> None:
+    page.click("#microphone")
+    wait(page, "records.length >= 12")
+    page.click("#microphone")
+    wait(page, said("Ready"))
+    found = page.run("records")
+    # Some samples may arrive after the click.
+    heard = np.array(page.run("heard"), np.float32)[: round(found[-1]["t1"] * RATE)]
+    # What the browser plays is the file, resampled twice and delayed.
+    spectrum = np.abs(np.fft.rfft(heard))
+    assert np.fft.rfftfreq(len(heard), 1 / RATE)[spectrum.argmax()] == pytest.approx(300, abs=5)
+    same(found, by_the_runtime(files[0], heard, ended=True)[:-1])
+
+
+def test_the_graph_of_the_page(files: tuple[Path, Path]) -> None:
+    """Without a browser: with the context of a clip it is the waveform graph."""
+    wave = onnx.load(files[1])
+    context = Classifier(files[0]).info.context
+    x = np.random.default_rng(0).normal(0, 0.1, (1, 4000)).astype(np.float32)
+    around = np.array([0, 0, 0, context.left, 0, 0, 0, context.right])
+    logits, mel = cpu_session(page_graph(wave)).run(
+        ["logits", MEL_OUTPUT], {WAVEFORM: x, CONTEXT: around}
+    )
+    np.testing.assert_array_equal(logits, cpu_session(wave).run(None, {WAVEFORM: x})[0])
+    assert mel.shape[:3] == (1, 1, MEL.n_mels)
+
+
+def test_the_folder_is_small_and_onnxruntime_comes_from_a_folder(
+    files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    package = tmp_path / "package" / "dist"
+    package.mkdir(parents=True)
+    with pytest.raises(ExportError, match=r"does not contain .*mjs"):
+        onnxruntime_web(tmp_path / "package")
+    for name in ORT_FILES:
+        (package / name).write_text("code")
+    page = tmp_path / "page"
+    write_page(files[1], page, onnxruntime_web(tmp_path / "package"))
+    names = {path.name for path in page.iterdir()}
+    assert names == {"index.html", "page.js", "model.onnx", "model.json", *ORT_FILES}
+    assert sum(p.stat().st_size for p in page.iterdir() if p.name not in ORT_FILES) < 3e6
+    assert onnxruntime_web(page) == dict.fromkeys(ORT_FILES, b"code")
+
+
+def test_without_a_network_the_error_names_the_way_around(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NPM_CONFIG_REGISTRY", "http://127.0.0.1:9")
+    monkeypatch.setenv("FRAMI_EDGE_CACHE", str(tmp_path))
+    with pytest.raises(ExportError, match="could not be fetched") as caught:
+        onnxruntime_web()
+    assert "--ort-web" in caught.value.fix
