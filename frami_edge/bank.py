@@ -552,8 +552,9 @@ def _mean_cosine(s_ND: Tensor) -> float:
 HEALTHY_HIT_RATE = 2.0
 """Times chance. Below it the generator has not learned the classes. The class term is a gentle
 push: good banks of ten classes have 0.25 to 0.33 (ESC-10) and 0.8 (digits)."""
-HEALTHY_CLASS = 0.5
-"""Times chance, for a single class, which a source's mean hides."""
+HEALTHY_CLASS = 0.5, 0.1
+"""Hit rate and share of a class, times chance: below both in every source, the bank lacks it. A
+good bank (ESC-10) has classes that one of its sources never makes."""
 HEALTHY_BATCH_NORM = 0.2
 """Above it the clips are far from what the teacher was trained on; a good bank is below 0.05."""
 HEALTHY_SHARE = 0.6
@@ -565,12 +566,17 @@ def least_hit_rate(classes: int) -> float:
     return min(0.8, HEALTHY_HIT_RATE / classes)
 
 
-def weak_classes(health: dict[str, Any], labels: Sequence[str]) -> dict[str, float]:
-    """Hit rates of the classes that a source misses although its mean may be fine, worst first."""
-    rates = zip(labels, health["hit_rate_per_class"], strict=True)
-    least = HEALTHY_CLASS / len(labels)
-    found = {label: rate for label, rate in rates if rate is not None and rate < least}
-    return dict(sorted(found.items(), key=lambda item: item[1]))
+def missing_classes(health: dict[str, dict[str, Any]], labels: Sequence[str]) -> list[str]:
+    """Classes that the teacher predicts for next to no clip of any source."""
+    rate, share = (times / len(labels) for times in HEALTHY_CLASS)
+    return [
+        label
+        for k, label in enumerate(labels)
+        if all(
+            (h["hit_rate_per_class"][k] or 0.0) < rate and h["class_share"][k] < share
+            for h in health.values()
+        )
+    ]
 
 
 def health_warnings(health: dict[str, dict[str, Any]], labels: Sequence[str]) -> list[str]:
@@ -594,11 +600,6 @@ def health_warnings(health: dict[str, dict[str, Any]], labels: Sequence[str]) ->
                 f"{name}: the teacher predicts the target class for only {100 * hits:.0f} % of the "
                 f"clips ({100 * enough:.0f} % is the least): raise {budget(name)}.steps{other}."
             )
-        elif weak := weak_classes(h, labels):
-            listed = ", ".join(f"{label} {100 * rate:.0f} %" for label, rate in weak.items())
-            found.append(
-                f"{name}: few of the clips made for these classes are predicted as such: {listed}."
-            )
         if not selected and hits is not None and error is not None and error > HEALTHY_BATCH_NORM:
             found.append(
                 f"{name}: the BatchNorm statistics are {error:.2f} away from the training data's "
@@ -608,4 +609,9 @@ def health_warnings(health: dict[str, dict[str, Any]], labels: Sequence[str]) ->
             found.append(
                 f"{name}: the teacher predicts one class for {100 * share:.0f} % of the clips."
             )
+    if missing := missing_classes(health, labels):
+        found.append(
+            f"The teacher predicts these classes for next to no clip: {', '.join(missing)}. The "
+            "student will not know them."
+        )
     return found

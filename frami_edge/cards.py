@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import yaml
 
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 CARD: Final = "README.md"
 # Licences of sounds and weights among the identifiers of Hugging Face's hub.
 _HUB_LICENCES: Final = re.compile(
-    r"apache-2\.0|mit|bsd-[23]-clause|l?gpl-3\.0|agpl-3\.0|mpl-2\.0|unlicense|cc0-1\.0"
-    r"|cc-by(-nc)?(-sa|-nd)?-[34]\.0"
+    r"apache-2\.0|mit|isc|bsd-[23]-clause|l?gpl-3\.0|agpl-3\.0|mpl-2\.0|unlicense|odbl|odc-by"
+    r"|cc0-1\.0|cc-by-2\.[05]|cc-by(-nc)?-[34]\.0|cc-by(-nc)?-sa-[34]\.0|cc-by-nc-nd-[34]\.0"
+    r"|cc-by-nd-4\.0"
 )
 _CLASSES_SHOWN: Final = 60
 _ANY_SOUND: Final = (
@@ -31,10 +32,22 @@ _ANY_SOUND: Final = (
 )
 
 
-def model_header(licence: str, tags: Sequence[str], trained_on: str = "") -> str:
+class Measured(NamedTuple):
+    """An accuracy on real clips, for a hub's table of results."""
+
+    model: str
+    data: str
+    fold: str
+    accuracy: float
+    """0 to 1."""
+
+
+def model_header(
+    licence: str, tags: Sequence[str], trained_on: str = "", measured: Measured | None = None
+) -> str:
     """The YAML header that model hubs read, as Hugging Face's documentation defines it.
 
-    Unknown licences and a user's own ``folder:PATH`` are left out.
+    Unknown licences and a user's own ``folder:NAME`` are left out.
     """
     task = "audio-classification"
     fields: dict[str, Any] = {"library_name": "frami-edge", "pipeline_tag": task}
@@ -46,6 +59,12 @@ def model_header(licence: str, tags: Sequence[str], trained_on: str = "") -> str
     fields["tags"] = [task, *tags]
     if trained_on and ":" not in trained_on:
         fields["datasets"] = [trained_on]
+    if measured and ":" not in measured.data:
+        dataset = {"type": measured.data, "name": measured.data, "split": measured.fold}
+        metric = {"type": "accuracy", "value": measured.accuracy, "name": "accuracy on this fold"}
+        result = {"task": {"type": task}, "dataset": dataset, "metrics": [metric]}
+        fields["metrics"] = ["accuracy"]
+        fields["model-index"] = [{"name": measured.model, "results": [result]}]
     return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---"
 
 
@@ -60,7 +79,12 @@ def teacher_readme(
     recipe = f"{data}-student " if f"{data}-student" in presets() else ""
     recall = [row[:3] for row in class_rows(card.labels, score, None)]
     return _card(
-        model_header(card.licence, ["statistics-pooling"], data),
+        model_header(
+            card.licence,
+            ["statistics-pooling"],
+            data,
+            Measured(f"{data}-teacher", data, str(fold), score.accuracy),
+        ),
         f"# Teacher for {data}",
         f"A ResNet with statistics pooling, {trained.parameters:,} parameters, trained on real "
         f"audio. **Accuracy on the held-out fold {fold}: {score.accuracy:.2%}** ({score.clips} "
@@ -153,10 +177,14 @@ def export_readme(
     precisions = sorted({a.precision for a in report.artifacts} - {"fp32"})
     tags = ["onnx", *precisions, *_student_tags(card)]
     listen = f"frami-edge-listen {shlex.quote(recommended)}"
+    scored = next((a for a in report.artifacts if a.path == (recommended or a.path)), None)
+    measured = None
+    if data and scored and scored.accuracy is not None:
+        measured = Measured(report.name, data["name"], str(data["fold"]), scored.accuracy)
     rows = {a.path: f"SHA-256 `{a.sha256}`" for a in report.artifacts}
     rows |= {"student": f"SHA-256 `{student.sha256}`"} | _teacher_rows(card)
     return _card(
-        model_header(card.licence, tags),
+        model_header(card.licence, tags, measured=measured),
         markdown_card(report).rstrip(),
         _pictures(pictures),
         _classes(card.labels),

@@ -29,7 +29,7 @@ from frami_edge.inversion import (
 from frami_edge.io import read_small, sha256_file
 from frami_edge.losses import live_batch_norms
 from frami_edge.models import ReusedHead, StudentNet, TeacherLike, macs_per_second
-from frami_edge.opening import ENGINES, open_model, read_info, read_onnx
+from frami_edge.opening import ENGINES, ORT, open_model, read_info, read_onnx, read_ort
 from frami_edge.runs import MANIFEST, read_manifest
 from frami_edge.sources.procedural import measured
 from frami_edge.teachers.hugging_face import PREFIX
@@ -96,6 +96,8 @@ def describe(path: Path) -> Description:
     suffix = path.suffix.lower()
     if suffix == ".onnx":
         return _describe_onnx(path)
+    if suffix == ORT:
+        return _describe_ort(path)
     if suffix in ENGINES:
         return _describe_engine(path)
     if suffix == ".safetensors":
@@ -114,8 +116,8 @@ def describe(path: Path) -> Description:
             return describer(folder)
     raise CheckpointError(
         f"{path} is of no known kind.",
-        fix="Give an .onnx, .engine or .safetensors file, a teacher's .yaml, or the folder of a "
-        "bank, an export or a run. Save pickled weights as .safetensors.",
+        fix="Give an .onnx, .ort, .engine or .safetensors file, a teacher's .yaml, or the folder "
+        "of a bank, an export or a run. Save pickled weights as .safetensors.",
     )
 
 
@@ -147,24 +149,39 @@ def _info_facts(info: ModelInfo) -> Facts:
 
 def _describe_onnx(path: Path) -> Description:
     model = read_onnx(path)
-    graph = _graph_facts(model)
-    sections = {"file": _file(path), "graph": graph}
-    findings: list[str] = []
-    kind, title = "onnx", "ONNX file of another exporter"
-    try:
-        kind, info = read_info(model)
-    except ModelFileError as error:
-        findings.append(f"frami-edge-runtime cannot run it: {error}")
-    else:
-        title = f"{kind} model of frami-edge export"
-        sections["model"] = _info_facts(info)
+    found = _described(path, model, _graph_facts(model))
+    graph, findings = found.sections["graph"], found.findings
     try:
         onnx.checker.check_model(model)
         # TensorRT's static rules make sense for a sound graph only.
         graph["tensorrt_lint"] = Counter(finding.rule for finding in lint_tensorrt(model))
     except Exception as error:  # the checker raises half a dozen types
         findings.append(f"The ONNX checker objects: {str(error).strip()[:200]}")
-    return Description(kind, title, sections, findings)
+    return found
+
+
+def _describe_ort(path: Path) -> Description:
+    session = read_ort(path)
+    ports = {"inputs": session.get_inputs(), "outputs": session.get_outputs()}
+    graph: Facts = {
+        kind: [f"{p.name} {p.type} ({', '.join(map(str, p.shape))})" for p in found]
+        for kind, found in ports.items()
+    }
+    found = _described(path, session, graph)
+    found.notes.append("It is in ONNX Runtime's own format: its graph is not described here.")
+    return found
+
+
+def _described(path: Path, model: Any, graph: Facts) -> Description:
+    """Kind and description of a file that ONNX Runtime loads."""
+    sections = {"file": _file(path), "graph": graph}
+    try:
+        kind, info = read_info(model)
+    except ModelFileError as error:
+        unknown = f"frami-edge-runtime cannot run it: {error}"
+        return Description("onnx", "ONNX file of another exporter", sections, [unknown])
+    sections["model"] = _info_facts(info)
+    return Description(kind, f"{kind} model of frami-edge export", sections)
 
 
 def _graph_facts(model: onnx.ModelProto) -> Facts:

@@ -76,9 +76,9 @@ def class_loss(logits_BK: Tensor, labels_B: Tensor, wanted_BK: Tensor | None = N
     """
     if wanted_BK is None:
         return F.cross_entropy(logits_BK.float(), labels_B)
-    asked = ~wanted_BK.isnan()
-    z, p = logits_BK.float()[asked], wanted_BK[asked]
-    return F.binary_cross_entropy_with_logits(z, p)
+    asked = ~wanted_BK.isnan()  # as weights: an index would wait for the device
+    z, p = logits_BK.float(), wanted_BK.nan_to_num(0.0)
+    return F.binary_cross_entropy_with_logits(z, p, asked.float(), reduction="sum") / asked.sum()
 
 
 def adversarial_loss(teacher_BK: Tensor, student_BK: Tensor, output: Output = "softmax") -> Tensor:

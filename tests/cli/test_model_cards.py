@@ -10,21 +10,25 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from huggingface_hub import ModelCard
 from typer.testing import CliRunner
 
 import frami_edge_export
+from frami_edge import cards
 from frami_edge.assets import DIGITS_TEACHER
-from frami_edge.cards import model_header, teacher_readme
+from frami_edge.cards import export_readme, model_header, teacher_readme
 from frami_edge.checkpoint import load_checkpoint
 from frami_edge.cli import app
 from frami_edge.evaluation import Score
 from frami_edge.training import TrainedTeacher
 from frami_edge_export.options import ExportOptions
+from frami_edge_export.report import Artifact, ExportReport
 
 LABELS = ("high", "low")
 MANIFEST = {
@@ -37,7 +41,10 @@ MANIFEST = {
 
 
 def header_of(card: str) -> dict[str, Any]:
+    """The header, which the hub's own reader must understand and write back unchanged."""
     found: dict[str, Any] = yaml.safe_load(card.split("---\n")[1])
+    hub = ModelCard(card)
+    assert hub.data.to_dict() == found
     return found
 
 
@@ -102,7 +109,8 @@ def test_a_teachers_card(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None
     found = Score(0.875, None, None, torch.tensor([[4, 0], [1, 3]]), 8)
     trained = TrainedTeacher(teacher, loaded.sha256, loaded.card, found, 1234, 2.0)
     card = teacher_readme(trained, {"curves": "plots/curves.png"}, MANIFEST)
-    assert "datasets" not in header_of(card)  # folder:tones is a folder of the user's own
+    header = header_of(card)  # folder:tones is a folder of the user's own
+    assert {"datasets", "model-index"} & set(header) == set()
     for words in ("87.50%", "| commit | abc, with changes |", "frami-edge 0.1.0, python 3.11.7 |"):
         assert words in card
     assert "/home/me" not in card
@@ -110,6 +118,35 @@ def test_a_teachers_card(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert distil[0] == "distill"
     monkeypatch.chdir(teacher.parent)
     assert run_code(card).strip() in LABELS
+
+
+def test_real_accuracies_are_results_that_the_hub_reads(
+    teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cards, "markdown_card", lambda _: "# Export")
+    loaded = load_checkpoint(teacher)
+    assert loaded.card.trained_on is not None
+    trained_on = loaded.card.trained_on.model_copy(update={"data": "esc10", "test_fold": "3"})
+    card = loaded.card.model_copy(update={"trained_on": trained_on})
+    score = Score(0.875, None, None, torch.tensor([[4, 0], [1, 3]]), 8)
+    trained = TrainedTeacher(teacher, loaded.sha256, card, score, 1234, 2.0)
+    student = SimpleNamespace(card=card, mel=loaded.mel, sha256="0" * 64)
+    files = (
+        Artifact("fp32", "s.fp32.onnx", "streaming", "fp32", accuracy=0.9),
+        Artifact("int8.cpu", "s.int8.cpu.onnx", "streaming", "int8", accuracy=0.85),
+    )
+    report = ExportReport("s", files, "s.int8.cpu.onnx", "", None, ())
+    data = {"name": "esc10", "fold": "3", "clips": 80}
+    for text, name, accuracy in (
+        (teacher_readme(trained, {}, MANIFEST), "esc10-teacher", 0.875),
+        (export_readme(report, student, data, {}), "s", 0.85),  # type: ignore[arg-type]
+    ):
+        header_of(text)
+        found = ModelCard(text).data
+        (result,) = found.eval_results
+        assert (found.model_name, found.pipeline_tag) == (name, "audio-classification")
+        assert (result.dataset_type, result.dataset_split) == ("esc10", "3")
+        assert (result.metric_type, result.metric_value) == ("accuracy", accuracy)
 
 
 def test_the_embedded_teachers_card_agrees_with_its_checkpoint() -> None:
@@ -128,6 +165,7 @@ def test_the_embedded_teachers_card_agrees_with_its_checkpoint() -> None:
     [
         ("CC BY-NC 3.0", {"license": "cc-by-nc-3.0"}),
         ("MIT", {"license": "mit"}),
+        ("CC BY-ND 3.0", {"license": "other", "license_name": "cc-by-nd-3.0"}),
         ("Our Own Licence 2", {"license": "other", "license_name": "our-own-licence-2"}),
         ("not stated", {}),
     ],

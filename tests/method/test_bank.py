@@ -174,7 +174,11 @@ def health(**changes: Any) -> dict[str, Any]:
     [
         ("inversion", {"hit_rate": 0.15}, "for only 15 % of the clips (20 % is the least)"),
         ("inversion", {"hit_rate": 0.7, "class_share": [0.5, 0.5]}, "(80 % is the least)"),
-        ("inversion", {"hit_rate_per_class": [0.6] * 8 + [0.01, 0.0]}, "such: 9 0 %, 8 1 %."),
+        (
+            "inversion",
+            {"hit_rate_per_class": [0.6] * 9 + [0.01], "class_share": [0.11] * 9 + [0.001]},
+            "next to no clip: 9. The",
+        ),
         ("inversion", {"batch_norm_error": 0.5}, "0.50 away"),
         ("inversion", {"class_share": [0.7, *[0.03] * 9]}, "one class for 70 % of the clips"),
         ("cmi", {"hit_rate": 0.1}, "bank.inversion.steps or bank.baselines.cmi.class_loss"),
