@@ -330,7 +330,7 @@ def new_student(
                 "A student that inherits layers needs its teacher's front end.",
                 fix="Leave student_mel out, or student.inherit.",
             )
-        inherited = inherit(teacher, arch.inherit, clips)
+        inherited = inherit(teacher.model, arch.inherit, clips)
         arch = arch.model_copy(update={"layers": inherited.layers})
     torch.manual_seed(named_seed(config.seed, "student"))
     head = teacher.model.head if config.distill.reuse_head else None

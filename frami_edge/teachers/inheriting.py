@@ -10,7 +10,8 @@ Shape legend: B batch, C channels, M mel bands or what is left of them, T frames
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, Final, cast
 
@@ -18,10 +19,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from frami_edge.checkpoint import Teacher
 from frami_edge.config import InheritedLayer
 from frami_edge.errors import TeacherError
-from frami_edge.models import InheritedLayers, ResNetTeacher
+from frami_edge.models import InheritedLayers, ResNetTeacher, TeacherLike
 from frami_edge.teachers.foreign import ForeignTeacher
 from frami_edge.teachers.selection import SelectedTeacher
 
@@ -41,7 +41,7 @@ class _NotInheritableError(Exception):
 
 
 @torch.no_grad()
-def inherit(teacher: Teacher, name: str, clips_B1MT: Tensor) -> InheritedLayers:
+def inherit(teacher: TeacherLike, name: str, clips_B1MT: Tensor) -> InheritedLayers:
     """The teacher's layers from its input to the module ``name``, frozen, as folded convolutions.
 
     BatchNorm is folded. A gate per channel, such as a squeeze-excite block, sees the whole clip and
@@ -50,36 +50,39 @@ def inherit(teacher: Teacher, name: str, clips_B1MT: Tensor) -> InheritedLayers:
     Args:
         teacher: Takes log-mels (B, 1, M, T).
         name: A module of the teacher, as `named_modules` names it; its output is (B, C, M', T').
-        clips_B1MT: Clips that the gates are averaged over.
+        clips_B1MT: Normalised log-mels that the gates are averaged over.
 
     Raises:
         TeacherError: The teacher has no such module, or its layers are not convolutions along time
             with a fixed geometry.
     """
-    seen, ends = None, dict[str, fx.Node]()
+    seen = None
     try:
-        module = _body(teacher)
-        graph, why = _traced(module)
-        ends = {path: node for node in graph.nodes for path in _paths(node)}
-        seen = _Pass(module, graph)
-        seen.run(clips_B1MT)
-        if name not in ends:
-            raise _NotInheritableError(f"it runs no module of that name{why}")
-        return seen.layers(ends[name], teacher.mel.n_mels)
+        seen = _Pass(_body(teacher), clips_B1MT)
+        return seen.layers(name)
     except _NotInheritableError as error:
-        proposed = seen.proposals(ends, teacher.mel.n_mels) if seen else ""
+        found = seen.inheritable() if seen else {}
+        listed = ", ".join(f"{path} ({size:,} parameters)" for path, size in found.items())
         raise TeacherError(
             f"The teacher's layers up to {name} cannot be inherited: {error}.",
-            fix=f"Set student.inherit to one of: {proposed}."
-            if proposed
+            fix=f"Set student.inherit to one of: {listed}."
+            if listed
             else "Leave student.inherit out (null), and student.channels to a network of its own.",
         ) from None
 
 
-def _body(teacher: Teacher) -> nn.Module:
+@torch.no_grad()
+def inheritable(teacher: TeacherLike, clips_B1MT: Tensor) -> dict[str, int]:
+    """Modules up to which layers can be inherited, with their parameters; the largest last."""
+    try:
+        return _Pass(_body(teacher), clips_B1MT).inheritable()
+    except _NotInheritableError:
+        return {}
+
+
+def _body(teacher: TeacherLike) -> nn.Module:
     """The network that was given, without our wrappers."""
-    model = teacher.model
-    model = model.model if isinstance(model, SelectedTeacher) else model
+    model = teacher.model if isinstance(teacher, SelectedTeacher) else teacher
     if not isinstance(model, ForeignTeacher):
         return cast(nn.Module, model)
     if model.anatomy.layout != "B1MT" or model.front_end is not None:
@@ -111,16 +114,21 @@ def _paths(node: fx.Node) -> Iterable[str]:
 
 
 class _Pass(fx.Interpreter):
-    """Shapes and gates of one forward pass, and the layers that lead to a node."""
+    """Shapes and gates of one forward pass, and the layers that lead to a module's output."""
 
-    def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
+    def __init__(self, module: nn.Module, clips_B1MT: Tensor) -> None:
+        graph, self.why = _traced(module)
         super().__init__(fx.GraphModule(module, graph))
+        self.n_mels = clips_B1MT.shape[2]
+        self.ends = {path: node for node in graph.nodes for path in _paths(node)}
+        """The last node of each module."""
         self.shapes: dict[fx.Node, tuple[int, ...]] = {}
         self.gates: dict[fx.Node, Tensor] = {}
         self.firsts: dict[tuple[Any, ...], fx.Node] = {}
         """The first node of each value."""
         self.same: dict[fx.Node, fx.Node] = {}
         """An earlier node that gave the same value: behind what only passes it on."""
+        self.run(clips_B1MT)
 
     def run_node(self, n: fx.Node) -> Any:
         """Note the shape of a tensor, and the mean of what may be a gate."""
@@ -134,12 +142,14 @@ class _Pass(fx.Interpreter):
                 self.gates[n] = value.float().mean((0, 2, 3))
         return value
 
-    def layers(self, end: fx.Node, n_mels: int) -> InheritedLayers:
-        """From the input to ``end``."""
+    def layers(self, name: str) -> InheritedLayers:
+        """From the input to the output of a module."""
+        if name not in self.ends:
+            raise _NotInheritableError(f"it runs no module of that name{self.why}")
         build = _Builder(self)
-        build.number(end)
+        build.number(self.ends[name])
         try:
-            layers = InheritedLayers(tuple(build.made), n_mels)
+            layers = InheritedLayers(tuple(build.made), self.n_mels)
         except ValueError as error:
             raise _NotInheritableError(str(error)) from None
         for i, (weight, bias) in build.weights.items():
@@ -147,16 +157,19 @@ class _Pass(fx.Interpreter):
             cast(Tensor, layers.convolution(i).bias).copy_(bias)
         return layers.eval().requires_grad_(False)
 
-    def proposals(self, ends: Mapping[str, fx.Node], n_mels: int) -> str:
-        """Modules up to which layers can be inherited, the largest last."""
-        found: dict[int, str] = {}
-        for path, end in ends.items():
+    def inheritable(self) -> dict[str, int]:
+        """As the function of that name."""
+        sizes: dict[str, int] = {}
+        for path in self.ends:
             with suppress(_NotInheritableError):
-                size = sum(p.numel() for p in self.layers(end, n_mels).parameters())
-                if size <= _MOST and (size not in found or len(path) < len(found[size])):
-                    found[size] = path
-        last = sorted(found.items())[-_LISTED:]
-        return ", ".join(f"{path} ({size:,} parameters)" for size, path in last)
+                size = sum(p.numel() for p in self.layers(path).parameters())
+                if size <= _MOST:
+                    sizes[path] = size
+        # Blocks rather than what is inside them: the least depth with a choice.
+        depths = Counter(path.count(".") for path in sizes)
+        depth = min((d for d, n in depths.items() if n >= _LISTED), default=99)
+        blocks = sorted((size, path) for path, size in sizes.items() if path.count(".") <= depth)
+        return {path: size for size, path in blocks[-_LISTED:]}
 
 
 class _Builder:

@@ -14,7 +14,7 @@ from frami_edge.config import BankConfig, DistillConfig, JourneyConfig, StudentA
 from frami_edge.device import Compute
 from frami_edge.distillation import TensorSampler, distill
 from frami_edge.errors import ConfigError, FramiEdgeError
-from frami_edge.teachers.inheriting import inherit
+from frami_edge.teachers.inheriting import inherit, inheritable
 from frami_edge_export.parity import check_streamable
 from frami_edge_runtime.melspec import MelSpec
 
@@ -88,7 +88,7 @@ def test_inherited_layers_are_the_teachers(tagger: Teacher, spec: MelSpec, name:
     hook = module.register_forward_hook(lambda _, __, out: seen.update(out=out))
     tagger.model(x)
     hook.remove()
-    layers = inherit(tagger, name, x)
+    layers = inherit(tagger.model, name, x)
     found, c = layers(x), layers.cut
     torch.testing.assert_close(found, seen["out"][..., c:-c], atol=1e-5, rtol=1e-5)
     assert found.shape[1:3] == (layers.channels, layers.bands)
@@ -110,7 +110,7 @@ def test_a_student_inherits_streams_and_is_saved(
     )
     clips = torch.randn(64, 1, spec.n_mels, 40)
     student = distill(tagger, TensorSampler(clips), config, cpu)
-    want = inherit(tagger, "features.7", clips).state_dict()
+    want = inherit(tagger.model, "features.7", clips).state_dict()
     torch.testing.assert_close(student.inherited.state_dict(), want)
     check_streamable(
         student.trunk, student.receptive_field, student.stride, student.channels, spec, 0
@@ -130,7 +130,7 @@ def test_a_student_inherits_streams_and_is_saved(
 
 def test_layers_of_our_own_teacher(opened: Teacher, spec: MelSpec) -> None:
     x = torch.randn(2, 1, spec.n_mels, 120)
-    layers = inherit(opened, "blocks.1", x)
+    layers = inherit(opened.model, "blocks.1", x)
     h = torch.relu(opened.model.stem_bn(opened.model.stem(x)))
     for block in opened.model.blocks[:2]:
         h = block(h, None)[0]
@@ -147,6 +147,8 @@ def test_layers_of_our_own_teacher(opened: Teacher, spec: MelSpec) -> None:
     ],
 )
 def test_what_cannot_be_inherited(tagger: Teacher, spec: MelSpec, name: str, says: str) -> None:
+    x = torch.randn(2, 1, spec.n_mels, 60)
     with pytest.raises(FramiEdgeError, match=says) as refused:
-        inherit(tagger, name, torch.randn(2, 1, spec.n_mels, 60))
+        inherit(tagger.model, name, x)
     assert "features (1,144 parameters)" in refused.value.fix
+    assert inheritable(tagger.model, x)["features"] == 1144
