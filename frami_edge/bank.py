@@ -603,8 +603,16 @@ def missing_classes(health: dict[str, dict[str, Any]], labels: Sequence[str]) ->
 
 
 def health_warnings(health: dict[str, dict[str, Any]], labels: Sequence[str]) -> list[str]:
-    """A sentence for each known failure of each source."""
+    """A sentence for each known failure of each source, and for classes that are in none."""
     found = []
+    shares = zip(*(h["class_share"] for h in health.values()), strict=True)
+    never = [label for label, of in zip(labels, shares, strict=False) if not any(of)]
+    if never:
+        more = f" and {len(never) - 5} more" if len(never) > 5 else ""
+        found.append(
+            f"No clip of the bank is predicted as {', '.join(never[:5])}{more}: the student learns "
+            "little about it. Add the source inversion or raise its steps, or leave it out: --keep."
+        )
     for name, h in health.items():
         hits, error, share = h["hit_rate"], h["batch_norm_error"], max(h["class_share"])
         enough = least_hit_rate(len(labels))

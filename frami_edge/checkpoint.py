@@ -197,6 +197,12 @@ def read_card(path: Path) -> tuple[Card, dict[str, Tensor]]:
             fix="Check the path; `frami-edge train-teacher` writes RUN/teacher.safetensors, "
             "`frami-edge distill` RUN/student.safetensors.",
         )
+    if path.suffix.lower() in (".onnx", ".ort"):
+        raise CheckpointError(
+            f"{path} is an ONNX file, and a checkpoint is needed here.",
+            fix="Give the .safetensors file of `frami-edge train-teacher` or `frami-edge distill`; "
+            "a network from elsewhere can be a teacher: docs/MY_TEACHER.md.",
+        )
     try:
         with safe_open(os.fspath(path), framework="pt") as file:
             metadata = file.metadata() or {}

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from packaging.requirements import Requirement
 
-from frami_edge.data.sets import data_root, find_folder, known_sets, load_set
+from frami_edge.data.sets import FORMATS, data_root, find_folder, known_sets, load_set
 from frami_edge.errors import DataError
 from frami_edge_runtime import doctor
 from frami_edge_runtime.doctor import Check, Status
@@ -40,7 +40,8 @@ def examine(places: Sequence[Path] = (), root: Path | None = None) -> list[Check
     """The runtime's checks of `places` with the trainer's limits, then the trainer's own."""
     limits: Any = {"least_python": (3, 11), "memory_gb": 1.0, "disk_gb": 0.3}
     checks = doctor.examine(places, required=("numpy", "soundfile"), **limits)
-    checks += doctor.grouped("training", [*check_ranges(), *check_torch(), *check_cuda()])
+    found = [*check_ranges(), *check_torch(), *check_cuda(), check_formats()]
+    checks += doctor.grouped("training", found)
     return checks + doctor.grouped("data sets", check_sets(root))
 
 
@@ -92,6 +93,22 @@ def check_cuda() -> list[Check]:
     found = facts.get("warning") or facts.get("error") or "torch sees no GPU"
     fix = "Update NVIDIA's driver, start a container with --gpus all, or train with --device cpu."
     return [Check("torch on the GPU", "warn", found, fix)]
+
+
+def check_formats() -> Check:
+    """Which audio files this libsndfile decodes; data sets name all others and leave them out."""
+    try:
+        import soundfile
+    except (ImportError, OSError) as error:  # OSError: without its shared library
+        return Check("libsndfile", "fail", str(error), "pip install soundfile", needed=True)
+    known = soundfile.available_formats()
+    read = " ".join(names for name, names in FORMATS.items() if name in known)
+    missing = " ".join(names for name, names in FORMATS.items() if name not in known)
+    found = f"{soundfile.__libsndfile_version__} decodes {read.replace(' ', ', ')}"
+    if not missing:
+        return Check("libsndfile", "ok", found)
+    fix = "pip install --upgrade soundfile, or convert such files to WAV or FLAC."
+    return Check("libsndfile", "warn", f"{found}; not {missing.replace(' ', ', ')}", fix)
 
 
 def check_sets(option: Path | None = None) -> list[Check]:

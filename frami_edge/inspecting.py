@@ -18,14 +18,22 @@ from safetensors import SafetensorError, safe_open
 
 from frami_edge.bank import Bank, health_warnings
 from frami_edge.checkpoint import load_checkpoint, parameters
+from frami_edge.config import presets
 from frami_edge.errors import CheckpointError, TeacherError
-from frami_edge.inversion import WRONG_FRONT_END, front_end_error, wrong_front_end
+from frami_edge.inversion import (
+    DOUBTFUL_FRONT_END,
+    front_end_audio,
+    front_end_error,
+    wrong_front_end,
+)
 from frami_edge.io import read_small, sha256_file
 from frami_edge.losses import live_batch_norms
-from frami_edge.models import ReusedHead, StudentNet, macs_per_second
-from frami_edge.opening import ENGINES, open_model, read_info, read_onnx
+from frami_edge.models import ReusedHead, StudentNet, TeacherLike, macs_per_second
+from frami_edge.opening import ENGINES, ORT, open_model, read_info, read_onnx, read_ort
 from frami_edge.runs import MANIFEST, read_manifest
+from frami_edge.sources.procedural import measured, procedural_mels
 from frami_edge.teachers.hugging_face import PREFIX
+from frami_edge.teachers.inheriting import inheritable
 from frami_edge.teachers.opening import (
     DESCRIPTIONS,
     TeacherDescription,
@@ -89,6 +97,8 @@ def describe(path: Path) -> Description:
     suffix = path.suffix.lower()
     if suffix == ".onnx":
         return _describe_onnx(path)
+    if suffix == ORT:
+        return _describe_ort(path)
     if suffix in ENGINES:
         return _describe_engine(path)
     if suffix == ".safetensors":
@@ -107,8 +117,8 @@ def describe(path: Path) -> Description:
             return describer(folder)
     raise CheckpointError(
         f"{path} is of no known kind.",
-        fix="Give an .onnx, .engine or .safetensors file, a teacher's .yaml, or the folder of a "
-        "bank, an export or a run. Save pickled weights as .safetensors.",
+        fix="Give an .onnx, .ort, .engine or .safetensors file, a teacher's .yaml, or the folder "
+        "of a bank, an export or a run. Save pickled weights as .safetensors.",
     )
 
 
@@ -140,24 +150,39 @@ def _info_facts(info: ModelInfo) -> Facts:
 
 def _describe_onnx(path: Path) -> Description:
     model = read_onnx(path)
-    graph = _graph_facts(model)
-    sections = {"file": _file(path), "graph": graph}
-    findings: list[str] = []
-    kind, title = "onnx", "ONNX file of another exporter"
-    try:
-        kind, info = read_info(model)
-    except ModelFileError as error:
-        findings.append(f"frami-edge-runtime cannot run it: {error}")
-    else:
-        title = f"{kind} model of frami-edge export"
-        sections["model"] = _info_facts(info)
+    found = _described(path, model, _graph_facts(model))
+    graph, findings = found.sections["graph"], found.findings
     try:
         onnx.checker.check_model(model)
         # TensorRT's static rules make sense for a sound graph only.
         graph["tensorrt_lint"] = Counter(finding.rule for finding in lint_tensorrt(model))
     except Exception as error:  # the checker raises half a dozen types
         findings.append(f"The ONNX checker objects: {str(error).strip()[:200]}")
-    return Description(kind, title, sections, findings)
+    return found
+
+
+def _describe_ort(path: Path) -> Description:
+    session = read_ort(path)
+    ports = {"inputs": session.get_inputs(), "outputs": session.get_outputs()}
+    graph: Facts = {
+        kind: [f"{p.name} {p.type} ({', '.join(map(str, p.shape))})" for p in found]
+        for kind, found in ports.items()
+    }
+    found = _described(path, session, graph)
+    found.notes.append("It is in ONNX Runtime's own format: its graph is not described here.")
+    return found
+
+
+def _described(path: Path, model: Any, graph: Facts) -> Description:
+    """Kind and description of a file that ONNX Runtime loads."""
+    sections = {"file": _file(path), "graph": graph}
+    try:
+        kind, info = read_info(model)
+    except ModelFileError as error:
+        unknown = f"frami-edge-runtime cannot run it: {error}"
+        return Description("onnx", "ONNX file of another exporter", sections, [unknown])
+    sections["model"] = _info_facts(info)
+    return Description(kind, f"{kind} model of frami-edge export", sections)
 
 
 def _graph_facts(model: onnx.ModelProto) -> Facts:
@@ -318,6 +343,34 @@ def _describe_run(folder: Path) -> Description:
     )
 
 
+def front_ends_like(model: TeacherLike, mel: MelSpec) -> dict[str, float]:
+    """`front_end_error` of a front end, of what people confuse it with, and of fitting presets.
+
+    The least error comes first. It separates coarse mistakes only: a wrong sample rate, Slaney for
+    HTK or magnitude for energy stay within the spread of right front ends.
+    """
+    changes: list[Facts] = [{"log": log} for log in ("ln", "log10", "db")]
+    changes += [{"log_eps": eps} for eps in (1e-10, 1e-6, 1e-3)]
+    changes += [{"mel_scale": scale} for scale in ("htk", "slaney")]
+    changes += [{"power": power} for power in (1.0, 2.0)]
+    found = {"as given": mel, "without mean and std": mel.replace(mean=0.0, std=1.0)}
+    if (mel.mean, mel.std) == (0, 1):
+        likely = measured(mel)
+        found[f"with mean {likely.mean:.3g} and std {likely.std:.3g}"] = likely
+    for change in changes:
+        ((key, value),) = change.items()
+        found[f"{key}: {value}"] = mel.replace(**change)
+    for name in presets():
+        if name.startswith("mel/"):
+            found[name] = read_mel(name)
+    audio, errors = front_end_audio(mel), dict[MelSpec, tuple[float, str]]()
+    for name, other in found.items():
+        if other.n_mels == mel.n_mels and other not in errors:
+            same = audio if other.sample_rate == mel.sample_rate else None
+            errors[other] = front_end_error(model, other, same), name
+    return {name: error for error, name in sorted(errors.values())}
+
+
 def describe_teacher(source: TeacherDescription) -> Description:
     """Build a teacher in Python code, and describe its layers and hidden states.
 
@@ -347,8 +400,22 @@ def describe_teacher(source: TeacherDescription) -> Description:
         findings += teacher.doubts
         notes += teacher.notes
         network["front_end_error"] = front_end_error(teacher, mel)
-        if network["front_end_error"] > WRONG_FRONT_END:
-            findings.append(wrong_front_end(network["front_end_error"]))
+        if network["front_end_error"] > DOUBTFUL_FRONT_END:
+            ranking = front_ends_like(teacher, mel)
+            network["front_ends"] = ranking
+            listed = ", ".join(f"{name} {error:.3g}" for name, error in list(ranking.items())[:3])
+            findings.append(
+                f"{wrong_front_end(network['front_end_error'])} Of front ends like it, these come "
+                f"nearest: {listed}."
+            )
+        if mel and teacher.takes == "mel":
+            found = inheritable(teacher, procedural_mels(mel, 4, 256, 0))
+            network["inheritable"] = found
+            if found:
+                notes.append(
+                    "A student can inherit its first layers: student.inherit, up to one of "
+                    f"{', '.join(f'{path} ({size:,} parameters)' for path, size in found.items())}."
+                )
         if teacher.head is None:
             notes.append(
                 "The map from pooled state to logits is not affine: the student gets a head of its "

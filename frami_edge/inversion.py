@@ -487,40 +487,58 @@ WRONG_FRONT_END = 200.0
 1 with every right front end that was tried, and below 1 with subtler mistakes too (docs/LOG.md)."""
 
 
+DOUBTFUL_FRONT_END = 1.0
+"""Above it the front end may be another one."""
+
+
 def check_teacher(teacher: Teacher) -> None:
-    """Refuse a foreign teacher whose front end cannot be its own.
+    """Refuse a foreign teacher whose front end cannot be its own; warn where it may not be.
 
     Raises:
         TeacherError: Its BatchNorms meet values that are far from those of its training.
     """
     error = front_end_error(teacher.model, teacher.mel)
+    if DOUBTFUL_FRONT_END < error <= WRONG_FRONT_END:
+        log.warning("%s `frami-edge inspect` compares front ends like it.", wrong_front_end(error))
     if error > WRONG_FRONT_END:
         raise TeacherError(
             wrong_front_end(error),
             fix="Check --mel against the training code: a missing mean and std, or dB for ln, does "
-            "this.",
+            "this. `frami-edge inspect` compares front ends like it.",
         )
 
 
 def wrong_front_end(error: float) -> str:
     """What such an error means."""
+    match = "does not" if error > WRONG_FRONT_END else "may not"
     return (
-        "The mel front end does not match the teacher: on procedural clips the inputs of its "
-        f"BatchNorms are {error:.0f} away from those of its training (usual: below 1)."
+        f"The mel front end {match} match the teacher: on procedural clips the inputs of its "
+        f"BatchNorms are {error:.3g} away from those of its training (usual: below 1)."
     )
 
 
 @torch.no_grad()
-def front_end_error(model: TeacherLike, mel: MelSpec) -> float:
-    """Relative BatchNorm error on procedural clips of about 1 s; 0 where it cannot be measured."""
+def front_end_error(model: TeacherLike, mel: MelSpec, audio_BN: Tensor | None = None) -> float:
+    """Relative BatchNorm error on procedural clips of about 1 s; 0 where it cannot be measured.
+
+    `audio_BN` are these clips at the rate of `mel`, where several front ends get the same ones.
+    """
     assert isinstance(model, nn.Module)
     if isinstance(model, ResNetTeacher) or model.takes == "audio" or not live_batch_norms(model):
         return 0.0
     statistics = BatchNormStatistics(model)
     device = next(model.parameters()).device
+    if audio_BN is None:
+        audio_BN = front_end_audio(mel)
     with statistics:
-        model.hidden(procedural_mels(mel, 48, max(16, round(1 / mel.hop_s)), 0).to(device))
+        model.hidden(LogMel(mel)(audio_BN)[:, None].to(device))
     return float(statistics.loss())
+
+
+def front_end_audio(mel: MelSpec) -> Tensor:
+    """(48, N) procedural clips of about 1 s for `front_end_error`."""
+    samples = samples_for(mel, max(16, round(1 / mel.hop_s)))
+    return procedural_audio(mel.sample_rate, 48, samples, 0)
 
 
 def _open_bank(folder: Path, teacher: Teacher, context: SourceContext) -> Bank:

@@ -24,20 +24,27 @@ from frami_edge.frontend import resample
 from frami_edge.io import sha256_file
 from frami_edge.teachers.opening import DESCRIPTIONS, open_teacher
 from frami_edge.teachers.selection import OTHER
-from frami_edge_export.frontend import WAVEFORM_KEY
-from frami_edge_export.graph import CLASSIFIER_KEY
 from frami_edge_runtime.backends import Backend, open_session, run_session
 from frami_edge_runtime.classifier import Classifier
 from frami_edge_runtime.errors import ModelFileError
 from frami_edge_runtime.logmel import log_mel
 from frami_edge_runtime.melspec import MelSpec
-from frami_edge_runtime.modelfile import METADATA_KEY, ModelInfo, parse_object, read_model_info
+from frami_edge_runtime.modelfile import (
+    CLASSIFIER_KEY,
+    METADATA_KEY,
+    WAVEFORM_KEY,
+    ModelInfo,
+    parse_object,
+    read_model_info,
+)
 from frami_edge_runtime.pooling import mean_std
 
 Array = npt.NDArray[np.float32]
 Kind = Literal["teacher", "student", "streaming", "classifier", "waveform", "engine"]
 
 ENGINES: Final = (".engine", ".plan", ".trt")
+ORT: Final = ".ort"
+"""ONNX Runtime's own format, of one version and its optimisations."""
 
 
 @torch.no_grad()
@@ -198,7 +205,7 @@ def open_model(path: Path, *, backend: str = "auto", threads: int = 1) -> Opened
 
     Args:
         path: A checkpoint (``.safetensors``), a teacher description (``.yaml``), an ONNX file of
-            ``frami-edge export``, or a TensorRT engine.
+            ``frami-edge export`` or its ``.ort`` form, or a TensorRT engine.
         backend: Backend of the runtime, for a streaming file or an engine.
         threads: CPU threads of one run, for an exported file.
 
@@ -217,11 +224,13 @@ def open_model(path: Path, *, backend: str = "auto", threads: int = 1) -> Opened
     suffix = path.suffix.lower()
     if suffix in DESCRIPTIONS:
         return OpenedModel.of_network(path, open_teacher(path))
-    if suffix != ".onnx" and suffix not in ENGINES:
+    if suffix not in (".onnx", ORT, *ENGINES):
         return OpenedModel.of_network(path, load_checkpoint(path))
     kind: Kind = "engine"
     if suffix == ".onnx":
         kind, info = read_info(read_onnx(path))
+    elif suffix == ORT:
+        kind, info = read_info(read_ort(path))
     opened: Any
     if kind in ("engine", "streaming"):
         opened = Classifier(path, backend, threads=threads)
@@ -282,13 +291,25 @@ def read_onnx(path: Path) -> onnx.ModelProto:
     return model
 
 
-def read_info(model: onnx.ModelProto) -> tuple[Kind, ModelInfo]:
-    """Kind and description of an exported ONNX file.
+def read_ort(path: Path) -> Any:
+    """A session of an ``.ort`` file, whose format only ONNX Runtime reads.
+
+    Raises:
+        ModelFileError: This ONNX Runtime cannot load it.
+    """
+    return open_session(path.read_bytes(), 1, path.name, describe_only=True)
+
+
+def read_info(model: Any) -> tuple[Kind, ModelInfo]:
+    """Kind and description of an exported file: a result of `read_onnx` or `read_ort`.
 
     Raises:
         ModelFileError: There is no description, or it is damaged or of another schema.
     """
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    if isinstance(model, onnx.ModelProto):
+        metadata = {entry.key: entry.value for entry in model.metadata_props}
+    else:
+        metadata = model.get_modelmeta().custom_metadata_map
     if METADATA_KEY in metadata:
         return "streaming", read_model_info(metadata)
     if CLASSIFIER_KEY in metadata:
@@ -297,6 +318,6 @@ def read_info(model: onnx.ModelProto) -> tuple[Kind, ModelInfo]:
         about = parse_object(metadata[WAVEFORM_KEY], WAVEFORM_KEY)
         return "waveform", ModelInfo.from_json(json.dumps(about.get("model")))
     raise ModelFileError(
-        "The ONNX file carries no description of frami-edge: labels and front end are unknown.",
+        "The file carries no description of frami-edge: labels and front end are unknown.",
         fix="Use a file of `frami-edge export`; `frami-edge inspect` describes any file.",
     )

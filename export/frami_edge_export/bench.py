@@ -1,8 +1,14 @@
-"""The one latency measurement: calls timed in turns within the same seconds."""
+"""The one latency measurement: calls timed in turns within the same seconds.
+
+A ratio of two models is measured in blocks. Each block loads every model again, because where its
+weights lie in memory changes its speed by some percent for as long as it is loaded; one block's
+medians give one ratio, and the ratios' order gives the interval.
+"""
 
 from __future__ import annotations
 
 import platform
+import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,10 +19,14 @@ import numpy as np
 
 from frami_edge_export.options import ExportOptions
 from frami_edge_export.parity import Array, cpu_session, parity_inputs, with_context
-from frami_edge_export.report import Artifact, Draft
+from frami_edge_export.report import NO_SLOWER, Artifact, Draft
 from frami_edge_runtime.modelfile import ModelInfo
 
 MIN_ROUNDS: Final = 15
+BLOCKS: Final = 6
+"""Least number of blocks: fewer give no interval of 95 %."""
+_WIDE: Final = 1.1
+"""Of an interval: something else ran in a block, and more blocks are measured."""
 _WARM_UP: Final = 5
 
 
@@ -36,6 +46,25 @@ class Latency:
         return cls(p50, p95, p99, len(times_ms))
 
 
+@dataclass(frozen=True)
+class Ratio:
+    """How much faster than fp32: the median of the blocks, with its 95 % confidence interval."""
+
+    factor: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, factors: Sequence[float]) -> Ratio:
+        """From one factor per block, `BLOCKS` to twice as many.
+
+        The interval assumes no distribution: the true median is outside of 6 blocks' range with a
+        probability of 2 / 2^6, of the range without the 2 ends on each side of 12 with 3.9 %.
+        """
+        ordered, ends = sorted(factors), (len(factors) - BLOCKS) // 3
+        return cls(statistics.median(ordered), ordered[ends], ordered[-1 - ends])
+
+
 def interleaved(
     calls: Mapping[str, Callable[[], object]], *, budget_s: float, max_rounds: int
 ) -> dict[str, Latency]:
@@ -46,6 +75,13 @@ def interleaved(
         budget_s: Total seconds to spend; at least `MIN_ROUNDS` rounds are run.
         max_rounds: Largest number of rounds.
     """
+    times = _times_ms(calls, budget_s, MIN_ROUNDS, max_rounds)
+    return {name: Latency.of(t) for name, t in times.items()}
+
+
+def _times_ms(
+    calls: Mapping[str, Callable[[], object]], budget_s: float, min_rounds: int, max_rounds: int
+) -> dict[str, list[float]]:
     names = list(calls)
     for name in names:
         for _ in range(_WARM_UP):
@@ -53,7 +89,7 @@ def interleaved(
     times: dict[str, list[float]] = {name: [] for name in names}
     end = time.perf_counter() + budget_s
     rounds = 0
-    while rounds < max_rounds and (rounds < MIN_ROUNDS or time.perf_counter() < end):
+    while rounds < max_rounds and (rounds < min_rounds or time.perf_counter() < end):
         turn = rounds % len(names)
         for name in names[turn:] + names[:turn]:
             # Untimed: a device runs one model, so the others must not have emptied its caches.
@@ -62,23 +98,46 @@ def interleaved(
             calls[name]()
             times[name].append((time.perf_counter() - start) * 1e3)
         rounds += 1
-    return {name: Latency.of(t) for name, t in times.items()}
+    return times
 
 
 def session_latency(
     graphs: Mapping[str, tuple[Any, Array]], options: ExportOptions
-) -> dict[str, Latency]:
-    """Latency of ONNX graphs of one input: by name, each graph and what to feed it."""
+) -> tuple[dict[str, Latency], dict[str, Ratio]]:
+    """Time ONNX graphs of one input: by name, each graph and what to feed it.
 
-    def call(graph: Any, x: Array) -> Callable[[], object]:
-        session = cpu_session(graph)
-        feed = {session.get_inputs()[0].name: x}
-        return lambda: session.run(None, feed)
+    Measuring goes on, at most twice as long, while an interval holds `NO_SLOWER`, so that it is
+    open whether that graph is slower than fp32, or is wide.
 
-    calls = {name: call(graph, x) for name, (graph, x) in graphs.items()}
-    if not calls:
-        return {}
-    return interleaved(calls, budget_s=options.bench_budget_s, max_rounds=options.bench_rounds)
+    Returns:
+        Latencies, and how much faster each is than ``fp32``.
+    """
+    data = {name: (graph.SerializeToString(), x) for name, (graph, x) in graphs.items()}
+    times: dict[str, list[float]] = {name: [] for name in graphs}
+    factors: dict[str, list[float]] = {name: [] for name in graphs}
+    rounds = max(1, options.bench_rounds // BLOCKS)
+    ratios: dict[str, Ratio] = {}
+    for block in range(1, 2 * BLOCKS + 1):
+        calls = {name: _call(graph, x) for name, (graph, x) in data.items()}
+        budget_s = options.bench_budget_s / BLOCKS
+        found = _times_ms(calls, budget_s, -(-MIN_ROUNDS // BLOCKS), rounds)
+        medians = {name: statistics.median(t) for name, t in found.items()}
+        for name in graphs:
+            times[name] += found[name]
+            factors[name].append(medians["fp32"] / medians[name])
+        if block >= BLOCKS:
+            ratios = {name: Ratio.of(f) for name, f in factors.items()}
+            if not any(
+                r.low < NO_SLOWER < r.high or r.high > _WIDE * r.low for r in ratios.values()
+            ):
+                break
+    return {name: Latency.of(t) for name, t in times.items()}, ratios
+
+
+def _call(graph: bytes, x: Array) -> Callable[[], object]:
+    session = cpu_session(graph)
+    feed = {session.get_inputs()[0].name: x}
+    return lambda: session.run(None, feed)
 
 
 @dataclass(frozen=True)
@@ -116,11 +175,13 @@ def bench_drafts(
         The artefacts with their latency, and how it was measured.
     """
     timed = {d.artifact.name: d for d in drafts if d.timed}
-    second = session_latency(
+    second, faster = session_latency(
         {n: (d.graph, getattr(inputs, d.artifact.kind)) for n, d in timed.items()}, options
     )
     streaming = {n: d for n, d in timed.items() if d.artifact.kind == "streaming"}
-    chunk = session_latency({n: (d.graph, inputs.chunk) for n, d in streaming.items()}, options)
+    chunk, faster_chunk = session_latency(
+        {n: (d.graph, inputs.chunk) for n, d in streaming.items()}, options
+    )
     artifacts = []
     for draft in drafts:
         a = draft.artifact
@@ -128,15 +189,21 @@ def bench_drafts(
             a = replace(a, p50_ms=second[a.name].p50_ms, p95_ms=second[a.name].p95_ms)
             # A waveform graph does the front end's work too, so it has no speedup over a trunk.
             if a.kind != "waveform":
-                a = replace(a, speedup=second["fp32"].p50_ms / second[a.name].p50_ms)
+                a = replace(a, speedup=faster[a.name].factor, speedup_95=_ends(faster[a.name]))
         if a.name in chunk:
-            p50_ms = chunk[a.name].p50_ms
-            a = replace(a, chunk_p50_ms=p50_ms, chunk_speedup=chunk["fp32"].p50_ms / p50_ms)
+            ratio = faster_chunk[a.name]
+            a = replace(
+                a,
+                chunk_p50_ms=chunk[a.name].p50_ms,
+                chunk_speedup=ratio.factor,
+                chunk_speedup_95=_ends(ratio),
+            )
         artifacts.append(a)
     description = {
         "threads": 1,
         "batch": 1,
         "cpu": cpu_name(),
+        "target": this_target(),
         "rounds": second["fp32"].rounds,
         "frames_1s": inputs.classifier.shape[3],
         "frames_chunk": inputs.chunk.shape[3],
@@ -144,6 +211,18 @@ def bench_drafts(
         "chunk_s": options.chunk_s,
     }
     return artifacts, description
+
+
+def _ends(ratio: Ratio) -> tuple[float, float]:
+    return ratio.low, ratio.high
+
+
+def this_target() -> str:
+    """The target that this machine's CPU is, ``x86`` or ``arm``; any other by its own name."""
+    machine = platform.machine().lower()
+    if machine in ("x86_64", "amd64", "i686", "x86"):
+        return "x86"
+    return "arm" if machine.startswith(("arm", "aarch64")) else machine
 
 
 def cpu_name() -> str:

@@ -20,7 +20,6 @@ from frami_edge_export.calibration import calibration_gates, calibration_ranges,
 from frami_edge_export.errors import ExportError
 from frami_edge_export.frontend import waveform_draft
 from frami_edge_export.graph import (
-    CLASSIFIER_KEY,
     ExportableStudent,
     OnnxStudent,
     StudentFacts,
@@ -51,6 +50,7 @@ from frami_edge_export.parity import (
 from frami_edge_export.report import Artifact, Draft, ExportReport, Gate, judge
 from frami_edge_export.tensorrt import plausible_mels
 from frami_edge_export.thresholds import ThresholdClips, find_thresholds
+from frami_edge_runtime.modelfile import CLASSIFIER_KEY
 
 REPORT: Final = "export_report.json"
 Evaluate = Callable[[str | Path], float]
@@ -89,7 +89,7 @@ def export_student(
         source: Origin of the calibration samples, for the report: ``bank``, ``procedural``.
         portable: With int8, also ``{name}.int8.portable.onnx``: one graph for both runtimes.
         half: Also ``{name}.fp16.onnx``, and with int8 ``{name}.int8.trt.fp16.onnx``: the sources
-            of TensorRT's fp16 and int8 engines.
+            of TensorRT's fp16 and int8 engines. The target ``jetson-gpu`` gets them anyway.
         waveform: Also ``{name}.wave.onnx``: samples to logits, with the front end in the graph.
         options: Gates and budgets.
         evaluate: Accuracy (0 to 1) of a streaming model file on real data; reported, never used to
@@ -157,11 +157,11 @@ def export_student(
     quantised, files = None, dict[str, bytes]()
     if sample is not None:
         gates += calibration_gates(calibration_ranges(torch_trunk, sample.ranges), options)
-        quantised = int8_files(made, sample, source, bench_inputs.streaming, portable, options)
+        quantised = int8_files(made, sample, source, portable, options)
         drafts += quantised.drafts
         notes += quantised.notes
         files["calib.json"] = json_bytes(quantised.table)
-    if half:
+    if half or options.target == "jetson-gpu":
         tensorrt = next((d for d in drafts if d.artifact.name == "int8.trt"), None)
         mels = with_context(plausible_mels(mel), context) if sample is None else sample.holdout
         more, left_out = half_drafts(made, tensorrt, mels, options)
@@ -182,7 +182,8 @@ def export_student(
     notes += [
         f"{file} in this folder is from an earlier export, not from this one." for file in stale
     ]
-    judged, recommended, reason = judge(artifacts, gates)
+    elsewhere = options.target if options.target != bench["target"] else ""
+    judged, recommended, reason = judge(artifacts, gates, elsewhere)
     report = ExportReport(
         name=name,
         artifacts=judged,

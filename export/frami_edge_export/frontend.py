@@ -40,14 +40,18 @@ from frami_edge_export.parity import (
 from frami_edge_export.report import Artifact, Draft, Gate
 from frami_edge_runtime.logmel import log_mel
 from frami_edge_runtime.melspec import MelSpec
-from frami_edge_runtime.modelfile import HEAD_OUTPUT, TRUNK_INPUT, TRUNK_OUTPUT, ModelInfo
+from frami_edge_runtime.modelfile import (
+    HEAD_OUTPUT,
+    TRUNK_INPUT,
+    TRUNK_OUTPUT,
+    WAVEFORM_KEY,
+    ModelInfo,
+)
 
 WAVEFORM: Final = "waveform"
 """Input: (B, N) float32 samples, full scale 1."""
 MEL: Final = "frontend_mel"
 """Output of the front end: (B, 1, M, T) normalised log-mel."""
-WAVEFORM_KEY: Final = "frami.waveform"
-"""Metadata key of the waveform model; no other file of an export has it."""
 TOLERANCE: Final = 1e-4
 """Allowed difference of the logits from the runtime's, whose FFT is more exact than float32."""
 

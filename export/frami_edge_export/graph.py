@@ -45,8 +45,6 @@ OPSET: Final = 20
 """The newest that onnxruntime 1.23.2 and TensorRT 10.3 both read."""
 MAX_IR: Final = 10
 """onnxruntime 1.23.2, the last for JetPack 6's Python 3.10, refuses IR 11."""
-CLASSIFIER_KEY: Final = "frami.classifier"
-"""Metadata key of ``model.onnx``; it differs from the streaming file's, which cannot stand in."""
 
 
 class ExportableStudent(Protocol):
@@ -269,8 +267,11 @@ def mean_as_pooling(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def strip(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Remove stack traces, doc strings and metadata in place: they hold local paths."""
+    """Clean a graph in place: one import per domain; no stack traces, which hold local paths."""
     graph = model.graph
+    imports = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in model.opset_import}
+    model.ClearField("opset_import")
+    model.opset_import.extend(helper.make_opsetid(*item) for item in imports.items())
     for item in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
         item.ClearField("doc_string")
         item.ClearField("metadata_props")
@@ -392,7 +393,7 @@ def model_info(student: ExportableStudent, facts: StudentFacts) -> ModelInfo:
         },
         licence=facts.licence,
         output=facts.output,
-        created=_now().isoformat(timespec="seconds"),
+        created=_created(),
     )
 
 
@@ -418,12 +419,12 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _now() -> datetime.datetime:
-    """Now, or SOURCE_DATE_EPOCH, with which the same student gives the same bytes.
+def _created() -> str:
+    """The time in SOURCE_DATE_EPOCH, ISO 8601, and nothing without: two exports are equal files.
 
     Source: https://reproducible-builds.org/specs/source-date-epoch/
     """
     epoch = os.environ.get("SOURCE_DATE_EPOCH", "")
-    if epoch.isdecimal() and len(epoch) < 12:
-        return datetime.datetime.fromtimestamp(int(epoch), datetime.UTC)
-    return datetime.datetime.now(datetime.UTC)
+    if not (epoch.isdecimal() and len(epoch) < 12):
+        return ""
+    return datetime.datetime.fromtimestamp(int(epoch), datetime.UTC).isoformat(timespec="seconds")

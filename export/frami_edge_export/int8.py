@@ -1,6 +1,6 @@
-"""The int8 files of one export: chosen by measuring, all from one calibration table.
+"""The int8 files of one export, all from one calibration table. No stopwatch chooses anything.
 
-Flavour, first layers and layers that must stay float are judged on mels that set no range.
+The layers that stay float are judged on mels that set no range.
 
 Shape legend: N samples, M mel bands, T mel frames, K classes.
 """
@@ -14,7 +14,6 @@ from typing import Any, Final
 import numpy as np
 import onnx
 
-from frami_edge_export.bench import session_latency
 from frami_edge_export.calibration import CalibrationSet, at_other_levels
 from frami_edge_export.graph import OnnxStudent, serialised, sha256
 from frami_edge_export.options import ExportOptions
@@ -27,7 +26,7 @@ from frami_edge_export.parity import (
     sqnr_db,
 )
 from frami_edge_export.quantise import (
-    FLAVOURS,
+    FLAVOUR_OF,
     METHOD,
     OP_TYPES,
     PORTABLE,
@@ -39,8 +38,6 @@ from frami_edge_export.quantise import (
 from frami_edge_export.report import Artifact, Calibration, Draft, Gate
 
 _LAYER_SAMPLES: Final = 32
-_MAX_FIRST: Final = 4
-"""Largest number of first layers that may stay float for speed: they hold few of the weights."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +61,9 @@ class Int8Result:
     chosen: Candidate
     fallback: tuple[str, ...]
     """Layers that went back to float to pass the agreement gate, in that order."""
-    layers: tuple[dict[str, Any], ...] = ()
-    """SQNR of the frames where only this layer is int8, worst first."""
-    reason: str = ""
+    layers: tuple[dict[str, Any], ...]
+    """SQNR of the frames where only this layer is int8, worst first; may be empty."""
+    reason: str
 
 
 class Int8Search:
@@ -75,61 +72,38 @@ class Int8Search:
     Args:
         student: The fp32 student.
         sample: Calibration mels and hold-out, with their context.
-        trunk_1s: (1, 1, M, T), the input that is timed.
-        options: Gates and budgets.
+        options: Gates.
     """
 
     def __init__(
-        self,
-        student: OnnxStudent,
-        sample: CalibrationSet,
-        trunk_1s: Array,
-        options: ExportOptions,
+        self, student: OnnxStudent, sample: CalibrationSet, options: ExportOptions
     ) -> None:
         trunk, self._head = student.trunk, student.head
         self.quantiser = Quantiser(trunk, sample.ranges)
         self.tried: list[dict[str, Any]] = []
-        """Every candidate: flavour, float layers, p50_ms where timed, agreement, sqnr_db."""
+        """Every candidate: flavour, float layers, bias correction, agreement, sqnr_db."""
         self._corrector = BiasCorrector(trunk, self.quantiser, sample.ranges)
-        self._trunk_1s, self._options = trunk_1s, options
+        self._options = options
         self._holdout, self._few = sample.holdout, sample.holdout[:_LAYER_SAMPLES]
         self._fp32 = cpu_session(trunk)
         self._reference_NK: Array64 = self._head(run_trunk(self._fp32, self._holdout))
 
-    def run(self) -> Int8Result:
-        """The fastest flavour that passes, then how many first layers stay float."""
-        rivals = [self._build(flavour, self._first(1)) for flavour in FLAVOURS]
-        times = self._time(rivals)
-        # A tie goes to the first flavour: noise must not change the file from run to run.
-        tie = self._options.first_layers_gain
-        weighted = [times[0] * tie, *times[1:]]
-        order = sorted(range(len(rivals)), key=lambda i: (not self._passes(rivals[i]), weighted[i]))
-        chosen = rivals[order[0]]
-        listed = ", ".join(
-            f"{c.flavour.name} {t:.3f} ms" for c, t in zip(rivals, times, strict=True)
-        )
-        if sum(map(self._passes, rivals)) == 1:
-            why = "is the only one to pass the agreement gate"
-        elif chosen is rivals[0] and min(times) < times[0]:
-            why = f"is fastest within {1 - tie:.0%}"
-        else:
-            why = "is fastest"
-        reason = f"{chosen.flavour.name} {why} on this CPU ({listed})"
-        chosen, more = self._choose_first_layers(chosen)
-        chosen = self._correct(chosen)
-        layers = self._layer_sqnr(chosen.flavour)
-        chosen, fallback, fallen = self._fall_back(chosen, layers)
-        reason += more + fallen
+    def settle(self, flavour: Flavour, *, layers: bool = False) -> Int8Result:
+        """The graph of a flavour: its first layers float, and those that the gate needs float.
+
+        Args:
+            flavour: Types and places.
+            layers: Measure each layer even where the gate passes without.
+        """
+        count = self.quantiser.stem
+        chosen = self._correct(self._build(flavour, self.quantiser.layers[:count]))
+        rows = self._layer_sqnr(flavour) if layers or not self._passes(chosen) else ()
+        chosen, fallback, fallen = self._fall_back(chosen, rows)
+        which = "convolution stays" if count == 1 else f"{count} convolutions stay"
+        reason = f"{flavour.name}; the first {which} float{fallen}"
         if chosen.corrected:
             reason += "; biases are corrected for the shift of each channel's mean"
-        return Int8Result(chosen, fallback, layers, reason)
-
-    def settle(self, flavour: Flavour, first: int) -> Int8Result:
-        """One flavour with so many first layers float."""
-        chosen = self._correct(self._build(flavour, self._first(first)))
-        layers = () if self._passes(chosen) else self._layer_sqnr(flavour)
-        chosen, fallback, _ = self._fall_back(chosen, layers)
-        return Int8Result(chosen, fallback)
+        return Int8Result(chosen, fallback, rows, reason)
 
     def judge(self, candidate: Candidate, mels_N1MT: Array) -> Comparison:
         """Compare a graph with fp32 on other mels, with their context."""
@@ -144,9 +118,6 @@ class Int8Search:
     def _passes(self, candidate: Candidate) -> bool:
         return candidate.comparison.agreement >= self._options.min_agreement
 
-    def _first(self, count: int) -> frozenset[str]:
-        return frozenset(self.quantiser.layers[:count])
-
     def _build(
         self, flavour: Flavour, float_layers: Iterable[str], corrected: bool = False
     ) -> Candidate:
@@ -160,23 +131,11 @@ class Int8Search:
                 "flavour": flavour.name,
                 "float_layers": sorted(kept),
                 "bias_correction": corrected,
-                "p50_ms": None,
                 "agreement": comparison.agreement,
                 "sqnr_db": comparison.sqnr_db,
             }
         )
         return Candidate(flavour, kept, model, comparison, logits_NK, corrected)
-
-    def _time(self, candidates: list[Candidate]) -> list[float]:
-        graphs = {str(i): (c.model, self._trunk_1s) for i, c in enumerate(candidates)}
-        latency = session_latency(graphs, self._options)
-        times = [latency[str(i)].p50_ms for i in range(len(candidates))]
-        for candidate, p50_ms in zip(candidates, times, strict=True):
-            for row in self.tried:
-                key = (row["flavour"], row["float_layers"])
-                if key == (candidate.flavour.name, sorted(candidate.float_layers)):
-                    row["p50_ms"] = p50_ms
-        return times
 
     def _correct(self, candidate: Candidate) -> Candidate:
         """With corrected biases, where that answers the hold-out better."""
@@ -185,30 +144,6 @@ class Int8Search:
         if after.agreement < before.agreement and not self._passes(candidate):
             return candidate
         return rival if _quality(after) > _quality(before) else candidate
-
-    def _choose_first_layers(self, chosen: Candidate) -> tuple[Candidate, str]:
-        """Where the graph goes from float to int8.
-
-        The first maps are the largest and their convolutions the cheapest: converting them to int8
-        can cost more than int8 gains on them, and each further layer in float only adds agreement.
-        """
-        most = min(_MAX_FIRST, len(self.quantiser.layers) - 1)
-        counts = [n for n in range(most + 1) if n != 1]
-        rivals = [chosen, *(self._build(chosen.flavour, self._first(n)) for n in counts)]
-        times = self._time(rivals)
-        best = 0
-        for i, rival in enumerate(rivals[1:], start=1):
-            agrees = rival.comparison.agreement >= chosen.comparison.agreement
-            if not agrees and not (self._passes(rival) and rival.float_layers):
-                continue
-            if times[i] <= times[best] * self._options.first_layers_gain:
-                best = i
-        if best == 0:
-            return chosen, "; the first convolution stays float"
-        count = len(rivals[best].float_layers)
-        which = "no convolution stays" if count == 0 else f"the first {count} convolutions stay"
-        gain = times[0] / times[best]
-        return rivals[best], f"; {which} float: {gain:.2f}x faster than with one"
 
     def _layer_sqnr(self, flavour: Flavour) -> tuple[dict[str, Any], ...]:
         """SQNR of the frames with one layer int8 and all others float, worst first."""
@@ -266,7 +201,7 @@ class Int8Files:
     table: dict[str, Any]
     """``calib.json``: the ranges, keyed by model, samples and options."""
     quantisation: dict[str, Any]
-    """How ``int8.cpu`` was chosen, and its answers at other levels than those of the set."""
+    """How ``int8.cpu`` was made, and its answers at other levels than those of the set."""
     layers: tuple[dict[str, Any], ...]
     notes: list[str] = field(default_factory=list)
 
@@ -275,7 +210,6 @@ def int8_files(
     student: OnnxStudent,
     sample: CalibrationSet,
     source: str,
-    trunk_1s: Array,
     portable: bool,
     options: ExportOptions,
 ) -> Int8Files:
@@ -285,17 +219,18 @@ def int8_files(
         student: The fp32 student.
         sample: Calibration mels and hold-out.
         source: Origin of the samples, for the report.
-        trunk_1s: (1, 1, M, T) mel of 1 s with its context, the input that is timed.
         portable: Make ``int8.portable`` too.
-        options: Gates and budgets.
+        options: Target and gates.
     """
-    search = Int8Search(student, sample, trunk_1s, options)
-    found = search.run()
-    tensorrt = search.settle(TENSORRT, search.quantiser.stem)
-    results = {"int8.cpu": found, "int8.trt": tensorrt}
+    search = Int8Search(student, sample, options)
+    flavours = {"int8.cpu": FLAVOUR_OF[options.target], "int8.trt": TENSORRT}
     if portable:
-        first = len(found.chosen.float_layers)
-        results["int8.portable"] = search.settle(PORTABLE, first)
+        flavours["int8.portable"] = PORTABLE
+    results = {
+        which: search.settle(flavour, layers=which == "int8.cpu")
+        for which, flavour in flavours.items()
+    }
+    found = results["int8.cpu"]
     model_sha256 = sha256(serialised(student.trunk))
     used = Calibration(
         source, len(sample.ranges), len(sample.holdout), sample.digest, sample.clamped

@@ -62,11 +62,12 @@ class Flavour:
         return TENSORRT_OP_TYPES if self.symmetric else OP_TYPES
 
 
-FLAVOURS: Final = (
-    Flavour("U8S8", QuantType.QUInt8, QuantType.QInt8),
-    Flavour("S8S8", QuantType.QInt8, QuantType.QInt8),
-)
-"""x86 kernels fuse U8S8 best, ARM's like S8S8: neither wins everywhere, so both are timed."""
+U8S8: Final = Flavour("U8S8", QuantType.QUInt8, QuantType.QInt8)
+S8S8: Final = Flavour("S8S8", QuantType.QInt8, QuantType.QInt8)
+FLAVOUR_OF: Final = {"x86": U8S8, "arm": S8S8, "jetson-gpu": S8S8}
+"""By target. The grid is the same, only its zero points differ by 128: so are the answers. x86
+kernels take unsigned activations, ARM's signed ones; each CPU reads both, and on x86 both took the
+same time."""
 TENSORRT: Final = Flavour("S8S8 TensorRT", QuantType.QInt8, QuantType.QInt8, True, True, 8)
 PORTABLE: Final = Flavour("S8S8 portable", QuantType.QInt8, QuantType.QInt8, True)
 """Q/DQ behind convolutions too, so that ONNX Runtime finds int8 on both sides of each."""
@@ -99,9 +100,11 @@ class Quantiser:
         """Convolutions in graph order, named after their torch modules."""
         groups = [next((a.i for a in c.attribute if a.name == "group"), 1) for c in convs]
         self.stem = 2 if len(groups) > 2 and groups[1] > 1 else 1
-        """Number of first convolutions that gain nothing from int8 on a GPU: the one over a single
-        channel and a depthwise one behind it feed no tensor core. Not every TensorRT has an int8
-        kernel for the first, and int8 costs 2 to 3 dB of SQNR on the second."""
+        """Number of first convolutions that stay float: the one over a single channel, and a
+        depthwise one behind it. Their maps are the largest and their work the least, so int8 gains
+        less on them than the conversion costs: 2 was the fastest of 0 to 5 for students of 9 k to
+        320 k weights (docs/LOG.md). They feed no tensor core either, and int8 costs 2 to 3 dB of
+        SQNR on the second."""
         self._table = self._calibrate(mels_N1MT)
 
     @property
@@ -151,6 +154,8 @@ class Quantiser:
             extra_options=options if flavour.symmetric else {},
         )
         quantizer.quantize_model()
+        _state_biases(quantizer.model.model)
+        _keep_float(quantizer.model.model)
         quantizer.model.topological_sort()
         model = onnx.ModelProto()
         model.CopyFrom(quantizer.model.model)
@@ -172,6 +177,73 @@ class Quantiser:
             table = calibrator.compute_data()
             del calibrator  # Windows cannot remove the folder while the session holds the file
         return table
+
+
+_LARGEST_BIAS: Final = 1 << 22
+"""Steps of the accumulator. float32 counts so far in halves: rounding again changes nothing."""
+
+
+def _state_biases(model: onnx.ModelProto) -> None:
+    """Round float biases of int8 convolutions to whole steps of the accumulator, in place.
+
+    Where a convolution leads to a `QuantizeLinear`, newer versions of ONNX Runtime do so by
+    themselves (`WeightBiasQuantization`) and older ones do not: a file with other biases would
+    answer differently. TensorRT takes no integer biases. A channel whose weights are too small for
+    its bias gets a larger step, or the integer would overflow.
+    """
+    tensors = {t.name: t for t in model.graph.initializer}
+    parents = {n.output[0]: n for n in model.graph.node if n.op_type == "DequantizeLinear"}
+    for node in model.graph.node:
+        if node.op_type != "Conv" or len(node.input) < 3 or node.input[2] not in tensors:
+            continue  # no bias, or an int32 one with its own scale
+        data, weight = (parents.get(name) for name in node.input[:2])
+        if data is None or weight is None:
+            continue
+        codes, scale_C, bias_C = (
+            numpy_helper.to_array(tensors[name]) for name in (*weight.input[:2], node.input[2])
+        )
+        step = numpy_helper.to_array(tensors[data.input[1]])
+        wide_C = np.maximum(scale_C, np.abs(bias_C) / (step * _LARGEST_BIAS)).astype(np.float32)
+        narrower = (scale_C / wide_C).reshape(-1, *[1] * (codes.ndim - 1))
+        steps_C = step * wide_C
+        for name, value in (
+            (weight.input[0], np.rint(codes * narrower).astype(codes.dtype)),
+            (weight.input[1], wide_C),
+            (node.input[2], (np.rint(bias_C / steps_C) * steps_C).astype(np.float32)),
+        ):
+            tensors[name].CopyFrom(numpy_helper.from_array(value, name))
+
+
+def _keep_float(model: onnx.ModelProto) -> None:
+    """Put a `Max` that changes nothing behind float convolutions between int8 ones.
+
+    In place; the nodes are no longer sorted. Where only activations stand between such a
+    convolution and a `QuantizeLinear`, newer versions of ONNX Runtime quantise its weights, per
+    tensor (`WeightBiasQuantization`). The `Max` cuts off what the `QuantizeLinear` would clip.
+    """
+    tensors = {t.name: t for t in model.graph.initializer}
+    dequantized = {n.output[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    for node in list(model.graph.node):
+        if node.op_type != "Conv" or node.input[0] not in dequantized:
+            continue
+        if node.input[1] not in tensors:
+            continue  # an int8 convolution
+        end, last = node.output[0], readers.get(node.output[0], [])
+        while len(last) == 1 and last[0].op_type in ("Relu", "Clip"):
+            end = last[0].output[0]
+            last = readers.get(end, [])
+        if len(last) != 1 or last[0].op_type != "QuantizeLinear":
+            continue
+        scale, zero = (numpy_helper.to_array(tensors[name]) for name in last[0].input[1:])
+        least = np.array((np.iinfo(zero.dtype).min - float(zero)) * scale, np.float32)
+        bound, kept = f"{node.name}_least", f"{node.name}_float"
+        model.graph.initializer.append(numpy_helper.from_array(least, bound))
+        model.graph.node.append(helper.make_node("Max", [end, bound], [kept], name=kept))
+        last[0].input[0] = kept
 
 
 class BiasCorrector:

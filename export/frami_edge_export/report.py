@@ -49,8 +49,12 @@ class Artifact:
     chunk_p50_ms: float | None = None
     """Median latency on a streaming chunk with its carried context."""
     speedup: float | None = None
-    """Median of fp32 over this one's in the same interleaved rounds, on 1 s of audio."""
+    """How much faster than fp32 in the same interleaved rounds, on 1 s of audio."""
     chunk_speedup: float | None = None
+    """The same on the streaming chunk."""
+    speedup_95: tuple[float, float] | None = None
+    """Ends of its 95 % confidence interval."""
+    chunk_speedup_95: tuple[float, float] | None = None
     """The same on the streaming chunk."""
     sha256: str = ""
     purpose: str = ""
@@ -171,18 +175,25 @@ PURPOSES: Final = {
     "waveform": "for your own runtime: samples in, logits out",
 }
 """Verdicts of the kinds that do not compete with the streaming files."""
-AS_FAST: Final = 0.95
-"""Two timings of one graph differ by as much: a smaller gain in speed decides nothing."""
+NO_SLOWER: Final = 1 / 1.05
+"""A file is slower than fp32 where its whole interval lies below. A difference that no interval
+shows decides nothing."""
 
 
 def judge(
-    artifacts: Sequence[Artifact], gates: Sequence[Gate]
+    artifacts: Sequence[Artifact], gates: Sequence[Gate], target: str = ""
 ) -> tuple[tuple[Artifact, ...], str, str]:
     """Give every artefact its verdict and recommend one.
 
     A file is recommended only where all its gates passed and it was slower than fp32 neither on
-    1 s of audio nor on a streaming chunk; of several such files the fastest, and of those within
-    5 % of its speed the one whose logits are nearest to fp32.
+    1 s of audio nor on a streaming chunk; of several such files the fastest, and of those that may
+    be as fast the one whose logits are nearest to fp32.
+
+    Args:
+        artifacts: The files; ``fp32`` is among them.
+        gates: Their gates.
+        target: Device that nothing here was timed on: then fp32 is recommended. "" where this
+            machine's times hold for it.
 
     Returns:
         The artefacts with verdicts, the recommended file's name ("" where none), the reason.
@@ -193,18 +204,51 @@ def judge(
         judged = tuple(replace(a, verdict=verdict) for a in artifacts)
         return judged, "", f"Nothing is recommended: {_describe(broken)}."
     fp32 = next(a for a in artifacts if a.name == "fp32")
-    faults = {a.name: _fault(a, gates) for a in artifacts}
+    if target:
+        return _judge_elsewhere(artifacts, gates, fp32, target)
+    faults = {a.name: _failed(a, gates) or _slower(a) for a in artifacts}
     # A file for TensorRT that was not timed here is no choice for this CPU.
     rivals = [a for a in artifacts if a.kind == "streaming" and a is not fp32 and not _untimed(a)]
     fit = [a for a in rivals if not faults[a.name]]
-    fastest = max(map(_speed, fit), default=1.0)
-    alike = [a for a in fit if _speed(a) >= AS_FAST * fastest]
+    fastest = max((_speed(a)[0] for a in fit), default=1.0)
+    alike = [a for a in fit if _speed(a)[1] >= NO_SLOWER * fastest]
     best = max(alike, key=lambda a: a.sqnr_db or 0.0, default=None)
     judged = tuple(replace(a, verdict=_verdict(a, fp32, best, faults[a.name])) for a in artifacts)
     if best is not None:
         return judged, best.path, f"{best.name} passed its gates: {_gains(best, fp32)}."
     reasons = [f"{a.name}: not recommended: {faults[a.name]}." for a in rivals[:1]]
     return judged, fp32.path, " ".join(reasons) or "fp32 is the only streaming file."
+
+
+def _judge_elsewhere(
+    artifacts: Sequence[Artifact], gates: Sequence[Gate], fp32: Artifact, target: str
+) -> tuple[tuple[Artifact, ...], str, str]:
+    """Verdicts for a device that is not this machine: its gates hold there, no time does."""
+    int8 = next((a for a in artifacts if a.name == "int8.cpu"), None)
+    judged = []
+    for a in artifacts:
+        fault = _failed(a, gates)
+        verdict = f"passed its gates, {_smaller(a, fp32)}; not timed on {target}"
+        if a is fp32:
+            verdict = "recommended until another file was timed on the device"
+        elif fault:
+            verdict = f"not recommended: {fault}"
+        elif a.kind in PURPOSES:
+            verdict = PURPOSES[a.kind]
+        judged.append(replace(a, verdict=f"for {a.purpose}; {verdict}" if a.purpose else verdict))
+    if target == "jetson-gpu":
+        reason = (
+            "fp32 runs everywhere; build the engines on the Jetson, where they are timed: "
+            "frami-edge export --tensorrt FOLDER."
+        )
+    elif int8 is not None and not _failed(int8, gates):
+        reason = (
+            f"no {target} CPU has timed {int8.name} yet, which passed its gates and is "
+            f"{_smaller(int8, fp32)}: compare the two on the device."
+        )
+    else:
+        reason = "fp32 is the only streaming file that passed its gates."
+    return tuple(judged), fp32.path, reason
 
 
 def _verdict(a: Artifact, fp32: Artifact, best: Artifact | None, fault: str) -> str:
@@ -219,7 +263,9 @@ def _verdict(a: Artifact, fp32: Artifact, best: Artifact | None, fault: str) -> 
     if fault:
         verdict = f"not recommended: {fault}"
     else:
-        better = "is faster" if best is None or _speed(best) > _speed(a) else "is nearer to fp32"
+        better = (
+            "is faster" if best is None or _speed(best)[0] > _speed(a)[1] else "is nearer to fp32"
+        )
         verdict = f"good, but {best.name if best else 'fp32'} {better}: {_gains(a, fp32)}"
     if not a.purpose:
         return verdict
@@ -228,35 +274,57 @@ def _verdict(a: Artifact, fp32: Artifact, best: Artifact | None, fault: str) -> 
     return f"for {a.purpose}; on this CPU {verdict}"
 
 
-def _fault(a: Artifact, gates: Sequence[Gate]) -> str:
-    """Why this file is not recommended, or ""."""
-    if failed := [gate for gate in gates if not gate.passed and gate.artifact == a.name]:
-        return _describe(failed)
+def _failed(a: Artifact, gates: Sequence[Gate]) -> str:
+    """The gates that this file failed, or ""."""
+    failed = [gate for gate in gates if not gate.passed and gate.artifact == a.name]
+    return _describe(failed) if failed else ""
+
+
+def _slower(a: Artifact) -> str:
+    """Where this file is slower than fp32, or ""."""
+    if a.kind != "streaming":
+        return ""
     slower = [
         f"on {what} of audio ({1 / speedup:.2f}x the time)"
-        for speedup, what in ((a.speedup, "1 s"), (a.chunk_speedup, "a chunk"))
-        if speedup is not None and speedup < 1
+        for speedup, ends, what in (
+            (a.speedup, a.speedup_95, "1 s"),
+            (a.chunk_speedup, a.chunk_speedup_95, "a chunk"),
+        )
+        if speedup is not None and (ends or (speedup, speedup))[1] < NO_SLOWER
     ]
-    return f"slower than fp32 {' and '.join(slower)}" if slower and a.kind == "streaming" else ""
+    return f"slower than fp32 {' and '.join(slower)}" if slower else ""
 
 
 def _untimed(a: Artifact) -> bool:
     return bool(a.purpose) and a.speedup is None
 
 
-def _speed(a: Artifact) -> float:
-    """Product of both speedups; 1 where nothing was measured."""
-    return (a.speedup or 1.0) * (a.chunk_speedup or 1.0)
+def _speed(a: Artifact) -> tuple[float, float]:
+    """Product of both speedups, least and most; 1 where nothing was measured."""
+    low, high = 1.0, 1.0
+    for factor, ends in ((a.speedup, a.speedup_95), (a.chunk_speedup, a.chunk_speedup_95)):
+        least, most = ends or (factor or 1.0, factor or 1.0)
+        low, high = low * least, high * most
+    return low, high
 
 
 def _gains(a: Artifact, fp32: Artifact) -> str:
-    smaller = f"{fp32.bytes / a.bytes:.1f}x smaller"
     if a.speedup is None or a.chunk_speedup is None:
-        return smaller
-    return (
-        f"{a.speedup:.2f}x faster on 1 s of audio, {a.chunk_speedup:.2f}x on a streaming chunk, "
-        f"{smaller}"
-    )
+        return _smaller(a, fp32)
+    second = _pace(a.speedup, a.speedup_95, "1 s of audio")
+    chunk = _pace(a.chunk_speedup, a.chunk_speedup_95, "a streaming chunk")
+    return f"{second}, {chunk}, {_smaller(a, fp32)}"
+
+
+def _pace(factor: float, ends: tuple[float, float] | None, what: str) -> str:
+    """Faster, or as fast: what is slower has a fault and no gains."""
+    low, high = ends or (factor, factor)
+    interval = f" ({low:.2f} to {high:.2f})" if ends else ""
+    return f"{f'{factor:.2f}x faster' if low > 1 else 'as fast'} on {what}{interval}"
+
+
+def _smaller(a: Artifact, fp32: Artifact) -> str:
+    return f"{fp32.bytes / a.bytes:.1f}x smaller"
 
 
 def _describe(gates: Sequence[Gate]) -> str:

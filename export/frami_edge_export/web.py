@@ -30,10 +30,10 @@ from onnx import TensorProto, helper
 
 from frami_edge_export.errors import ExportError
 from frami_edge_export.exporter import write_files
-from frami_edge_export.frontend import MEL, WAVEFORM_KEY
+from frami_edge_export.frontend import MEL
 from frami_edge_export.graph import check_loadable, serialised
 from frami_edge_runtime.events import EventSpec
-from frami_edge_runtime.modelfile import ModelInfo
+from frami_edge_runtime.modelfile import WAVEFORM_KEY, ModelInfo
 from frami_edge_runtime.thresholds import HOP_S, WINDOW_S
 
 CONTEXT: Final = "context"

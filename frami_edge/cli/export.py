@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -25,6 +25,7 @@ app = command_app()
     app,
     "frami-edge export runs/s/student.safetensors --int8 --bank runs/s/bank --out runs/export",
     "frami-edge export student.safetensors --int8 --bank bank --data fsdd --out runs/export",
+    "frami-edge export student.safetensors --int8 --target arm --out runs/raspberry",
     "frami-edge export student.safetensors --int8 --tensorrt --seconds 0:1:10 --out runs/e",
     "frami-edge export --tensorrt runs/export",
     "frami-edge export student.safetensors --out runs/export --web runs/page",
@@ -53,6 +54,14 @@ def export(
             show_default="procedural clips",
         ),
     ] = None,
+    target: Annotated[
+        Literal["x86", "arm", "jetson-gpu"],
+        typer.Option(
+            "--target",
+            help="Device that int8.cpu and the recommendation are for; each file runs on every CPU "
+            "with the same answers.",
+        ),
+    ] = "x86",
     portable: Annotated[
         bool,
         typer.Option("--portable", help="Also one int8 file for ONNX Runtime and TensorRT alike."),
@@ -169,6 +178,7 @@ def export(
             fold=fold,
             data_root=data_root,
             options=ExportOptions(
+                target=target,
                 min_agreement=min_agreement,
                 max_drop=max_drop,
                 false_alarms_per_hour=false_alarms,

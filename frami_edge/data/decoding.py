@@ -10,13 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
+from frami_edge.data.sets import is_utf8
 from frami_edge.errors import UnusableClipError
 from frami_edge.io import read_small
 
-_DECODED = "wav wave flac ogg oga opus mp3 aif aiff aifc au snd caf w64 rf64"
-_NAMED = "m4a m4b mp4 aac ac3 wma amr 3gp webm weba mka mp2 ape wv dts ra"
-AUDIO_SUFFIXES = frozenset(f".{suffix}" for suffix in (_DECODED + " " + _NAMED).split())
-"""Files that count as clips; those that libsndfile cannot decode are left out and named."""
 CANCELLED = 0.01
 """A peak of the channels' mean below this share of theirs: they have opposite phase."""
 SILENCE_PEAK = 1e-4  # -80 dBFS
@@ -110,8 +107,3 @@ def _check_wav_is_whole(data: bytes) -> None:
             return
         at += size + size % 2
     raise UnusableClipError("truncated: the header ends before any samples")
-
-
-def is_utf8(name: str) -> bool:
-    """Whether a file's name is text on every machine."""
-    return not any("\udc80" <= char <= "\udcff" for char in name)

@@ -14,11 +14,27 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from frami_edge.data.decoding import AUDIO_SUFFIXES, is_utf8
 from frami_edge.errors import DataError, IncompleteSetError
 from frami_edge.io import nfc
 
 ROOT_VARIABLE = "FRAMI_EDGE_DATA"
+FORMATS = {
+    "WAV": "wav wave",
+    "FLAC": "flac",
+    "OGG": "ogg oga opus",
+    "MP3": "mp3",
+    "AIFF": "aiff aif aifc",
+    "AU": "au snd",
+    "CAF": "caf",
+    "W64": "w64",
+    "RF64": "rf64",
+}
+"""Suffixes of the formats that libsndfile decodes, by its name of the format."""
+NOT_DECODED = "m4a m4b mp4 aac ac3 wma amr 3gp webm weba mka mp2 ape wv dts ra"
+AUDIO_SUFFIXES = frozenset(
+    f".{suffix}" for names in (*FORMATS.values(), NOT_DECODED) for suffix in names.split()
+)
+"""Files that count as clips; those that cannot be decoded are left out and named."""
 HASH_FOLDS = 5
 PART = "-part"
 """End of the name of a known set that is incomplete."""
@@ -343,6 +359,11 @@ def _other_layout(root: Path, tops: _Tops, problem: str) -> DataError:
 def is_audio(path: Path) -> bool:
     """Whether the name is that of an audio file; hidden files are not."""
     return path.suffix.lower() in AUDIO_SUFFIXES and not path.name.startswith(".")
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a file's name is text on every machine."""
+    return not any("\udc80" <= char <= "\udcff" for char in name)
 
 
 def readable(name: str) -> str:

@@ -33,6 +33,10 @@ from frami_edge_runtime.melspec import MelSpec
 SCHEMA: Final = 1
 METADATA_KEY: Final = "frami.model"
 HEAD_KEY: Final = "frami.head_onnx"
+CLASSIFIER_KEY: Final = "frami.classifier"
+"""Of ``model.onnx`` alone: log-mels of a whole clip to logits."""
+WAVEFORM_KEY: Final = "frami.waveform"
+"""Of ``wave.onnx`` alone: samples of a whole clip to logits."""
 THRESHOLDS_KEY: Final = "frami.thresholds"
 """Thresholds that were tuned after the export; they win over those in the description."""
 TRUNK_INPUT: Final = "mel"
@@ -335,6 +339,12 @@ def read_head(source: Any) -> bytes:
 def _entry(source: Any, key: str) -> str:
     metadata = source if isinstance(source, Mapping) else source.get_modelmeta().custom_metadata_map
     if not (value := metadata.get(key)):
+        if CLASSIFIER_KEY in metadata or WAVEFORM_KEY in metadata:
+            raise ModelFileError(
+                "The model answers for whole clips, in your own code; it cannot stream.",
+                fix="Use the .fp32.onnx or .int8.cpu.onnx file of the same export; docs/CPP.md "
+                "shows how to run this one.",
+            )
         raise ModelFileError(
             f"The model has no metadata entry {key}: it was not made by frami-edge export.",
             fix="Export the student with frami-edge export; plain ONNX files cannot be used.",

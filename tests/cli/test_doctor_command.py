@@ -6,14 +6,26 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 from typer.testing import CliRunner
 
 import frami_edge.doctor
 from frami_edge.cli import app
-from frami_edge.doctor import check_cuda, check_ranges, check_sets, check_torch, requirements
+from frami_edge.data.sets import FORMATS, load_set
+from frami_edge.data.store import load_features
+from frami_edge.doctor import (
+    check_cuda,
+    check_formats,
+    check_ranges,
+    check_sets,
+    check_torch,
+    requirements,
+)
 from frami_edge_runtime import doctor
 from frami_edge_runtime.doctor import Check
+from frami_edge_runtime.melspec import MelSpec
 
 MISMATCH = "RuntimeError: PyTorch has CUDA version 13.2 whereas TorchAudio has CUDA version 13.0."
 
@@ -39,6 +51,30 @@ def test_this_machine_is_ready_for_training() -> None:
     checks = [*check_torch(), *check_ranges()]
     assert [check.name for check in checks] == ["torch", "torchaudio", "versions"]
     assert {check.status for check in checks} == {"ok"}
+
+
+def test_what_the_doctor_calls_decodable_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a clip of a folder; other audio files are clips that are named and left out."""
+    monkeypatch.setenv("FRAMI_EDGE_CACHE", str(tmp_path / "cache"))
+    check, folder = check_formats(), tmp_path / "clips" / "tone"
+    folder.mkdir(parents=True)
+    suffixes = check.found.partition(" decodes ")[2].split(", ")
+    assert {"wav", "opus", "mp3", "aiff"} <= set(suffixes)
+    samples = 0.3 * np.sin(np.arange(16_000) * 0.1)
+    formats = {suffix: name for name, names in FORMATS.items() for suffix in names.split()}
+    for suffix in suffixes:
+        how: dict[str, Any] = {"subtype": "OPUS"} if suffix == "opus" else {}
+        soundfile.write(folder / f"a.{suffix}", samples, 16_000, format=formats[suffix], **how)
+    (folder / "b.m4a").write_bytes(b"\0\0\0 ftypM4A " * 40)
+    found = load_features(MelSpec(), load_set(f"folder:{folder.parent}").clips)
+    assert sorted(clip.path.suffix[1:] for clip in found.clips) == sorted(suffixes)
+    (left_out,) = found.rejected
+    assert left_out.name == "tone/b.m4a"
+    assert "convert it" in left_out.reason
+    monkeypatch.setattr(soundfile, "available_formats", lambda: {"WAV": "", "FLAC": ""})
+    assert check_formats().status == "warn"
 
 
 def test_packages_that_are_missing_or_out_of_range(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -231,3 +231,6 @@ def test_other_teachers_and_no_students_are_refused(checkpoint: Path, tmp_path: 
     assert (result.exit_code, "made with another teacher" in result.stderr) == (1, True)
     result = run(tmp_path / "none.safetensors", "--out", tmp_path / "out")
     assert (result.exit_code, "There is no checkpoint" in result.stderr) == (1, True)
+    (tmp_path / "student.onnx").write_bytes(b"any")
+    result = run(tmp_path / "student.onnx", "--out", tmp_path / "out")
+    assert (result.exit_code, "a checkpoint is needed here" in result.stderr) == (1, True)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -22,6 +23,7 @@ from typer.testing import Result
 
 from frami_edge.inspecting import describe
 from frami_edge.io import json_text
+from frami_edge_runtime.classifier import Classifier
 from frami_edge_runtime.errors import FramiEdgeError
 from frami_edge_runtime.modelfile import HEAD_KEY, METADATA_KEY
 from frami_edge_runtime.tensorrt import EngineCard, write_sidecar
@@ -89,6 +91,19 @@ def test_exported_files(exported: Path, look: Look) -> None:
     assert int8["model"]["quantisation"]["float_layers"] == report["quantisation"]["float_layers"]
     assert int8["graph"]["parameters_by_type"]["int8"] > 0
     assert int8["model"]["calibration"]["source"] == "bank"
+
+
+def test_a_file_in_the_format_of_onnx_runtime(exported: Path, look: Look, tmp_path: Path) -> None:
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "student.ort")
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    model = exported / "student.int8.cpu.onnx"
+    onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    assert Classifier(tmp_path / "student.ort").selftest()
+    found, whole = look(tmp_path / "student.ort"), look(model)
+    assert (found["kind"], found["model"]) == ("streaming", whole["model"])
+    assert found["graph"]["inputs"] == ["mel tensor(float) (batch, 1, 16, time)"]
 
 
 def test_foreign_files_are_described_as_far_as_possible(look: Look, tmp_path: Path) -> None:
@@ -178,6 +193,7 @@ def test_damaged_and_unknown_files_are_refused(
     for name, data, words in (
         ("cut.onnx", whole[: len(whole) // 2], "not a whole ONNX file"),
         ("cut.safetensors", b"\xff" * 40, "not a whole safetensors file"),
+        ("cut.ort", b"\x1c\0\0\0ORTM", "cannot load cut.ort"),
         ("short.engine", b"ftrt", "no TensorRT engine"),
         ("other.engine", b"something else altogether....", "no TensorRT engine"),
         ("weights.pt", b"PK", "no known kind"),

@@ -14,6 +14,7 @@ from frami_edge.errors import CheckpointError
 from frami_edge.opening import OpenedModel, open_model
 from frami_edge.sources.procedural import ProceduralAudio
 from frami_edge_runtime import backends
+from frami_edge_runtime.classifier import Classifier
 from frami_edge_runtime.errors import ModelFileError
 from frami_edge_runtime.logmel import log_mel
 from frami_edge_runtime.modelfile import METADATA_KEY
@@ -51,6 +52,13 @@ def test_every_form_answers_like_the_checkpoint(name: str, files: Files) -> None
             other.logits(mels)
     else:
         torch.testing.assert_close(other.logits(mels), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["model", "wave"])
+def test_the_runtime_names_the_files_that_it_can_stream(name: str, files: Files) -> None:
+    with pytest.raises(ModelFileError, match="answers for whole clips") as caught:
+        Classifier(files[name])
+    assert ".fp32.onnx" in caught.value.fix
 
 
 def test_runs_of_limited_length_give_the_same_answer(

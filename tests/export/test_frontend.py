@@ -13,7 +13,6 @@ from export_kit import MEL
 from frami_edge_export.errors import ParityError
 from frami_edge_export.frontend import (
     WAVEFORM,
-    WAVEFORM_KEY,
     check_waveform,
     described_waveform,
     frontend_graph,
@@ -24,7 +23,7 @@ from frami_edge_export.graph import OnnxStudent
 from frami_edge_export.parity import cpu_session
 from frami_edge_runtime.logmel import log_mel
 from frami_edge_runtime.melspec import MelSpec
-from frami_edge_runtime.modelfile import ModelInfo
+from frami_edge_runtime.modelfile import WAVEFORM_KEY, ModelInfo
 
 SPECS: dict[str, dict[str, Any]] = {
     "default": {},

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from frami_edge_export.bench import MIN_ROUNDS, interleaved
-from frami_edge_export.report import Artifact, Gate, judge
+from frami_edge_export.bench import BLOCKS, MIN_ROUNDS, Ratio, interleaved
+from frami_edge_export.report import NO_SLOWER, Artifact, Gate, judge
 
 PARITY = Gate.at_most("torch = ONNX fp32", 1e-7, 1e-5)
 
@@ -39,10 +41,54 @@ def artifacts(speedup: float = 1.6, chunk_speedup: float = 1.3) -> list[Artifact
 @given(st.floats(0.05, 4), st.floats(0.05, 4))
 def test_slower_than_fp32_is_never_recommended(speedup: float, chunk_speedup: float) -> None:
     judged, recommended, reason = judge(artifacts(speedup, chunk_speedup), GOOD)
-    slower = speedup < 1 or chunk_speedup < 1
+    slower = min(speedup, chunk_speedup) < NO_SLOWER
     assert (recommended == "s.fp32.onnx") == slower
     assert ("slower than fp32" in judged[2].verdict) == slower
     assert ("slower than fp32" in reason) == slower
+
+
+@pytest.mark.parametrize(
+    ("ends", "said"),
+    [
+        ((1.02, 1.1), "recommended: 1.50x faster on 1 s of audio (1.40 to 1.60), 1.00x faster on"),
+        ((0.97, 1.03), "as fast on a streaming chunk (0.97 to 1.03), 4.0x smaller"),
+        ((0.8, 1.2), "as fast on a streaming chunk (0.80 to 1.20), 4.0x smaller"),
+        ((0.9, 0.94), "not recommended: slower than fp32 on a chunk of audio (1.00x the time)"),
+    ],
+)
+def test_a_difference_that_the_interval_does_not_show_decides_nothing(
+    ends: tuple[float, float], said: str
+) -> None:
+    found = artifacts(1.5, 1.0)
+    found[2] = replace(found[2], speedup_95=(1.4, 1.6), chunk_speedup_95=ends)
+    judged, recommended, _ = judge(found, GOOD)
+    assert said in judged[2].verdict
+    assert recommended == f"s.{'fp32' if ends[1] < NO_SLOWER else 'int8.cpu'}.onnx"
+
+
+@pytest.mark.parametrize("blocks", [BLOCKS, 2 * BLOCKS])
+def test_an_interval_holds_the_true_ratio(blocks: int) -> None:
+    """Also where another program makes every fifth block three times as slow."""
+    rng = np.random.default_rng(0)
+    noise = rng.lognormal(0, 0.03, (4000, blocks)) * rng.choice([1, 1, 1, 1, 3], (4000, blocks))
+    found = [Ratio.of(factors) for factors in noise / np.median(noise)]
+    assert 0.95 < np.mean([r.low <= 1 <= r.high for r in found]) < 0.98
+    assert all(r.low <= r.factor <= r.high for r in found)
+
+
+@pytest.mark.parametrize(
+    ("target", "gate", "reason"),
+    [
+        ("arm", 1.0, "no arm CPU has timed int8.cpu yet, which passed its gates and is 4.0x"),
+        ("arm", 0.5, "fp32 is the only streaming file that passed its gates"),
+        ("jetson-gpu", 1.0, "build the engines on the Jetson"),
+    ],
+)
+def test_no_time_of_another_cpu_recommends_a_file(target: str, gate: float, reason: str) -> None:
+    judged, recommended, why = judge(artifacts(3.0, 3.0), [PARITY, agreement(gate)], target)
+    assert recommended == "s.fp32.onnx"
+    assert reason in why
+    assert ("not timed on" if gate == 1 else "agreement is 0.5") in judged[2].verdict
 
 
 def rivals(trt: float, portable: float, lint: str = "clean") -> list[Artifact]:
@@ -60,7 +106,7 @@ SLOW_TRT = (
     ("found", "gates", "best", "reason", "verdicts"),
     [
         (artifacts(), GOOD, "int8.cpu", "4.0x smaller",
-         {0: "the reference", 2: "recommended: 1.60x faster on 1 s of audio, 1.30x on a"}),
+         {0: "the reference", 2: "recommended: 1.60x faster on 1 s of audio, 1.30x faster on"}),
         (artifacts(), [PARITY, agreement(0.9)], "fp32", "int8.cpu agreement is 0.9",
          {2: "not recommended: int8.cpu agreement is 0.9, below its limit 0.98"}),
         (rivals(0.4, 0.9), [*GOOD, agreement(0.5, "int8.trt")], "int8.cpu", "",

@@ -191,3 +191,10 @@ def test_a_known_failure_is_warned_of(source: str, change: dict[str, Any], words
     labels = "0123456789"[: len(change.get("class_share", "0123456789"))]
     (sentence,) = health_warnings({source: health(**change)}, labels)
     assert words in sentence
+
+
+def test_a_class_that_is_in_no_source_is_named() -> None:
+    one, other = [0.5, 0.5, 0.0, 0.0], [0.5, 0.2, 0.3, 0.0]
+    bank = {"inversion": health(class_share=one), "procedural": health(class_share=other)}
+    (sentence,) = health_warnings(bank, ("dog", "cat", "cow", "hen"))
+    assert "No clip of the bank is predicted as hen:" in sentence

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from teacher_zoo import K, M
+from teacher_zoo import K, KeywordNet, M
 from torch import nn
 
 import frami_edge as fe
 from frami_edge import inversion
 from frami_edge.errors import TeacherError
-from frami_edge.inversion import BorrowedPrior, check_teacher, front_end_error
+from frami_edge.frontend import LogMel
+from frami_edge.inspecting import front_ends_like
+from frami_edge.inversion import BorrowedPrior, check_teacher, front_end_audio, front_end_error
+from frami_edge.sources.procedural import measured
+from frami_edge.teachers.foreign import ForeignTeacher
 
 SPEC = fe.MelSpec(n_mels=M, mean=-6.0, std=4.0)
 SMALL = {
@@ -59,10 +64,35 @@ def test_a_teacher_without_batch_norm_borrows_a_prior(
     assert made[0].index.health["inversion"]["batch_norm_error"] is None  # it has none of its own
 
 
+@pytest.mark.parametrize(
+    ("wrong", "nearest"),
+    [
+        ({"log": "db"}, "log: ln"),
+        ({"mean": 0.0, "std": 1.0}, "with mean -"),
+        ({"mean": 9.0}, ""),  # no single change mends it, and it is doubted all the same
+    ],
+)
+def test_front_ends_like_a_wrong_one_are_compared(wrong: dict[str, Any], nearest: str) -> None:
+    torch.manual_seed(0)
+    right = measured(fe.MelSpec(n_mels=M))
+    module = KeywordNet()
+    for layer in (module.bn1, module.bn2):
+        layer.momentum = None
+    module.train()(LogMel(right)(front_end_audio(right)).transpose(1, 2))
+    mel = right.replace(**wrong)
+    ranking = front_ends_like(ForeignTeacher(module, M, K, layout="BTM"), mel)
+    name, error = next(iter(ranking.items()))
+    assert name.startswith(nearest)
+    assert error <= ranking["as given"]
+    assert ranking["as given"] > inversion.DOUBTFUL_FRONT_END
+    assert (error < 0.1) == bool(nearest)
+    assert list(ranking.values()) == sorted(ranking.values())
+
+
 def test_a_wrong_front_end_stops() -> None:
     digits = fe.load_teacher("digits-teacher")
     right = fe.load_teacher(digits.model, mel=digits.mel, labels=digits.labels, layout="B1MT")
-    assert front_end_error(right.model, right.mel) < 2
+    assert front_end_error(right.model, right.mel) < inversion.DOUBTFUL_FRONT_END
     check_teacher(right)
     forgotten = digits.mel.replace(mean=0.0, std=1.0)
     for mel in (forgotten, digits.mel.replace(log="db")):

@@ -176,6 +176,7 @@ function energy(logits) {
 // What the page shows.
 
 const SHOWN = 5; // classes
+const LISTED = 200; // events
 const COLUMNS = 800; // mel frames in the picture
 const WHOLE_S = 30; // longest file that is also answered as a whole
 const by = (id) => document.getElementById(id);
@@ -261,6 +262,7 @@ class View {
         : `${seconds(t0)} to ${seconds(t1)}: ${label}, best score ${score.toFixed(2)}`;
     if (kind === "start") by("events").prepend((this.open[label] = item));
     else delete this.open[label];
+    by("events").children[LISTED]?.remove();
   }
 }
 
@@ -306,7 +308,8 @@ class Listening {
   }
 }
 
-async function openMicrophone(rate, take) {
+/** Start to take samples at a rate; returns how to stop. `gone` is called where the device stops. */
+async function openMicrophone(rate, take, gone) {
   const context = new AudioContext({ sampleRate: rate }); // the browser resamples
   let source = null;
   const close = () => {
@@ -316,6 +319,7 @@ async function openMicrophone(rate, take) {
   try {
     const audio = { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: false };
     source = await navigator.mediaDevices.getUserMedia({ audio });
+    source.getTracks().forEach((track) => (track.onended = gone));
     await context.audioWorklet.addModule("page.js");
     const node = new AudioWorkletNode(context, "samples", { channelCount: 1, channelCountMode: "explicit" });
     node.port.onmessage = ({ data }) => context.state === "closed" || take(data);
@@ -375,11 +379,13 @@ async function start() {
     }
     const listening = new Listening(run, model, view);
     try {
-      const close = await openMicrophone(model.sample_rate, (chunk) => {
+      const take = (chunk) => {
         listening.push(chunk);
-        const behind = listening.waiting / model.sample_rate;
-        say(behind < 2 ? "Listening." : `Listening, ${behind.toFixed(0)} s late: this device is too slow.`);
-      });
+        const late = listening.waiting / model.sample_rate;
+        say(late < 2 ? "Listening." : `Listening, ${late.toFixed(0)} s late: this device is too slow.`);
+      };
+      const gone = () => stop && button.onclick().then(() => say("The microphone was disconnected."));
+      const close = await openMicrophone(model.sample_rate, take, gone);
       stop = () => close().then(() => listening.finish());
     } catch (error) {
       rest();
