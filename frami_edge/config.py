@@ -288,9 +288,28 @@ class TeacherArch(Strict):
     dropout: Share = 0.0  # dropout before the head, in training
 
 
+class InheritedLayer(Strict):
+    """One of a teacher's layers in a student; `of` are numbers of earlier ones, 0 is the input."""
+
+    op: Literal["conv", "add", "relu", "relu6", "hardswish", "silu"]
+    of: tuple[int, ...]
+    channels: Count = 1
+    groups: Count = 1
+    kernel: tuple[Count, Count] = (1, 1)  # mel bands, frames; so are the next three
+    stride: tuple[Count, Count] = (1, 1)
+    padding: tuple[Weight, Weight] = (0, 0)
+    dilation: tuple[Count, Count] = (1, 1)
+
+
 class StudentArch(Strict):
     """A depthwise-separable CNN without padding along time."""
 
+    inherit: str | None = None
+    """Name of the teacher's module up to which its layers become the student's first ones, frozen.
+    The student then needs the teacher's front end, and `channels` and `time_kernels` are those of
+    the layers behind them: the first spans all that is left of the mel bands."""
+    layers: tuple[InheritedLayer, ...] = ()
+    """What was inherited; found by `distill`."""
     channels: tuple[Channels, ...] = Field((24, 48, 64, 96, 96), max_length=32)
     """Channels of the stem and of each depthwise-separable block."""
     time_kernels: tuple[int, ...] = (3, 3, 3, 3, 3)
@@ -307,10 +326,16 @@ class StudentArch(Strict):
             raise ValueError("channels and time_kernels need the same length")
         if set(self.time_kernels) - {1, 3}:
             raise ValueError("time_kernels may hold 1 and 3 only")
-        if self.time_kernels[:2] != (3, 3):
+        if not self.inherit and self.time_kernels[:2] != (3, 3):
             # Stem and first block stride by 2: a kernel of 1 would skip every other frame.
             raise ValueError("time_kernels must start with 3, 3")
         return self
+
+    @model_serializer(mode="wrap")
+    def _only_what_is_inherited(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A student without inherited layers reads as before there were any."""
+        facts: dict[str, Any] = serialise(self)
+        return {k: v for k, v in facts.items() if k not in ("inherit", "layers") or v}
 
 
 STUDENT_PRESETS: dict[str, StudentArch] = {

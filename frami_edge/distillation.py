@@ -50,6 +50,7 @@ from frami_edge.models import ReusedHead, StudentNet, TeacherLike
 from frami_edge.progress import ProgressCallback, StepReport
 from frami_edge.runs import damaged, load_state, save_state
 from frami_edge.sources.procedural import procedural_audio, procedural_mels, samples_for
+from frami_edge.teachers.inheriting import inherit
 from frami_edge_runtime.melspec import MelSpec
 
 if TYPE_CHECKING:
@@ -237,14 +238,14 @@ def distill(
     """
     c, device, (rank, ranks) = config.distill, compute.device, world()
     seed = rank_seed(config.seed, rank)
-    student = new_student(config, teacher, mel)
-    _check_head(teacher.model, student, c)
-    place(student, compute)
     place(teacher.model, compute)
     hear = Hearing(teacher, mel or teacher.mel, device)
+    clips = hear(sampler.batch(256, generator(config.seed, "distill/scale")).to(device))[0]
+    student = new_student(config, teacher, mel, clips)
+    _check_head(teacher.model, student, c)
+    place(student, compute)
     with torch.no_grad(), autocast(compute):
-        probe = sampler.batch(256, generator(config.seed, "distill/scale")).to(device)
-        known = teacher.hidden(hear(probe)[0])
+        known = teacher.hidden(clips)
         scale = FeatureScale.measure(known)
     boundary = _boundary(sampler, teacher, known.logits_BK, c)
     torch.manual_seed(named_seed(config.seed, "distill/projectors"))
@@ -304,8 +305,33 @@ def _finished(student: StudentNet, steps: int) -> StudentNet:
     return student.eval().collapse().requires_grad_(False)
 
 
-def new_student(config: JourneyConfig, teacher: Teacher, mel: MelSpec | None = None) -> StudentNet:
-    """A student with the initial weights of the seed, and the teacher's head where it is reused."""
+def new_student(
+    config: JourneyConfig,
+    teacher: Teacher,
+    mel: MelSpec | None = None,
+    clips: Tensor | None = None,
+) -> StudentNet:
+    """A student with the initial weights of the seed, and the teacher's head where it is reused.
+
+    Args:
+        config: Student, and whether the head is reused.
+        teacher: The teacher.
+        mel: The student's front end; None for the teacher's.
+        clips: Inputs of the teacher, for a student that inherits its first layers.
+
+    Raises:
+        ConfigError: A student that inherits layers has a front end of its own.
+        TeacherError: The layers cannot be inherited.
+    """
+    arch = config.student
+    if arch.inherit is not None:
+        if clips is None or (mel or teacher.mel) != teacher.mel:
+            raise ConfigError(
+                "A student that inherits layers needs its teacher's front end.",
+                fix="Leave student_mel out, or student.inherit.",
+            )
+        inherited = inherit(teacher.model, arch.inherit, clips)
+        arch = arch.model_copy(update={"layers": inherited.layers})
     torch.manual_seed(named_seed(config.seed, "student"))
     head = teacher.model.head if config.distill.reuse_head else None
     if config.distill.reuse_head and head is None:
@@ -313,7 +339,10 @@ def new_student(config: JourneyConfig, teacher: Teacher, mel: MelSpec | None = N
             "The teacher's map from pooled state to logits is not affine: the student gets a head "
             "of its own."
         )
-    return StudentNet(config.student, (mel or teacher.mel).n_mels, len(teacher.labels), head)
+    student = StudentNet(arch, (mel or teacher.mel).n_mels, len(teacher.labels), head)
+    if arch.inherit is not None:
+        student.inherited.load_state_dict(inherited.state_dict())
+    return student
 
 
 def augmented(x: Tensor, config: DistillConfig, rng: torch.Generator, mel: MelSpec) -> Tensor:

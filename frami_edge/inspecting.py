@@ -31,8 +31,9 @@ from frami_edge.losses import live_batch_norms
 from frami_edge.models import ReusedHead, StudentNet, TeacherLike, macs_per_second
 from frami_edge.opening import ENGINES, ORT, open_model, read_info, read_onnx, read_ort
 from frami_edge.runs import MANIFEST, read_manifest
-from frami_edge.sources.procedural import measured
+from frami_edge.sources.procedural import measured, procedural_mels
 from frami_edge.teachers.hugging_face import PREFIX
+from frami_edge.teachers.inheriting import inheritable
 from frami_edge.teachers.opening import (
     DESCRIPTIONS,
     TeacherDescription,
@@ -407,6 +408,14 @@ def describe_teacher(source: TeacherDescription) -> Description:
                 f"{wrong_front_end(network['front_end_error'])} Of front ends like it, these come "
                 f"nearest: {listed}."
             )
+        if mel and teacher.takes == "mel":
+            found = inheritable(teacher, procedural_mels(mel, 4, 256, 0))
+            network["inheritable"] = found
+            if found:
+                notes.append(
+                    "A student can inherit its first layers: student.inherit, up to one of "
+                    f"{', '.join(f'{path} ({size:,} parameters)' for path, size in found.items())}."
+                )
         if teacher.head is None:
             notes.append(
                 "The map from pooled state to logits is not affine: the student gets a head of its "

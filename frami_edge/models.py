@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from frami_edge.config import StudentArch, TeacherArch
+from frami_edge.config import InheritedLayer, StudentArch, TeacherArch
 from frami_edge_runtime.melspec import MelSpec
 
 
@@ -205,11 +205,77 @@ class FrequencyMean(nn.Module):
         return x_BCMT.mean(dim=2)
 
 
-def build_trunk(arch: StudentArch) -> tuple[nn.Module, int, int]:
+_ACTIVATIONS = {"relu": F.relu, "relu6": F.relu6, "hardswish": F.hardswish, "silu": F.silu}
+
+
+class InheritedLayers(nn.Module):
+    """A teacher's first layers: (B, 1, M, T) to (B, C, M', T'), as convolutions that stream.
+
+    They pad along time as they do in the teacher; frames that the padding reaches are cut off.
+
+    Args:
+        layers: As `teachers.inheriting.inherit` found them.
+        n_mels: M.
+
+    Raises:
+        ValueError: Paths of unlike stride meet.
+    """
+
+    def __init__(self, layers: tuple[InheritedLayer, ...], n_mels: int) -> None:
+        super().__init__()
+        self.layers = layers
+        self.convolutions = nn.ModuleDict()
+        channels, bands, reaches, strides = [1], [n_mels], [0], [1]
+        for number, layer in enumerate(layers, 1):
+            i = layer.of[0]
+            c, m, reach, stride = channels[i], bands[i], max(reaches[j] for j in layer.of), 1
+            if len({strides[j] for j in layer.of}) > 1:
+                raise ValueError("paths of unlike stride along time are added")
+            if layer.op == "conv":
+                conv = nn.Conv2d(
+                    c, layer.channels, layer.kernel, layer.stride,
+                    (int(layer.padding[0]), int(layer.padding[1])), layer.dilation, layer.groups,
+                )  # fmt: skip
+                self.convolutions[str(number)] = conv
+                span = layer.dilation[0] * (layer.kernel[0] - 1) + 1
+                c, stride = layer.channels, layer.stride[1]
+                m = (m + 2 * int(layer.padding[0]) - span) // layer.stride[0] + 1
+                reach += layer.dilation[1] * (layer.kernel[1] - 1) // 2 * strides[i]
+            channels.append(c)
+            bands.append(m)
+            reaches.append(reach)
+            strides.append(strides[i] * stride)
+        self.channels, self.bands, self.stride = channels[-1], bands[-1], strides[-1]
+        self.cut = -(-reaches[-1] // self.stride)
+        """Frames cut off at either end."""
+        self.receptive_field = 2 * self.cut * self.stride + 1
+        self.requires_grad_(False)
+
+    def convolution(self, number: int) -> nn.Conv2d:
+        """The convolution of that layer."""
+        return cast(nn.Conv2d, self.convolutions[str(number)])
+
+    def forward(self, x_B1MT: Tensor) -> Tensor:
+        """(B, C, M', T'), T' = (T - receptive_field) // stride + 1."""
+        values = [x_B1MT]
+        for number, layer in enumerate(self.layers, 1):
+            x = values[layer.of[0]]
+            if layer.op == "conv":
+                values.append(self.convolution(number)(x))
+            elif layer.op == "add":
+                values.append(x + values[layer.of[1]])
+            else:
+                values.append(_ACTIVATIONS[layer.op](x))
+        x = values[-1]
+        return x[..., self.cut : x.shape[3] - self.cut]
+
+
+def build_trunk(arch: StudentArch, n_mels: int) -> tuple[nn.Module, int, int]:
     """Stem, blocks of a depthwise and a 1x1 convolution, a last 1x1, mean over frequency.
 
     The first two layers stride by 2 in time, the first four by 2 in frequency. Nothing may pad
-    along time or mix the whole clip: the export checks it.
+    along time or mix the whole clip: the export checks it. Behind inherited layers nothing strides,
+    and the first convolution spans the bands.
 
     Returns:
         The module, (B, 1, M, T) to (B, C, T'), T' = (T - field) // stride + 1; the receptive field
@@ -219,8 +285,18 @@ def build_trunk(arch: StudentArch) -> tuple[nn.Module, int, int]:
     c_in, field, jump = 1, 1, 1
     for i, (c, k) in enumerate(zip(arch.channels, arch.time_kernels, strict=True)):
         stride = (2 if i < 4 else 1, 2 if i < 2 else 1)
-        if i == 0:
+        if arch.layers:
+            stride = (1, 1)
+        if i == 0 and arch.layers:
+            inherited = InheritedLayers(arch.layers, n_mels)
+            field, jump = inherited.receptive_field, inherited.stride
+            conv = nn.Conv2d(inherited.channels, c, (inherited.bands, k), bias=False)
+            layers += [inherited, conv, nn.BatchNorm2d(c), nn.ReLU(inplace=True)]
+        elif i == 0:
             layers += _conv_bn_relu(c_in, c, (3, k), stride)
+        elif arch.layers:
+            layers += _conv_bn_relu(c_in, c_in, (1, k), groups=c_in)
+            layers += _conv_bn_relu(c_in, c, (1, 1))
         else:
             layers += _conv_bn_relu(c_in, c_in, (3, k), stride, groups=c_in)
             layers += _conv_bn_relu(c_in, c, (1, 1))
@@ -279,7 +355,7 @@ class StudentNet(nn.Module):
     ) -> None:
         super().__init__()
         self.arch, self.n_mels, self.n_classes = arch, n_mels, n_classes
-        self.trunk, self.receptive_field, self.stride = build_trunk(arch)
+        self.trunk, self.receptive_field, self.stride = build_trunk(arch, n_mels)
         self.channels = arch.out_channels
         self.pool = StatsPool()
         self.head: nn.Module
@@ -292,6 +368,11 @@ class StudentNet(nn.Module):
     def pool_eps(self) -> float:
         """Added to the variance in the pooling."""
         return self.pool.eps
+
+    @property
+    def inherited(self) -> InheritedLayers:
+        """The layers that are its teacher's, where it has such."""
+        return cast(InheritedLayers, cast(nn.Sequential, self.trunk)[0])
 
     @property
     def context(self) -> tuple[int, int]:

@@ -51,7 +51,7 @@ def sized_for(teacher: Teacher) -> JourneyConfig:
     channels = (32, 64, 128, 192, 256) if many else (32, 64, 96, 128, 128)
     width = min(128, max(32, network.channels))  # the teacher's own C needs no projector
     student = StudentArch(channels=channels, out_channels=width)
-    own_s = build_trunk(student)[1] * teacher.mel.hop_s
+    own_s = build_trunk(student, teacher.mel.n_mels)[1] * teacher.mel.hop_s
     field: int | None = getattr(network, "receptive_field", None)
     theirs_s = None if field is None else field * teacher.step_s
     clip_s = round(min(2.56, max(0.96, 1.2 * (theirs_s or 0), 2 * own_s)), 2)

@@ -10,7 +10,7 @@ import pytest
 from onnx import numpy_helper
 
 from frami_edge_export.lint import Finding, lint_tensorrt
-from frami_edge_export.quantise import FLAVOURS, PORTABLE, TENSORRT, Quantiser
+from frami_edge_export.quantise import PORTABLE, TENSORRT, U8S8, Quantiser
 
 
 def rules(findings: tuple[Finding, ...]) -> set[str]:
@@ -24,7 +24,7 @@ def test_our_graphs_for_tensorrt_are_clean_and_the_one_for_the_cpu_is_not(
     quantiser = Quantiser(trunk, calibration[:40])
     for flavour in (TENSORRT, PORTABLE):
         assert lint_tensorrt(quantiser.graph(flavour, quantiser.layers[:1])) == ()
-    found = lint_tensorrt(quantiser.graph(FLAVOURS[0], ()))
+    found = lint_tensorrt(quantiser.graph(U8S8, ()))
     assert rules(found) == {"not-int8", "int32-bias", "zero-point"}
     biases = [f for f in found if f.rule == "int32-bias"]
     assert len(biases) == 5  # one per convolution
