@@ -168,7 +168,7 @@ def test_what_does_not_fit_is_refused(teacher: fe.Teacher, bank: fe.Bank, net: N
         fe.distill(teacher, bank, overrides={"distill.stepz": 3})
     with pytest.raises(ConfigError, match="unknown source dreams"):
         fe.invert(teacher, sources=["dreams"])
-    with pytest.raises(BankError, match="bank.clip_s is 0.96"):
+    with pytest.raises(BankError, match=r"bank\.clip_s is 0\.96"):
         fe.distill(teacher, bank, config=JourneyConfig())
     with pytest.raises(ConfigError, match="labels"):
         fe.load_teacher(net, mel=MEL)
