@@ -118,7 +118,7 @@ def student_readme(
     """The model card of a distilled student; health by source, pictures by title."""
     card, mel, network = student.card, student.mel, student.model
     trained_on = card.teacher_trained_on
-    prior = not {"procedural", "translator", "breeding"}.isdisjoint(health)
+    prior = not {"procedural", "translator", "breeding", "refinement"}.isdisjoint(health)
     real, agreement = card.recordings, card.metrics["synthetic_agreement"]
     detectors = card.output == "sigmoid"
     return _card(

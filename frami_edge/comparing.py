@@ -20,8 +20,8 @@ from frami_edge.bridge import bridge_between
 from frami_edge.checkpoint import TrainedOn
 from frami_edge.data.decoding import read_audio
 from frami_edge.data.sets import load_set, resolve_fold
-from frami_edge.errors import BankError, CheckpointError
-from frami_edge.evaluation import EVERY
+from frami_edge.errors import BankError, CheckpointError, DataError, UnusableClipError
+from frami_edge.evaluation import EVERY, same_set
 from frami_edge.losses import Output, kl_from, same_decision
 from frami_edge.opening import OpenedModel
 from frami_edge.sources.procedural import ProceduralAudio
@@ -108,23 +108,31 @@ def bank_clips(folder: Path, count: int) -> ClipSet:
 def real_clips(
     data: str, root: Path | None, fold: str | None, trained_on: TrainedOn | None, count: int
 ) -> ClipSet:
-    """At most ``count`` real clips, spread evenly over a fold.
+    """At most ``count`` real clips, spread evenly over a fold; a warning names unusable ones.
 
     Without a fold: the one that the models' teacher held out where known, else all folds.
 
     Raises:
-        DataError: The data set or fold does not exist.
+        DataError: The data set or fold does not exist, or none of the clips can be used.
     """
     sound_set = load_set(data, root)
-    if fold is None and trained_on is not None and trained_on.data == sound_set.name:
+    if fold is None and trained_on is not None and same_set(trained_on, sound_set):
         fold = trained_on.test_fold
     clips = list(sound_set.clips)
     if fold not in (None, EVERY):
         key = resolve_fold(sound_set, fold)
         clips = [clip for clip in clips if clip.fold == key]
     chosen = [clips[i] for i in _spread(len(clips), min(count, len(clips)))]
-    audio = [read_audio(clip.path) for clip in chosen]
-    return ClipSet("real", [clip.path.name for clip in chosen], audio)
+    names, audio = [], []
+    for clip in chosen:
+        try:
+            audio.append(read_audio(clip.path))
+            names.append(clip.path.name)
+        except UnusableClipError as error:
+            log.warning("%s is left out: %s.", clip.name, error.message)
+    if not audio:
+        raise DataError(f"None of {len(chosen)} clips of {data} can be used.", fix="Give others.")
+    return ClipSet("real", names, audio)
 
 
 def procedural_clips(mel: MelSpec, count: int, seed: int) -> ClipSet:

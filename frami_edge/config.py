@@ -520,6 +520,17 @@ class TranslatorConfig(Strict):
     change: Weight = 0.1  # weight of the mean squared change
 
 
+class RefinementConfig(Strict):
+    """Procedural clips that are refined by gradient steps, batch by batch."""
+
+    steps: Count = 20  # batches
+    batch_size: BatchSize = 40  # clips per batch
+    iterations: Count = 22  # gradient steps on a batch
+    learning_rate: Positive = 0.06  # Adam's, on the change of the log-mels
+    class_loss: Weight = 0.3  # weight of the cross entropy with balanced target classes
+    batch_norm: Weight = 1.0  # weight of the relative BatchNorm-statistics loss
+
+
 class BreedingConfig(Strict):
     """Procedural clips that are varied, and selected by the teacher's answers."""
 
@@ -541,9 +552,10 @@ class BankConfig(Strict):
     sources: dict[str, float] = Field(
         default={"inversion": 1.0, "procedural": 1.0, "translator": 1.0}
     )
-    """Share of each source in a batch: `inversion`, `procedural`, `translator`, `breeding`, the
-    user's own `recordings`, the controls `smooth_noise` and `white_noise`, and the baselines
-    `deep_inversion`, `dafl`, `zskt`, `dfq`, `cmi` and `fast`. Inversion only: `{inversion: 1}`."""
+    """Share of each source in a batch: `inversion`, `procedural`, `translator`, `breeding`,
+    `refinement`, the user's own `recordings`, the controls `smooth_noise` and `white_noise`, and
+    the baselines `deep_inversion`, `dafl`, `zskt`, `dfq`, `cmi` and `fast`. Inversion only:
+    `{inversion: 1}`."""
     procedural_clips: Count = 5000  # clips of the procedural source
     control_clips: Count = 5000  # clips of each control source
     recordings: str | None = None
@@ -560,6 +572,7 @@ class BankConfig(Strict):
     inversion: InversionConfig = InversionConfig()  # the inversion
     translator: TranslatorConfig = TranslatorConfig()  # the translator
     breeding: BreedingConfig = BreedingConfig()  # breeding
+    refinement: RefinementConfig = RefinementConfig()  # refinement
     baselines: BaselinesConfig = BaselinesConfig()
     """Other methods; steps, batch size, burn-in and width are those of `inversion`."""
 
@@ -573,13 +586,14 @@ class BankConfig(Strict):
             for name in BASELINES
             if name in self.shares or getattr(self.baselines, name) != getattr(plain, name)
         }
-        if "breeding" not in self.shares and self.breeding == BreedingConfig():
-            facts.pop("breeding")
+        for name, unused in (("breeding", BreedingConfig()), ("refinement", RefinementConfig())):
+            if name not in self.shares and getattr(self, name) == unused:
+                facts.pop(name)
         return facts | ({"baselines": kept} if kept else {})
 
     @model_validator(mode="after")
     def _sources_known(self) -> BankConfig:
-        known = {"inversion", "procedural", "translator", "breeding", "recordings"}
+        known = {"inversion", "procedural", "translator", "breeding", "refinement", "recordings"}
         known |= {"smooth_noise", "white_noise", *BASELINES}
         unknown = sorted(set(self.sources) - known)
         if unknown:
@@ -617,7 +631,11 @@ def batch_norm_keys(config: BankConfig, source: str) -> list[str]:
     if source in BASELINES:
         found = getattr(config.baselines, source)
     else:
-        found = {"inversion": config.inversion, "translator": config.translator}.get(source)
+        found = {
+            "inversion": config.inversion,
+            "translator": config.translator,
+            "refinement": config.refinement,
+        }.get(source)
     # The features of CMI's contrastive loss are inputs of BatchNorm layers.
     weights = ("batch_norm", "contrastive") if source == "cmi" else ("batch_norm",)
     return [f"{section(source)}.{key}" for key in weights if getattr(found, key, 0)]

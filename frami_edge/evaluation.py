@@ -353,7 +353,7 @@ def open_fold(
             trained on it.
     """
     sounds = load_set(data, root)
-    if fold is None and known and _same_set(known, sounds) and known.test_fold in sounds.folds:
+    if fold is None and known and same_set(known, sounds) and known.test_fold in sounds.folds:
         fold = known.test_fold
     if fold is None and len(sounds.folds) > 1:
         raise DataError(
@@ -492,9 +492,9 @@ def check_held_out(known: TrainedOn | None, data: SoundSet, fold: str) -> None:
         DataError: The teacher held out another fold of this set, or was trained on a set that
             shares its recordings.
     """
-    if known is None or (_same_set(known, data) and known.test_fold == fold):
+    if known is None or (same_set(known, data) and known.test_fold == fold):
         return
-    if not _same_set(known, data):
+    if not same_set(known, data):
         if known.audio or _recordings(known.data) != _recordings(data.name):
             return
         raise DataError(
@@ -511,7 +511,8 @@ def check_held_out(known: TrainedOn | None, data: SoundSet, fold: str) -> None:
     )
 
 
-def _same_set(known: TrainedOn, data: SoundSet) -> bool:
+def same_set(known: TrainedOn, data: SoundSet) -> bool:
+    """Whether a teacher was trained on this set, or on a part of it, by name."""
     return whole_name(known.data) == whole_name(data.name)
 
 
@@ -563,7 +564,7 @@ def training_clips(
         DataError: The teacher was trained on all of them.
     """
     if known is None or not known.audio:
-        if known and not (_same_set(known, data) and known.test_fold == fold):
+        if known and not (same_set(known, data) and known.test_fold == fold):
             log.info(
                 "The teacher's card names its training set, %s, and holds no hashes of its clips: "
                 "copies of them under another name are not noticed.",
@@ -572,7 +573,7 @@ def training_clips(
         return TrainingClips([False] * len(features), False, "")
     heard = known.heard(features.audio)
     count, official = sum(heard), not data.name.startswith("folder:")
-    kept = official and _same_set(known, data) and known.test_fold == fold
+    kept = official and same_set(known, data) and known.test_fold == fold
     if not count:
         return TrainingClips(heard, kept, "")
     if count == len(features) and not kept:

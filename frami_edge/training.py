@@ -29,7 +29,7 @@ from frami_edge.data.store import (
 )
 from frami_edge.device import Compute, autocast, generator
 from frami_edge.distillation import cosine_with_warmup, weight_groups
-from frami_edge.errors import TeacherError
+from frami_edge.errors import DataError, TeacherError
 from frami_edge.evaluation import Score, predict, score, training_clips
 from frami_edge.io import atomic_write_text
 from frami_edge.models import ResNetTeacher
@@ -74,6 +74,13 @@ def train_teacher(
     with run.timed("features"):
         data, fold, train_clips, test_clips = choose_clips(config, root)
         raw = load_features(config.mel.spec(), train_clips, progress, "log-mels to train on")
+        silent = set(range(len(data.labels))) - set(raw.labels.tolist())
+        if silent:  # no clip of a class can be decoded
+            listed = ", ".join(data.labels[i] for i in sorted(silent)[:5])
+            raise DataError(
+                f"No training clip of {listed} can be used.",
+                fix="The warning above names the files and why; convert or replace them.",
+            )
         mean, std = measure_normalisation(raw)  # of the training clips alone
         mel = config.mel.spec(mean=mean, std=std)
         train = raw.normalised(mel)

@@ -26,6 +26,7 @@ SOURCES = {
     "procedural": "frami_edge.sources.procedural:Procedural",
     "translator": "frami_edge.sources.translator:Translation",
     "breeding": "frami_edge.sources.breeding:Breeding",
+    "refinement": "frami_edge.sources.refinement:Refinement",
     "recordings": "frami_edge.sources.recordings:Recordings",
     "smooth_noise": "frami_edge.sources.noise:SmoothNoise",
     "white_noise": "frami_edge.sources.noise:WhiteNoise",
@@ -37,7 +38,7 @@ SOURCES = {
     "fast": "frami_edge.sources.baselines:Fast",
 }
 """Module and class by name in the config; imported when used, since few banks use them all."""
-LEARNED = ("inversion", "translator", "breeding", *BASELINES)
+LEARNED = ("inversion", "translator", "breeding", "refinement", *BASELINES)
 """Sources that learn from the teacher and have losses."""
 NO_LABEL = -1
 """The label of a clip that was made without a target class."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from frami_edge.data.decoding import read_audio
-from frami_edge.data.sets import is_audio
+from frami_edge.data.sets import is_audio, readable
 from frami_edge.device import generator
 from frami_edge.errors import DataError, UnusableClipError
 from frami_edge.frontend import resample
@@ -84,7 +84,7 @@ class Recordings:
                 audio = audio.repeat(-(-self.samples // len(audio)))
                 self.used.add(number)
             except UnusableClipError as error:
-                log.warning("%s is left out: %s.", path, error.message)
+                log.warning("%s is left out: %s.", readable(str(path)), error.message)
             self._held = number, audio
         return self._held[1]
 

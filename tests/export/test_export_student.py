@@ -21,6 +21,7 @@ from torch import nn
 from frami_edge_export.errors import CalibrationError, ExportError
 from frami_edge_export.exporter import export_student
 from frami_edge_export.graph import StudentFacts, sha256
+from frami_edge_export.options import ExportOptions
 from frami_edge_export.parity import Head, cpu_session, run_trunk, with_context
 from frami_edge_export.report import ExportReport, markdown_card
 from frami_edge_runtime.classifier import Classifier
@@ -224,6 +225,33 @@ def test_two_exports_are_equal_files(
     export(student, tmp_path, facts, name="dated")
     info = read_model_info(cpu_session(str(tmp_path / "dated.fp32.onnx")))
     assert info.created == "2023-11-14T22:13:20+00:00"
+
+
+@pytest.mark.usefixtures("ready_graphs")
+def test_a_target_gets_its_files_and_the_same_answers(
+    exported: tuple[Path, ExportReport],
+    student: TinyStudent,
+    calibration: np.ndarray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    facts = StudentFacts(MEL, tuple("abcdef"), "a" * 64, "b" * 64, "Apache-2.0")
+    options = dataclasses.replace(FAST, target="jetson-gpu")
+    arguments = {"int8": True, "calibration": calibration, "source": "bank", "options": options}
+    report = export(student, tmp_path, facts, name="kit", **arguments)
+    assert report.recommended == "kit.fp32.onnx"
+    assert "build the engines on the Jetson" in report.reason
+    assert {"fp16", "int8.trt", "int8.trt.fp16"} <= {a.name for a in report.artifacts}
+    assert report.quantisation is not None
+    assert report.quantisation["flavour"] == "S8S8"
+    ours, theirs = (
+        run_trunk(cpu_session(str(folder / "kit.int8.cpu.onnx")), calibration)
+        for folder in (tmp_path, exported[0])
+    )
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    with pytest.raises(ExportError, match="target 'avr' is unknown"):
+        ExportOptions(target="avr")
 
 
 @pytest.mark.usefixtures("ready_graphs")

@@ -75,6 +75,7 @@ def bank_config() -> Callable[..., BankConfig]:
             "shard_clips": 16,
             "inversion": inversion | changes.pop("inversion", {}),
             "translator": tiny | changes.pop("translator", {}),
+            "refinement": {"steps": 6, "batch_size": 8, "iterations": 3},
             "breeding": {"steps": 6, "burn_in": 0, "batch_size": 10, "founders": 12, "elites": 4},
         }
         return BankConfig.model_validate(fields | changes)

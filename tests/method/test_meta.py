@@ -34,13 +34,14 @@ def _a_device_without_values(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("output", ["softmax", "sigmoid"])
-@pytest.mark.parametrize("name", ["inversion", "translator"])
+@pytest.mark.parametrize("name", ["inversion", "translator", "refinement"])
 def test_a_source_never_waits(
     teacher: ResNetTeacher, spec: MelSpec, name: str, output: Any
 ) -> None:
     learned = {"steps": 6, "burn_in": 0, "batch_size": 10}
     config = BankConfig.model_validate({
         "clip_s": 0.24, "procedural_clips": 20, "translator": learned,
+        "refinement": {"batch_size": 10, "iterations": 2},
         "inversion": learned | {
             "latent": 8, "width": 8, "batch_steps": 2,
             "adversarial": {"weight": 1.0, "warmup_steps": 1},

@@ -18,6 +18,7 @@ from frami_edge.sources import NO_LABEL, SOURCES, SourceContext, balanced_labels
 from frami_edge.sources.breeding import Breeding
 from frami_edge.sources.noise import smooth_noise_mels, white_noise_mels
 from frami_edge.sources.procedural import Procedural
+from frami_edge.sources.refinement import Refinement
 from frami_edge.sources.translator import Translator
 from frami_edge_runtime.melspec import MelSpec
 
@@ -65,6 +66,18 @@ def test_breeding_finds_clips_that_the_teacher_takes_for_each_class(context: Mak
         assert scores.tolist() == sorted(scores.tolist(), reverse=True)
         assert founders.bincount().max() <= settings.config.breeding.per_founder
         assert (x >= floor - 0.01).all() and (x <= ceiling + 0.01).all()  # noqa: PT018
+
+
+def test_refined_clips_get_the_classes_that_were_asked_for(context: Make) -> None:
+    refined = {"batch_size": 20, "iterations": 60, "batch_norm": 0.1, "class_loss": 1.0}
+    settings = context(refinement=refined)
+    source = make_source("refinement", settings)
+    assert isinstance(source, Refinement)
+    found = source.step(0)
+    for clips, least, most in ((source.pool_N1MT[:20], 0.0, 0.4), (found.mels_B1MT, 0.6, 1.0)):
+        answers = settings.teacher.hidden(clips).logits_BK.argmax(1)
+        assert least <= float((answers == balanced_labels(len(clips), 5)).float().mean()) <= most
+    assert found.mels_B1MT.std() < 2 * source.pool_N1MT.std(), "it is still that clip"
 
 
 @pytest.mark.parametrize("batch_steps", [1, 3])
@@ -182,7 +195,7 @@ def test_shares_sum_to_one_and_leave_out_what_is_off() -> None:
     config = BankConfig(sources={"inversion": 3, "procedural": 1, "translator": 0})
     assert config.shares == {"inversion": 0.75, "procedural": 0.25}
     assert set(SOURCES) == {"inversion", "procedural", "translator", "breeding", "recordings",
-                            "smooth_noise", "white_noise", *BASELINES}  # fmt: skip
+                            "refinement", "smooth_noise", "white_noise", *BASELINES}  # fmt: skip
 
 
 # --- Networks

@@ -190,3 +190,14 @@ def test_test_clips_that_are_training_clips_are_said_and_not_scored(
     data = read_manifest(run.folder)["data"]
     assert data["test"]["training_clips"] == 1
     assert said in data["notes"][0]
+
+
+def test_a_class_without_a_usable_training_clip_is_named(sounds: Path, tmp_path: Path) -> None:
+    for path in (sounds / "train" / "low").glob("*.wav"):
+        path.rename(path.with_suffix(".m4a")).write_bytes(b"\0\0\0 ftypM4A ")
+    settings = config(sounds)
+    with (
+        pytest.raises(DataError, match="No training clip of low can be used"),
+        RunFolder.create(tmp_path / "run", command="train-teacher", config=settings) as run,
+    ):
+        train_teacher(run, settings, None, CPU)

@@ -1,0 +1,115 @@
+"""Procedural log-mels, each refined by gradient steps until the teacher gives the wanted answer.
+
+Where a generator has to learn every class at once, this finds rare ones clip by clip: for taggers.
+Shape legend: B batch, M mel bands, T frames, K classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from frami_edge.augment import DECIBEL, Energies, random_gain, random_roll
+from frami_edge.device import autocast, generator, named_seed, upload
+from frami_edge.losses import BatchNormStatistics, class_loss
+from frami_edge.sources import Batch, SourceContext, balanced_labels, descend, metrics_of
+from frami_edge.sources.procedural import procedural_mels
+
+SCALES = (1, 2, 4, 8, 16)
+"""Mel bands and frames per value of each layer of the change, from fine to coarse."""
+BACKGROUND_DB = (6.0, 26.0)
+"""How far below a clip another one of its batch is added, while the teacher listens."""
+
+
+class Refinement:
+    """A batch of procedural clips plus a change at several scales, optimised together.
+
+    Each iteration hears the clips from another start, at another level and before another
+    background, so that the answer does not hang on single values.
+    ``L = w_bn L_bn + w_class L_class``.
+
+    Source: optimising the input against BatchNorm statistics is DeepInversion's (H. Yin et al.,
+    CVPR 2020); start, scales and the conditions of listening are ours.
+    """
+
+    name = "refinement"
+
+    def __init__(self, context: SourceContext) -> None:
+        self.context = context
+        self.config = context.config.refinement
+        self.steps = self.config.steps
+        self.batch_norms = BatchNormStatistics(context.module) if self.config.batch_norm else None
+        spec, device = context.spec, context.compute.device
+        self.energies = Energies(spec).to(device)
+        self.floor, self.ceiling = (
+            torch.from_numpy(x)[:, None].to(device) for x in (spec.floor, spec.ceiling)
+        )
+        seed = named_seed(context.seed, f"{self.name}/pool")
+        size = min(context.config.procedural_clips, 2000)
+        self.pool_N1MT = procedural_mels(spec, size, context.frames, seed)
+
+    def step(self, index: int) -> Batch:
+        """Start, optimise and return one batch of clips."""
+        c, w = self.context, self.config
+        rng = generator(c.seed, f"{self.name}/{index}")
+        labels_B = balanced_labels(w.batch_size, c.n_classes, index * w.batch_size)
+        asked_B, wanted_BK = c.requests(labels_B, generator(c.seed, f"{self.name}/asked/{index}"))
+        place = torch.randint(0, len(self.pool_N1MT), (w.batch_size,), generator=rng)
+        start, labels_B, asked_B = (
+            upload(x, c.compute.device) for x in (self.pool_N1MT[place], labels_B, asked_B)
+        )
+        m, t = start.shape[2:]
+        layers = [
+            torch.zeros(len(start), 1, -(-m // s), -(-t // s), device=start.device)
+            for s in SCALES
+        ]  # fmt: skip
+        rates = [0.5 if s == 1 else 1.0 for s in SCALES]
+        groups = [
+            {"params": [x.requires_grad_()], "lr": rate * w.learning_rate}
+            for x, rate in zip(layers, rates, strict=True)
+        ]
+        optimizer = torch.optim.Adam(groups, betas=(0.7, 0.95))
+        for iteration in range(w.iterations):
+            if iteration == round(0.7 * w.iterations):
+                for group in optimizer.param_groups:
+                    group["lr"] *= 0.3
+            x = self._refined(start, layers)
+            with autocast(c.compute), self.batch_norms or contextlib.nullcontext():
+                hidden = c.teacher.hidden(self._heard(x, start, rng))
+            terms = {"class": w.class_loss * class_loss(hidden.logits_BK, labels_B, wanted_BK)}
+            if self.batch_norms:
+                terms["batch_norm"] = w.batch_norm * self.batch_norms.loss()
+            descend(terms, optimizer)
+        with torch.no_grad(), autocast(c.compute):
+            mels = self._refined(start, layers)
+            logits_BK = c.teacher.hidden(mels).logits_BK
+        return Batch(mels, asked_B, True, metrics_of(terms, logits_BK, asked_B, c.output))
+
+    def _refined(self, start_B1MT: Tensor, layers: list[Tensor]) -> Tensor:
+        """The clips with their change, in the physical range."""
+        x = start_B1MT
+        for layer in layers:
+            x = x + F.interpolate(layer, size=x.shape[2:], mode="bilinear", align_corners=False)
+        # Clamped in the forward pass only: a clip below the floor still gets a gradient.
+        return x + (x.clamp(self.floor, self.ceiling) - x).detach()
+
+    def _heard(self, x_B1MT: Tensor, start_B1MT: Tensor, rng: torch.Generator) -> Tensor:
+        """From another start, at another level, before a background."""
+        x = self.energies.of(random_gain(random_roll(x_B1MT, rng), 0.15, rng))
+        other = self.energies.of(start_B1MT[torch.randperm(len(x), generator=rng).to(x.device)])
+        low, high = BACKGROUND_DB
+        down_B = low + (high - low) * torch.rand(len(x), generator=rng).to(x.device)
+        level_B = x.flatten(1).logsumexp(1) - other.flatten(1).logsumexp(1) - DECIBEL * down_B
+        background = other + level_B.detach()[:, None, None, None]
+        return self.energies.back(torch.logaddexp(x, background))
+
+    def state(self) -> dict[str, Any]:
+        """Nothing: a step depends on the seed alone."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from `state`."""
