@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from frami_edge_runtime.melspec import MelSpec
 
 LEAST_AGREEMENT = 0.75
-"""Averaged over classes. Synthetic clips are harder than real ones: students of digits and of
-ESC-10 that reach it agree with their teachers on 94 % of the real clips (docs/METHOD.md)."""
+"""Averaged over classes. Synthetic clips are harder than real ones: the students that reach it
+agree with their teachers on 91 to 99.7 % of the real clips (docs/METHOD.md)."""
 LEAST_OF_CLASS = 0.5
 """For each class: a mean hides one that the student does not know."""
 FEW_CLIPS = 10

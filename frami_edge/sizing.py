@@ -209,8 +209,8 @@ def _source_seconds(name: str, context: SourceContext) -> tuple[float, float, in
         source.step(start + len(laps))
         _wait(context.compute)
         laps.append(time.perf_counter() - lap)
-        if time.perf_counter() - begin > _PATIENCE_S:
-            break
+        if len(laps) > _WARM and time.perf_counter() - begin > _PATIENCE_S:
+            break  # never after the first steps, which fill pools and caches
     timed = laps[_WARM:] or laps[-1:]
     each = sum(timed) / len(timed)
     return max(0.0, time.perf_counter() - begin - len(laps) * each), each, source.steps
