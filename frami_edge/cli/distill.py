@@ -195,6 +195,7 @@ def distill(
                 sum(seconds.get(phase, 0.0) for phase in ("invert", "distill")),
             )
         ],
+        caption=" ".join(verdict["reasons"]),
     )
     output.table(
         "Agreement with the teacher on synthetic clips",
@@ -203,7 +204,6 @@ def distill(
             (name, "held out" if name in verdict["held_out"] else "of the bank", percent(share, 1))
             for name, share in verdict["agreement"].items()
         ],
-        caption=" ".join(verdict["reasons"]),
     )
     output.note(f"Model card and pictures: {out / 'README.md'}")
     known = opened.card.trained_on
