@@ -141,9 +141,21 @@ def autocast(
 
 
 def place(module: torch.nn.Module, compute: Compute) -> None:
-    """Move a network to the device of a run, in its memory layout."""
+    """Move a network to the device of a run, in its memory layout.
+
+    On a CPU, networks with a strided 1x1 convolution of fewer than 16 channels keep torch's default
+    layout: with channels last, its fp32 weight gradient overflows a buffer of oneDNN 3.12 (torch
+    2.14.1, uxlfoundation/oneDNN#6035) and crashes or corrupts other tensors.
+    """
     module.to(compute.device)
-    if compute.channels_last:
+    overflows = compute.device.type == "cpu" and any(
+        isinstance(m, torch.nn.Conv2d)
+        and m.kernel_size == (1, 1)
+        and max(m.stride) > 1
+        and m.in_channels < 16
+        for m in module.modules()
+    )
+    if compute.channels_last and not overflows:
         module.to(memory_format=torch.channels_last)
 
 

@@ -96,6 +96,19 @@ def test_it_learns_or_ends_with_the_reason(features: Features) -> None:
         trained(features)
 
 
+def test_clips_of_one_frame_are_padded_and_narrow_networks_keep_the_layout(
+    features: Features,
+) -> None:
+    features.mels = [mel[:, :1] for mel in features.mels]
+    frames: list[int] = []
+    model = ResNetTeacher(TeacherArch(channels=(8, 8), blocks=1), 16, 2)
+    model.register_forward_pre_hook(lambda _, inputs: frames.append(inputs[0].shape[3]))
+    compute = Compute(torch.device("cpu"), torch.float32, True, "a test")
+    train_epochs(model, features, TrainConfig.model_validate(RECIPE), compute=compute, seed=0)
+    assert set(frames) == {3}
+    assert next(model.blocks[1].parameters()).is_contiguous()
+
+
 @pytest.fixture
 def sounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two classes of tones; one training file holds no audio."""
