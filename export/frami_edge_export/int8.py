@@ -39,7 +39,8 @@ from frami_edge_export.report import Artifact, Calibration, Draft, Gate
 
 _LAYER_SAMPLES: Final = 32
 _FEW_LAYERS: Final = 20
-"""A correction takes as many passes as there are layers, and a fallback as many corrections."""
+"""A correction takes as many passes as there are layers, and a fallback as many corrections. More
+layers than these are corrected once, and at most half of them return to float."""
 
 
 @dataclass(frozen=True)
@@ -176,29 +177,26 @@ class Int8Search:
         """
         if self._passes(chosen):
             return chosen, (), ""
-        best, best_fallback = chosen, list[str]()
         fallback: list[str] = []
-        for row in layers[:-1]:
+        count = len(self.quantiser.layers)
+        most = count - 1 if count <= _FEW_LAYERS else count // 2
+        for row in layers:
             if row["layer"] in chosen.float_layers:
                 continue
             fallback.append(row["layer"])
-            if len(chosen.float_layers) + len(fallback) == len(self.quantiser.layers):
+            if len(chosen.float_layers) + len(fallback) > most:
                 break
-            kept = chosen.float_layers | set(fallback)
-            candidate = self._with_float(chosen, kept)
-            if candidate.comparison.agreement > best.comparison.agreement:
-                best, best_fallback = candidate, list(fallback)
+            candidate = self._with_float(chosen, chosen.float_layers | set(fallback))
             if self._passes(candidate):
                 for layer in reversed(fallback[:-1]):
-                    kept = candidate.float_layers - {layer}
-                    rival = self._with_float(chosen, kept)
+                    rival = self._with_float(chosen, candidate.float_layers - {layer})
                     if self._passes(rival):
                         candidate = rival
                         fallback.remove(layer)
                 reason = f"; back to float by SQNR: {', '.join(fallback)}"
                 return candidate, tuple(fallback), reason
-        reason = "; no choice of float layers passes the agreement gate"
-        return best, tuple(best_fallback), reason
+        reason = "; no choice of float layers passes the agreement gate, and none was made"
+        return chosen, (), reason
 
 
 def _quality(comparison: Comparison) -> float:
