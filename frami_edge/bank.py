@@ -341,16 +341,20 @@ class Bank:
     def examples(self, source: str, per_class: int = 6) -> dict[str, Tensor]:
         """Log-mels (n, M, T) by label: clips that the teacher assigns to each class.
 
-        They are spread over the second half of the source: neighbours may share one latent.
+        They are spread over the second half of the source, where that has such clips: neighbours
+        may share one latent.
         """
         numbers, found = self.some(source, 4096), {}
-        numbers = numbers[len(numbers) // 2 :]
+        half = len(numbers) // 2
         _, logits_NK = self.answers(source, numbers)
         for k, label in enumerate(self.index.labels):
             if self.index.output == "sigmoid":  # perhaps none is above 0.5: a detector's likeliest
-                index = logits_NK[:, k].argsort(descending=True)[: 8 * per_class].sort().values
+                best = logits_NK[half:, k].argsort(descending=True)[: 8 * per_class]
+                index = half + best.sort().values
             else:
-                index = (logits_NK.argmax(1) == k).nonzero()[:, 0]
+                every = (logits_NK.argmax(1) == k).nonzero()[:, 0]
+                late = every[every >= half]
+                index = late if len(late) else every
             if len(index):
                 index = index[_spread(len(index), min(per_class, len(index)))]
                 found[label] = self.mels(source, numbers[index])[:, 0]

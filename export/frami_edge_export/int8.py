@@ -7,7 +7,7 @@ Shape legend: N samples, M mel bands, T mel frames, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -38,6 +38,9 @@ from frami_edge_export.quantise import (
 from frami_edge_export.report import Artifact, Calibration, Draft, Gate
 
 _LAYER_SAMPLES: Final = 32
+_FEW_LAYERS: Final = 20
+"""A correction takes as many passes as there are layers, and a fallback as many corrections. More
+layers than these are corrected once, and at most half of them return to float."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,8 @@ class Candidate:
     comparison: Comparison
     """Against fp32."""
     logits_NK: Array64
-    corrected: bool = False
-    """Its biases take back the shift of each channel's mean (`BiasCorrector`)."""
+    biases: Mapping[str, Array] = field(default_factory=dict)
+    """Of corrected layers: they take back the shift of each channel's mean (`BiasCorrector`)."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ class Int8Search:
         chosen, fallback, fallen = self._fall_back(chosen, rows)
         which = "convolution stays" if count == 1 else f"{count} convolutions stay"
         reason = f"{flavour.name}; the first {which} float{fallen}"
-        if chosen.corrected:
+        if chosen.biases:
             reason += "; biases are corrected for the shift of each channel's mean"
         return Int8Result(chosen, fallback, rows, reason)
 
@@ -119,10 +122,13 @@ class Int8Search:
         return candidate.comparison.agreement >= self._options.min_agreement
 
     def _build(
-        self, flavour: Flavour, float_layers: Iterable[str], corrected: bool = False
+        self,
+        flavour: Flavour,
+        float_layers: Iterable[str],
+        biases: Mapping[str, Array] | None = None,
     ) -> Candidate:
         kept = frozenset(float_layers)
-        biases = self._corrector.biases(flavour, kept) if corrected else None
+        biases = {layer: b for layer, b in (biases or {}).items() if layer not in kept}
         model = self.quantiser.graph(flavour, kept, biases)
         logits_NK = self._logits(flavour, model, self._holdout)
         comparison = Comparison.of(self._reference_NK, logits_NK)
@@ -130,20 +136,28 @@ class Int8Search:
             {
                 "flavour": flavour.name,
                 "float_layers": sorted(kept),
-                "bias_correction": corrected,
+                "bias_correction": bool(biases),
                 "agreement": comparison.agreement,
                 "sqnr_db": comparison.sqnr_db,
             }
         )
-        return Candidate(flavour, kept, model, comparison, logits_NK, corrected)
+        return Candidate(flavour, kept, model, comparison, logits_NK, biases)
 
     def _correct(self, candidate: Candidate) -> Candidate:
         """With corrected biases, where that answers the hold-out better."""
-        rival = self._build(candidate.flavour, candidate.float_layers, corrected=True)
+        flavour, kept = candidate.flavour, candidate.float_layers
+        rival = self._build(flavour, kept, self._corrector.biases(flavour, kept))
         before, after = candidate.comparison, rival.comparison
         if after.agreement < before.agreement and not self._passes(candidate):
             return candidate
         return rival if _quality(after) > _quality(before) else candidate
+
+    def _with_float(self, chosen: Candidate, float_layers: frozenset[str]) -> Candidate:
+        """The graph with other layers float, its biases corrected anew where that takes seconds."""
+        biases = chosen.biases
+        if biases and len(self.quantiser.layers) <= _FEW_LAYERS:
+            biases = self._corrector.biases(chosen.flavour, float_layers)
+        return self._build(chosen.flavour, float_layers, biases)
 
     def _layer_sqnr(self, flavour: Flavour) -> tuple[dict[str, Any], ...]:
         """SQNR of the frames with one layer int8 and all others float, worst first."""
@@ -163,29 +177,26 @@ class Int8Search:
         """
         if self._passes(chosen):
             return chosen, (), ""
-        best, best_fallback = chosen, list[str]()
         fallback: list[str] = []
-        for row in layers[:-1]:
+        count = len(self.quantiser.layers)
+        most = count - 1 if count <= _FEW_LAYERS else count // 2
+        for row in layers:
             if row["layer"] in chosen.float_layers:
                 continue
             fallback.append(row["layer"])
-            if len(chosen.float_layers) + len(fallback) == len(self.quantiser.layers):
+            if len(chosen.float_layers) + len(fallback) > most:
                 break
-            kept = chosen.float_layers | set(fallback)
-            candidate = self._build(chosen.flavour, kept, chosen.corrected)
-            if candidate.comparison.agreement > best.comparison.agreement:
-                best, best_fallback = candidate, list(fallback)
+            candidate = self._with_float(chosen, chosen.float_layers | set(fallback))
             if self._passes(candidate):
                 for layer in reversed(fallback[:-1]):
-                    kept = candidate.float_layers - {layer}
-                    rival = self._build(candidate.flavour, kept, candidate.corrected)
+                    rival = self._with_float(chosen, candidate.float_layers - {layer})
                     if self._passes(rival):
                         candidate = rival
                         fallback.remove(layer)
                 reason = f"; back to float by SQNR: {', '.join(fallback)}"
                 return candidate, tuple(fallback), reason
-        reason = "; no choice of float layers passes the agreement gate"
-        return best, tuple(best_fallback), reason
+        reason = "; no choice of float layers passes the agreement gate, and none was made"
+        return chosen, (), reason
 
 
 def _quality(comparison: Comparison) -> float:
@@ -259,7 +270,7 @@ def int8_files(
         quantisation={
             "flavour": found.chosen.flavour.name,
             "float_layers": sorted(found.chosen.float_layers),
-            "bias_correction": found.chosen.corrected,
+            "bias_correction": bool(found.chosen.biases),
             "fallback": list(found.fallback),
             "levels": {
                 "level_db": options.level_db,
@@ -288,7 +299,7 @@ def _draft(
             "scheme": "static Q/DQ, per-channel weights",
             "flavour": made.flavour.name,
             "float_layers": sorted(made.float_layers),
-            "bias_correction": made.corrected,
+            "bias_correction": bool(made.biases),
         },
         calibration={
             "source": used.source,

@@ -127,12 +127,14 @@ class Quantiser:
         Args:
             flavour: Types and places.
             float_layers: Names of `layers`.
-            biases: Replacements for the trunk's, by the name of their initialiser.
+            biases: Replacements for the trunk's, by layer.
         """
         trunk = copy.deepcopy(self._trunk)
-        for tensor in trunk.graph.initializer:
-            if biases and tensor.name in biases:
-                tensor.CopyFrom(numpy_helper.from_array(biases[tensor.name], tensor.name))
+        tensors = {t.name: t for t in trunk.graph.initializer}
+        for node in trunk.graph.node:
+            if biases and node.op_type == "Conv" and node.name in biases:
+                name = node.input[2]
+                tensors[name].CopyFrom(numpy_helper.from_array(biases[node.name], name))
         options = {
             "ActivationSymmetric": True,
             "WeightSymmetric": True,
@@ -266,7 +268,7 @@ class BiasCorrector:
         self._targets = _means(trunk, list(self._biases), self._mels)
 
     def biases(self, flavour: Flavour, float_layers: Iterable[str]) -> dict[str, Array]:
-        """Corrected biases of the int8 layers, by the name of their initialiser.
+        """Corrected biases of the int8 layers.
 
         Layer by layer from the input on, because a correction changes the next layer's input.
         """
@@ -277,9 +279,8 @@ class BiasCorrector:
                 continue
             model = self._quantiser.graph(flavour, kept, corrected)
             found_C = _means(model, [layer], self._mels, exact=flavour.inputs_only)[layer]
-            bias = self._biases[layer]
-            bias_C = numpy_helper.to_array(bias) + (self._targets[layer] - found_C)
-            corrected[bias.name] = bias_C.astype(np.float32)
+            bias_C = numpy_helper.to_array(self._biases[layer])
+            corrected[layer] = (bias_C + (self._targets[layer] - found_C)).astype(np.float32)
         return corrected
 
 
@@ -290,11 +291,9 @@ def _means(
     model = copy.deepcopy(model)
     outputs = {node.name: node.output[0] for node in model.graph.node if node.name in layers}
     names = [outputs[layer] for layer in layers]
-    known = {port.name for port in model.graph.output}
+    del model.graph.output[:]  # so that nothing behind these layers is computed
     model.graph.output.extend(
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
-        for name in names
-        if name not in known
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names
     )
     session = cpu_session(model, exact=exact)
     totals = [np.zeros(1)] * len(names)
