@@ -45,7 +45,6 @@ _ORT_SHA512: Final = (
     "ab4cbe26baedba45d2cec05610c71c55fa97db92d19a8b171c5f8269126683ca"
     "590a5cdc57bb2f35ce2b298de32f4d956fb42644c0ecd528a0a91e025c07ca61"
 )
-_PUBLIC_REGISTRY: Final = "https://registry.npmjs.org"
 _FIX: Final = (
     f"Unpack `npm pack onnxruntime-web@{ORT_VERSION}` where there is a network, and pass that "
     "folder, or the folder of an earlier page, with --ort-web."
@@ -160,7 +159,12 @@ def _downloaded() -> dict[str, Path | None]:
     if not registry and (npm := shutil.which("npm")):
         asked = subprocess.run([npm, "config", "get", "registry"], capture_output=True, text=True)
         registry = asked.stdout.strip() if asked.returncode == 0 else ""
-    base = (registry or _PUBLIC_REGISTRY).rstrip("/")
+    if not registry.startswith("http"):
+        raise ExportError(
+            "onnxruntime-web is fetched from the npm registry, and there is no npm to name it.",
+            fix=f"Install npm, or set NPM_CONFIG_REGISTRY. {_FIX}",
+        )
+    base = registry.rstrip("/")
     pooch.get_logger().setLevel("WARNING")
     try:
         paths = pooch.retrieve(
