@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 MANY_CLASSES = 20
 """Above it the student has the widths that were tried on ESC-50."""
 STEPS_PER_CLASS = 160
-"""Of distillation: 1,600 for ten classes (ESC-10, FSDD), as many as were needed there."""
+"""Distillation steps: 1,600 for ten classes, as many as ESC-10 and FSDD needed."""
 
 
 def sized_for(teacher: Teacher) -> JourneyConfig:

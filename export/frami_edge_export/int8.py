@@ -54,7 +54,7 @@ class Candidate:
     """Against fp32."""
     logits_NK: Array64
     biases: Mapping[str, Array] = field(default_factory=dict)
-    """Of corrected layers: they take back the shift of each channel's mean (`BiasCorrector`)."""
+    """New biases by layer, which take back the shift of each channel's mean (`BiasCorrector`)."""
 
 
 @dataclass(frozen=True)
