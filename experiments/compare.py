@@ -33,7 +33,8 @@ from frami_edge import api
 from frami_edge.bank import Bank, BankSampler
 from frami_edge.checkpoint import Teacher, parameters
 from frami_edge.controls import control_sampler, scratch_student
-from frami_edge.data.sets import check_disjoint, load_set
+from frami_edge.data.clips import check_disjoint
+from frami_edge.data.sets import load_set
 from frami_edge.data.store import FeatureStore
 from frami_edge.device import choose_compute
 from frami_edge.errors import ConfigError, FramiEdgeError, RunError

@@ -19,8 +19,9 @@ from torch import Tensor
 from frami_edge.bank import Bank, BankSampler, check_bank
 from frami_edge.checkpoint import Student, Teacher
 from frami_edge.config import BASELINES, JourneyConfig, TrainConfig, frames_in
+from frami_edge.data.clips import SoundSet, check_disjoint
 from frami_edge.data.decoding import read_audio
-from frami_edge.data.sets import SoundSet, check_disjoint, load_set
+from frami_edge.data.sets import load_set
 from frami_edge.data.store import Features, length_buckets, load_features
 from frami_edge.device import Compute, named_seed
 from frami_edge.distillation import (

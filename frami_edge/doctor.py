@@ -9,7 +9,8 @@ from typing import Any, Final
 
 from packaging.requirements import Requirement
 
-from frami_edge.data.sets import FORMATS, data_root, find_folder, known_sets, load_set
+from frami_edge.data.clips import FORMATS
+from frami_edge.data.sets import data_root, find_folder, known_sets, load_set
 from frami_edge.errors import DataError
 from frami_edge_runtime import doctor
 from frami_edge_runtime.doctor import Check, Status

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from frami_edge.checkpoint import Student, Teacher, TrainedOn
+from frami_edge.data.clips import Clip, SoundSet, resolve_fold
 from frami_edge.data.decoding import read_audio
-from frami_edge.data.sets import Clip, SoundSet, known_sets, load_set, resolve_fold, whole_name
+from frami_edge.data.sets import known_sets, load_set, whole_name
 from frami_edge.data.store import Features
 from frami_edge.errors import CheckpointError, ConfigError, DataError
 from frami_edge.io import nfc

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from frami_edge import plots
-from frami_edge.data.sets import is_audio
+from frami_edge.data.clips import is_audio
 from frami_edge.errors import ConfigError, DataError
 from frami_edge.evaluation import as_selected, check_teacher
 from frami_edge.frontend import resample

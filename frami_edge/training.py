@@ -19,7 +19,8 @@ from frami_edge.augment import mix_pairs, random_crop, random_gain, random_masks
 from frami_edge.cards import teacher_readme
 from frami_edge.checkpoint import Card, TrainedOn, load_checkpoint, parameters, save_checkpoint
 from frami_edge.config import TeacherConfig, TrainConfig, frames_in
-from frami_edge.data.sets import Clip, SoundSet, load_set, resolve_fold
+from frami_edge.data.clips import Clip, SoundSet, resolve_fold
+from frami_edge.data.sets import load_set
 from frami_edge.data.store import (
     Features,
     collate,

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from frami_edge.api import evaluate
 from frami_edge.checkpoint import Card, TrainedOn, save_checkpoint
 from frami_edge.config import StudentArch, TeacherArch
-from frami_edge.data.sets import Clip, SoundSet, load_set
+from frami_edge.data.clips import Clip, SoundSet
+from frami_edge.data.sets import load_set
 from frami_edge.data.store import Features, FeatureStore
 from frami_edge.errors import CheckpointError, DataError
 from frami_edge.evaluation import (

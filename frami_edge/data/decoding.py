@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from frami_edge.data.sets import is_utf8
+from frami_edge.data.clips import is_utf8
 from frami_edge.errors import UnusableClipError
 from frami_edge.io import read_small
 

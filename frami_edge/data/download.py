@@ -11,7 +11,8 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from frami_edge.data.sets import SetInfo, SoundSet, find_folder, load_known, set_info
+from frami_edge.data.clips import SoundSet
+from frami_edge.data.sets import SetInfo, find_folder, load_known, set_info
 from frami_edge.errors import DataError, IncompleteSetError
 from frami_edge.progress import Progress, ProgressCallback
 

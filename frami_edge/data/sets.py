@@ -1,133 +1,25 @@
-"""Sets of labelled audio files with their official folds: known data sets, and plain folders."""
+"""Open a data set by its name: the published sets with their official folds, or a folder."""
 
 from __future__ import annotations
 
 import csv
 import difflib
-import hashlib
 import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+from frami_edge.data.clips import Clip, SoundSet, is_audio, readable
+from frami_edge.data.folders import load_folder
 from frami_edge.errors import DataError, IncompleteSetError
-from frami_edge.io import nfc
 
 ROOT_VARIABLE = "FRAMI_EDGE_DATA"
-FORMATS = {
-    "WAV": "wav wave",
-    "FLAC": "flac",
-    "OGG": "ogg oga opus",
-    "MP3": "mp3",
-    "AIFF": "aiff aif aifc",
-    "AU": "au snd",
-    "CAF": "caf",
-    "W64": "w64",
-    "RF64": "rf64",
-}
-"""Suffixes of the formats that libsndfile decodes, by its name of the format."""
-NOT_DECODED = "m4a m4b mp4 aac ac3 wma amr 3gp webm weba mka mp2 ape wv dts ra"
-AUDIO_SUFFIXES = frozenset(
-    f".{suffix}" for names in (*FORMATS.values(), NOT_DECODED) for suffix in names.split()
-)
-"""Files that count as clips; those that cannot be decoded are left out and named."""
-HASH_FOLDS = 5
 PART = "-part"
 """End of the name of a known set that is incomplete."""
-
-
-@dataclass(frozen=True)
-class Clip:
-    """One labelled audio file."""
-
-    path: Path
-    label: int  # index into the set's labels
-    fold: str  # its official fold or split
-    name: str = ""
-    """Path within the set, with forward slashes: the same on every machine."""
-
-
-@dataclass(frozen=True)
-class SoundSet:
-    """A data set with its official folds."""
-
-    name: str  # as given to `load_set`
-    labels: tuple[str, ...]  # class names; a clip's label is an index into them
-    clips: tuple[Clip, ...]  # in the order of their names
-    folds: tuple[str, ...]  # folds that may be the test fold
-    licence: str
-    source: str  # where it comes from
-    root: Path  # the set's own folder
-    validation_of: Mapping[str, str] = field(default_factory=dict)
-    """The fold that validates while the key is tested, where the protocol has one."""
-    notes: tuple[str, ...] = ()
-    """What was left out or assumed, in sentences."""
-
-    def split(self, fold: str | int) -> tuple[list[Clip], list[Clip]]:
-        """(train, test) clips of one fold.
-
-        Test is that fold. Train is everything else, less the validation fold where the official
-        protocol has one (AudioMNIST).
-
-        Raises:
-            DataError: The set has no such fold, or a class has no clip to train on.
-        """
-        key = resolve_fold(self, fold)
-        held_out = {key, self.validation_of.get(key, key)}
-        train = [c for c in self.clips if c.fold not in held_out]
-        test = [c for c in self.clips if c.fold == key]
-        counts = Counter(c.label for c in train)
-        missing = [name for i, name in enumerate(self.labels) if not counts[i]]
-        if missing or not test:
-            what = f"no training clip of {', '.join(missing[:5])}" if missing else "no test clip"
-            raise DataError(
-                f"Fold {key} of {self.name} leaves {what}.",
-                fix="Add clips, or arrange the folder as train/CLASS/*.wav and test/CLASS/*.wav.",
-            )
-        if len(self.labels) < 2:
-            raise DataError(
-                f"{self.name} has one class, {self.labels[0]}: there is nothing to learn.",
-                fix="Add a folder of other sounds. One class can be scored: `frami-edge evaluate`.",
-            )
-        return train, test
-
-
-def resolve_fold(sound_set: SoundSet, fold: str | int | None) -> str:
-    """The official name of a fold: ``3``, ``"3"`` and ``"fold3"`` are the same one.
-
-    None stands for the only fold of a set that has one.
-
-    Raises:
-        DataError: The set has no such fold, or several and none was named.
-    """
-    folds = sound_set.folds
-    if fold is None and len(folds) == 1:
-        return folds[0]
-    key = "" if fold is None else str(fold).strip()
-    for candidate in (key, re.sub(r"^fold[-_ ]?", "", key, flags=re.IGNORECASE)):
-        if candidate in folds:
-            return candidate
-    what = "needs a fold" if fold is None else f"has no fold {str(fold)!r}"
-    raise DataError(f"{sound_set.name} {what}.", fix=f"Its folds are {', '.join(folds)}.")
-
-
-def check_disjoint(others: SoundSet, scored: SoundSet) -> None:
-    """Check that an unrelated set shares no file with the set that is scored.
-
-    Raises:
-        DataError: It does.
-    """
-    scored_paths = {clip.path.resolve() for clip in scored.clips}
-    shared = sum(clip.path.resolve() in scored_paths for clip in others.clips)
-    if shared:
-        raise DataError(
-            f"{others.name} is not unrelated to {scored.name}: {shared} clips are in both.",
-            fix="Name a set of other recordings (for esc10: esc40).",
-        )
 
 
 def load_set(name: str, root: Path | None = None) -> SoundSet:
@@ -186,189 +78,6 @@ def data_root(option: Path | None) -> Path:
             f"The data root {root} ({where}) is not a folder.", fix="Create it or correct the path."
         )
     return root
-
-
-# --- Plain folders
-
-_SPLITS = {
-    "train": ("train", "training"),
-    "test": ("test", "testing", "eval", "evaluation"),
-    "validation": ("val", "valid", "validation", "dev"),
-}
-_LAYOUTS = "CLASS/*.wav, train/CLASS/*.wav with test/CLASS/*.wav, or fold1/CLASS/*.wav and so on"
-_Tops = dict[Path, list[Path]]  # folders in a set's root, with the audio files below each
-
-
-def load_folder(root: Path) -> SoundSet:
-    """Clips of a tree ``CLASS/*``, ``train/CLASS/*`` with ``test/CLASS/*``, or ``foldN/CLASS/*``.
-
-    Splits may have their usual names (``training``, ``val``). Without a test split the validation
-    split is the test fold; ``test/CLASS/*`` alone is a test set. Hidden files are skipped, and
-    sub-folders of a class are searched. Labels and names are in Unicode's form NFC.
-
-    Without a given split, the folds "1" to "5" come from the file names alone:
-    ``1 + int(sha256("CLASS/FILE")[:8], 16) % 5``. Adding a file moves no other, and the split is
-    the same on every machine. A class of which some fold would have no clip is dealt to the folds
-    in turn instead, in the order of that hash.
-
-    Raises:
-        DataError: No folder, no classes, a class without audio files, or another layout.
-    """
-    if not root.is_dir():
-        raise DataError(f"There is no folder {root}.", fix="Correct the path after folder:.")
-    notes: list[str] = []
-    ignored: Counter[str] = Counter()
-    tops = {top: _audio_below(top, ignored) for top in _folders(root, notes)}
-    splits = _splits_of(root, tops)
-    grouped: dict[tuple[str, str], list[Path]] = {}
-    for top, files in tops.items():
-        for folder in [top] if not splits else _folders(top, notes) if top in splits else []:
-            inside = [path for path in files if folder in path.parents]
-            grouped.setdefault((nfc(folder.name), splits.get(top, "")), []).extend(inside)
-    labels = tuple(sorted({label for label, _ in grouped}))
-    empty = sorted(set(labels) - {label for (label, _), files in grouped.items() if files})
-    if empty or not labels:
-        what = f"no audio in {', '.join(empty[:5])}" if empty else "0 class folders"
-        raise _other_layout(root, tops, what)
-    clips = []
-    for (label, split), files in grouped.items():
-        names = {path: readable(path.relative_to(root).as_posix()) for path in files}
-        folds = {} if split else _hash_folds(names)
-        for path, name in names.items():
-            clips.append(Clip(path, labels.index(label), split or folds[path], name))
-    found = {clip.fold for clip in clips}
-    test = "test" if "test" in found else "validation"
-    if found == {"train", "validation"}:
-        notes.append("There is no test split: the validation split is the test fold.")
-    if ignored:
-        listed = ", ".join(f"{n} {suffix}" for suffix, n in ignored.most_common(5))
-        notes.append(f"Files in the class folders that are not audio: {listed}.")
-    if beside := sum(is_audio(path) for path in root.iterdir()):
-        notes.append(f"Audio files beside the folders, which are not read: {beside}.")
-    return SoundSet(
-        name=f"folder:{readable(root.absolute().name)}",
-        labels=labels,
-        clips=tuple(sorted(clips, key=lambda clip: clip.name)),
-        folds=(test,) if test in found else tuple(sorted(found, key=int)),
-        licence="not stated",
-        source="local folder",
-        root=root,
-        validation_of={"test": "validation"} if {"test", "validation"} <= found else {},
-        notes=tuple(notes),
-    )
-
-
-def _folders(parent: Path, notes: list[str]) -> list[Path]:
-    """Folders that are not hidden and whose name can be a label."""
-    found = []
-    for path in sorted(parent.iterdir()):
-        if path.is_dir() and not path.name.startswith((".", "__")):
-            if is_utf8(path.name):
-                found.append(path)
-            else:
-                notes.append(
-                    f"The folder {readable(path.name)} is left out: its name is not UTF-8."
-                )
-    return found
-
-
-def _audio_below(folder: Path, ignored: Counter[str]) -> list[Path]:
-    """Audio files in a folder and its sub-folders; other files are counted by suffix."""
-    audio = []
-    for path in sorted(folder.rglob("*")):
-        if is_audio(path):
-            audio.append(path)
-        elif path.is_file() and not path.name.startswith("."):
-            ignored[readable(path.suffix.lower()) or "without a suffix"] += 1
-    return audio
-
-
-def _splits_of(root: Path, tops: _Tops) -> dict[Path, str]:
-    """The split of each folder that holds audio; empty where these folders are classes.
-
-    Raises:
-        DataError: The layout is none of the three.
-    """
-    splits = {top: _split_of(top.name) for top, files in tops.items() if files}
-    names = {split for split in splits.values() if split}
-    of_folders = {top for top in splits if all(path.parent != top for path in tops[top])}
-    # A class may be called train: splits hold class folders alone, or there are several.
-    is_split = bool(names) and (
-        all(splits.values())
-        or any(splits[top] for top in of_folders)
-        or ("train" in names and len(names) > 1)
-    )
-    problem = ""
-    if is_split:
-        strays = [top.name for top, split in splits.items() if not split]
-        flat = [top.name for top in splits if top not in of_folders]
-        if strays:
-            problem = f"beside its splits, {', '.join(strays[:3])} holds audio as well"
-        elif flat:
-            problem = f"{', '.join(flat[:3])} holds audio without class folders"
-        elif names & set(_SPLITS) and names - set(_SPLITS):
-            problem = "it has numbered folds beside train, validation or test"
-        elif names == {"train"}:
-            problem = "there is no test split"
-    elif of_folders and of_folders == set(splits):
-        inner = {path.relative_to(top).parts[0] for top in of_folders for path in tops[top]}
-        if all(map(_split_of, inner)):
-            problem = "the splits are inside the class folders"
-        elif len(tops) == 1:
-            problem = "its only folder holds folders"
-    if problem:
-        raise _other_layout(root, tops, problem)
-    return splits if is_split else {}
-
-
-def _split_of(name: str) -> str:
-    """``train``, ``test``, ``validation`` or a fold's number; "" for any other name."""
-    name = name.casefold()
-    if re.fullmatch(r"fold[-_ ]?\d+", name):
-        return str(int(re.sub(r"\D", "", name)))
-    return next((split for split, names in _SPLITS.items() if name in names), "")
-
-
-def _hash_folds(names: Mapping[Path, str]) -> dict[Path, str]:
-    """A fold for each clip of a class, as `load_folder` says."""
-    numbers = {
-        path: int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) for path, name in names.items()
-    }
-    folds = {path: str(1 + number % HASH_FOLDS) for path, number in numbers.items()}
-    if len(set(folds.values())) == HASH_FOLDS:
-        return folds
-    ordered = sorted(names, key=lambda path: (numbers[path], path))
-    return {path: str(1 + i % HASH_FOLDS) for i, path in enumerate(ordered)}
-
-
-def _other_layout(root: Path, tops: _Tops, problem: str) -> DataError:
-    seen = []
-    for top, files in tops.items():
-        inner = sorted(
-            {f"{path.relative_to(top).parts[0]}/" for path in files if path.parent != top}
-        )
-        below = ", ".join([*inner[:2], "..."][: len(inner)]) or f"{len(files)} audio files"
-        seen.append(f"{top.name}/ ({readable(below)})")
-    shown = ", ".join([*seen[:6], "..."][: len(seen)]) or "no folders"
-    return DataError(
-        f"{root} is not a set of classes: {problem}. It holds {shown}.",
-        fix=f"Arrange it as {_LAYOUTS}. Folders whose name begins with a dot are skipped.",
-    )
-
-
-def is_audio(path: Path) -> bool:
-    """Whether the name is that of an audio file; hidden files are not."""
-    return path.suffix.lower() in AUDIO_SUFFIXES and not path.name.startswith(".")
-
-
-def is_utf8(name: str) -> bool:
-    """Whether a file's name is text on every machine."""
-    return not any("\udc80" <= char <= "\udcff" for char in name)
-
-
-def readable(name: str) -> str:
-    r"""A file's name as text in the form NFC; bytes that are not UTF-8 become ``\xNN``."""
-    return nfc(os.fsencode(name).decode("utf-8", "backslashreplace"))
 
 
 # --- The known sets

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from frami_edge.data.clips import is_audio, readable
 from frami_edge.data.decoding import read_audio
-from frami_edge.data.sets import is_audio, readable
 from frami_edge.device import generator
 from frami_edge.errors import DataError, UnusableClipError
 from frami_edge.frontend import resample

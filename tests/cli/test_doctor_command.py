@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 
 import frami_edge.doctor
 from frami_edge.cli import app
-from frami_edge.data.sets import FORMATS, load_set
+from frami_edge.data.clips import FORMATS
+from frami_edge.data.sets import load_set
 from frami_edge.data.store import load_features
 from frami_edge.doctor import (
     check_cuda,

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from frami_edge.data.clips import resolve_fold
 from frami_edge.data.sets import (
     AUDIOMNIST_TEST_SPEAKERS,
     data_root,
     expected_set,
     known_sets,
     load_set,
-    resolve_fold,
     set_info,
     survey,
 )

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frami_edge.data import store as store_module
-from frami_edge.data.sets import Clip
+from frami_edge.data.clips import Clip
 from frami_edge.data.store import FeatureStore, collate, length_buckets, measure_normalisation
 from frami_edge.errors import DataError
 from frami_edge.frontend import LogMel

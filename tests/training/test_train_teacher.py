@@ -14,7 +14,8 @@ import torch
 
 from frami_edge.checkpoint import load_checkpoint
 from frami_edge.config import TeacherArch, TeacherConfig, TrainConfig
-from frami_edge.data.sets import Clip, load_set
+from frami_edge.data.clips import Clip
+from frami_edge.data.sets import load_set
 from frami_edge.data.store import Features, FeatureStore, measure_normalisation
 from frami_edge.device import Compute
 from frami_edge.errors import DataError, TeacherError

@@ -1,0 +1,136 @@
+"""Labelled audio files, sets of them with their folds, and their names."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from frami_edge.errors import DataError
+from frami_edge.io import nfc
+
+FORMATS = {
+    "WAV": "wav wave",
+    "FLAC": "flac",
+    "OGG": "ogg oga opus",
+    "MP3": "mp3",
+    "AIFF": "aiff aif aifc",
+    "AU": "au snd",
+    "CAF": "caf",
+    "W64": "w64",
+    "RF64": "rf64",
+}
+"""Suffixes of the formats that libsndfile decodes, by its name of the format."""
+NOT_DECODED = "m4a m4b mp4 aac ac3 wma amr 3gp webm weba mka mp2 ape wv dts ra"
+AUDIO_SUFFIXES = frozenset(
+    f".{suffix}" for names in (*FORMATS.values(), NOT_DECODED) for suffix in names.split()
+)
+"""Files that count as clips; those that cannot be decoded are left out and named."""
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One labelled audio file."""
+
+    path: Path
+    label: int  # index into the set's labels
+    fold: str  # its official fold or split
+    name: str = ""
+    """Path within the set, with forward slashes: the same on every machine."""
+
+
+@dataclass(frozen=True)
+class SoundSet:
+    """A data set with its official folds."""
+
+    name: str  # as given to `load_set`
+    labels: tuple[str, ...]  # class names; a clip's label is an index into them
+    clips: tuple[Clip, ...]  # in the order of their names
+    folds: tuple[str, ...]  # folds that may be the test fold
+    licence: str
+    source: str  # where it comes from
+    root: Path  # the set's own folder
+    validation_of: Mapping[str, str] = field(default_factory=dict)
+    """The fold that validates while the key is tested, where the protocol has one."""
+    notes: tuple[str, ...] = ()
+    """What was left out or assumed, in sentences."""
+
+    def split(self, fold: str | int) -> tuple[list[Clip], list[Clip]]:
+        """(train, test) clips of one fold.
+
+        Test is that fold. Train is everything else, less the validation fold where the official
+        protocol has one (AudioMNIST).
+
+        Raises:
+            DataError: The set has no such fold, or a class has no clip to train on.
+        """
+        key = resolve_fold(self, fold)
+        held_out = {key, self.validation_of.get(key, key)}
+        train = [c for c in self.clips if c.fold not in held_out]
+        test = [c for c in self.clips if c.fold == key]
+        counts = Counter(c.label for c in train)
+        missing = [name for i, name in enumerate(self.labels) if not counts[i]]
+        if missing or not test:
+            what = f"no training clip of {', '.join(missing[:5])}" if missing else "no test clip"
+            raise DataError(
+                f"Fold {key} of {self.name} leaves {what}.",
+                fix="Add clips, or arrange the folder as train/CLASS/*.wav and test/CLASS/*.wav.",
+            )
+        if len(self.labels) < 2:
+            raise DataError(
+                f"{self.name} has one class, {self.labels[0]}: there is nothing to learn.",
+                fix="Add a folder of other sounds. One class can be scored: `frami-edge evaluate`.",
+            )
+        return train, test
+
+
+def resolve_fold(sound_set: SoundSet, fold: str | int | None) -> str:
+    """The official name of a fold: ``3``, ``"3"`` and ``"fold3"`` are the same one.
+
+    None stands for the only fold of a set that has one.
+
+    Raises:
+        DataError: The set has no such fold, or several and none was named.
+    """
+    folds = sound_set.folds
+    if fold is None and len(folds) == 1:
+        return folds[0]
+    key = "" if fold is None else str(fold).strip()
+    for candidate in (key, re.sub(r"^fold[-_ ]?", "", key, flags=re.IGNORECASE)):
+        if candidate in folds:
+            return candidate
+    what = "needs a fold" if fold is None else f"has no fold {str(fold)!r}"
+    raise DataError(f"{sound_set.name} {what}.", fix=f"Its folds are {', '.join(folds)}.")
+
+
+def check_disjoint(others: SoundSet, scored: SoundSet) -> None:
+    """Check that an unrelated set shares no file with the set that is scored.
+
+    Raises:
+        DataError: It does.
+    """
+    scored_paths = {clip.path.resolve() for clip in scored.clips}
+    shared = sum(clip.path.resolve() in scored_paths for clip in others.clips)
+    if shared:
+        raise DataError(
+            f"{others.name} is not unrelated to {scored.name}: {shared} clips are in both.",
+            fix="Name a set of other recordings (for esc10: esc40).",
+        )
+
+
+def is_audio(path: Path) -> bool:
+    """Whether the name is that of an audio file; hidden files are not."""
+    return path.suffix.lower() in AUDIO_SUFFIXES and not path.name.startswith(".")
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a file's name is text on every machine."""
+    return not any("\udc80" <= char <= "\udcff" for char in name)
+
+
+def readable(name: str) -> str:
+    r"""A file's name as text in the form NFC; bytes that are not UTF-8 become ``\xNN``."""
+    return nfc(os.fsencode(name).decode("utf-8", "backslashreplace"))
