@@ -45,8 +45,12 @@ def load_folder(root: Path) -> SoundSet:
     splits = _splits_of(root, tops)
     grouped: dict[tuple[str, str], list[Path]] = {}
     for top, files in tops.items():
-        for folder in [top] if not splits else _folders(top, notes) if top in splits else []:
-            inside = [path for path in files if folder in path.parents]
+        classes = {top: files}
+        if splits:  # a folder without audio may lie beside them
+            classes = {folder: [] for folder in (_folders(top, notes) if top in splits else ())}
+            for path in files:  # those of a folder that is left out are dropped
+                classes.get(top / path.relative_to(top).parts[0], []).append(path)
+        for folder, inside in classes.items():
             grouped.setdefault((nfc(folder.name), splits.get(top, "")), []).extend(inside)
     labels = tuple(sorted({label for label, _ in grouped}))
     empty = sorted(set(labels) - {label for (label, _), files in grouped.items() if files})
