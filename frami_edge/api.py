@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from frami_edge import distillation, inversion, plots, training
@@ -42,6 +41,7 @@ from frami_edge.evaluation import (
     as_selected,
     check_teacher,
     label_targets,
+    labels_of,
     logits_of,
     open_fold,
     read_label_map,
@@ -396,14 +396,14 @@ def export(
         log.info("Calibration: %s.", mels)
     if data is not None:
         root = None if data_root is None else Path(data_root)
-        sounds, key, clips = open_fold(
-            loaded, loaded.card.real_clips, data, fold, root, who="The student"
-        )
+        known, opened = loaded.card.real_clips, _opened(loaded)
+        sounds, key, clips = open_fold(known, data, fold, root, who="The student")
+        targets_DK = label_targets(opened.labels, sounds, selection=opened.selection)
         features = load_features(loaded.mel, clips, progress)
-        heard = training_clips(features, loaded.card.real_clips, sounds, key)
+        heard = training_clips(features, known, sounds, key)
         features = heard.left_out(features)
         measured = {"name": sounds.name, "fold": key, "clips": len(features)}
-        accuracy = accuracy_on(features)
+        accuracy = accuracy_on(features, labels_of(targets_DK[features.labels]))
     log.info("Exporting, comparing and timing; this takes seconds to minutes.")
     report = export_student(
         loaded.model.collapse(),
@@ -514,7 +514,7 @@ def evaluate(
         reference = as_selected(judged, reference)
         check_teacher(judged, reference)
     known = judged.trained_on or (reference.trained_on if reference else None)
-    sounds, key, clips = open_fold(judged, known, data, fold, root, who=str(judged.path))
+    sounds, key, clips = open_fold(known, data, fold, root, who=str(judged.path))
     if isinstance(label_map, str | os.PathLike):
         label_map = read_label_map(Path(label_map))
     targets_DK = label_targets(
@@ -555,7 +555,7 @@ def evaluate(
                 their_features = heard.left_out(load_features(reference.mel, clips, progress))
             their_logits = logits_of(reference, their_features)
         targets_NK = targets_DK[features.labels]
-        labels_N = torch.where(targets_NK.any(1), targets_NK.int().argmax(1), -1)
+        labels_N = labels_of(targets_NK)
         compare = partial(score, output=judged.output, targets_NK=targets_NK)
         if their_logits is not None:
             theirs = compare(their_logits, labels_N)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from frami_edge.checkpoint import Student, Teacher, TrainedOn
+from frami_edge.checkpoint import Teacher, TrainedOn
 from frami_edge.data.clips import Clip, SoundSet, resolve_fold
 from frami_edge.data.decoding import read_audio
 from frami_edge.data.sets import known_sets, load_set, whole_name
@@ -331,7 +331,6 @@ def logits_of(
 
 
 def open_fold(
-    model: OpenedModel | Student,
     known: TrainedOn | None,
     data: str,
     fold: str | int | None,
@@ -342,16 +341,14 @@ def open_fold(
     """The data set, the fold to score on and its clips, after every check.
 
     Args:
-        model: The model to score.
-        known: What its teacher was trained on, where known.
+        known: What the model's teacher was trained on, where known.
         data: Name of the data set, or `folder:PATH`.
         fold: Fold that the user named; None for the one that the teacher held out.
         root: Data root.
         who: The model, for errors.
 
     Raises:
-        DataError: The set is missing or has other classes, the fold is unknown, or the teacher was
-            trained on it.
+        DataError: The set is missing, the fold is unknown, or the teacher was trained on it.
     """
     sounds = load_set(data, root)
     if fold is None and known and same_set(known, sounds) and known.test_fold in sounds.folds:
@@ -427,6 +424,11 @@ def label_targets(
     if OTHER in labels:
         targets[~targets.any(1), labels.index(OTHER)] = True
     return targets
+
+
+def labels_of(targets_NK: Tensor) -> Tensor:
+    """(N,) the first right label of each clip; -1 for none."""
+    return torch.where(targets_NK.any(1), targets_NK.int().argmax(1), -1)
 
 
 def _same_name(name: str, labels: Sequence[str]) -> list[str]:

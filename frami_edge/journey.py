@@ -20,6 +20,7 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from pydantic import BaseModel
+from torch import Tensor
 
 from frami_edge import plots
 from frami_edge.bank import Bank, BankSampler, check_bank, health_warnings, least_hit_rate
@@ -38,6 +39,7 @@ from frami_edge.device import (
 )
 from frami_edge.distillation import Hearing, Sampler
 from frami_edge.errors import BankError
+from frami_edge.evaluation import score
 from frami_edge.io import plain
 from frami_edge.models import StudentNet
 from frami_edge.runs import CONFIG, RunFolder, record_compute
@@ -474,12 +476,10 @@ def facts_of(student: Student) -> StudentFacts:
     )
 
 
-def accuracy_on(features: Features) -> Callable[[str | Path], float]:
-    """A function that gives the accuracy of a streaming model file on real clips."""
+def accuracy_on(features: Features, labels_N: Tensor) -> Callable[[str | Path], float]:
+    """A function that gives the accuracy of a streaming model file on real clips.
+
+    `labels_N` holds their classes among the model's labels, -1 for none.
+    """
     mels = [mel.numpy() for mel in features.mels]
-    labels_N = features.labels.numpy()
-
-    def accuracy(path: str | Path) -> float:
-        return float((classify_mels(path, mels).argmax(axis=1) == labels_N).mean())
-
-    return accuracy
+    return lambda path: score(torch.from_numpy(classify_mels(path, mels)), labels_N).accuracy

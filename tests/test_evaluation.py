@@ -291,7 +291,7 @@ def test_a_student_and_its_onnx_file_agree_on_audio(
 ) -> None:
     student, exported = open_model(models["student"]), open_model(models["onnx"])
     data = f"folder:{sounds}"
-    found, fold, clips = open_fold(student, student.trained_on, data, None, None, who="it")
+    found, fold, clips = open_fold(student.trained_on, data, None, None, who="it")
     assert (found.labels, fold, len(clips)) == (load_set(data).labels, "test", 8)
     features = FeatureStore(SPEC, tmp_path).load(clips)
     seen: list[Progress] = []

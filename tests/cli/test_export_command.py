@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import shlex
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -200,6 +201,15 @@ def test_accuracy_on_a_folder_of_real_clips(
     assert len(right) == 9
     assert found["artifacts"][0]["accuracy"] == pytest.approx(np.mean(right))
     assert found["artifacts"][1]["accuracy"] is None
+    (tmp_path / "clips" / "test").rename(tmp_path / "some")
+    shutil.rmtree(tmp_path / "some" / min(LABELS))  # classes meet the model's by name
+    run(checkpoint, "--out", out, "--data", f"folder:{tmp_path / 'some'}", "--fold", "all")
+    found = json.loads((out / "export_report.json").read_text())
+    right = [
+        device.classify(soundfile.read(p, dtype="float32")[0]).label == p.parent.name
+        for p in (tmp_path / "some").glob("*/*.wav")
+    ]
+    assert found["artifacts"][0]["accuracy"] == pytest.approx(np.mean(right))
 
 
 @pytest.mark.parametrize(
