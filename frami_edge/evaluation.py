@@ -450,7 +450,7 @@ def read_label_map(path: Path) -> dict[str, list[str]]:
     except (OSError, ValueError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(
-            f"The label map {path} cannot be read: {reason}.", fix="Check it."
+            f"The label map {path} cannot be read: {reason}.", fix="Give a csv file in UTF-8."
         ) from None
     found: dict[str, list[str]] = {}
     for number, row in enumerate(rows, start=1):
@@ -510,7 +510,7 @@ def check_held_out(known: TrainedOn | None, data: SoundSet, fold: str) -> None:
     raise DataError(
         f"The teacher was trained on {data.name}: it held out fold {known.test_fold}, not {fold}. "
         "A score on its training clips would mean nothing.",
-        fix=f"Use --fold {known.test_fold}, or train a teacher that holds out fold {fold}.",
+        fix=f"Use --fold {known.test_fold}, or a teacher that holds out these clips.",
     )
 
 

@@ -112,7 +112,7 @@ def read_sounds(path: Path) -> dict[str, list[Sound]]:
     found: dict[str, list[Sound]] = {}
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
+            rows = csv.DictReader(file, restval="")
             for row in rows:
                 sound = Sound(float(row["onset"]), float(row["offset"]), nfc(row["label"]))
                 if not 0 <= sound.onset < sound.offset < float("inf"):

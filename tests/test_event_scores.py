@@ -80,6 +80,7 @@ def test_labels_and_files_are_read_and_refused(tmp_path: Path) -> None:
         ("file,start\nday.wav,1\n", "the column 'onset' is missing"),
         ("file,onset,offset,label\nday.wav,2,1,dog\n", "line 2 ends before it starts"),
         ("file,onset,offset,label\nday.wav,nan,1,dog\n", "line 2 ends before it starts"),
+        ("file,onset,offset,label\nday.wav,1\n", "could not convert string to float: ''"),
     ):
         labels.write_text(text)
         with pytest.raises(DataError, match=says) as refused:

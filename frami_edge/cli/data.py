@@ -93,7 +93,7 @@ def get(
                 done, total = (round((n or 0) / 1e6) for n in (update.done, update.total))
                 progress(Progress(f"{update.phase} {name}, MB", done, total or None))
 
-        arrival = get_set(name, Path(place).expanduser(), url=url, progress=report)
+        arrival = get_set(name, Path(os.path.expanduser(place)), url=url, progress=report)
     found = arrival.sound_set
     output.result(
         {

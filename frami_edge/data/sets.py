@@ -35,7 +35,7 @@ def load_set(name: str, root: Path | None = None) -> SoundSet:
         IncompleteSetError: Clips are missing or too many; the message names some.
     """
     if name.startswith("folder:"):
-        return load_folder(Path(name.removeprefix("folder:")).expanduser())
+        return load_folder(Path(os.path.expanduser(name.removeprefix("folder:"))))
     info = set_info(whole_name(name))
     base = data_root(root)
     folder = find_folder(info, base)
@@ -71,7 +71,7 @@ def data_root(option: Path | None) -> Path:
             "No data root is given.",
             fix=f"Pass --data-root PATH or set {ROOT_VARIABLE}: the folder that holds the sets.",
         )
-    root = Path(value).expanduser()
+    root = Path(os.path.expanduser(value))  # keeps the ~ of an unknown user
     if not root.is_dir():
         where = "--data-root" if option else ROOT_VARIABLE
         raise DataError(
@@ -271,7 +271,7 @@ def load_known(info: SetInfo, folder: Path, *, allow_partial: bool = False) -> S
         f"Move {folder.name} away and get the set again ({info.get}), or add the missing files. "
         f"{_USE_PART}"
     )
-    if not missing:
+    if unknown and not missing:
         fix = "Move the clips that are not of this set out of its folder."
     raise IncompleteSetError("; ".join(parts) + ".", fix=fix)
 
@@ -385,6 +385,7 @@ def _from_metadata(
     columns = "slice_file_name classID class" if urban else "filename target category"
     file, number, label = columns.split()
     refetch = f"Fetch the set again from {info.source}."
+    instead = refetch if allow_partial else f"{refetch} {_USE_PART}"
     if allow_partial and not path.exists():  # a part may come with a list of its own
         path = next(iter(sorted(path.parent.glob("*.csv"))), path)
     try:
@@ -404,11 +405,10 @@ def _from_metadata(
             for row in rows
         ]
     except FileNotFoundError:
-        raise IncompleteSetError(
-            f"{info.name}: {path} is missing.", fix=f"{refetch} {_USE_PART}"
-        ) from None
+        raise IncompleteSetError(f"{info.name}: {path} is missing.", fix=instead) from None
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read: {error!r}.", fix=refetch) from None
+        reason = f"{type(error).__name__}: {error}"  # the repr may hold the whole file
+        raise DataError(f"{path} cannot be read: {reason}.", fix=refetch) from None
     folds = {fold for _, _, fold in entries}
     names = {name for name, _, _ in entries}
     whole = (len(names), len(labels), folds) == (info.clips, info.classes, set(info.folds))
@@ -417,6 +417,6 @@ def _from_metadata(
             f"{info.name}: {path.name} lists {len(names)} clips of {len(labels)} classes in folds "
             f"{', '.join(sorted(folds))}, not {info.clips} of {info.classes} in "
             f"{', '.join(info.folds)}.",
-            fix=f"{refetch} {_USE_PART}",
+            fix=instead,
         )
     return labels, entries

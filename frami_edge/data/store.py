@@ -141,7 +141,7 @@ class FeatureStore:
     def __init__(self, mel: MelSpec, cache_dir: Path | None = None) -> None:
         self.mel = mel
         base = os.environ.get(CACHE_VARIABLE)
-        default = Path(base).expanduser() if base else Path.home() / ".cache" / "frami-edge"
+        default = Path(os.path.expanduser(base)) if base else Path.home() / ".cache" / "frami-edge"
         self.cache_dir = default / "features" if cache_dir is None else Path(cache_dir)
         self._raw = mel.replace(mean=0.0, std=1.0)
         self._log_mel = LogMel(self._raw)

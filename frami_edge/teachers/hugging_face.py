@@ -7,6 +7,7 @@ Kaldi's log-mels, Wav2Vec2, HuBERT, WavLM and their kin take audio.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -134,7 +135,7 @@ def audio_classifier(source: str, normalise: bool = False) -> AudioClassifier:
 def _name(source: str) -> str:
     """The folder as a whole path, or the name of a repository."""
     name = source.removeprefix(PREFIX)
-    folder = Path(name).expanduser()
+    folder = Path(os.path.expanduser(name))
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise CheckpointError(

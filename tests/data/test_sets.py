@@ -161,6 +161,8 @@ def test_the_data_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: Pa
     assert "FRAMI_EDGE_DATA" in caught.value.fix
     with pytest.raises(DataError, match="is not a folder"):
         data_root(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="There is no folder ~nobody-here/x"):
+        load_set("folder:~nobody-here/x")
     monkeypatch.setenv("FRAMI_EDGE_DATA", str(tmp_path))
     assert data_root(None) == tmp_path
     with pytest.raises(DataError, match="no folder free-spoken-digit-dataset") as caught:
@@ -323,8 +325,15 @@ def test_a_part_of_a_set_is_taken_when_asked_for(root: Path, without: Without) -
         listed.write_text("\ufeff" + "\n".join(lines[:12]), "utf-8")  # folds 1 to 10, then 1
         try:
             part = load_set("urbansound8k-part", root)
+            listed.write_text(lines[0])
+            with pytest.raises(IncompleteSetError, match="has 0 clips") as caught:
+                load_set("urbansound8k-part", root)
+            assert "get the set again" in caught.value.fix
         finally:
             listed.unlink()
+        with pytest.raises(IncompleteSetError, match="csv is missing") as caught:
+            load_set("urbansound8k-part", root)
+        assert "--allow-partial" not in caught.value.fix
     assert part.labels == ("kind0", "kind1")
     assert "fold 1: 2, fold 2: 1" in part.notes[0]
     assert load_set("urbansound8k-part", root).name == "urbansound8k"
