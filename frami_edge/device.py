@@ -143,9 +143,10 @@ def autocast(
 def place(module: torch.nn.Module, compute: Compute) -> None:
     """Move a network to the device of a run, in its memory layout.
 
-    On a CPU, networks with a strided 1x1 convolution of fewer than 16 channels keep torch's default
-    layout: with channels last, its fp32 weight gradient overflows a buffer of oneDNN 3.12 (torch
-    2.14.1, uxlfoundation/oneDNN#6035) and crashes or corrupts other tensors.
+    On a CPU, a network with a strided 1x1 convolution of fewer than 16 input channels keeps torch's
+    default layout: with channels last, oneDNN 3.12, the convolution library of torch 2.14.1, writes
+    past a buffer in the fp32 weight gradient, which crashes the run or corrupts other tensors
+    (https://github.com/uxlfoundation/oneDNN/issues/6035).
     """
     module.to(compute.device)
     overflows = compute.device.type == "cpu" and any(

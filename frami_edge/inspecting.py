@@ -349,20 +349,18 @@ def front_ends_like(model: TeacherLike, mel: MelSpec) -> dict[str, float]:
     The least error comes first. It separates coarse mistakes only: a wrong sample rate, Slaney for
     HTK or magnitude for energy stay within the spread of right front ends.
     """
-    changes: list[Facts] = [{"log": log} for log in ("ln", "log10", "db")]
-    changes += [{"log_eps": eps} for eps in (1e-10, 1e-6, 1e-3)]
-    changes += [{"mel_scale": scale} for scale in ("htk", "slaney")]
-    changes += [{"power": power} for power in (1.0, 2.0)]
+    changes: Facts = {
+        "log": ("ln", "log10", "db"),
+        "log_eps": (1e-10, 1e-6, 1e-3),
+        "mel_scale": ("htk", "slaney"),
+        "power": (1.0, 2.0),
+    }
     found = {"as given": mel, "without mean and std": mel.replace(mean=0.0, std=1.0)}
     if (mel.mean, mel.std) == (0, 1):
         likely = measured(mel)
         found[f"with mean {likely.mean:.3g} and std {likely.std:.3g}"] = likely
-    for change in changes:
-        ((key, value),) = change.items()
-        found[f"{key}: {value}"] = mel.replace(**change)
-    for name in presets():
-        if name.startswith("mel/"):
-            found[name] = read_mel(name)
+    found |= {f"{key}: {v}": mel.replace(**{key: v}) for key in changes for v in changes[key]}
+    found |= {name: read_mel(name) for name in presets() if name.startswith("mel/")}
     audio, errors = front_end_audio(mel), dict[MelSpec, tuple[float, str]]()
     for name, other in found.items():
         if other.n_mels == mel.n_mels and other not in errors:

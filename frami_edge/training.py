@@ -289,8 +289,8 @@ def _batch(
         lengths_B = torch.where(lam_B < 1, shorter_B, lengths_B)
     if config.mask_bands or config.mask_frames:
         x_B1MT = random_masks(x_B1MT, config.mask_bands, config.mask_frames, rng)
-    # One or two frames are one column behind the stem. There oneDNN 3.12 (torch 2.14.1) reads
-    # uninitialised memory in the weight gradient of a 3x3 convolution of stride 2, in bf16 and
-    # channels last (jit_bf16:avx512_core_bf16): random gradients, and soon NaN.
+    # At least three frames: the stem turns one or two into a single column. On a CPU, oneDNN 3.12,
+    # the convolution library of torch 2.14.1, then reads uninitialised memory in the weight
+    # gradient of a 3x3 convolution of stride 2 (bf16, channels last): random gradients, and NaN.
     x_B1MT = F.pad(x_B1MT, (0, max(0, 3 - x_B1MT.shape[3])))
     return x_B1MT, lengths_B, features.labels[indices], partner_B, lam_B
