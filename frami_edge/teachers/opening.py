@@ -321,14 +321,12 @@ def open_module(
             "log-mels.",
         )
     module = module.float().eval().requires_grad_(False)
-    if mel and sample_rate is None:
+    if mel and sample_rate is None and layout not in AUDIO_LAYOUTS:
         mels, audio = Input(n_mels=mel.n_mels), Input(sample_rate=mel.sample_rate)
-        orders = LAYOUTS if layout == "auto" else (layout,)
-        of_audio = [o for o in AUDIO_LAYOUTS if layout in ("auto", o)]
         if (
-            not of_audio
-            or any(takes(module, mels, classes, order) for order in orders if order not in of_audio)
-            or not any(takes(module, audio, classes, order) for order in of_audio)
+            layout != "auto"
+            or any(takes(module, mels, classes, order) for order in LAYOUTS)
+            or not any(takes(module, audio, classes, order) for order in AUDIO_LAYOUTS)
         ):
             return ForeignTeacher(module, mels, classes, layout=layout, **how), mel
     rate = sample_rate or (mel.sample_rate if mel else 0)
@@ -465,23 +463,23 @@ def read_labels(source: str | Sequence[str]) -> tuple[str, ...]:
     labels = source
     if isinstance(source, str):
         try:
-            text = read_small(source, 10_000_000).decode("utf-8-sig")
-        except (OSError, ValueError) as error:
+            lines = read_small(source, 10_000_000).decode("utf-8-sig").splitlines()
+            rows = csv.DictReader(lines, restval="")
+            if "display_name" in (rows.fieldnames or ()):  # AudioSet's class_labels_indices.csv
+                labels = [row["display_name"].strip() for row in rows]
+            else:
+                labels = [line.strip() for line in lines if line.strip()]
+        except (OSError, ValueError, csv.Error) as error:
             reason = getattr(error, "strerror", None) or error
             raise TeacherError(
                 f"The labels {source} cannot be read: {reason}.",
                 fix="Give a text file, one name per line.",
             ) from None
-        header, *rows = list(csv.reader(text.splitlines())) or [[]]
-        if "display_name" in header:  # AudioSet's class_labels_indices.csv
-            column = header.index("display_name")
-            labels = [row[column].strip() for row in rows if row]
-        else:
-            labels = [line.strip() for line in text.splitlines() if line.strip()]
     labels = [nfc(label) for label in labels]
-    if not 2 <= len(labels) <= MAX_LABELS or len(set(labels)) != len(labels):
+    names = set(labels) - {""}
+    if not 2 <= len(labels) <= MAX_LABELS or len(names) != len(labels):
         raise TeacherError(
-            f"The labels name {len(labels)} classes, {len(set(labels))} of them different.",
+            f"The labels name {len(labels)} classes, {len(names)} of them different.",
             fix=f"Give every class one name: 2 to {MAX_LABELS} in all.",
         )
     return tuple(labels)

@@ -196,6 +196,11 @@ def test_arguments_that_do_not_go_together(source, arguments, message) -> None: 
         load_teacher(source, **arguments)
 
 
+def test_a_layout_of_audio_is_not_taken_for_one_of_log_mels() -> None:
+    with pytest.raises(TeacherError, match="does not turn audio"):
+        load_teacher(zoo.SqueezeExcite(), mel=SPEC, labels=LABELS, layout="BN")
+
+
 def state(seed: int = 0) -> dict[str, Tensor]:
     torch.manual_seed(seed)
     return dict(zoo.KeywordNet().state_dict())

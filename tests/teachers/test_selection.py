@@ -69,6 +69,9 @@ def test_labels_and_names_are_compared_in_one_form_of_unicode(tmp_path: Path) ->
     (tmp_path / "labels.txt").write_text(f"{decomposed}\nDog\n", "utf-8-sig")
     labels = read_labels(str(tmp_path / "labels.txt"))
     assert labels == (composed, "Dog")
+    (tmp_path / "cut.csv").write_text("index,mid,display_name\n0,/m/0,Dog\n1,/m")
+    with pytest.raises(TeacherError, match="2 classes, 1 of them different"):
+        read_labels(str(tmp_path / "cut.csv"))
     assert read_keep([decomposed], labels) == {composed: (0,)}
     assert read_keep([composed], (decomposed, "Dog")) == {decomposed: (0,)}
 
