@@ -135,9 +135,9 @@ def onnxruntime_web(folder: Path | None = None) -> dict[str, bytes]:
     """The files of onnxruntime-web, by name.
 
     Args:
-        folder: That holds them, at any depth: an unpacked npm package, or an earlier page. None:
-            the pinned version from the npm registry of this machine's settings, checked and kept
-            in the user's cache.
+        folder: Folder that holds them, at any depth: an unpacked npm package, or an earlier page.
+            None: the pinned version from the registry that ``NPM_CONFIG_REGISTRY`` or else npm's
+            own settings name, checked and kept in the user's cache.
 
     Raises:
         ExportError: They cannot be had.
@@ -161,14 +161,14 @@ def _downloaded() -> dict[str, Path | None]:
         registry = asked.stdout.strip() if asked.returncode == 0 else ""
     if not registry.startswith("http"):
         raise ExportError(
-            "onnxruntime-web is fetched from the npm registry, and there is no npm to name it.",
-            fix=f"Install npm, or set NPM_CONFIG_REGISTRY. {_FIX}",
+            "onnxruntime-web comes from an npm registry, and neither NPM_CONFIG_REGISTRY nor npm "
+            "names one.",
+            fix=f"Set NPM_CONFIG_REGISTRY to its address, or install npm. {_FIX}",
         )
-    base = registry.rstrip("/")
     pooch.get_logger().setLevel("WARNING")
     try:
         paths = pooch.retrieve(
-            f"{base}/onnxruntime-web/-/onnxruntime-web-{ORT_VERSION}.tgz",
+            f"{registry.rstrip('/')}/onnxruntime-web/-/onnxruntime-web-{ORT_VERSION}.tgz",
             known_hash=f"sha512:{_ORT_SHA512}",
             fname=f"onnxruntime-web-{ORT_VERSION}.tgz",
             path=os.environ.get("FRAMI_EDGE_CACHE") or pooch.os_cache("frami-edge"),
