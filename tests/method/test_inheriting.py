@@ -13,7 +13,7 @@ from frami_edge.checkpoint import Card, Student, Teacher, load_checkpoint
 from frami_edge.config import BankConfig, DistillConfig, JourneyConfig, StudentArch
 from frami_edge.device import Compute
 from frami_edge.distillation import TensorSampler, distill
-from frami_edge.errors import ConfigError, FramiEdgeError
+from frami_edge.errors import CheckpointError, ConfigError, FramiEdgeError
 from frami_edge.teachers.inheriting import inherit, inheritable
 from frami_edge_export.parity import check_streamable
 from frami_edge_runtime.melspec import MelSpec
@@ -122,6 +122,15 @@ def test_a_student_inherits_streams_and_is_saved(
     Student(student, card, spec, "").save(tmp_path / "student.safetensors")
     again = load_checkpoint(tmp_path / "student.safetensors", "student")
     assert torch.equal(again.model(clips), student(clips))
+
+    for layer in ({"of": [9]}, {"of": [0, 0]}, {"channels": 7}, {"groups": 5}):
+        arch = student.arch.model_dump(mode="json")
+        arch["layers"][1] |= layer
+        Student(student, card.model_copy(update={"arch": arch}), spec, "").save(tmp_path / "bad")
+        with pytest.raises(CheckpointError, match="do not fit the network"):
+            load_checkpoint(tmp_path / "bad", "student")
+    with pytest.raises(ValueError, match="layers are found by distill"):
+        StudentArch(layers=student.arch.layers)
 
     coarser = spec.replace(n_mels=12)
     with pytest.raises(ConfigError, match="needs its teacher's front end"):
