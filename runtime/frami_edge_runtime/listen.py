@@ -561,15 +561,16 @@ def parse(arguments: Sequence[str] | None, prog: str) -> argparse.Namespace:
         ("--format", options.encoding, (STDIN,)),
         ("--channels", options.channels, (MICROPHONE, STDIN)),
     ):
-        if given and kind not in kinds:
+        if given is not None and kind not in kinds:
             parser.error(f"{option} is for {' and '.join(kinds)}, and the source is {kind}")
     if options.driver and options.driver not in DRIVERS:
         parser.error(f"--driver is one of {', '.join(DRIVERS)}")
     options.overrides = dict(options.overrides or ()) or None
     if options.tune_s and not options.out:
         parser.error("--tune needs --out FILE")
-    if options.top < 1:
-        parser.error("--top must be at least 1")
+    for option, number in (("--top", options.top), ("--channels", options.channels)):
+        if number is not None and number < 1:
+            parser.error(f"{option} must be at least 1")
     return options
 
 
