@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import shutil
 import subprocess
@@ -34,7 +33,8 @@ from frami_edge_export.frontend import MEL
 from frami_edge_export.graph import check_loadable, serialised
 from frami_edge_runtime.events import EventSpec
 from frami_edge_runtime.modelfile import WAVEFORM_KEY, ModelInfo
-from frami_edge_runtime.thresholds import HOP_S, WINDOW_S
+from frami_edge_runtime.stream import plan_results
+from frami_edge_runtime.thresholds import HOP_S, MIN_ON_S, WINDOW_S
 
 CONTEXT: Final = "context"
 """Input of the page's graph: (8,) int64, the ``pads`` of its log-mel (1, 1, M, T)."""
@@ -102,8 +102,7 @@ def page_graph(wave: onnx.ModelProto) -> onnx.ModelProto:
 def page_facts(info: ModelInfo) -> dict[str, Any]:
     """What the page's script knows about a model, as plain values."""
     mel = info.mel
-    hop = max(1, math.floor(HOP_S / info.frame_s + 0.5))  # as in `Stream`
-    blocks = max(1, math.floor(WINDOW_S / (hop * info.frame_s) + 0.5))
+    hop, blocks = plan_results(info.frame_s, WINDOW_S, None, HOP_S)
     rules = EventSpec.for_model(info).rules(info.labels)
     return {
         "labels": info.labels,
@@ -124,7 +123,7 @@ def page_facts(info: ModelInfo) -> dict[str, Any]:
         "blocks": blocks,
         "on": [rules[label].on for label in info.labels],
         "off": [rules[label].threshold_off for label in info.labels],
-        "min_on_s": WINDOW_S / 2,  # as in `frami-edge-listen`
+        "min_on_s": MIN_ON_S,
         "reject": rules[info.labels[0]].reject,
         "darkest": max(float(mel.floor.min()), -3.0),
         "brightest": min(float(mel.ceiling.max()), 3.0),

@@ -49,7 +49,6 @@ Source: TypeAlias = "AudioFile | PcmPipe | Microphone"
 
 MICROPHONE: Final = "mic"
 STDIN: Final = "-"
-DEFAULT_WINDOW_S: Final = 1.0
 QUIETEST_DB: Final = -120.0
 WARN_SHARE: Final = 0.1  # BirdNET-Go's rule: a tenth lost over five minutes is worth a warning
 WARN_OVER_S: Final = 300.0
@@ -158,7 +157,7 @@ class _Session:
         self._warners = (source, *also_warn)
         self._rate = rate = source.sample_rate
         forget_s = options.forget_s
-        window_s = options.window_s or (None if forget_s else DEFAULT_WINDOW_S)
+        window_s = options.window_s or (None if forget_s else WINDOW_S)
         self._stream = classifier.stream(rate, window_s, forget_s, options.hop_s, options.gate_db)
         given = {f.name: getattr(options, f.name, None) for f in dataclasses.fields(EventSpec)}
         settings = {name: value for name, value in given.items() if value is not None}
