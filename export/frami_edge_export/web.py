@@ -162,7 +162,7 @@ def _downloaded() -> dict[str, Path | None]:
         raise ExportError(
             "onnxruntime-web comes from an npm registry, and neither NPM_CONFIG_REGISTRY nor npm "
             "names one.",
-            fix=f"Set NPM_CONFIG_REGISTRY to its address, or install npm. {_FIX}",
+            fix=f"{_FIX} With a network: install npm, or set NPM_CONFIG_REGISTRY to its address.",
         )
     pooch.get_logger().setLevel("WARNING")
     try:
