@@ -133,7 +133,7 @@ def real_clips(
     if not audio:
         raise DataError(
             f"None of {len(chosen)} clips of {data} can be used.",
-            fix="Each warning above says why; `frami-edge doctor` lists the files that are decoded.",
+            fix="Each warning says why; `frami-edge doctor` lists the files that are decoded.",
         )
     return ClipSet("real", names, audio)
 
