@@ -229,6 +229,7 @@ def distill(
     journey = Journey.prepare(teacher, settings, out, device, precision, deterministic)
     loaded, compute = journey.teacher, journey.compute
     sampler = None if given is None else journey.sampler(given)
+    distillation.check_inherited(settings, loaded, journey.student_mel)
     if sampler is None:
         inversion.check_teacher(loaded)
     if budget is not None:

@@ -609,14 +609,6 @@ def missing_classes(health: dict[str, dict[str, Any]], labels: Sequence[str]) ->
 def health_warnings(health: dict[str, dict[str, Any]], labels: Sequence[str]) -> list[str]:
     """A sentence for each known failure of each source, and for classes that are in none."""
     found = []
-    shares = zip(*(h["class_share"] for h in health.values()), strict=True)
-    never = [label for label, of in zip(labels, shares, strict=False) if not any(of)]
-    if never:
-        more = f" and {len(never) - 5} more" if len(never) > 5 else ""
-        found.append(
-            f"No clip of the bank is predicted as {', '.join(never[:5])}{more}: the student learns "
-            "little about it. Add the source inversion or raise its steps, or leave it out: --keep."
-        )
     for name, h in health.items():
         hits, error, share = h["hit_rate"], h["batch_norm_error"], max(h["class_share"])
         enough = least_hit_rate(len(labels))
@@ -637,8 +629,10 @@ def health_warnings(health: dict[str, dict[str, Any]], labels: Sequence[str]) ->
                 f"{name}: the teacher predicts one class for {100 * share:.0f} % of the clips."
             )
     if missing := missing_classes(health, labels):
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         found.append(
-            f"The teacher predicts these classes for next to no clip: {', '.join(missing)}. The "
-            "student will not know them."
+            f"The teacher predicts {', '.join(missing[:5])}{more} for next to no clip of the bank: "
+            "the student learns little about it. Add the source inversion or raise its steps, or "
+            "leave it out: --keep."
         )
     return found

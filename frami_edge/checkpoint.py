@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, overload
 
 import torch
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -260,7 +260,7 @@ def load_checkpoint(
             raise RuntimeError("names or shapes differ")
         model = _network(card, mel)
         model.load_state_dict(tensors)
-    except (MelSpecError, ValidationError, RuntimeError) as error:
+    except (MelSpecError, ValueError, RuntimeError) as error:
         first = str(error).splitlines()[0]
         raise CheckpointError(
             f"The weights in {path} do not fit the network that its card describes ({first}).",

@@ -132,7 +132,10 @@ def real_clips(
         except UnusableClipError as error:
             log.warning("%s is left out: %s.", clip.name, error.message)
     if not audio:
-        raise DataError(f"None of {len(chosen)} clips of {data} can be used.", fix="Give others.")
+        raise DataError(
+            f"None of {len(chosen)} clips of {data} can be used.",
+            fix="Each warning says why; `frami-edge doctor` lists the files that are decoded.",
+        )
     return ClipSet("real", names, audio)
 
 

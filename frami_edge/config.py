@@ -210,16 +210,28 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
+def parse_override(text: str) -> tuple[str, Any]:
+    """Dotted key and value of one `a.b=c`.
+
+    Raises:
+        ValueError: What is wrong with it.
+    """
+    dotted, equals, value = (part.strip() for part in text.partition("="))
+    if not equals or not all(dotted.split(".")):
+        raise ValueError(f"--set {text}: should look like key.key=value")
+    try:
+        return dotted, parse(value)
+    except ValueError as error:
+        raise ValueError(f"--set {text}: the value is not valid YAML: {error}") from None
+
+
 def _override(data: dict[str, Any], text: str) -> str:
     """Apply one `a.b=c` to `data`; returns what is wrong with it, or an empty string."""
-    dotted, equals, value = text.partition("=")
-    keys = dotted.strip().split(".")
-    if not equals or not all(keys):
-        return f"--set {text}: should look like key.key=value"
     try:
-        parsed = parse(value)
+        dotted, parsed = parse_override(text)
     except ValueError as error:
-        return f"--set {text}: the value is not valid YAML: {error}"
+        return str(error)
+    keys = dotted.split(".")
     for depth, key in enumerate(keys[:-1], start=1):
         if data.get(key) is None:
             data[key] = {}
@@ -297,8 +309,14 @@ class InheritedLayer(Strict):
     groups: Count = 1
     kernel: tuple[Count, Count] = (1, 1)  # mel bands, frames; so are the next three
     stride: tuple[Count, Count] = (1, 1)
-    padding: tuple[Weight, Weight] = (0, 0)
+    padding: tuple[Frames, Frames] = (0, 0)
     dilation: tuple[Count, Count] = (1, 1)
+
+    @model_validator(mode="after")
+    def _takes_its_inputs(self) -> InheritedLayer:
+        if len(self.of) != (2 if self.op == "add" else 1):
+            raise ValueError("add takes two layers, every other operation one")
+        return self
 
 
 class StudentArch(Strict):
@@ -322,6 +340,8 @@ class StudentArch(Strict):
 
     @model_validator(mode="after")
     def _layers_match(self) -> StudentArch:
+        if self.layers and not self.inherit:
+            raise ValueError("layers are found by distill: set inherit to a module of the teacher")
         if len(self.channels) != len(self.time_kernels):
             raise ValueError("channels and time_kernels need the same length")
         if set(self.time_kernels) - {1, 3}:

@@ -49,7 +49,7 @@ from frami_edge.losses import DistillationLoss, FeatureScale, detection_boundary
 from frami_edge.models import ReusedHead, StudentNet, TeacherLike
 from frami_edge.progress import ProgressCallback, StepReport
 from frami_edge.runs import damaged, load_state, save_state
-from frami_edge.sources.procedural import samples_for
+from frami_edge.sources.procedural import procedural_mels, samples_for
 from frami_edge.teachers.inheriting import inherit
 from frami_edge_runtime.melspec import MelSpec
 
@@ -303,6 +303,17 @@ def _finished(student: StudentNet, steps: int) -> StudentNet:
         for buffer in student.buffers():
             dist.broadcast(buffer, src=0)
     return student.eval().collapse().requires_grad_(False)
+
+
+def check_inherited(config: JourneyConfig, teacher: Teacher, mel: MelSpec) -> None:
+    """Refuse layers that cannot be inherited, before a bank is made for their student.
+
+    Raises:
+        ConfigError, TeacherError: As `new_student`.
+    """
+    if config.student.inherit is not None:
+        clips = procedural_mels(teacher.mel, 4, frames_in(config.bank.clip_s, teacher.mel), 0)
+        new_student(config, teacher, mel, clips.to(next(teacher.model.parameters()).device))
 
 
 def new_student(

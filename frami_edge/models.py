@@ -190,10 +190,10 @@ def _conv_bn_relu(
     kernel: tuple[int, int],
     stride: tuple[int, int] = (1, 1),
     groups: int = 1,
+    pad: bool = True,
 ) -> list[nn.Module]:
-    conv = nn.Conv2d(
-        c_in, c_out, kernel, stride, padding=(kernel[0] // 2, 0), groups=groups, bias=False
-    )
+    padding = (kernel[0] // 2 if pad else 0, 0)
+    conv = nn.Conv2d(c_in, c_out, kernel, stride, padding, groups=groups, bias=False)
     return [conv, nn.BatchNorm2d(c_out), nn.ReLU(inplace=True)]
 
 
@@ -218,7 +218,7 @@ class InheritedLayers(nn.Module):
         n_mels: M.
 
     Raises:
-        ValueError: Paths of unlike stride meet.
+        ValueError: They are no such layers.
     """
 
     def __init__(self, layers: tuple[InheritedLayer, ...], n_mels: int) -> None:
@@ -227,19 +227,21 @@ class InheritedLayers(nn.Module):
         self.convolutions = nn.ModuleDict()
         channels, bands, reaches, strides = [1], [n_mels], [0], [1]
         for number, layer in enumerate(layers, 1):
+            if not 0 <= min(layer.of) <= max(layer.of) < number:
+                raise ValueError("a layer takes what comes behind it")
+            if len({strides[i] for i in layer.of}) > 1:
+                raise ValueError("paths of unlike stride along time are added")
             i = layer.of[0]
             c, m, reach, stride = channels[i], bands[i], max(reaches[j] for j in layer.of), 1
-            if len({strides[j] for j in layer.of}) > 1:
-                raise ValueError("paths of unlike stride along time are added")
             if layer.op == "conv":
                 conv = nn.Conv2d(
-                    c, layer.channels, layer.kernel, layer.stride,
-                    (int(layer.padding[0]), int(layer.padding[1])), layer.dilation, layer.groups,
+                    c, layer.channels, layer.kernel, layer.stride, layer.padding, layer.dilation,
+                    layer.groups,
                 )  # fmt: skip
                 self.convolutions[str(number)] = conv
-                span = layer.dilation[0] * (layer.kernel[0] - 1) + 1
                 c, stride = layer.channels, layer.stride[1]
-                m = (m + 2 * int(layer.padding[0]) - span) // layer.stride[0] + 1
+                span = layer.dilation[0] * (layer.kernel[0] - 1) + 1
+                m = (m + 2 * layer.padding[0] - span) // layer.stride[0] + 1
                 reach += layer.dilation[1] * (layer.kernel[1] - 1) // 2 * strides[i]
             channels.append(c)
             bands.append(m)
@@ -273,32 +275,27 @@ class InheritedLayers(nn.Module):
 def build_trunk(arch: StudentArch, n_mels: int) -> tuple[nn.Module, int, int]:
     """Stem, blocks of a depthwise and a 1x1 convolution, a last 1x1, mean over frequency.
 
-    The first two layers stride by 2 in time, the first four by 2 in frequency. Nothing may pad
-    along time or mix the whole clip: the export checks it. Behind inherited layers nothing strides,
-    and the first convolution spans the bands.
+    The first two layers stride by 2 in time, the first four by 2 in frequency. Behind inherited
+    layers nothing strides, and the stem spans all bands that are left. Nothing may pad along time
+    or mix the whole clip: the export checks it.
 
     Returns:
         The module, (B, 1, M, T) to (B, C, T'), T' = (T - field) // stride + 1; the receptive field
         and the stride of its frame features, in mel frames.
     """
     layers: list[nn.Module] = []
-    c_in, field, jump = 1, 1, 1
+    c_in, field, jump, stem, bands = 1, 1, 1, 3, 3
+    if arch.layers:
+        inherited = InheritedLayers(arch.layers, n_mels)
+        layers.append(inherited)
+        c_in, field, jump = inherited.channels, inherited.receptive_field, inherited.stride
+        stem, bands = inherited.bands, 1
     for i, (c, k) in enumerate(zip(arch.channels, arch.time_kernels, strict=True)):
-        stride = (2 if i < 4 else 1, 2 if i < 2 else 1)
-        if arch.layers:
-            stride = (1, 1)
-        if i == 0 and arch.layers:
-            inherited = InheritedLayers(arch.layers, n_mels)
-            field, jump = inherited.receptive_field, inherited.stride
-            conv = nn.Conv2d(inherited.channels, c, (inherited.bands, k), bias=False)
-            layers += [inherited, conv, nn.BatchNorm2d(c), nn.ReLU(inplace=True)]
-        elif i == 0:
-            layers += _conv_bn_relu(c_in, c, (3, k), stride)
-        elif arch.layers:
-            layers += _conv_bn_relu(c_in, c_in, (1, k), groups=c_in)
-            layers += _conv_bn_relu(c_in, c, (1, 1))
+        stride = (1, 1) if arch.layers else (2 if i < 4 else 1, 2 if i < 2 else 1)
+        if i == 0:
+            layers += _conv_bn_relu(c_in, c, (stem, k), stride, pad=not arch.layers)
         else:
-            layers += _conv_bn_relu(c_in, c_in, (3, k), stride, groups=c_in)
+            layers += _conv_bn_relu(c_in, c_in, (bands, k), stride, groups=c_in)
             layers += _conv_bn_relu(c_in, c, (1, 1))
         field, jump = field + (k - 1) * jump, jump * stride[1]
         c_in = c

@@ -119,8 +119,9 @@ def scaled_keys(config: JourneyConfig, bank: bool) -> list[str]:
     keys = ["distill.steps"]
     for source in config.bank.shares if bank else ():
         section = budget(source).removeprefix("bank.")
-        if hasattr(getattr(config.bank, section, None), "burn_in"):
-            keys += [f"bank.{section}.steps", f"bank.{section}.burn_in"]
+        found = getattr(config.bank, section, None)
+        if hasattr(found, "steps"):
+            keys += [f"bank.{section}.{k}" for k in ("steps", "burn_in") if hasattr(found, k)]
         elif hasattr(config.bank, f"{section}_clips"):
             keys.append(f"bank.{section}_clips")
     return list(dict.fromkeys(keys))

@@ -26,7 +26,8 @@ MIN_ROUNDS: Final = 15
 BLOCKS: Final = 6
 """Least number of blocks: fewer give no interval of 95 %."""
 _WIDE: Final = 1.1
-"""Of an interval: something else ran in a block, and more blocks are measured."""
+"""An interval is wide where its upper end is more than this times its lower one: something else ran
+in a block."""
 _WARM_UP: Final = 5
 
 
@@ -51,8 +52,7 @@ class Ratio:
     """How much faster than fp32: the median of the blocks, with its 95 % confidence interval."""
 
     factor: float
-    low: float
-    high: float
+    interval: tuple[float, float]
 
     @classmethod
     def of(cls, factors: Sequence[float]) -> Ratio:
@@ -62,7 +62,7 @@ class Ratio:
         probability of 2 / 2^6, of the range without the 2 ends on each side of 12 with 3.9 %.
         """
         ordered, ends = sorted(factors), (len(factors) - BLOCKS) // 3
-        return cls(statistics.median(ordered), ordered[ends], ordered[-1 - ends])
+        return cls(statistics.median(ordered), (ordered[ends], ordered[-1 - ends]))
 
 
 def interleaved(
@@ -127,9 +127,8 @@ def session_latency(
             factors[name].append(medians["fp32"] / medians[name])
         if block >= BLOCKS:
             ratios = {name: Ratio.of(f) for name, f in factors.items()}
-            if not any(
-                r.low < NO_SLOWER < r.high or r.high > _WIDE * r.low for r in ratios.values()
-            ):
+            ends = [ratio.interval for ratio in ratios.values()]
+            if not any(low < NO_SLOWER < high or high > _WIDE * low for low, high in ends):
                 break
     return {name: Latency.of(t) for name, t in times.items()}, ratios
 
@@ -189,14 +188,15 @@ def bench_drafts(
             a = replace(a, p50_ms=second[a.name].p50_ms, p95_ms=second[a.name].p95_ms)
             # A waveform graph does the front end's work too, so it has no speedup over a trunk.
             if a.kind != "waveform":
-                a = replace(a, speedup=faster[a.name].factor, speedup_95=_ends(faster[a.name]))
+                ratio = faster[a.name]
+                a = replace(a, speedup=ratio.factor, speedup_95=ratio.interval)
         if a.name in chunk:
             ratio = faster_chunk[a.name]
             a = replace(
                 a,
                 chunk_p50_ms=chunk[a.name].p50_ms,
                 chunk_speedup=ratio.factor,
-                chunk_speedup_95=_ends(ratio),
+                chunk_speedup_95=ratio.interval,
             )
         artifacts.append(a)
     description = {
@@ -211,10 +211,6 @@ def bench_drafts(
         "chunk_s": options.chunk_s,
     }
     return artifacts, description
-
-
-def _ends(ratio: Ratio) -> tuple[float, float]:
-    return ratio.low, ratio.high
 
 
 def this_target() -> str:

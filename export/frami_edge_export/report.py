@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -280,17 +281,27 @@ def _failed(a: Artifact, gates: Sequence[Gate]) -> str:
     return _describe(failed) if failed else ""
 
 
+def _paces(a: Artifact) -> list[tuple[str, float, float, float]]:
+    """What was timed, how much faster than fp32 that was, and the ends of its interval."""
+    timed = (
+        ("1 s of audio", a.speedup, a.speedup_95),
+        ("a streaming chunk", a.chunk_speedup, a.chunk_speedup_95),
+    )
+    return [
+        (what, factor, *(ends or (factor, factor)))
+        for what, factor, ends in timed
+        if factor is not None
+    ]
+
+
 def _slower(a: Artifact) -> str:
     """Where this file is slower than fp32, or ""."""
     if a.kind != "streaming":
         return ""
     slower = [
-        f"on {what} of audio ({1 / speedup:.2f}x the time)"
-        for speedup, ends, what in (
-            (a.speedup, a.speedup_95, "1 s"),
-            (a.chunk_speedup, a.chunk_speedup_95, "a chunk"),
-        )
-        if speedup is not None and (ends or (speedup, speedup))[1] < NO_SLOWER
+        f"on {what} ({1 / factor:.2f}x the time)"
+        for what, factor, _, high in _paces(a)
+        if high < NO_SLOWER
     ]
     return f"slower than fp32 {' and '.join(slower)}" if slower else ""
 
@@ -301,26 +312,18 @@ def _untimed(a: Artifact) -> bool:
 
 def _speed(a: Artifact) -> tuple[float, float]:
     """Product of both speedups, least and most; 1 where nothing was measured."""
-    low, high = 1.0, 1.0
-    for factor, ends in ((a.speedup, a.speedup_95), (a.chunk_speedup, a.chunk_speedup_95)):
-        least, most = ends or (factor or 1.0, factor or 1.0)
-        low, high = low * least, high * most
-    return low, high
+    paces = _paces(a)
+    return math.prod(low for *_, low, _ in paces), math.prod(high for *_, high in paces)
 
 
 def _gains(a: Artifact, fp32: Artifact) -> str:
-    if a.speedup is None or a.chunk_speedup is None:
-        return _smaller(a, fp32)
-    second = _pace(a.speedup, a.speedup_95, "1 s of audio")
-    chunk = _pace(a.chunk_speedup, a.chunk_speedup_95, "a streaming chunk")
-    return f"{second}, {chunk}, {_smaller(a, fp32)}"
-
-
-def _pace(factor: float, ends: tuple[float, float] | None, what: str) -> str:
-    """Faster, or as fast: what is slower has a fault and no gains."""
-    low, high = ends or (factor, factor)
-    interval = f" ({low:.2f} to {high:.2f})" if ends else ""
-    return f"{f'{factor:.2f}x faster' if low > 1 else 'as fast'} on {what}{interval}"
+    """Faster, or as fast, and smaller: what is slower has a fault and no gains."""
+    gains = [
+        f"{f'{factor:.2f}x faster' if low > 1 else 'as fast'} on {what}"
+        + (f" ({low:.2f} to {high:.2f})" if low < high else "")
+        for what, factor, low, high in _paces(a)
+    ]
+    return ", ".join([*gains, _smaller(a, fp32)])
 
 
 def _smaller(a: Artifact, fp32: Artifact) -> str:

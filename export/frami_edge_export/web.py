@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import shutil
 import subprocess
@@ -34,7 +33,8 @@ from frami_edge_export.frontend import MEL
 from frami_edge_export.graph import check_loadable, serialised
 from frami_edge_runtime.events import EventSpec
 from frami_edge_runtime.modelfile import WAVEFORM_KEY, ModelInfo
-from frami_edge_runtime.thresholds import HOP_S, WINDOW_S
+from frami_edge_runtime.stream import plan_results
+from frami_edge_runtime.thresholds import HOP_S, MIN_ON_S, WINDOW_S
 
 CONTEXT: Final = "context"
 """Input of the page's graph: (8,) int64, the ``pads`` of its log-mel (1, 1, M, T)."""
@@ -102,8 +102,7 @@ def page_graph(wave: onnx.ModelProto) -> onnx.ModelProto:
 def page_facts(info: ModelInfo) -> dict[str, Any]:
     """What the page's script knows about a model, as plain values."""
     mel = info.mel
-    hop = max(1, math.floor(HOP_S / info.frame_s + 0.5))  # as in `Stream`
-    blocks = max(1, math.floor(WINDOW_S / (hop * info.frame_s) + 0.5))
+    hop, blocks = plan_results(info.frame_s, WINDOW_S, None, HOP_S)
     rules = EventSpec.for_model(info).rules(info.labels)
     return {
         "labels": info.labels,
@@ -124,7 +123,7 @@ def page_facts(info: ModelInfo) -> dict[str, Any]:
         "blocks": blocks,
         "on": [rules[label].on for label in info.labels],
         "off": [rules[label].threshold_off for label in info.labels],
-        "min_on_s": WINDOW_S / 2,  # as in `frami-edge-listen`
+        "min_on_s": MIN_ON_S,
         "reject": rules[info.labels[0]].reject,
         "darkest": max(float(mel.floor.min()), -3.0),
         "brightest": min(float(mel.ceiling.max()), 3.0),
@@ -135,9 +134,9 @@ def onnxruntime_web(folder: Path | None = None) -> dict[str, bytes]:
     """The files of onnxruntime-web, by name.
 
     Args:
-        folder: That holds them, at any depth: an unpacked npm package, or an earlier page. None:
-            the pinned version from the npm registry of this machine's settings, checked and kept
-            in the user's cache.
+        folder: Folder that holds them, at any depth: an unpacked npm package, or an earlier page.
+            None: the pinned version from the registry that ``NPM_CONFIG_REGISTRY`` or else npm's
+            own settings name, checked and kept in the user's cache.
 
     Raises:
         ExportError: They cannot be had.
@@ -161,14 +160,14 @@ def _downloaded() -> dict[str, Path | None]:
         registry = asked.stdout.strip() if asked.returncode == 0 else ""
     if not registry.startswith("http"):
         raise ExportError(
-            "onnxruntime-web is fetched from the npm registry, and there is no npm to name it.",
-            fix=f"Install npm, or set NPM_CONFIG_REGISTRY. {_FIX}",
+            "onnxruntime-web comes from an npm registry, and neither NPM_CONFIG_REGISTRY nor npm "
+            "names one.",
+            fix=f"{_FIX} With a network: install npm, or set NPM_CONFIG_REGISTRY to its address.",
         )
-    base = registry.rstrip("/")
     pooch.get_logger().setLevel("WARNING")
     try:
         paths = pooch.retrieve(
-            f"{base}/onnxruntime-web/-/onnxruntime-web-{ORT_VERSION}.tgz",
+            f"{registry.rstrip('/')}/onnxruntime-web/-/onnxruntime-web-{ORT_VERSION}.tgz",
             known_hash=f"sha512:{_ORT_SHA512}",
             fname=f"onnxruntime-web-{ORT_VERSION}.tgz",
             path=os.environ.get("FRAMI_EDGE_CACHE") or pooch.os_cache("frami-edge"),

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from frami_edge.config import parse
+from frami_edge.config import JourneyConfig, load_config, parse, parse_override
 from frami_edge.errors import ConfigError
 from frami_edge.io import read_small
 
 if TYPE_CHECKING:
     from frami_edge.checkpoint import Teacher
-    from frami_edge.config import JourneyConfig
 
 Json = Annotated[
     bool, typer.Option("--json", help="Print exactly one JSON object on stdout instead of tables.")
@@ -115,22 +114,14 @@ def read_recipe(
     """The config with its overrides; without one, None and the overrides by dotted key.
 
     Raises:
-        ConfigError: With every mistake, one per line.
+        ConfigError: There are mistakes.
     """
-    from frami_edge.config import JourneyConfig, load_config
-
     if config is not None:
         return load_config(JourneyConfig, config, overrides or ()), {}
-    found = {}
-    for text in overrides or ():
-        key, equals, value = text.partition("=")
-        try:
-            found[key] = parse(value)
-        except ValueError:
-            equals = ""
-        if not equals:
-            raise ConfigError(f"--set {text} is not KEY=VALUE.", fix="Write it like seed=1.")
-    return None, found
+    try:
+        return None, dict(map(parse_override, overrides or ()))
+    except ValueError as error:
+        raise ConfigError(f"{error}.", fix="Write it like --set distill.steps=800.") from None
 
 
 # --- A teacher: a checkpoint, a YAML description, or Python code with its files

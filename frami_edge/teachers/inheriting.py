@@ -167,7 +167,7 @@ class _Pass(fx.Interpreter):
                     sizes[path] = size
         # Blocks rather than what is inside them: the least depth with a choice.
         depths = Counter(path.count(".") for path in sizes)
-        depth = min((d for d, n in depths.items() if n >= _LISTED), default=99)
+        depth = min((d for d, n in depths.items() if n >= 3), default=99)
         blocks = sorted((size, path) for path, size in sizes.items() if path.count(".") <= depth)
         return {path: size for size, path in blocks[-_LISTED:]}
 

@@ -1,7 +1,7 @@
 """`frami-edge-listen`: run a model on a microphone, a file or a pipe; print results and events.
 
 A session yields *records*, the dictionaries that ``--json`` prints; the runtime's README lists the
-fields of each ``type``. Displays only format them.
+fields of each ``type``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -30,6 +30,7 @@ from frami_edge_runtime import __version__
 from frami_edge_runtime.audio import AudioFile, ByteStream
 from frami_edge_runtime.capture import DRIVERS, Microphone, PcmPipe
 from frami_edge_runtime.classifier import Classifier
+from frami_edge_runtime.display import Record, choose_display, printable
 from frami_edge_runtime.errors import AudioError, FramiEdgeError
 from frami_edge_runtime.events import Event, EventDetector, EventSpec
 from frami_edge_runtime.monitor import INT16_SCALE, STALLED_S
@@ -45,12 +46,9 @@ from frami_edge_runtime.thresholds import (
 )
 
 Source: TypeAlias = "AudioFile | PcmPipe | Microphone"
-Record: TypeAlias = "dict[str, Any]"
 
 MICROPHONE: Final = "mic"
 STDIN: Final = "-"
-DEFAULT_WINDOW_S: Final = 1.0
-METER_FLOOR_DB: Final = -60.0
 QUIETEST_DB: Final = -120.0
 WARN_SHARE: Final = 0.1  # BirdNET-Go's rule: a tenth lost over five minutes is worth a warning
 WARN_OVER_S: Final = 300.0
@@ -159,7 +157,7 @@ class _Session:
         self._warners = (source, *also_warn)
         self._rate = rate = source.sample_rate
         forget_s = options.forget_s
-        window_s = options.window_s or (None if forget_s else DEFAULT_WINDOW_S)
+        window_s = options.window_s or (None if forget_s else WINDOW_S)
         self._stream = classifier.stream(rate, window_s, forget_s, options.hop_s, options.gate_db)
         given = {f.name: getattr(options, f.name, None) for f in dataclasses.fields(EventSpec)}
         settings = {name: value for name, value in given.items() if value is not None}
@@ -334,144 +332,6 @@ class _Session:
             yield {"type": "event", **dataclasses.asdict(event)}
 
 
-def _printable(text: str) -> str:
-    """The text without control characters: a label must not control the terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text)
-
-
-def _bar(share: float, width: int, mark: str) -> str:
-    return mark * round(width * min(1.0, max(0.0, share)))
-
-
-class _Plain:
-    """Results and events as lines on stdout, everything else on stderr."""
-
-    def __init__(self, *, quiet: bool = False, flush: bool = True) -> None:
-        self._quiet, self._flush = quiet, flush
-        self._lost_s = 0.0
-        self._next_loss_s = 0.0  # overloaded machines must not fill a log: a line per ten seconds
-
-    def show(self, record: Record) -> None:
-        kind = record["type"]
-        if kind in ("event", "gap", "warning") or not self._quiet:
-            getattr(self, f"show_{kind}")(record)
-
-    def show_start(self, start: Record) -> None:
-        self.note(
-            f"{start['model']}: {len(start['labels'])} classes, {start['model_rate']} Hz, "
-            f"on {start['backend']} ({start['backend_reason']})"
-        )
-        mode = f"half of the weight on the last {start['forget_s']} s,"
-        if start["window_s"] is not None:
-            mode = f"windows of {start['window_s']:.2f} s"
-        source = f"{start['source']} at {start['sample_rate']} Hz"
-        self.note(f"listening to {source}, {mode} every {start['hop_s']:.2f} s")
-        for note in start["notes"]:
-            self.note(f"note: {note}")
-
-    def show_result(self, result: Record) -> None:
-        meter = _bar(1 - result["level_db"] / METER_FLOOR_DB, 12, "#")
-        top = "  ".join(f"{name} {p:.2f}" for name, p in result["top"].items())
-        self.output(f"{result['t1']:9.2f} s  {result['level_db']:6.1f} dB [{meter:.<12}]  {top}")
-
-    def show_event(self, event: Record) -> None:
-        label, t0, t1 = event["label"], event["t0"], event["t1"]
-        score = f"{event['score']:.2f}" + ("  (audio was lost)" if event["gap"] else "")
-        if event["kind"] == "start":
-            self.output(f"{event['at']:9.2f} s  >> {label} began at {t0:.2f} s, {score}")
-        elif event["kind"] == "end":
-            span = f"{t0:.2f}-{t1:.2f} s, {t1 - t0:.2f} s"
-            self.output(f"{event['at']:9.2f} s  << {label} {span}, best {score}")
-
-    def show_gap(self, gap: Record) -> None:
-        self._lost_s += gap["lost_s"]
-        if gap["t"] >= self._next_loss_s:
-            self._next_loss_s = gap["t"] + 10
-            self.note(f"warning: {self._lost_s:.3f} s of audio lost up to {gap['t']:.2f} s")
-
-    def show_warning(self, warning: Record) -> None:
-        self.note(f"warning: {warning['message']}")
-
-    def show_summary(self, summary: Record) -> None:
-        audio_s, busy_s, events = summary["audio_s"], summary["busy_s"], summary["events"]
-        text = f"{audio_s:.1f} s of audio in {summary['wall_s']:.1f} s"
-        if busy_s > 0:
-            text += f" ({audio_s / busy_s:.0f} times real time in the model)"
-        text += f": {summary['results']} results, {sum(events.values())} events"
-        if events:
-            text += f" ({', '.join(f'{name} {n}' for name, n in sorted(events.items()))})"
-        if summary["warnings"]:
-            text += f"; {sum(summary['warnings'].values())} warnings"
-        if summary["lost"]:
-            share = 100 * summary["lost_s"] / audio_s
-            text += f"; lost {summary['lost_s']:.2f} s ({share:.1f} %) in {summary['gaps']} gaps"
-        self.note(text + ("; interrupted" if summary["reason"] == "interrupted" else ""))
-
-    def output(self, line: str) -> None:
-        print(_printable(line), flush=self._flush)
-
-    def note(self, line: str) -> None:
-        if self._flush:  # keeps the order where both streams are one terminal
-            sys.stdout.flush()
-        print(_printable(line), file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        """Restore the terminal."""
-
-
-class _JsonLines(_Plain):
-    """One JSON object per line on stdout."""
-
-    def show(self, record: Record) -> None:
-        if not (self._quiet and record["type"] == "result"):
-            rounded = {k: round(v, 6) if isinstance(v, float) else v for k, v in record.items()}
-            print(json.dumps(rounded, allow_nan=False), flush=self._flush)
-
-
-class _Live(_Plain):
-    """A rich display of level and top classes, drawn at most ten times per second.
-
-    Everything else scrolls above it and stays.
-
-    Raises:
-        ImportError: rich is not installed.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        # Imported here: rich is an extra, and takes longer than everything else at the start.
-        from rich.console import Console
-        from rich.live import Live
-        from rich.text import Text
-
-        self._text = Text
-        self._lines = ["waiting for the first result"]
-        self._live = Live(
-            console=Console(highlight=False),
-            refresh_per_second=10,
-            get_renderable=lambda: Text("\n".join(self._lines), no_wrap=True, overflow="ellipsis"),
-            transient=True,
-        )
-        self._live.start()
-
-    def show_result(self, result: Record) -> None:
-        level_db, top = result["level_db"], result["top"]
-        meter = _bar(1 - level_db / METER_FLOOR_DB, 40, "█")
-        width = max(map(len, top))
-        scores = [f"{name:{width}}  {p:.2f}  {_bar(p, 40, '━')}" for name, p in top.items()]
-        lines = [f"{result['t1']:9.2f} s  {level_db:6.1f} dB  {meter}", *scores]
-        self._lines = [_printable(line) for line in lines]
-
-    def output(self, line: str) -> None:
-        self._live.console.print(self._text(_printable(line)))
-
-    def note(self, line: str) -> None:
-        self.output(line)
-
-    def close(self) -> None:
-        self._live.stop()
-
-
 def run(options: argparse.Namespace) -> None:
     """Listen until the source ends or a signal comes; print as the options ask.
 
@@ -487,7 +347,8 @@ def run(options: argparse.Namespace) -> None:
             except KeyboardInterrupt:
                 return  # while it waited for the first bytes: there is nothing to sum up
             with closing(found) as source, ExitStack() as stack:
-                display = stack.enter_context(closing(_choose_display(options)))
+                continuous = options.source in (MICROPHONE, STDIN)
+                display = stack.enter_context(closing(choose_display(options, continuous)))
                 publishers: list[Any] = []
                 if options.mqtt:
                     # Imported here: few use it.
@@ -532,7 +393,7 @@ def tune(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps({"type": "tuned", "out": options.out, **found.to_dict()}))
     else:
-        print(_printable(f"{options.out}: {found}"))
+        print(printable(f"{options.out}: {found}"))
 
 
 def check(options: argparse.Namespace) -> bool:
@@ -547,7 +408,7 @@ def check(options: argparse.Namespace) -> bool:
         figures = {"type": "selftest", "passed": found.passed, **dataclasses.asdict(found)}
         print(json.dumps(figures, allow_nan=False))
     else:
-        print(_printable(f"self-test {'passed' if found else 'FAILED'}: {found}"))
+        print(printable(f"self-test {'passed' if found else 'FAILED'}: {found}"))
     return found.passed
 
 
@@ -581,16 +442,6 @@ def open_source(options: argparse.Namespace, model_rate: int) -> Source:
         name=name,
         stall_s=options.stall_s,
     )
-
-
-def _choose_display(options: argparse.Namespace) -> _Plain:
-    """JSON Lines where asked for, live on a terminal with rich, else plain lines."""
-    terminal = sys.stdout.isatty()
-    if terminal and not (options.json or options.plain or options.quiet):
-        with suppress(ImportError):
-            return _Live()
-    display = _JsonLines if options.json else _Plain
-    return display(quiet=options.quiet, flush=terminal or options.source in (MICROPHONE, STDIN))
 
 
 def seconds(text: str) -> float:
@@ -709,15 +560,16 @@ def parse(arguments: Sequence[str] | None, prog: str) -> argparse.Namespace:
         ("--format", options.encoding, (STDIN,)),
         ("--channels", options.channels, (MICROPHONE, STDIN)),
     ):
-        if given and kind not in kinds:
+        if given is not None and kind not in kinds:
             parser.error(f"{option} is for {' and '.join(kinds)}, and the source is {kind}")
     if options.driver and options.driver not in DRIVERS:
         parser.error(f"--driver is one of {', '.join(DRIVERS)}")
     options.overrides = dict(options.overrides or ()) or None
     if options.tune_s and not options.out:
         parser.error("--tune needs --out FILE")
-    if options.top < 1:
-        parser.error("--top must be at least 1")
+    for option, number in (("--top", options.top), ("--channels", options.channels)):
+        if number is not None and number < 1:
+            parser.error(f"{option} must be at least 1")
     return options
 
 

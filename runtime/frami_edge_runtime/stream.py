@@ -215,7 +215,7 @@ class Stream:
         self._batch = min(CPU_BATCH if model.kind == "cpu" else GPU_BATCH, model.max_batch)
         self.sample_rate = mel.sample_rate if sample_rate is None else check_rate(sample_rate)
         """Hz, of the samples to be pushed."""
-        self._hop, self._blocks = _plan_results(info.frame_s, window_s, forget_s, hop_s)
+        self._hop, self._blocks = plan_results(info.frame_s, window_s, forget_s, hop_s)
         self._made_for = (
             f"model {model.sha256}, {self.sample_rate} Hz, hop {self._hop}, "
             f"{self._blocks} hops, half-life {forget_s}"
@@ -801,7 +801,7 @@ def _batches(streams: Sequence[Stream]) -> list[Sequence[Stream]]:
     return [streams[start : start + most] for start in range(0, len(streams), most)]
 
 
-def _plan_results(
+def plan_results(
     frame_s: float, window_s: float | None, forget_s: float | None, hop_s: float | None
 ) -> tuple[int | None, int | None]:
     """Trunk frames between results, and how many such hops make a window; None where not wanted.

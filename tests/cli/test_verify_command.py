@@ -119,6 +119,12 @@ def test_what_cannot_be_compared_is_refused(exported: Path, call: Call, tmp_path
     assert "different classes" in call("verify", source, other, code=1).stderr
     lonely = call("verify", source, source, "--fold", "1", code=1)
     assert "--fold and --data-root need --data" in lonely.stderr
+    for label in "ab":
+        (tmp_path / "set" / label).mkdir(parents=True)
+        (tmp_path / "set" / label / "1.wav").write_text("no audio")
+    damaged = call("verify", source, source, "--data", f"folder:{tmp_path / 'set'}", code=1)
+    assert "a/1.wav is left out: not decodable" in damaged.stderr
+    assert "None of 2 clips" in damaged.stderr
 
 
 def test_a_stream_that_loses_samples_is_caught(exported: Path) -> None:

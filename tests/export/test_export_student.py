@@ -30,6 +30,7 @@ from frami_edge_runtime.logmel import log_mel
 from frami_edge_runtime.modelfile import Context, read_head, read_model_info
 
 NAMES = ["fp32", "model", "int8.cpu", "int8.trt", "int8.portable", "fp16", "int8.trt.fp16", "wave"]
+FACTS = StudentFacts(MEL, tuple("abcdef"), "a" * 64, "b" * 64, "Apache-2.0")
 ACCURACY = {"fp32": 0.91, "int8.cpu": 0.9, "int8.portable": 0.5}
 
 
@@ -38,19 +39,13 @@ def exported(
     tmp_path_factory: pytest.TempPathFactory, student: TinyStudent, calibration: np.ndarray
 ) -> tuple[Path, ExportReport]:
     folder = tmp_path_factory.mktemp("export")
-    facts = StudentFacts(MEL, tuple("abcdef"), "a" * 64, "b" * 64, "Apache-2.0")
-    report = export_student(
+    report = export_int8(
         student,
-        facts,
         folder,
-        name="kit",
-        int8=True,
-        calibration=calibration,
-        source="bank",
+        calibration,
         portable=True,
         half=True,
         waveform=True,
-        options=FAST,
         evaluate=lambda path: ACCURACY.get(Path(path).name[4:-5], 0.9),
     )
     return folder, report
@@ -205,6 +200,13 @@ def export(student: Any, folder: Path, facts: StudentFacts, **changes: Any) -> E
     return export_student(student, facts, folder, **{**arguments, **changes})
 
 
+def export_int8(
+    student: Any, folder: Path, calibration: np.ndarray, **changes: Any
+) -> ExportReport:
+    arguments = {"name": "kit", "int8": True, "calibration": calibration, "source": "bank"}
+    return export(student, folder, FACTS, **arguments, **changes)
+
+
 @pytest.mark.usefixtures("ready_graphs")
 def test_two_exports_are_equal_files(
     exported: tuple[Path, ExportReport],
@@ -216,13 +218,11 @@ def test_two_exports_are_equal_files(
     """Whatever the clock and the stopwatch say; the graphs come from another run of torch's."""
     clock = itertools.count()
     monkeypatch.setattr("time.perf_counter", lambda: float(next(clock) ** 1.5))
-    facts = StudentFacts(MEL, tuple("abcdef"), "a" * 64, "b" * 64, "Apache-2.0")
-    arguments = {"int8": True, "calibration": calibration, "source": "bank", "portable": True}
-    export(student, tmp_path, facts, name="kit", **arguments)
+    export_int8(student, tmp_path, calibration, portable=True)
     for path in tmp_path.glob("*.onnx"):
         assert path.read_bytes() == (exported[0] / path.name).read_bytes(), path.name
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
-    export(student, tmp_path, facts, name="dated")
+    export(student, tmp_path, FACTS, name="dated")
     info = read_model_info(cpu_session(str(tmp_path / "dated.fp32.onnx")))
     assert info.created == "2023-11-14T22:13:20+00:00"
 
@@ -236,10 +236,8 @@ def test_a_target_gets_its_files_and_the_same_answers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    facts = StudentFacts(MEL, tuple("abcdef"), "a" * 64, "b" * 64, "Apache-2.0")
     options = dataclasses.replace(FAST, target="jetson-gpu")
-    arguments = {"int8": True, "calibration": calibration, "source": "bank", "options": options}
-    report = export(student, tmp_path, facts, name="kit", **arguments)
+    report = export_int8(student, tmp_path, calibration, options=options)
     assert report.recommended == "kit.fp32.onnx"
     assert "build the engines on the Jetson" in report.reason
     assert {"fp16", "int8.trt", "int8.trt.fp16"} <= {a.name for a in report.artifacts}

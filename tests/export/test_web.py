@@ -221,11 +221,20 @@ def test_the_folder_is_small_and_onnxruntime_comes_from_a_folder(
     assert onnxruntime_web(page) == dict.fromkeys(ORT_FILES, b"code")
 
 
-def test_without_a_network_the_error_names_the_way_around(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("registry", "said"),
+    [
+        ("http://127.0.0.1:9", "could not be fetched"),
+        ("", "neither NPM_CONFIG_REGISTRY nor npm names one"),
+        ("registry.example", "neither NPM_CONFIG_REGISTRY nor npm names one"),
+    ],
+)
+def test_without_a_registry_the_error_names_the_way_around(
+    registry: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("NPM_CONFIG_REGISTRY", "http://127.0.0.1:9")
+    monkeypatch.setenv("NPM_CONFIG_REGISTRY", registry)
     monkeypatch.setenv("FRAMI_EDGE_CACHE", str(tmp_path))
-    with pytest.raises(ExportError, match="could not be fetched") as caught:
+    monkeypatch.setenv("PATH", "")  # no npm
+    with pytest.raises(ExportError, match=said) as caught:
         onnxruntime_web()
     assert "--ort-web" in caught.value.fix

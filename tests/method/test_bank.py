@@ -177,7 +177,7 @@ def health(**changes: Any) -> dict[str, Any]:
         (
             "inversion",
             {"hit_rate_per_class": [0.6] * 9 + [0.01], "class_share": [0.11] * 9 + [0.001]},
-            "next to no clip: 9. The",
+            "predicts 9 for next to no clip",
         ),
         ("inversion", {"batch_norm_error": 0.5}, "0.50 away"),
         ("inversion", {"class_share": [0.7, *[0.03] * 9]}, "one class for 70 % of the clips"),
@@ -195,6 +195,8 @@ def test_a_known_failure_is_warned_of(source: str, change: dict[str, Any], words
 
 def test_a_class_that_is_in_no_source_is_named() -> None:
     one, other = [0.5, 0.5, 0.0, 0.0], [0.5, 0.2, 0.3, 0.0]
-    bank = {"inversion": health(class_share=one), "procedural": health(class_share=other)}
+    rates = {"hit_rate_per_class": [0.9, 0.9, 0.2, 0.0]}
+    bank = {"inversion": health(class_share=one, **rates)}
+    bank["procedural"] = health(class_share=other, hit_rate_per_class=[None] * 4)
     (sentence,) = health_warnings(bank, ("dog", "cat", "cow", "hen"))
-    assert "No clip of the bank is predicted as hen:" in sentence
+    assert "predicts hen for next to no clip of the bank" in sentence

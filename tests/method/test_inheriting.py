@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import frami_edge as fe
 from frami_edge import load_teacher
 from frami_edge.checkpoint import Card, Student, Teacher, load_checkpoint
 from frami_edge.config import BankConfig, DistillConfig, JourneyConfig, StudentArch
 from frami_edge.device import Compute
 from frami_edge.distillation import TensorSampler, distill
-from frami_edge.errors import ConfigError, FramiEdgeError
+from frami_edge.errors import CheckpointError, ConfigError, FramiEdgeError, TeacherError
 from frami_edge.teachers.inheriting import inherit, inheritable
 from frami_edge_export.parity import check_streamable
 from frami_edge_runtime.melspec import MelSpec
@@ -123,6 +124,15 @@ def test_a_student_inherits_streams_and_is_saved(
     again = load_checkpoint(tmp_path / "student.safetensors", "student")
     assert torch.equal(again.model(clips), student(clips))
 
+    for layer in ({"of": [9]}, {"of": [0, 0]}, {"channels": 7}, {"groups": 5}):
+        arch = student.arch.model_dump(mode="json")
+        arch["layers"][1] |= layer
+        Student(student, card.model_copy(update={"arch": arch}), spec, "").save(tmp_path / "bad")
+        with pytest.raises(CheckpointError, match="do not fit the network"):
+            load_checkpoint(tmp_path / "bad", "student")
+    with pytest.raises(ValueError, match="layers are found by distill"):
+        StudentArch(layers=student.arch.layers)
+
     coarser = spec.replace(n_mels=12)
     with pytest.raises(ConfigError, match="needs its teacher's front end"):
         distill(tagger, TensorSampler(clips), config, cpu, mel=coarser)
@@ -136,6 +146,13 @@ def test_layers_of_our_own_teacher(opened: Teacher, spec: MelSpec) -> None:
         h = block(h, None)[0]
     c = layers.cut
     torch.testing.assert_close(layers(x), h[..., c:-c], atol=1e-5, rtol=1e-5)
+
+
+def test_a_wrong_name_is_refused_before_a_bank_is_made(tagger: Teacher, tmp_path: Path) -> None:
+    wanted = {"student.inherit": "features.99", "bank.procedural_clips": 10}
+    with pytest.raises(TeacherError, match="no module of that name"):
+        fe.distill(tagger, overrides=wanted, sources=["procedural"], out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,12 @@ import torch
 
 import frami_edge as fe
 from frami_edge.checkpoint import Card, Teacher
-from frami_edge.config import JourneyConfig, TeacherArch, frames_in
+from frami_edge.config import BankConfig, JourneyConfig, TeacherArch, frames_in
 from frami_edge.errors import ConfigError
 from frami_edge.models import ResNetTeacher
 from frami_edge.progress import Progress
 from frami_edge.runs import read_manifest
-from frami_edge.sizing import doubt, fitted, parse_budget, sized_for
+from frami_edge.sizing import doubt, fitted, parse_budget, scaled_keys, sized_for
 from frami_edge_runtime.melspec import MelSpec
 
 CPU: dict[str, Any] = {"device": "cpu", "precision": "fp32"}
@@ -82,6 +82,12 @@ def test_a_budget_scales_bank_and_student(spec: MelSpec, cpu: Any) -> None:
         "bank.procedural_clips": 80, "bank.translator.steps": 32, "bank.translator.burn_in": 8,
     }  # fmt: skip
     assert "4.00 times" in line
+    every = {"refinement": 1, "breeding": 1, "recordings": 1, "cmi": 1}
+    other = JourneyConfig(bank=BankConfig(sources=every, recordings="sounds"))
+    assert scaled_keys(other, bank=True) == [
+        "distill.steps", "bank.refinement.steps", "bank.breeding.steps", "bank.breeding.burn_in",
+        "bank.recordings_clips", "bank.inversion.steps", "bank.inversion.burn_in",
+    ]  # fmt: skip
     with pytest.raises(ConfigError, match="is the least here"):
         fitted(teacher, config, cpu, 1e-4, mel=spec)
     for wrong in ("soon", "0", "-3min"):

@@ -101,10 +101,8 @@ class Stream {
 function scoresOf(logits, output) {
   const z = Array.from(logits);
   if (output === "sigmoid") return z.map((x) => 0.5 * (1 + Math.tanh(0.5 * x)));
-  const top = Math.max(...z);
-  const parts = z.map((x) => Math.exp(x - top));
-  const sum = parts.reduce((a, b) => a + b);
-  return parts.map((x) => x / sum);
+  const sum = energy(z); // of exp, as ln
+  return z.map((x) => Math.exp(x - sum));
 }
 
 /** Starts and ends of sounds: the runtime's `EventDetector` with the settings of the model file. */
