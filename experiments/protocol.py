@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from frami_edge.config import JourneyConfig, Strict, TeacherConfig, load_config
+from frami_edge.config import JourneyConfig, Strict, TeacherConfig
 from frami_edge.errors import ConfigError
+from frami_edge.yaml_config import load_config
 
 
 def _text(value: Any) -> Any:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import yaml
 
 from frami_edge.checkpoint import Card, Student, TrainedOn, parameters
-from frami_edge.config import presets
 from frami_edge.evaluation import class_rows
+from frami_edge.yaml_config import presets
 from frami_edge_export.report import ExportReport, markdown_card
 from frami_edge_runtime.melspec import MelSpec
 

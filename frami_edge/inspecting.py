@@ -18,7 +18,6 @@ from safetensors import SafetensorError, safe_open
 
 from frami_edge.bank import Bank, health_warnings
 from frami_edge.checkpoint import load_checkpoint, parameters
-from frami_edge.config import presets
 from frami_edge.errors import CheckpointError, TeacherError
 from frami_edge.inversion import (
     DOUBTFUL_FRONT_END,
@@ -45,6 +44,7 @@ from frami_edge.teachers.opening import (
     read_labels,
     read_mel,
 )
+from frami_edge.yaml_config import presets
 from frami_edge_export.exporter import REPORT
 from frami_edge_export.lint import lint_tensorrt
 from frami_edge_runtime.errors import FramiEdgeError, ModelFileError

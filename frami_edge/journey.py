@@ -26,7 +26,7 @@ from frami_edge import plots
 from frami_edge.bank import Bank, BankSampler, check_bank, health_warnings, least_hit_rate
 from frami_edge.bridge import comparable
 from frami_edge.checkpoint import Card, Student, Teacher
-from frami_edge.config import BankConfig, JourneyConfig, frames_in, load_config
+from frami_edge.config import BankConfig, JourneyConfig, frames_in
 from frami_edge.data.store import Features
 from frami_edge.device import (
     Compute,
@@ -48,6 +48,7 @@ from frami_edge.sources import LEARNED
 from frami_edge.sources.procedural import ProceduralAudio, measured, procedural_mels
 from frami_edge.teachers import load_teacher
 from frami_edge.teachers.opening import TeacherDescription, read_mel, write_description
+from frami_edge.yaml_config import load_config
 from frami_edge_export.calibration import classify_mels
 from frami_edge_export.graph import StudentFacts
 from frami_edge_export.thresholds import ThresholdClips

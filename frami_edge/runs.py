@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any, Self
 from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
-from frami_edge.config import dump, parse
 from frami_edge.errors import RunError
 from frami_edge.io import atomic_write_bytes, atomic_write_json, atomic_write_text, json_text, plain
+from frami_edge.yaml_config import dump, parse
 
 if TYPE_CHECKING:
     from frami_edge.device import Compute

@@ -92,7 +92,8 @@ def test_the_public_names() -> None:
 
 def test_the_package_and_its_configs_load_without_torch() -> None:
     code = (
-        "import sys, frami_edge; from frami_edge.config import JourneyConfig, load_config; "
+        "import sys, frami_edge; from frami_edge.config import JourneyConfig; "
+        "from frami_edge.yaml_config import load_config; "
         "load_config(JourneyConfig, 'esc10-student'); print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -16,10 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from frami_edge.checkpoint import load_checkpoint
-from frami_edge.config import TeacherConfig, load_config
+from frami_edge.config import TeacherConfig
 from frami_edge.errors import CheckpointError, ConfigError, FramiEdgeError
 from frami_edge.runs import load_state, save_state
 from frami_edge.teachers.opening import read_weights
+from frami_edge.yaml_config import load_config
 from frami_edge_runtime.classifier import Classifier
 from frami_edge_runtime.errors import ModelFileError
 

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, model_validator
 
-from frami_edge.config import Strict, dump_config, load_config, parse, presets
+from frami_edge.config import Strict
 from frami_edge.errors import ConfigError
+from frami_edge.yaml_config import dump_config, load_config, parse, presets
 
 
 class Inversion(Strict):
@@ -154,7 +155,7 @@ def test_presets_by_name_and_the_near_one(tmp_path: Path, monkeypatch: pytest.Mo
     (package / "configs" / "teachers").mkdir(parents=True)
     (package / "configs" / "esc10.yaml").write_text("seed: 10\n")
     (package / "configs" / "teachers" / "fsdd.yaml").write_text("seed: 11\n")
-    monkeypatch.setattr("frami_edge.config.resources.files", lambda _: package)
+    monkeypatch.setattr("frami_edge.yaml_config.resources.files", lambda _: package)
     assert list(presets()) == ["esc10", "teachers/fsdd"]
     assert load_config(Journey, "esc10").seed == 10
     assert load_config(Journey, "teachers/fsdd", ["seed=1"]).seed == 1

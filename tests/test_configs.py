@@ -7,15 +7,9 @@ import re
 import pytest
 from pydantic import BaseModel
 
-from frami_edge.config import (
-    JourneyConfig,
-    TeacherConfig,
-    load_config,
-    parse,
-    presets,
-    read_mapping,
-)
+from frami_edge.config import JourneyConfig, TeacherConfig
 from frami_edge.data.sets import known_sets
+from frami_edge.yaml_config import load_config, parse, presets, read_mapping
 from frami_edge_runtime.melspec import MelSpec
 
 MODELS: dict[str, type[BaseModel]] = {"-teacher": TeacherConfig, "-student": JourneyConfig}

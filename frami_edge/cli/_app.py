@@ -21,8 +21,8 @@ from typer.core import TyperGroup
 
 from frami_edge.cli._options import OUTPUT
 from frami_edge.cli._output import Output, print_json
-from frami_edge.config import describe
 from frami_edge.errors import Terminated
+from frami_edge.yaml_config import describe
 from frami_edge_runtime.errors import FramiEdgeError
 
 FAILED = 1

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from frami_edge.config import JourneyConfig, load_config, parse, parse_override
+from frami_edge.config import JourneyConfig
 from frami_edge.errors import ConfigError
 from frami_edge.io import read_small
+from frami_edge.yaml_config import load_config, parse, parse_override
 
 if TYPE_CHECKING:
     from frami_edge.checkpoint import Teacher

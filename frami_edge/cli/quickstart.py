@@ -39,8 +39,9 @@ def quickstart(
     seed: opt.NewSeed = None,
 ) -> None:
     """Invert, distil, score, export and stream the digit teacher that ships with frami-edge."""
-    from frami_edge.config import JourneyConfig, load_config
+    from frami_edge.config import JourneyConfig
     from frami_edge.quickstart import run_quickstart, summary
+    from frami_edge.yaml_config import load_config
 
     config = load_config(JourneyConfig, PRESET, overrides or ())
     if seed is not None:

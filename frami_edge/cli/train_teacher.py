@@ -34,9 +34,10 @@ def train_teacher(
 ) -> None:
     """Train a teacher on real audio with one fold held out, and score it on that fold once."""
     from frami_edge import api
-    from frami_edge.config import TeacherConfig, load_config, presets
+    from frami_edge.config import TeacherConfig
     from frami_edge.data.sets import part_name
     from frami_edge.runs import read_manifest
+    from frami_edge.yaml_config import load_config, presets
 
     settings = load_config(TeacherConfig, config, overrides or ())
     if allow_partial:

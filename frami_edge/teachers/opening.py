@@ -19,7 +19,7 @@ from torch import nn
 
 from frami_edge.assets import teacher_assets
 from frami_edge.checkpoint import Card, Teacher, TrainedOn, load_checkpoint
-from frami_edge.config import Strict, dump_config, load_config, presets, read_mapping
+from frami_edge.config import Strict
 from frami_edge.errors import CheckpointError, ConfigError, TeacherError
 from frami_edge.io import atomic_write_text, nfc, read_small, sha256_file, sha256_tensors
 from frami_edge.teachers import hugging_face
@@ -28,6 +28,7 @@ from frami_edge.teachers.foreign import ForeignTeacher
 from frami_edge.teachers.frontends import LogMelInput, NotFound, find_front_end
 from frami_edge.teachers.selection import Keep, select_classes
 from frami_edge.teachers.weights import is_torchscript, load_weights, read_weights
+from frami_edge.yaml_config import dump_config, load_config, presets, read_mapping
 from frami_edge_runtime.errors import FramiEdgeError, MelSpecError
 from frami_edge_runtime.melspec import MelSpec
 

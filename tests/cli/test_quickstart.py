@@ -13,10 +13,11 @@ from frami_edge import api, quickstart
 from frami_edge.assets import DIGITS_TEACHER
 from frami_edge.checkpoint import Teacher, load_checkpoint, parameters
 from frami_edge.cli import app
-from frami_edge.config import JourneyConfig, load_config
+from frami_edge.config import JourneyConfig
 from frami_edge.data.clips import Clip
 from frami_edge.data.store import Features
 from frami_edge.sources.procedural import ProceduralAudio
+from frami_edge.yaml_config import load_config
 from frami_edge_export.options import ExportOptions
 from frami_edge_runtime.classifier import Classifier
 

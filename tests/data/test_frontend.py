@@ -8,8 +8,8 @@ import torch
 import torchaudio
 from torchaudio.compliance import kaldi
 
-from frami_edge.config import read_mapping
 from frami_edge.frontend import LogMel, resample, tile_to_window
+from frami_edge.yaml_config import read_mapping
 from frami_edge_export.frontend import WAVEFORM, frontend_graph
 from frami_edge_export.parity import cpu_session
 from frami_edge_runtime.errors import AudioError

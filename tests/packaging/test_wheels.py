@@ -115,7 +115,7 @@ for module in pkgutil.iter_modules(r.__path__, r.__name__ + '.'):
 """
 PRESETS = """
 import sys
-from frami_edge.config import presets
+from frami_edge.yaml_config import presets
 paths = presets()
 assert 'fsdd-student' in paths and 'mel/log-mel-16k-64' in paths, paths
 assert all(str(p).startswith(sys.argv[1]) for p in paths.values()), paths
