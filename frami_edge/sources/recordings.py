@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from frami_edge.data.clips import is_audio, readable
+from frami_edge.data.clips import audio_below, readable
 from frami_edge.data.decoding import read_audio
 from frami_edge.device import generator
 from frami_edge.errors import DataError, UnusableClipError
@@ -27,7 +27,7 @@ class Recordings:
     """Random stretches of every recording in a folder and its subfolders, equally many of each.
 
     Files of any rate are resampled; recordings shorter than a clip are repeated; files that cannot
-    be used are left out with a warning.
+    be used are left out with a warning, hidden ones without.
 
     Raises:
         DataError: The folder is missing, or has no audio files.
@@ -39,7 +39,7 @@ class Recordings:
     def __init__(self, context: SourceContext) -> None:
         c = self.context = context
         folder = Path(c.config.recordings or "")
-        self.paths = sorted(path for path in folder.rglob("*") if is_audio(path))
+        self.paths = audio_below(folder)
         if not self.paths:
             raise DataError(
                 f"There are no audio files in the folder of recordings, {folder}.",

@@ -301,6 +301,18 @@ def test_names_that_are_no_text_and_other_files_are_said(tmp_path: Path) -> None
     assert "beside the folders, which are not read: 1" in said
 
 
+@pytest.mark.parametrize("split", ["", "train/"])
+def test_hidden_files_and_folders_are_no_clips(tmp_path: Path, split: str) -> None:
+    names = _many(split) + (_many("test/") if split else [])
+    strays = [".cache/1.wav", ".cache/a/2.wav", ".cache/.b/3.wav", "__MACOSX/._1.wav"]
+    strays += ["._1.wav", "deep/._2.wav"]
+    _tree(tmp_path, *names, *(f"{split}cat/{stray}" for stray in strays))
+    pets = load_set(f"folder:{tmp_path}")
+    assert sorted(clip.name for clip in pets.clips) == sorted(names)
+    (said,) = pets.notes
+    assert said == "Hidden audio files, which are left out: 3 .cache/, 2 ._*, 1 __MACOSX/."
+
+
 def test_composed_and_decomposed_names_are_one(tmp_path: Path) -> None:
     one, other = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
     _tree(tmp_path, f"train/{one}/1.wav", f"test/{other}/2.wav", "train/b/1.wav", "test/b/2.wav")
