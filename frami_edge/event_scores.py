@@ -31,6 +31,7 @@ from frami_edge_runtime.classifier import Classifier
 from frami_edge_runtime.events import EventDetector, EventSpec
 from frami_edge_runtime.logmel import log_mel
 from frami_edge_runtime.monitor import INT16_SCALE
+from frami_edge_runtime.state import check_place
 from frami_edge_runtime.stream import Result, scores_of
 from frami_edge_runtime.thresholds import (
     HOP_S,
@@ -304,7 +305,10 @@ def evaluate_stream(
         CheckpointError: `teacher` is not the model's.
         ConfigError: The model takes whole clips only.
         DataError: There is no audio, or the labels cannot be read or do not belong to it.
+        OutputError: `picture` cannot be written.
     """
+    if picture:
+        check_place(picture)
     sounds = read_sounds(labels) if labels else {}
     files = audio_files(audio)
     names = [nfc(file.name) for file in files]
@@ -392,7 +396,9 @@ def tune(
         AudioError: A recording cannot be used.
         DataError: There is no audio.
         ModelFileError: The model is no streaming ONNX file, or there is too little audio.
+        OutputError: `out` cannot be written.
     """
+    check_place(out)
     classifier = Classifier(model)
     old = Thresholds.of(classifier.info)
     reject = old.reject if old else None
