@@ -502,7 +502,8 @@ def check_recordings(config: BankConfig) -> None:
 
 WRONG_FRONT_END = 200.0
 """Relative BatchNorm error on procedural clips: 237 without mean and std, 314 with dB for ln, below
-1 with every right front end that was tried, and below 1 with subtler mistakes too (docs/LOG.md)."""
+1 with all but one of the right front ends that were tried (7.9), and below 1 with subtler mistakes
+too (docs/LOG.md)."""
 
 
 DOUBTFUL_FRONT_END = 1.0
