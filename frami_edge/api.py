@@ -231,6 +231,8 @@ def distill(
     journey = Journey.prepare(teacher, settings, out, device, precision, deterministic)
     loaded, compute = journey.teacher, journey.compute
     sampler = None if given is None else journey.sampler(given)
+    # A sampler's student is a control, or an experiment.
+    own_bank = given is None or isinstance(given, Bank)
     distillation.check_inherited(settings, loaded, journey.student_mel)
     if sampler is None:
         inversion.check_recordings(settings.bank)
@@ -240,7 +242,7 @@ def distill(
             raise ConfigError("steps and budget both decide the steps.", fix="Give one of them.")
         journey = journey.within(budget, sampler, resume=resume)
         settings = journey.config
-    elif doubts := doubt(loaded, settings):
+    elif own_bank and (doubts := doubt(loaded, settings)):
         log.warning(doubts)
     hashes = {"bank": sha256_file(given.folder / "bank.json")} if isinstance(given, Bank) else {}
     with journey.run("distill", hashes=hashes, resume=resume, overwrite=overwrite) as run:
@@ -263,7 +265,7 @@ def distill(
             "steps": settings.distill.steps,
             "readiness": verdict.to_dict(),
         }
-        if not verdict and own:  # a sampler's student is a control, or an experiment
+        if not verdict and own_bank:
             log.warning(str(verdict))
         recordings_used = 0
         if isinstance(given, Bank) and settings.bank.shares.get("recordings"):

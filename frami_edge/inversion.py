@@ -298,7 +298,6 @@ class Inversion:
                 temperature=w.temperature,
             ).to(context.compute.device)
             self.networks["contrast"] = self.contrast
-            self.answering = only_answers(context.teacher)
         self.auxiliary = AuxiliaryStudent(context) if w.adversarial.weight else None
         self.batch_norms = BatchNormStatistics(context.module) if w.batch_norm else None
         self.optimizer = torch.optim.Adam(
@@ -336,7 +335,7 @@ class Inversion:
             with self.batch_norms or contextlib.nullcontext():
                 hidden = c.teacher.hidden(stretch)
             if self.contrast:
-                query = self.answering.hidden(contrastive_view(mels, rng))
+                query = c.teacher.hidden(contrastive_view(mels, rng))
             if adversary:
                 predicted = adversary.logits(stretch)
 

@@ -19,9 +19,11 @@ from frami_edge.checkpoint import Teacher, parameters
 from frami_edge.config import JourneyConfig, frames_in
 from frami_edge.controls import control_sampler
 from frami_edge.data.decoding import read_audio
+from frami_edge.data.download import get_set
 from frami_edge.data.sets import ROOT_VARIABLE, find_folder, load_set, set_info
 from frami_edge.data.store import Features, FeatureStore
 from frami_edge.device import Precision, generator
+from frami_edge.errors import DataError
 from frami_edge.evaluation import check_held_out, predict, score
 from frami_edge.io import atomic_write_json
 from frami_edge.progress import ProgressCallback
@@ -36,7 +38,12 @@ log = logging.getLogger("frami_edge")
 CALIBRATION_CLIPS = 384
 """Clips of the bank that int8 is calibrated and judged on."""
 SYNTHETIC_TEST_CLIPS = 512
-"""Fresh procedural clips on which agreement is reported where there are no real clips."""
+"""Fresh procedural clips beside the held-out ones of the bank, where there are no real clips."""
+SURE = 0.9
+"""Least probability of the teacher's answer to a synthetic test clip. Most procedural clips
+resemble no digit, and noise suffices to copy the answer that they get."""
+FETCH_S = 60.0
+"""Seconds after which the download of 10 MB is given up."""
 CHUNK_S = 0.1
 CONTROL_SHARE = 4
 """The control has a quarter of the student's steps: on its own clips it answers like the teacher
@@ -67,6 +74,7 @@ def run_quickstart(
     config: JourneyConfig,
     *,
     data_root: Path | None = None,
+    fetch: bool = True,
     overwrite: bool = False,
     device: str = "auto",
     precision: Precision = "auto",
@@ -75,8 +83,9 @@ def run_quickstart(
     """Run every step in the folder `out`; returns the figures, also written to `quickstart.json`.
 
     `out` is the student's run folder, with folders of the control and the export in it. `data_root`
-    holds the Free Spoken Digit Dataset; under $FRAMI_EDGE_DATA, the default, the set is optional.
-    The other arguments are those of `frami_edge.distill`.
+    holds the Free Spoken Digit Dataset. Without it the set is looked for under $FRAMI_EDGE_DATA or
+    in the user's cache, and downloaded there with `fetch`; no network is no error. The other
+    arguments are those of `frami_edge.distill`.
 
     Raises:
         DataError: `data_root` is given and does not hold the data set.
@@ -84,8 +93,8 @@ def run_quickstart(
     """
     start = time.monotonic()
     teacher = api.load_teacher(DIGITS_TEACHER)
-    tests = find_clips(teacher, config, data_root)
-    log.info("Scores are on %s.", tests.what)
+    root = data_root or digits_root(fetch)
+    tests = None if root is None else real_tests(teacher, root)
     settings: dict[str, Any] = {"device": device, "precision": precision, "progress": progress}
     student = api.distill(teacher, config=config, out=out, overwrite=overwrite, **settings)
     noise = control_sampler("white_noise", teacher.mel, config)
@@ -93,10 +102,13 @@ def run_quickstart(
     control = api.distill(
         teacher, noise, config=config, steps=few, out=out / "control-noise", **settings
     )
+    bank = Bank.open(out / "bank")
+    tests = tests or synthetic_tests(teacher, config, bank)
+    log.info("Scores are on %s.", tests.what)
     exporting = time.monotonic()
     exported = api.export(
         student,
-        bank=Bank.open(out / "bank"),
+        bank=bank,
         int8=True,
         samples=CALIBRATION_CLIPS,
         out=out / "export",
@@ -154,33 +166,65 @@ def run_quickstart(
     return figures
 
 
-def find_clips(teacher: Teacher, config: JourneyConfig, root: Path | None) -> TestClips:
-    """The official test split of FSDD where it is present, fresh procedural clips otherwise.
+def digits_root(fetch: bool) -> Path | None:
+    """The data root with FSDD: $FRAMI_EDGE_DATA, or the user's cache; None where it has none.
+
+    With `fetch` the set is downloaded where it is missing.
+    """
+    import pooch  # type: ignore[import-untyped]
+
+    cache = os.environ.get("FRAMI_EDGE_CACHE") or pooch.os_cache("frami-edge")
+    root = Path(os.path.expanduser(os.environ.get(ROOT_VARIABLE) or cache))
+    if find_folder(set_info("fsdd"), root):
+        return root
+    if not fetch:
+        return None
+    log.info("Fetching the Free Spoken Digit Dataset (10 MB) into %s.", root)
+    try:
+        get_set("fsdd", root, limit_s=FETCH_S)
+    except DataError as error:
+        log.debug("%s", error)
+        log.info("It could not be fetched: `frami-edge data get fsdd` says why.")
+        return None
+    return root
+
+
+def real_tests(teacher: Teacher, root: Path) -> TestClips:
+    """The official test split of FSDD in `root`.
 
     Raises:
-        DataError: `root` is given and does not hold the data set.
+        DataError: `root` does not hold the data set.
     """
-    if root is None and (variable := os.environ.get(ROOT_VARIABLE)):
-        root = Path(variable) if find_folder(set_info("fsdd"), Path(variable)) else None
-    if root is not None:
-        features = real_clips(teacher, root)
-        read = [read_audio(clip.path) for clip in features.clips[:: len(features) // 10]]
-        return TestClips(
-            features.mels,
-            features.labels,
-            predict(teacher.model, features.mels),
-            f"{len(features)} real clips, the official FSDD test split",
-            np.concatenate([samples for samples, _ in read]),
-            read[0][1],
-        )
+    features = real_clips(teacher, root)
+    read = [read_audio(clip.path) for clip in features.clips[:: len(features) // 10]]
+    return TestClips(
+        features.mels,
+        features.labels,
+        predict(teacher.model, features.mels),
+        f"{len(features)} real clips, the official FSDD test split",
+        np.concatenate([samples for samples, _ in read]),
+        read[0][1],
+    )
+
+
+def synthetic_tests(teacher: Teacher, config: JourneyConfig, bank: Bank) -> TestClips:
+    """New clips of every source that makes more, the ones that the teacher is sure of."""
     seed = generator(config.seed, "held-out").initial_seed()
     frames = frames_in(config.bank.clip_s, teacher.mel)
-    mels = list(procedural_mels(teacher.mel, SYNTHETIC_TEST_CLIPS, frames, seed)[:, 0])
+    made = [procedural_mels(teacher.mel, SYNTHETIC_TEST_CLIPS, frames, seed)]
+    kept = [clips for name in bank.sources if (clips := bank.held_out(name)) is not None]
+    made += [bank.heard(clips) if bank.index.samples else clips for clips in kept]
+    mels = list(torch.cat(made)[:, 0])
+    logits_NK = predict(teacher.model, mels)
+    sure = (logits_NK.softmax(1).amax(1) >= SURE).nonzero()[:, 0]
+    if not len(sure):
+        sure = torch.arange(len(mels))
     return TestClips(
-        mels,
+        [mels[i] for i in sure.tolist()],
         None,
-        predict(teacher.model, mels),
-        f"{len(mels)} held-out synthetic clips (no FSDD under the data root)",
+        logits_NK[sure],
+        f"{len(sure)} synthetic clips that neither student was trained on and that the teacher is "
+        f"at least {100 * SURE:.0f} % sure of (no FSDD was found)",
         ProceduralAudio(teacher.sample_rate, 5.0).clips(1, seed=0)[0],
         teacher.sample_rate,
     )

@@ -31,9 +31,12 @@ def quickstart(
         typer.Option(
             "--data-root",
             help="Folder with free-spoken-digit-dataset, for scores on real clips.",
-            show_default="$FRAMI_EDGE_DATA",
+            show_default="$FRAMI_EDGE_DATA, or the user's cache",
         ),
     ] = None,
+    no_fetch: Annotated[
+        bool, typer.Option("--no-fetch", help="Do not download that data set (10 MB).")
+    ] = False,
     overwrite: opt.Overwrite = False,
     overrides: opt.Overrides = None,
     seed: opt.NewSeed = None,
@@ -48,7 +51,13 @@ def quickstart(
         config = config.model_copy(update={"seed": seed})
     with output.live() as progress:
         figures = run_quickstart(
-            out, config, data_root=data_root, overwrite=overwrite, progress=progress, **given
+            out,
+            config,
+            data_root=data_root,
+            fetch=not no_fetch,
+            overwrite=overwrite,
+            progress=progress,
+            **given,
         )
     output.result(figures)
     output.tables([summary(figures)])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import tempfile
+import time
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -26,12 +28,18 @@ class Arrival:
 
 
 def get_set(
-    name: str, root: Path, *, url: str | None = None, progress: ProgressCallback | None = None
+    name: str,
+    root: Path,
+    *,
+    url: str | None = None,
+    limit_s: float = math.inf,
+    progress: ProgressCallback | None = None,
 ) -> Arrival:
     """Put a complete set into the data root; a complete set that is there is left alone.
 
     The archives have no published hash: what proves a download is that every clip is there. `url`
-    is another address of the same archive. `progress` counts bytes in `fetch` and `unpack`.
+    is another address of the same archive. `limit_s` ends a fetch that takes longer. `progress`
+    counts bytes in `fetch` and `unpack`.
 
     Raises:
         DataError: The set may not be fetched by a program (names the form to fill in), an
@@ -59,7 +67,7 @@ def get_set(
     try:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root, prefix=".frami-edge-") as temporary:
-            archive = _fetch(url or package.url, Path(temporary), progress)
+            archive = _fetch(url or package.url, Path(temporary), limit_s, progress)
             fresh = Path(temporary) / "set"
             _unpack(archive, fresh, package, progress)
             try:
@@ -81,11 +89,14 @@ def get_set(
 class _Bar:
     """What `pooch` expects of a progress bar."""
 
-    def __init__(self, progress: ProgressCallback | None) -> None:
+    def __init__(self, limit_s: float, progress: ProgressCallback | None) -> None:
         self.progress, self.total, self.done = progress, 0, 0
+        self.limit_s, self.end = limit_s, time.monotonic() + limit_s
 
     def update(self, count: int) -> None:
         self.done += count
+        if time.monotonic() > self.end:
+            raise TimeoutError(f"it takes longer than {self.limit_s:g} s")
         if self.progress:
             self.progress(Progress("fetch", self.done, self.total or None))
 
@@ -96,7 +107,7 @@ class _Bar:
         pass
 
 
-def _fetch(url: str, folder: Path, progress: ProgressCallback | None) -> Path:
+def _fetch(url: str, folder: Path, limit_s: float, progress: ProgressCallback | None) -> Path:
     import pooch  # type: ignore[import-untyped]
 
     pooch.get_logger().setLevel(logging.WARNING)
@@ -107,7 +118,9 @@ def _fetch(url: str, folder: Path, progress: ProgressCallback | None) -> Path:
                 known_hash=None,
                 fname="archive.zip",
                 path=folder,
-                downloader=pooch.HTTPDownloader(progressbar=_Bar(progress), timeout=30),
+                downloader=pooch.HTTPDownloader(
+                    progressbar=_Bar(limit_s, progress), timeout=(10, 30)
+                ),
             )
         )
     except (OSError, ValueError) as error:  # requests raises subclasses of OSError

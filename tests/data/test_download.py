@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import http.server
 import stat
 import threading
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from frami_edge import quickstart
 from frami_edge.data.download import get_set
 from frami_edge.data.sets import expected_set, load_set, set_info
 from frami_edge.errors import DataError, IncompleteSetError
@@ -85,6 +87,35 @@ def test_get_puts_a_whole_set_in_place(tmp_path: Path, server: Server, fsdd: byt
     assert last["unpack"] == (3001, 3001)
     assert not get_set("fsdd", root, url=server.url).fetched
     assert server.requests == 1, "a complete set is not fetched again"
+
+
+def test_the_quickstart_fetches_what_it_lacks(
+    tmp_path: Path,
+    server: Server,
+    fsdd: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(quickstart, "get_set", functools.partial(get_set, url=server.url))
+    monkeypatch.setenv("FRAMI_EDGE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("FRAMI_EDGE_DATA", raising=False)
+    caplog.set_level("INFO", "frami_edge")
+    server.status, server.body = 503, fsdd
+    assert quickstart.digits_root(fetch=True) is None
+    assert "It could not be fetched" in caplog.text
+    assert quickstart.digits_root(fetch=False) is None
+    assert server.requests == 1
+    server.status = 200
+    assert quickstart.digits_root(fetch=True) == tmp_path / "cache"
+    assert len(load_set("fsdd", tmp_path / "cache").clips) == 3000
+    assert quickstart.digits_root(fetch=True) == tmp_path / "cache"
+    assert server.requests == 2
+
+
+def test_a_slow_server_is_given_up(tmp_path: Path, server: Server, fsdd: bytes) -> None:
+    server.body = fsdd
+    with pytest.raises(DataError, match="longer than 0 s"):
+        get_set("fsdd", tmp_path / "root", url=server.url, limit_s=0)
 
 
 def test_an_incomplete_folder_is_not_touched(

@@ -68,7 +68,7 @@ STUDENT = {
 """
 CHANGES: dict[str, dict[str, str]] = {
     "README.md": {
-        "quickstart --out runs/quickstart": f"quickstart --out runs/quickstart {INT8}",
+        "quickstart --out runs/quickstart": f"quickstart --out runs/quickstart --no-fetch {INT8}",
         "distill --teacher net:Net": f"distill {INT8} --allow-weak --teacher net:Net",
         "esc10-student --teacher runs": f"esc10-student {QUICK} --allow-weak --teacher runs",
         # One clip of the few is more than the gates allow.
