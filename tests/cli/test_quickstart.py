@@ -68,7 +68,11 @@ def test_without_data_there_are_all_figures_but_accuracy(tmp_path: Path) -> None
     assert file.stat().st_size == figures["int8"]["bytes"]
     assert Classifier(file).info.labels == teacher.labels
     table = " ".join(str(quickstart.summary(figures)).split())
-    for text in ("student (data-free)", "control: 10 steps on white noise", "90 % sure of (no FSDD"):
+    for text in (
+        "student (data-free)",
+        "control: 10 steps on white noise",
+        "90 % sure of (no FSDD",
+    ):
         assert text in table
     again = run(folder, "--json")
     assert again.exit_code == 1
