@@ -50,8 +50,7 @@ class Refinement:
         )
         seed = named_seed(context.seed, f"{self.name}/pool")
         size = min(context.config.procedural_clips, 2000)
-        self.pool_N1MT = upload(procedural_mels(spec, size, context.frames, seed), device)
-        self.starts_KE = self._nearest(max(1, size // 20))
+        self.pool_N1MT = procedural_mels(spec, size, context.frames, seed)
 
     def step(self, index: int) -> Batch:
         """Start, optimise and return one batch of clips."""
@@ -59,11 +58,10 @@ class Refinement:
         rng = generator(c.seed, f"{self.name}/{index}")
         labels_B = balanced_labels(w.batch_size, c.n_classes, index * w.batch_size)
         asked_B, wanted_BK = c.requests(labels_B, generator(c.seed, f"{self.name}/asked/{index}"))
-        rank_B = torch.randint(0, self.starts_KE.shape[1], (w.batch_size,), generator=rng)
-        rank_B, labels_B, asked_B = (
-            upload(x, c.compute.device) for x in (rank_B, labels_B, asked_B)
+        place = torch.randint(0, len(self.pool_N1MT), (w.batch_size,), generator=rng)
+        start, labels_B, asked_B = (
+            upload(x, c.compute.device) for x in (self.pool_N1MT[place], labels_B, asked_B)
         )
-        start = self.pool_N1MT[self.starts_KE[labels_B, rank_B]]
         m, t = start.shape[2:]
         layers = [
             torch.zeros(len(start), 1, -(-m // s), -(-t // s), device=start.device)
@@ -90,19 +88,6 @@ class Refinement:
             mels = self._refined(start, layers)
             logits_BK = c.teacher.hidden(mels).logits_BK
         return Batch(mels, asked_B, True, metrics_of(terms, logits_BK, asked_B, c.output))
-
-    @torch.no_grad()
-    def _nearest(self, n: int) -> Tensor:
-        """(K, n) places in the pool of the clips that score highest for each class.
-
-        The least has to change in them: a steady noise becomes rain sooner than a chirp does.
-        """
-        c = self.context
-        with autocast(c.compute):
-            parts = [c.teacher.hidden(x).logits_BK.float() for x in self.pool_N1MT.split(64)]
-        logits_NK = torch.cat(parts)
-        score_NK = logits_NK if c.output == "sigmoid" else logits_NK.log_softmax(1)
-        return score_NK.topk(n, dim=0).indices.T
 
     def _refined(self, start_B1MT: Tensor, layers: list[Tensor]) -> Tensor:
         """The clips with their change, in the physical range."""
