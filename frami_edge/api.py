@@ -152,6 +152,7 @@ def invert(
         overrides=overrides,
     )  # fmt: skip
     journey = Journey.prepare(teacher, settings, out, device, precision, deterministic)
+    inversion.check_recordings(settings.bank)
     inversion.check_teacher(journey.teacher)
     with journey.run("invert", resume=resume) as run:
         bank = inversion.invert(
@@ -232,6 +233,7 @@ def distill(
     sampler = None if given is None else journey.sampler(given)
     distillation.check_inherited(settings, loaded, journey.student_mel)
     if sampler is None:
+        inversion.check_recordings(settings.bank)
         inversion.check_teacher(loaded)
     if budget is not None:
         if steps is not None:
@@ -396,6 +398,8 @@ def export(
         loaded, name = student, name or "student"
     else:
         loaded, name = load_checkpoint(Path(student), "student"), name or Path(student).stem
+    if isinstance(bank, str | os.PathLike):  # a wrong one is found before the work
+        bank = Bank.open(Path(bank))
     folder, mels, measured, accuracy = Path(out), None, None, None
     page = None if web is None else onnxruntime_web(None if ort_web is None else Path(ort_web))
     if int8:

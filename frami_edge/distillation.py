@@ -36,6 +36,7 @@ from frami_edge.config import DistillConfig, JourneyConfig, frames_in
 from frami_edge.device import (
     Compute,
     autocast,
+    fused,
     generator,
     named_seed,
     place,
@@ -47,7 +48,7 @@ from frami_edge.device import (
 from frami_edge.errors import BankError, ConfigError, RunError
 from frami_edge.frontend import LogMel, ResampledLogMel
 from frami_edge.losses import DistillationLoss, FeatureScale, detection_boundary, same_decision
-from frami_edge.models import Hidden, ReusedHead, StudentNet, TeacherLike
+from frami_edge.models import Hidden, ReusedHead, StudentNet, TeacherLike, only_answers
 from frami_edge.progress import ProgressCallback, StepReport
 from frami_edge.runs import damaged, load_state, save_state
 from frami_edge.sources.procedural import procedural_mels, samples_for
@@ -256,7 +257,8 @@ def distill(
     losses: nn.Module = DistillationLoss(
         student, teacher.model, scale, c, compute, boundary, hear.clock
     ).to(device)
-    optimizer = torch.optim.AdamW(weight_groups(losses, c.weight_decay), lr=c.learning_rate)
+    groups = weight_groups(losses, c.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=c.learning_rate, fused=fused(compute))
     path = run.path(f"{phase}-state.pt") if run else None
     first = _load(path, losses, optimizer)
     network = DistributedDataParallel(losses, find_unused_parameters=True) if ranks > 1 else losses
@@ -305,6 +307,7 @@ class _Heard:
     ) -> None:
         self.teacher, self.student, self.hear, self.sampler = teacher, student, hear, sampler
         self.config, self.compute, self.seed = config, compute, seed
+        self.answering = only_answers(teacher.model)
         self.kept: dict[int, tuple[Tensor, Hidden]] = {}
 
     def batch(self, step: int) -> tuple[Tensor, Hidden]:
@@ -326,7 +329,7 @@ class _Heard:
         clips = augmented(self.sampler.batch(c.batch_size, rng), c, rng, self.teacher.mel)
         ours, x = self.hear(upload(clips, self.compute.device))
         with autocast(self.compute):
-            target = self.teacher.hidden(ours)
+            target = self.answering.hidden(ours)
             if not c.before_pooling:
                 target.frames_BCT = target.frames_BCT[..., :0]  # many batches are remembered
             return self.student.first(x), target

@@ -375,7 +375,7 @@ def usable(
             if len(files) == 1:
                 raise
             if path not in left_out:
-                log.warning("%s is left out: %s", readable(str(path)), error.message)
+                log.warning("%s It is left out.", readable(error.message))
             left_out[path] = error.message
             continue
         yield path, found

@@ -177,6 +177,8 @@ def _other_layout(root: Path, tops: _Tops, problem: str) -> DataError:
         )
         below = ", ".join([*inner[:2], "..."][: len(inner)]) or f"{len(files)} audio files"
         seen.append(f"{top.name}/ ({readable(below)})")
+    if beside := sum(is_audio(path) for path in root.iterdir()):
+        seen.append(f"{beside} audio files in no folder")
     shown = ", ".join([*seen[:6], "..."][: len(seen)]) or "no folders"
     return DataError(
         f"{root} is not a set of classes: {problem}. It holds {shown}.",

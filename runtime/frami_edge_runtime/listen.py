@@ -571,6 +571,8 @@ def parse(arguments: Sequence[str] | None, prog: str) -> argparse.Namespace:
     options.overrides = dict(options.overrides or ()) or None
     if options.tune_s and not options.out:
         parser.error("--tune needs --out FILE")
+    if not options.tune_s and (options.out or options.target):
+        parser.error("--out and --false-alarms are for --tune SECONDS")
     for option, number in (("--top", options.top), ("--channels", options.channels)):
         if number is not None and number < 1:
             parser.error(f"{option} must be at least 1")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,6 +21,8 @@ def check_place(path: str | os.PathLike[str], *, folder: bool = False) -> None:
     Raises:
         OutputError: A file or folder is in the way, or the place is not writable.
     """
+    import tempfile  # only here: it takes as long to load as the rest of the module
+
     place, problem = Path(path), ""
     try:
         place = place.resolve()

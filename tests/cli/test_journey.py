@@ -265,6 +265,7 @@ def test_files_that_are_not_what_they_should_be(
         ({"--teacher": student["student"]}, "student"),
         ({"config": "esc10-studnet"}, "did you mean 'esc10-student'"),
         ({"--out": tmp_path}, "holds no run"),
+        ({"--recordings": tmp_path / "nowhere"}, "which does not exist"),
     ):
         error = invert(code=1, **changes).stderr
         assert words in error

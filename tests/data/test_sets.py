@@ -184,9 +184,10 @@ def test_folds_are_resolved_or_named(root: Path) -> None:
         assert caught.value.fix == "Its folds are 1, 2, 3, 4, 5."
     with pytest.raises(DataError, match="needs a fold"):
         resolve_fold(ten, None)
-    with pytest.raises(DataError) as caught:
-        load_set("esc-50", root)
-    assert "Did you mean esc50?" in caught.value.fix
+    for name, meant in (("esc-50", "esc50"), (str(root), f"folder:{root}")):
+        with pytest.raises(DataError) as caught:
+            load_set(name, root)
+        assert f"Did you mean {meant}?" in caught.value.fix
 
 
 def _tree(root: Path, *names: str) -> Path:
@@ -232,7 +233,7 @@ def test_given_splits_are_kept(tmp_path: Path) -> None:
     ("names", "sentence"),
     [
         ([], "0 class folders"),
-        (["1.wav"], "0 class folders"),
+        (["1.wav"], "0 class folders. It holds 1 audio files in no folder"),
         (["cat/1.wav", "dog/1.txt"], "no audio in dog"),
         (["pets/cat/1.wav", "pets/dog/1.wav"], r"only folder holds folders.* pets/ \(cat/, dog/\)"),
         (["fold1/cat/1.wav", "fold2/cat/1.wav", "more/cat/1.wav"], r"more holds audio as well"),
