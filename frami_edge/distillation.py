@@ -202,7 +202,7 @@ def frame_0_s(mel: MelSpec) -> float:
 # --- The loop
 
 _REMEMBERED = 400
-"""Batches that later steps learn from again; some hundred MB."""
+"""Batches that later steps learn from again; less than 1 GB."""
 
 
 def distill(
@@ -319,9 +319,10 @@ class _Heard:
                 self.kept[i] = self._compute(i)
         for i in set(self.kept) - set(known):
             del self.kept[i]
-        rng = generator(self.seed, f"distill/{number}/{repeat}")
-        at = int(torch.randint(len(known), (), generator=rng)) if repeat else len(known) - 1
-        return self.kept[known[at]]
+        if repeat:
+            rng = generator(self.seed, f"distill/{number}/{repeat}")
+            number = known[int(torch.randint(len(known), (), generator=rng))]
+        return self.kept[number]
 
     @torch.no_grad()
     def _compute(self, number: int) -> tuple[Tensor, Hidden]:
