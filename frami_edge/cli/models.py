@@ -150,7 +150,7 @@ def inspect(
         typer.Argument(
             metavar="FILE|MODULE:CALLABLE|hf:NAME",
             help="An ONNX file, TensorRT engine or checkpoint; the folder of a bank, an export or "
-            "a run; a teacher in Python code, in ONNX (with --labels), or of Hugging Face (a folder "
+            "a run; a teacher in Python code, in ONNX (add --labels), or of Hugging Face (a folder "
             "or OWNER/NAME).",
         ),
     ],

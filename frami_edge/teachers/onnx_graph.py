@@ -150,13 +150,14 @@ def _convert(model: onnx.ModelProto, path: Path) -> fx.GraphModule:
         _free_batch(model, constants)
         _lower_opset(model, constants)
         _tidy_nodes(model)
-        return onnx2torch.convert(model).eval()
+        network: fx.GraphModule = onnx2torch.convert(model).eval()
     except Exception as error:
         found = re.search(r"operation_type='(\w+)'", str(error))
         reason = f"the operation {found[1]} is not known" if found else in_words(error)
         raise TeacherError(
             f"{path} cannot be converted to PyTorch: {reason}.", fix=_AGAIN
         ) from None
+    return network
 
 
 def _constants(graph: onnx.GraphProto) -> dict[str, TensorProto]:

@@ -108,6 +108,18 @@ def test_a_file_answers_as_the_network_that_it_was_exported_from(
     assert torch.allclose(logits, expected, atol=1e-5)
 
 
+def test_the_operations_of_a_standard_deviation_hide_no_state(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = zoo.lively(zoo.XVector(), "BMT")
+    teacher = load_teacher(
+        export(tmp_path / "net.onnx", module, clips("BMT", 1), **QUICK), labels=LABELS, mel=SPEC
+    )
+    x = clips("B1MT", 3)
+    with torch.no_grad():
+        expected = module.get_submodule("tdnn")(x[:, 0])
+    assert torch.allclose(teacher.hidden(x).frames_BCT, expected, atol=1e-4)
+
+
 def test_the_log_mel_inside_a_graph_is_found(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = zoo.Panns().eval()
