@@ -38,6 +38,7 @@ from frami_edge.config import (
 from frami_edge.device import (
     Compute,
     autocast,
+    fused,
     generator,
     named_seed,
     place,
@@ -58,7 +59,7 @@ from frami_edge.losses import (
     live_batch_norms,
     logits_loss,
 )
-from frami_edge.models import Hidden, ResNetTeacher, StudentNet, TeacherLike
+from frami_edge.models import Hidden, ResNetTeacher, StudentNet, TeacherLike, only_answers
 from frami_edge.progress import ProgressCallback, StepReport
 from frami_edge.rendering import RenderedTeacher, Renderer
 from frami_edge.runs import damaged, load_state, save_state
@@ -176,7 +177,9 @@ class AuxiliaryStudent:
         arch = STUDENT_PRESETS["tiny"]
         self.student = StudentNet(arch, context.spec.n_mels, context.n_classes)
         self.student.to(context.compute.device)
-        self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=2e-3)
+        self.optimizer = torch.optim.AdamW(
+            self.student.parameters(), lr=2e-3, fused=fused(context.compute)
+        )
 
     def logits(self, x_B1MT: Tensor) -> Tensor:
         """(B, K) with a gradient to the clips; BatchNorm uses its running statistics."""
@@ -295,10 +298,14 @@ class Inversion:
                 temperature=w.temperature,
             ).to(context.compute.device)
             self.networks["contrast"] = self.contrast
+            self.answering = only_answers(context.teacher)
         self.auxiliary = AuxiliaryStudent(context) if w.adversarial.weight else None
         self.batch_norms = BatchNormStatistics(context.module) if w.batch_norm else None
         self.optimizer = torch.optim.Adam(
-            self.networks.parameters(), lr=w.learning_rate, betas=(0.5, 0.999)
+            self.networks.parameters(),
+            lr=w.learning_rate,
+            betas=(0.5, 0.999),
+            fused=fused(context.compute),
         )
         self._start_batch(torch.zeros(w.batch_size, w.latent, device=context.compute.device))
 
@@ -329,7 +336,7 @@ class Inversion:
             with self.batch_norms or contextlib.nullcontext():
                 hidden = c.teacher.hidden(stretch)
             if self.contrast:
-                query = c.teacher.hidden(contrastive_view(mels, rng))
+                query = self.answering.hidden(contrastive_view(mels, rng))
             if adversary:
                 predicted = adversary.logits(stretch)
 
@@ -649,6 +656,7 @@ class _Keeper:
 
     def __init__(self, teacher: Teacher, context: SourceContext) -> None:
         self.teacher, self.context = teacher, context
+        self.answering = only_answers(teacher.model)
         self.renderer = Renderer(context.spec).to(context.compute.device)
         self.front_end = LogMel(context.spec)
 
@@ -672,7 +680,7 @@ class _Keeper:
             x = x.to(compute.device)
             with autocast(compute):
                 heard = self.teacher.listen(x) if self.context.samples else x
-                found.append(self.teacher.hidden(heard).logits_BK)
+                found.append(self.answering.hidden(heard).logits_BK)
         return torch.cat(found).float().cpu()
 
 
