@@ -40,6 +40,7 @@ from frami_edge.device import choose_compute
 from frami_edge.errors import ConfigError, FramiEdgeError, RunError
 from frami_edge.evaluation import check_held_out, predict, score
 from frami_edge.runs import git_commit, read_manifest
+from frami_edge_runtime.state import check_place
 
 log = logging.getLogger("frami_edge")
 ROWS = "results.jsonl"
@@ -308,6 +309,9 @@ def run_protocol(args: argparse.Namespace) -> int:
     plan = Plan(load_protocol(args.protocol, args.set))
     runs = chosen(plan, args.methods, args.folds)
     folder = args.out or Path("runs") / args.protocol.stem
+    check_place(folder, folder=True)
+    if args.write:
+        check_place(args.write)
     failures: list[str] = []
     if not args.tables:
         maker = Maker(plan, folder, args.data_root, args.device, args.precision)

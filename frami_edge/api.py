@@ -69,7 +69,7 @@ from frami_edge.opening import OpenedModel, open_model
 from frami_edge.plots import draw_export_report
 from frami_edge.progress import ProgressCallback
 from frami_edge.readiness import judge
-from frami_edge.runs import RunFolder, record_compute
+from frami_edge.runs import RunFolder, check_folder, record_compute
 from frami_edge.sizing import doubt
 from frami_edge.teachers import load_teacher
 from frami_edge_export.exporter import export_student
@@ -83,6 +83,7 @@ from frami_edge_export.tensorrt import (
     rebuild,
 )
 from frami_edge_export.web import onnxruntime_web, write_page
+from frami_edge_runtime.state import check_place
 
 log = logging.getLogger("frami_edge")
 
@@ -151,6 +152,7 @@ def invert(
         overrides=overrides,
     )  # fmt: skip
     journey = Journey.prepare(teacher, settings, out, device, precision, deterministic)
+    inversion.check_recordings(settings.bank)
     inversion.check_teacher(journey.teacher)
     with journey.run("invert", resume=resume) as run:
         bank = inversion.invert(
@@ -231,6 +233,7 @@ def distill(
     sampler = None if given is None else journey.sampler(given)
     distillation.check_inherited(settings, loaded, journey.student_mel)
     if sampler is None:
+        inversion.check_recordings(settings.bank)
         inversion.check_teacher(loaded)
     if budget is not None:
         if steps is not None:
@@ -316,8 +319,9 @@ def train_teacher(
     settings = changed(config, TeacherConfig, overrides)
     compute = compute_for(device, precision, deterministic, settings.seed)
     root = None if data_root is None else Path(data_root)
-    training.choose_clips(settings, root)  # a missing set must leave no run behind
     folder = new_folder(out)
+    check_folder(folder, resume=resume)
+    training.choose_clips(settings, root)  # a missing set must leave no run behind
     log.info("Device: %s", compute.reason)
     with RunFolder.create(
         folder, command="train-teacher", config=settings, resume=resume,
@@ -379,8 +383,12 @@ def export(
         BankError: The bank belongs to another teacher.
         ConfigError: The arguments do not go together.
         DataError: The data set is missing, or the teacher was trained on that fold.
-        ExportError: The student cannot be exported, or `out` cannot be written.
+        ExportError: The student cannot be exported.
+        OutputError: `out` or `web` cannot be written.
     """
+    for place in (out, web):
+        if place is not None:
+            check_place(place, folder=True)
     options, span = options or ExportOptions(), Seconds.parse(seconds) if seconds else None
     if portable and not int8:
         raise ConfigError("portable concerns int8 files, and int8 is off.", fix="Add --int8.")
@@ -390,6 +398,8 @@ def export(
         loaded, name = student, name or "student"
     else:
         loaded, name = load_checkpoint(Path(student), "student"), name or Path(student).stem
+    if isinstance(bank, str | os.PathLike):  # a wrong one is found before the work
+        bank = Bank.open(Path(bank))
     folder, mels, measured, accuracy = Path(out), None, None, None
     page = None if web is None else onnxruntime_web(None if ort_web is None else Path(ort_web))
     if int8:
@@ -508,6 +518,8 @@ def evaluate(
         raise ConfigError("bank is read by controls only.", fix="Add --controls inversion.")
     if resume and out is None:
         raise ConfigError("There is no run to resume without a folder.", fix="Add --out FOLDER.")
+    if out is not None:
+        check_folder(out, resume=resume)
     root = None if data_root is None else Path(data_root)
     judged = _opened(model)
     reference = None if teacher is None else _opened(teacher)

@@ -253,10 +253,9 @@ class Bank:
         for shard in (s for s in self.index.shards if s.source == source):
             here = ((indices >= start) & (indices < start + shard.clips)).nonzero()[:, 0]
             if len(here):
-                rows = self._handle(shard).get_slice(kind)
-                for i in here.tolist():
-                    row = int(indices[i]) - start
-                    out[i] = rows[row : row + 1][0].float()
+                # The tensor is mapped, not loaded: indexing reads its rows from the file.
+                rows = self._handle(shard).get_tensor(kind)
+                out[here] = rows[indices[here] - start].float()
             start += shard.clips
         return out / FULL_SCALE if self.index.samples else out
 

@@ -208,9 +208,13 @@ def read_card(path: Path) -> tuple[Card, dict[str, Tensor]]:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
+        fix = (
+            "Give a .safetensors file. Pickled .pt and .pth files are not read: they can run code."
+        )
+        if path.suffix.lower() == ".safetensors":
+            fix = "Copy it again."
         raise CheckpointError(
-            f"{path} is not a whole safetensors file: {error}.",
-            fix="Copy it again. Pickled .pt and .pth files are not read, for they can run code.",
+            f"{path} is not a whole safetensors file: {error}.", fix=fix
         ) from error
     if _KEY not in metadata:
         raise CheckpointError(

@@ -160,6 +160,11 @@ def place(module: torch.nn.Module, compute: Compute) -> None:
         module.to(memory_format=torch.channels_last)
 
 
+def fused(compute: Compute) -> bool:
+    """Whether an optimiser is one kernel. On a CPU torch's default loops over the parameters."""
+    return compute.device.type == "cpu"
+
+
 def read_every(compute: Compute) -> int:
     """Steps between two reads of the losses: on a GPU each read is a host sync."""
     return 1 if compute.device.type == "cpu" else 20

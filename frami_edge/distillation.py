@@ -35,6 +35,7 @@ from frami_edge.config import DistillConfig, JourneyConfig, frames_in
 from frami_edge.device import (
     Compute,
     autocast,
+    fused,
     generator,
     named_seed,
     place,
@@ -46,7 +47,7 @@ from frami_edge.device import (
 from frami_edge.errors import BankError, ConfigError, RunError
 from frami_edge.frontend import LogMel, ResampledLogMel
 from frami_edge.losses import DistillationLoss, FeatureScale, detection_boundary, same_decision
-from frami_edge.models import ReusedHead, StudentNet, TeacherLike
+from frami_edge.models import ReusedHead, StudentNet, TeacherLike, only_answers
 from frami_edge.progress import ProgressCallback, StepReport
 from frami_edge.runs import damaged, load_state, save_state
 from frami_edge.sources.procedural import procedural_mels, samples_for
@@ -252,7 +253,9 @@ def distill(
     losses: nn.Module = DistillationLoss(
         student, teacher.model, scale, c, compute, boundary, hear.clock
     ).to(device)
-    optimizer = torch.optim.AdamW(weight_groups(losses, c.weight_decay), lr=c.learning_rate)
+    groups = weight_groups(losses, c.weight_decay)
+    optimizer = torch.optim.AdamW(groups, lr=c.learning_rate, fused=fused(compute))
+    answering = only_answers(teacher.model)
     path = run.path(f"{phase}-state.pt") if run else None
     first = _load(path, losses, optimizer)
     network = DistributedDataParallel(losses, find_unused_parameters=True) if ranks > 1 else losses
@@ -267,7 +270,7 @@ def distill(
                 group["lr"] = c.learning_rate * cosine_with_warmup(step, c.steps, c.warmup)
             student.train()
             with torch.no_grad(), autocast(compute):
-                target = teacher.hidden(ours)
+                target = answering.hidden(ours)
             terms, logits_BK = network(x, target)
             loss = torch.stack(list(terms.values())).sum()
             optimizer.zero_grad(set_to_none=True)

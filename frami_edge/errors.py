@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from frami_edge_runtime.errors import AudioError, FramiEdgeError, MelSpecError, ModelFileError
+from frami_edge_runtime.errors import (
+    AudioError,
+    FramiEdgeError,
+    MelSpecError,
+    ModelFileError,
+    OutputError,
+)
 
 __all__ = [
     "AudioError",
@@ -15,6 +21,7 @@ __all__ = [
     "IncompleteSetError",
     "MelSpecError",
     "ModelFileError",
+    "OutputError",
     "RunError",
     "TeacherError",
     "Terminated",

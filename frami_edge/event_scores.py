@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from frami_edge import plots
-from frami_edge.data.clips import is_audio
-from frami_edge.errors import ConfigError, DataError
+from frami_edge.data.clips import audio_below, readable
+from frami_edge.errors import AudioError, ConfigError, DataError
 from frami_edge.evaluation import as_selected, check_teacher
 from frami_edge.frontend import resample
 from frami_edge.io import atomic_write_bytes, nfc
@@ -31,6 +31,7 @@ from frami_edge_runtime.classifier import Classifier
 from frami_edge_runtime.events import EventDetector, EventSpec
 from frami_edge_runtime.logmel import log_mel
 from frami_edge_runtime.monitor import INT16_SCALE
+from frami_edge_runtime.state import check_place
 from frami_edge_runtime.stream import Result, scores_of
 from frami_edge_runtime.thresholds import (
     HOP_S,
@@ -43,6 +44,8 @@ from frami_edge_runtime.thresholds import (
 )
 
 log = logging.getLogger("frami_edge")
+
+T = TypeVar("T")
 
 TOLERANCE_S: Final = 0.5
 """An event this far from a sound still belongs to it."""
@@ -252,11 +255,13 @@ class StreamEvaluation:
 
     model: EventScore
     teacher: EventScore | None = None
+    left_out: tuple[str, ...] = ()
+    """Recordings that cannot be used."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         theirs = self.teacher.to_dict() if self.teacher else None
-        return {"model": self.model.to_dict(), "teacher": theirs}
+        return {"model": self.model.to_dict(), "teacher": theirs, "left_out": list(self.left_out)}
 
     def tables(self) -> list[Table]:
         """One row per model, at its own thresholds; then false alarms at equal hit rates."""
@@ -268,7 +273,8 @@ class StreamEvaluation:
                 (name, e.false_alarms_per_hour, percent(e.hit_rate), e.sounds, e.latency_s)
                 for name, e in rows.items()
             ],
-            "Each with its own thresholds; a teacher's start at 0.5.",
+            "Each with its own thresholds; a teacher's start at 0.5."
+            + f" {len(self.left_out)} recordings were left out." * bool(self.left_out),
         )
         wanted = [rate for rate in (0.5, 0.7, 0.8, 0.9, 0.95) if self.model.sounds]
         trade = Table(
@@ -300,11 +306,14 @@ def evaluate_stream(
         progress: Called after each recording.
 
     Raises:
-        AudioError: A recording cannot be used.
         CheckpointError: `teacher` is not the model's.
         ConfigError: The model takes whole clips only.
-        DataError: There is no audio, or the labels cannot be read or do not belong to it.
+        DataError: There is no audio, none that can be used, or the labels cannot be read or do not
+            belong to it.
+        OutputError: `picture` cannot be written.
     """
+    if picture:
+        check_place(picture)
     sounds = read_sounds(labels) if labels else {}
     files = audio_files(audio)
     names = [nfc(file.name) for file in files]
@@ -324,17 +333,31 @@ def evaluate_stream(
             labels, ", ".join(opened.labels[:3]),
         )  # fmt: skip
 
+    left_out: dict[Path, str] = {}
+    late: set[Path] = set()
+
+    def read(path: Path) -> tuple[npt.NDArray[np.float32], int, Sequence[Sound]]:
+        samples, rate = read_recording(path)
+        inside, length_s = sounds.get(nfc(path.name), []), len(samples) / rate
+        beyond = sum(sound.onset >= length_s for sound in inside)
+        if beyond and path not in late:
+            late.add(path)
+            log.warning(
+                "%d of the %d sounds labelled in %s begin after its end, at %.1f s: they cannot be "
+                "found. Labels are in seconds.",
+                beyond, len(inside), path.name, length_s,
+            )  # fmt: skip
+        return samples, rate, inside
+
     def score(judged: OpenedModel) -> EventScore:
         settings: dict[str, Any] = {"min_on_s": MIN_ON_S}
         info = judged.info
         spec = EventSpec.for_model(info, **settings) if info else EventSpec(**settings)
-        recordings = (
-            (*read_recording(file), sounds.get(name, ()))
-            for file, name in zip(files, names, strict=True)
-        )
+        recordings = (heard for _, heard in usable(files, read, left_out))
         return score_events(judged, recordings, spec, progress)
 
-    found = StreamEvaluation(score(opened), score(reference) if reference else None)
+    scores = score(opened), score(reference) if reference else None
+    found = StreamEvaluation(*scores, tuple(map(str, left_out)))
     curves = {
         name: [(false, hit) for false, hit in e.curve if hit is not None]
         for name, e in (("model", found.model), ("teacher", found.teacher))
@@ -342,7 +365,36 @@ def evaluate_stream(
     }
     if picture and curves:
         plots.detection_error(picture, curves, f"{model.name}, {found.model.hours:.2f} h")
+    elif picture:
+        log.warning("There is no picture: it shows missed sounds, and no sound is labelled.")
     return found
+
+
+def usable(
+    files: Sequence[Path], read: Callable[[Path], T], left_out: dict[Path, str]
+) -> Iterator[tuple[Path, T]]:
+    """What ``read`` gives of each file. Where it cannot, a warning, and the reason in ``left_out``.
+
+    Raises:
+        AudioError: The only file cannot be used.
+        DataError: No file can be used.
+    """
+    for path in files:
+        try:
+            found = read(path)
+        except AudioError as error:
+            if len(files) == 1:
+                raise
+            if path not in left_out:
+                log.warning("%s It is left out.", readable(error.message))
+            left_out[path] = error.message
+            continue
+        yield path, found
+    if len(left_out) == len(files):
+        raise DataError(
+            f"None of the {len(files)} recordings can be used.",
+            fix="The warnings above say why; give other files.",
+        )
 
 
 def read_recording(path: Path) -> tuple[npt.NDArray[np.float32], int]:
@@ -363,12 +415,13 @@ def audio_files(paths: Sequence[Path]) -> list[Path]:
     """Files as given, and all audio files below the folders.
 
     Raises:
-        DataError: There are none.
+        DataError: There are none, or a path is wrong.
     """
     found = []
     for path in paths:
-        inside = sorted(p for p in path.rglob("*") if is_audio(p)) if path.is_dir() else [path]
-        found += inside
+        if not path.exists():
+            raise DataError(f"There is no file or folder {path}.", fix="Check the path.")
+        found += audio_below(path) if path.is_dir() else [path]
     if not found:
         raise DataError(
             f"There is no audio in {', '.join(map(str, paths))}.",
@@ -379,7 +432,7 @@ def audio_files(paths: Sequence[Path]) -> list[Path]:
 
 def tune(
     model: Path, audio: Sequence[Path], out: Path, *, false_alarms_per_hour: float | None = None
-) -> Thresholds:
+) -> tuple[Thresholds, list[str]]:
     """Write a streaming model file with thresholds for a background; nothing else changes.
 
     Args:
@@ -388,19 +441,26 @@ def tune(
         out: The new file.
         false_alarms_per_hour: Target; None for the one that the file was exported with.
 
+    Returns:
+        The thresholds, and the recordings that cannot be used.
+
     Raises:
-        AudioError: A recording cannot be used.
-        DataError: There is no audio.
+        DataError: There is no audio, or none that can be used.
         ModelFileError: The model is no streaming ONNX file, or there is too little audio.
+        OutputError: `out` cannot be written.
     """
+    check_place(out)
     classifier = Classifier(model)
     old = Thresholds.of(classifier.info)
     reject = old.reject if old else None
-    scores = []
-    for path in audio_files(audio):
+    left_out: dict[Path, str] = {}
+
+    def heard(path: Path) -> list[npt.NDArray[np.float64]]:
         with closing(AudioFile(path)) as file:
             stream = classifier.stream(file.sample_rate, WINDOW_S, hop_s=HOP_S)
-            scores += background_scores(stream, iter(file.read, None), reject)
+            return background_scores(stream, iter(file.read, None), reject)
+
+    scores = [rows for _, found in usable(audio_files(audio), heard, left_out) for rows in found]
     found = tuned(old, scores, len(classifier.labels), false_alarms_per_hour)
     atomic_write_bytes(out, with_thresholds(model.read_bytes(), found))
-    return found
+    return found, [*map(str, left_out)]

@@ -21,16 +21,16 @@ from frami_edge.checkpoint import load_checkpoint, parameters
 from frami_edge.errors import CheckpointError, TeacherError
 from frami_edge.inversion import (
     DOUBTFUL_FRONT_END,
-    front_end_audio,
     front_end_error,
+    front_ends_like,
     wrong_front_end,
 )
 from frami_edge.io import read_small, sha256_file
 from frami_edge.losses import live_batch_norms
-from frami_edge.models import ReusedHead, StudentNet, TeacherLike, macs_per_second
+from frami_edge.models import ReusedHead, StudentNet, macs_per_second
 from frami_edge.opening import ENGINES, ORT, open_model, read_info, read_onnx, read_ort
 from frami_edge.runs import MANIFEST, read_manifest
-from frami_edge.sources.procedural import measured, procedural_mels
+from frami_edge.sources.procedural import procedural_mels
 from frami_edge.teachers.hugging_face import PREFIX
 from frami_edge.teachers.inheriting import inheritable
 from frami_edge.teachers.opening import (
@@ -44,7 +44,6 @@ from frami_edge.teachers.opening import (
     read_labels,
     read_mel,
 )
-from frami_edge.yaml_config import presets
 from frami_edge_export.exporter import REPORT
 from frami_edge_export.lint import lint_tensorrt
 from frami_edge_runtime.errors import FramiEdgeError, ModelFileError
@@ -344,32 +343,6 @@ def _describe_run(folder: Path) -> Description:
     )
 
 
-def front_ends_like(model: TeacherLike, mel: MelSpec) -> dict[str, float]:
-    """`front_end_error` of a front end, of what people confuse it with, and of fitting presets.
-
-    The least error comes first. It separates coarse mistakes only: a wrong sample rate, Slaney for
-    HTK or magnitude for energy stay within the spread of right front ends.
-    """
-    changes: Facts = {
-        "log": ("ln", "log10", "db"),
-        "log_eps": (1e-10, 1e-6, 1e-3),
-        "mel_scale": ("htk", "slaney"),
-        "power": (1.0, 2.0),
-    }
-    found = {"as given": mel, "without mean and std": mel.replace(mean=0.0, std=1.0)}
-    if (mel.mean, mel.std) == (0, 1):
-        likely = measured(mel)
-        found[f"with mean {likely.mean:.3g} and std {likely.std:.3g}"] = likely
-    found |= {f"{key}: {v}": mel.replace(**{key: v}) for key in changes for v in changes[key]}
-    found |= {name: read_mel(name) for name in presets() if name.startswith("mel/")}
-    audio, errors = front_end_audio(mel), dict[MelSpec, tuple[float, str]]()
-    for name, other in found.items():
-        if other.n_mels == mel.n_mels and other not in errors:
-            same = audio if other.sample_rate == mel.sample_rate else None
-            errors[other] = front_end_error(model, other, same), name
-    return {name: error for error, name in sorted(errors.values())}
-
-
 def describe_teacher(source: TeacherDescription) -> Description:
     """Build a teacher in Python code, and describe its layers and hidden states.
 
@@ -402,11 +375,7 @@ def describe_teacher(source: TeacherDescription) -> Description:
         if network["front_end_error"] > DOUBTFUL_FRONT_END:
             ranking = front_ends_like(teacher, mel)
             network["front_ends"] = ranking
-            listed = ", ".join(f"{name} {error:.3g}" for name, error in list(ranking.items())[:3])
-            findings.append(
-                f"{wrong_front_end(network['front_end_error'])} Of front ends like it, these come "
-                f"nearest: {listed}."
-            )
+            findings.append(wrong_front_end(network["front_end_error"], ranking))
         if mel and teacher.takes == "mel":
             frames = teacher.anatomy.clip_length or 256
             found = inheritable(teacher, procedural_mels(mel, 4, frames, 0))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -37,6 +38,7 @@ from frami_edge.config import (
 from frami_edge.device import (
     Compute,
     autocast,
+    fused,
     generator,
     named_seed,
     place,
@@ -57,7 +59,7 @@ from frami_edge.losses import (
     live_batch_norms,
     logits_loss,
 )
-from frami_edge.models import Hidden, ResNetTeacher, StudentNet, TeacherLike
+from frami_edge.models import Hidden, ResNetTeacher, StudentNet, TeacherLike, only_answers
 from frami_edge.progress import ProgressCallback, StepReport
 from frami_edge.rendering import RenderedTeacher, Renderer
 from frami_edge.runs import damaged, load_state, save_state
@@ -72,8 +74,15 @@ from frami_edge.sources import (
     make_source,
     metrics_of,
 )
-from frami_edge.sources.procedural import procedural_audio, procedural_mels, samples_for
-from frami_edge.sources.recordings import Recordings
+from frami_edge.sources.procedural import (
+    measured,
+    procedural_audio,
+    procedural_mels,
+    samples_for,
+)
+from frami_edge.sources.recordings import Recordings, recordings_in
+from frami_edge.teachers.opening import read_mel
+from frami_edge.yaml_config import presets
 from frami_edge_runtime.melspec import MelSpec
 
 if TYPE_CHECKING:
@@ -168,7 +177,9 @@ class AuxiliaryStudent:
         arch = STUDENT_PRESETS["tiny"]
         self.student = StudentNet(arch, context.spec.n_mels, context.n_classes)
         self.student.to(context.compute.device)
-        self.optimizer = torch.optim.AdamW(self.student.parameters(), lr=2e-3)
+        self.optimizer = torch.optim.AdamW(
+            self.student.parameters(), lr=2e-3, fused=fused(context.compute)
+        )
 
     def logits(self, x_B1MT: Tensor) -> Tensor:
         """(B, K) with a gradient to the clips; BatchNorm uses its running statistics."""
@@ -287,10 +298,14 @@ class Inversion:
                 temperature=w.temperature,
             ).to(context.compute.device)
             self.networks["contrast"] = self.contrast
+            self.answering = only_answers(context.teacher)
         self.auxiliary = AuxiliaryStudent(context) if w.adversarial.weight else None
         self.batch_norms = BatchNormStatistics(context.module) if w.batch_norm else None
         self.optimizer = torch.optim.Adam(
-            self.networks.parameters(), lr=w.learning_rate, betas=(0.5, 0.999)
+            self.networks.parameters(),
+            lr=w.learning_rate,
+            betas=(0.5, 0.999),
+            fused=fused(context.compute),
         )
         self._start_batch(torch.zeros(w.batch_size, w.latent, device=context.compute.device))
 
@@ -321,7 +336,7 @@ class Inversion:
             with self.batch_norms or contextlib.nullcontext():
                 hidden = c.teacher.hidden(stretch)
             if self.contrast:
-                query = c.teacher.hidden(contrastive_view(mels, rng))
+                query = self.answering.hidden(contrastive_view(mels, rng))
             if adversary:
                 predicted = adversary.logits(stretch)
 
@@ -482,9 +497,20 @@ def needs_prior(teacher: Teacher, config: BankConfig) -> bool:
     return bool(keys) and not live_batch_norms(teacher.model)
 
 
+def check_recordings(config: BankConfig) -> None:
+    """Refuse a folder of recordings without audio files, before the bank is begun.
+
+    Raises:
+        DataError: It is missing, or has none.
+    """
+    if config.shares.get("recordings"):
+        recordings_in(config)
+
+
 WRONG_FRONT_END = 200.0
 """Relative BatchNorm error on procedural clips: 237 without mean and std, 314 with dB for ln, below
-1 with every right front end that was tried, and below 1 with subtler mistakes too (docs/LOG.md)."""
+1 with all but one of the right front ends that were tried (7.9), and below 1 with subtler mistakes
+too (docs/LOG.md)."""
 
 
 DOUBTFUL_FRONT_END = 1.0
@@ -498,22 +524,27 @@ def check_teacher(teacher: Teacher) -> None:
         TeacherError: Its BatchNorms meet values that are far from those of its training.
     """
     error = front_end_error(teacher.model, teacher.mel)
-    if DOUBTFUL_FRONT_END < error <= WRONG_FRONT_END:
-        log.warning("%s `frami-edge inspect` compares front ends like it.", wrong_front_end(error))
-    if error > WRONG_FRONT_END:
-        raise TeacherError(
-            wrong_front_end(error),
-            fix="Check --mel against the training code: a missing mean and std, or dB for ln, does "
-            "this. `frami-edge inspect` compares front ends like it.",
-        )
+    if error <= DOUBTFUL_FRONT_END:
+        return
+    sentence = wrong_front_end(error, front_ends_like(teacher.model, teacher.mel))
+    if error <= WRONG_FRONT_END:
+        log.warning(sentence)
+        return
+    raise TeacherError(
+        sentence,
+        fix="Check --mel against the training code: a missing mean and std, or dB for ln, does "
+        "this. `frami-edge inspect` compares more front ends.",
+    )
 
 
-def wrong_front_end(error: float) -> str:
-    """What such an error means."""
+def wrong_front_end(error: float, ranking: Mapping[str, float]) -> str:
+    """What such an error means, with the first of `front_ends_like`."""
     match = "does not" if error > WRONG_FRONT_END else "may not"
+    nearest = ", ".join(f"{name} ({found:.3g})" for name, found in list(ranking.items())[:3])
     return (
         f"The mel front end {match} match the teacher: on procedural clips the inputs of its "
-        f"BatchNorms are {error:.3g} away from those of its training (usual: below 1)."
+        f"BatchNorms are {error:.3g} away from those of its training (usual: below 1). Of front "
+        f"ends like it, these come nearest: {nearest}; all below 1 are possible."
     )
 
 
@@ -533,6 +564,34 @@ def front_end_error(model: TeacherLike, mel: MelSpec, audio_BN: Tensor | None = 
     with statistics:
         model.hidden(LogMel(mel)(audio_BN)[:, None].to(device))
     return float(statistics.loss())
+
+
+def front_ends_like(model: TeacherLike, mel: MelSpec) -> dict[str, float]:
+    """`front_end_error` of a front end, of what people confuse it with, and of fitting presets.
+
+    The least error comes first. It separates coarse mistakes only: a wrong sample rate, Slaney for
+    HTK or magnitude for energy stay within the spread of right front ends. Mean and std of
+    procedural audio, which fit its clips by construction, are tried where nothing else fits.
+    """
+    changes: dict[str, tuple[Any, ...]] = {
+        "log": ("ln", "log10", "db"),
+        "log_eps": (1e-10, 1e-6, 1e-3),
+        "mel_scale": ("htk", "slaney"),
+        "power": (1.0, 2.0),
+    }
+    found = {"as given": mel, "without mean and std": mel.replace(mean=0.0, std=1.0)}
+    found |= {f"{key}: {v}": mel.replace(**{key: v}) for key in changes for v in changes[key]}
+    found |= {name: read_mel(name) for name in presets() if name.startswith("mel/")}
+    audio, errors = front_end_audio(mel), dict[MelSpec, tuple[float, str]]()
+    for name, other in found.items():
+        if other.n_mels == mel.n_mels and other not in errors:
+            same = audio if other.sample_rate == mel.sample_rate else None
+            errors[other] = front_end_error(model, other, same), name
+    if min(errors.values())[0] > DOUBTFUL_FRONT_END:
+        likely = measured(mel.replace(mean=0.0, std=1.0))
+        name = f"with mean {likely.mean:.3g} and std {likely.std:.3g}"
+        errors[likely] = front_end_error(model, likely, audio), name
+    return {name: error for error, name in sorted(errors.values())}
 
 
 def front_end_audio(mel: MelSpec) -> Tensor:
@@ -597,6 +656,7 @@ class _Keeper:
 
     def __init__(self, teacher: Teacher, context: SourceContext) -> None:
         self.teacher, self.context = teacher, context
+        self.answering = only_answers(teacher.model)
         self.renderer = Renderer(context.spec).to(context.compute.device)
         self.front_end = LogMel(context.spec)
 
@@ -620,7 +680,7 @@ class _Keeper:
             x = x.to(compute.device)
             with autocast(compute):
                 heard = self.teacher.listen(x) if self.context.samples else x
-                found.append(self.teacher.hidden(heard).logits_BK)
+                found.append(self.answering.hidden(heard).logits_BK)
         return torch.cat(found).float().cpu()
 
 

@@ -53,6 +53,7 @@ from frami_edge_export.calibration import classify_mels
 from frami_edge_export.graph import StudentFacts
 from frami_edge_export.thresholds import ThresholdClips
 from frami_edge_runtime.melspec import MelSpec
+from frami_edge_runtime.state import check_place
 from frami_edge_runtime.thresholds import PEAK_S
 
 log = logging.getLogger("frami_edge")
@@ -157,7 +158,13 @@ class Journey:
         precision: Precision,
         deterministic: bool,
     ) -> "Journey":
-        """Open the teacher and choose the device; nothing is written."""
+        """Open the teacher and choose the device; nothing is written.
+
+        Raises:
+            OutputError: `out` cannot be written.
+        """
+        if out is not None:
+            check_place(out, folder=True)
         compute = compute_for(device, precision, deterministic, config.seed)
         loaded = load_teacher(teacher)
         if loaded.takes == "audio":  # its front end is a proposal, perhaps without mean and std

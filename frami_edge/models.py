@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import fuse_conv_bn_eval
 
 from frami_edge.config import InheritedLayer, StudentArch, TeacherArch
 from frami_edge_runtime.melspec import MelSpec
@@ -108,10 +109,10 @@ class _Block(nn.Module):
 
     def __init__(self, c_in: int, c_out: int, stride: tuple[int, int]) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(c_out)
-        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(c_out)
+        self.conv1: nn.Module = nn.Conv2d(c_in, c_out, 3, stride, padding=1, bias=False)
+        self.bn1: nn.Module = nn.BatchNorm2d(c_out)
+        self.conv2: nn.Module = nn.Conv2d(c_out, c_out, 3, padding=1, bias=False)
+        self.bn2: nn.Module = nn.BatchNorm2d(c_out)
         self.time_stride = stride[1]
         self.shortcut: nn.Module = nn.Identity()
         if stride != (1, 1) or c_in != c_out:
@@ -121,9 +122,22 @@ class _Block(nn.Module):
 
     def forward(self, x_BCMT: Tensor, lengths_B: Tensor | None) -> tuple[Tensor, Tensor | None]:
         out_B = None if lengths_B is None else -(-lengths_B // self.time_stride)
-        y = _masked(F.relu(self.bn1(self.conv1(x_BCMT))), out_B)
-        y = F.relu(self.bn2(self.conv2(y)) + self.shortcut(x_BCMT))
+        y = _masked(F.relu(self.bn1(self.conv1(x_BCMT)), inplace=True), out_B)
+        y = F.relu(self.bn2(self.conv2(y)) + self.shortcut(x_BCMT), inplace=True)
         return _masked(y, out_B), out_B
+
+    def fold(self) -> None:
+        """Make the BatchNorms part of the convolutions before them."""
+        self.conv1, self.bn1 = _folded(self.conv1, self.bn1)
+        self.conv2, self.bn2 = _folded(self.conv2, self.bn2)
+        if isinstance(self.shortcut, nn.Sequential):
+            self.shortcut = nn.Sequential(*_folded(*self.shortcut))
+
+
+def _folded(conv: nn.Module, norm: nn.Module) -> tuple[nn.Module, nn.Module]:
+    assert isinstance(conv, nn.Conv2d)
+    assert isinstance(norm, nn.BatchNorm2d)
+    return fuse_conv_bn_eval(conv, norm), nn.Identity()
 
 
 class ResNetTeacher(nn.Module):
@@ -143,8 +157,8 @@ class ResNetTeacher(nn.Module):
         self.arch = arch
         self.n_mels = n_mels
         first = arch.channels[0]
-        self.stem = nn.Conv2d(1, first, 3, (2, 2), padding=1, bias=False)
-        self.stem_bn = nn.BatchNorm2d(first)
+        self.stem: nn.Module = nn.Conv2d(1, first, 3, (2, 2), padding=1, bias=False)
+        self.stem_bn: nn.Module = nn.BatchNorm2d(first)
         blocks: list[nn.Module] = []
         c_in, self.receptive_field, jump = first, 3, 2  # in mel frames
         for stage, c_out in enumerate(arch.channels):
@@ -168,7 +182,7 @@ class ResNetTeacher(nn.Module):
     def hidden(self, x_B1MT: Tensor, lengths_B: Tensor | None = None) -> Hidden:
         """Frame features (B, C, ceil(T / 4)), pooled statistics (B, D) and logits (B, K)."""
         n_B = None if lengths_B is None else (lengths_B + 1) // 2
-        x = F.relu(self.stem_bn(self.stem(_masked(x_B1MT, lengths_B))))
+        x = F.relu(self.stem_bn(self.stem(_masked(x_B1MT, lengths_B))), inplace=True)
         x = _masked(x, n_B)
         for block in self.blocks:
             x, n_B = block(x, n_B)
@@ -179,6 +193,24 @@ class ResNetTeacher(nn.Module):
     def forward(self, x_B1MT: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """Logits (B, K)."""
         return self.hidden(x_B1MT, lengths_B).logits_BK
+
+
+def only_answers(teacher: TeacherLike) -> TeacherLike:
+    """A frozen teacher for where nothing observes its BatchNorms, in evaluation mode.
+
+    A copy with the BatchNorms folded, where the network is built in: half the time of the answers.
+    Others are returned as they are.
+    """
+    assert isinstance(teacher, nn.Module)
+    if not any(isinstance(m, ResNetTeacher) for m in teacher.modules()):
+        return teacher
+    copied = copy.deepcopy(teacher)
+    for module in list(copied.modules()):
+        if isinstance(module, _Block):
+            module.fold()
+        elif isinstance(module, ResNetTeacher):
+            module.stem, module.stem_bn = _folded(module.stem, module.stem_bn)
+    return copied
 
 
 # --- The student: a trunk that streams exactly, statistics pooling and an affine head

@@ -6,6 +6,7 @@ Shape legend: N clips, B batch, M mel bands, T mel frames, C channels, K classes
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from frami_edge.assets import teacher_assets
 from frami_edge.checkpoint import Student, Teacher, TrainedOn, load_checkpoint
 from frami_edge.data.store import collate, length_buckets
 from frami_edge.errors import CheckpointError
@@ -204,8 +206,9 @@ def open_model(path: Path, *, backend: str = "auto", threads: int = 1) -> Opened
     """Open a model by its file's suffix.
 
     Args:
-        path: A checkpoint (``.safetensors``), a teacher description (``.yaml``), an ONNX file of
-            ``frami-edge export`` or its ``.ort`` form, or a TensorRT engine.
+        path: A checkpoint (``.safetensors``), a teacher description (``.yaml``), the name of a
+            teacher in the package, an ONNX file of ``frami-edge export`` or its ``.ort`` form, or a
+            TensorRT engine.
         backend: Backend of the runtime, for a streaming file or an engine.
         threads: CPU threads of one run, for an exported file.
 
@@ -215,6 +218,14 @@ def open_model(path: Path, *, backend: str = "auto", threads: int = 1) -> Opened
             on this machine.
         TeacherError: The described teacher cannot be built.
     """
+    path = teacher_assets().get(os.fspath(path), path)
+    if path.is_dir():
+        kinds = (".safetensors", ".onnx", ORT, *ENGINES)
+        inside = sorted(file for file in path.iterdir() if file.suffix.lower() in kinds)
+        raise CheckpointError(
+            f"{path} is a folder, and a model file is needed here.",
+            fix=f"Give a file in it, such as {inside[0]}." if inside else "Give a file.",
+        )
     if not path.is_file():
         raise CheckpointError(
             f"There is no model file {path}.",

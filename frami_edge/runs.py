@@ -27,6 +27,7 @@ from pydantic import BaseModel
 from frami_edge.errors import RunError
 from frami_edge.io import atomic_write_bytes, atomic_write_json, atomic_write_text, json_text, plain
 from frami_edge.yaml_config import dump, parse
+from frami_edge_runtime.state import check_place
 
 if TYPE_CHECKING:
     from frami_edge.device import Compute
@@ -83,16 +84,12 @@ class RunFolder:
         `seeds` and `device` go into the manifest.
 
         Raises:
+            OutputError: The folder cannot be written.
             RunError: The folder is in use, not a run, or another run; or there is nothing to
                 resume.
         """
         folder = Path(path)
-        foreign = _content(folder) and not (folder / MANIFEST).is_file()
-        if foreign or (folder.exists() and not folder.is_dir()):
-            what = "is not empty and holds no run of frami-edge" if foreign else "is a file"
-            raise RunError(f"{folder} {what}.", fix="Give another --out.")
-        if resume and not _content(folder):
-            raise RunError(f"{folder} holds no run to resume.", fix="Start without --resume.")
+        check_folder(folder, resume=resume)
         written = plain(config)
         inputs = {role: {"sha256": sha256} for role, sha256 in (hashes or {}).items()}
         folder.mkdir(parents=True, exist_ok=True)
@@ -240,6 +237,23 @@ class RunFolder:
                 self._add_seconds("total", self._start, status=status, error=name, finished=_now())
         finally:
             self._lock.release()
+
+
+def check_folder(folder: PathLike, *, resume: bool = False) -> None:
+    """Check, before other work, that `folder` can be that of a run; nothing is made.
+
+    Raises:
+        OutputError: It cannot be written.
+        RunError: It is no run, or there is none to resume.
+    """
+    folder = Path(folder)
+    if _content(folder) and not (folder / MANIFEST).is_file():
+        raise RunError(
+            f"{folder} is not empty and holds no run of frami-edge.", fix="Give another --out."
+        )
+    if resume and not _content(folder):
+        raise RunError(f"{folder} holds no run to resume.", fix="Start without --resume.")
+    check_place(folder, folder=True)
 
 
 def read_manifest(folder: PathLike) -> dict[str, Any]:

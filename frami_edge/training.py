@@ -28,7 +28,7 @@ from frami_edge.data.store import (
     load_features,
     measure_normalisation,
 )
-from frami_edge.device import Compute, autocast, generator, place
+from frami_edge.device import Compute, autocast, fused, generator, place
 from frami_edge.distillation import cosine_with_warmup, weight_groups
 from frami_edge.errors import DataError, TeacherError
 from frami_edge.evaluation import Score, predict, score, training_clips
@@ -195,7 +195,7 @@ def train_epochs(
     steps = sum(len(batches(epoch)) for epoch in range(config.epochs))
     place(model, compute)
     groups = weight_groups(model, config.weight_decay)
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
+    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, fused=fused(compute))
     material = {"clips": features.sha256, "mel": features.mel.digest}
     first, step = _resume(checkpoint, model, optimizer, material)
     if run:

@@ -72,7 +72,6 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
     for kwargs in ({}, {"overwrite": True}, {"resume": True}):
         assert "is not empty and holds no run" in refusal(tmp_path, **kwargs).message
     assert content(tmp_path) == {"thesis.tex"}
-    assert "is a file" in refusal(tmp_path / "thesis.tex").message
 
 
 def test_a_finished_run_is_not_written_over_by_accident(tmp_path: Path) -> None:

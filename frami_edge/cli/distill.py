@@ -59,12 +59,12 @@ def invert(
 ) -> None:
     """Invert a teacher into a bank of synthetic clips. No audio is needed."""
     from frami_edge import api
-    from frami_edge.errors import ConfigError
     from frami_edge.rendering import write_examples
     from frami_edge.runs import read_manifest
+    from frami_edge_runtime.state import check_place
 
-    if listen and listen.exists() and not listen.is_dir():
-        raise ConfigError(f"--listen {listen} is a file.", fix="Give a folder.")
+    if listen:
+        check_place(listen, folder=True)
     mix, folder = opt.parse_sources(sources, recordings)
     settings, changes = opt.read_recipe(config, overrides)
     opened = opt.open_teacher(teacher, given)

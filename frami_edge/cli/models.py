@@ -317,7 +317,8 @@ def tune(
     from frami_edge.event_scores import tune as tune_to
     from frami_edge_runtime.classifier import Classifier
 
-    found = tune_to(model, audio, out, false_alarms_per_hour=false_alarms)
-    output.result({"out": str(out), **found.to_dict()})
+    found, left_out = tune_to(model, audio, out, false_alarms_per_hour=false_alarms)
+    output.result({"out": str(out), **found.to_dict(), "left_out": left_out})
+    caption = f"{found}." + f" {len(left_out)} recordings were left out." * bool(left_out)
     rows = zip(Classifier(out).labels, found.on, found.off, strict=True)
-    output.table(f"Thresholds in {out}", ("label", "on", "off"), list(rows), caption=f"{found}.")
+    output.table(f"Thresholds in {out}", ("label", "on", "off"), list(rows), caption=caption)

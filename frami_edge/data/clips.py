@@ -126,6 +126,37 @@ def is_audio(path: Path) -> bool:
     return path.suffix.lower() in AUDIO_SUFFIXES and not path.name.startswith(".")
 
 
+def is_hidden(folder: str) -> bool:
+    """Whether a folder of that name holds no data: that of a cache, an editor or an archiver."""
+    return folder.startswith(".") or folder in ("__MACOSX", "__pycache__")
+
+
+def audio_below(
+    folder: Path, others: Counter[str] | None = None, hidden: Counter[str] | None = None
+) -> list[Path]:
+    """Audio files in a folder and its sub-folders, sorted; nothing in hidden folders.
+
+    Args:
+        folder: The folder.
+        others: Other files are counted here, by suffix.
+        hidden: Audio files that are hidden, or in hidden folders, are counted here.
+    """
+    audio = []
+    for path in sorted(folder.rglob("*")):
+        above = path.relative_to(folder).parts[:-1]
+        kept = next((f"{name}/" for name in above if is_hidden(name)), None)
+        if path.name.startswith("."):
+            kept = kept or ("._*" if path.name.startswith("._") else ".*")
+        if path.suffix.lower() in AUDIO_SUFFIXES:
+            if kept is None:
+                audio.append(path)
+            elif hidden is not None:
+                hidden[kept] += 1
+        elif others is not None and kept is None and path.is_file():
+            others[readable(path.suffix.lower()) or "without a suffix"] += 1
+    return audio
+
+
 def is_utf8(name: str) -> bool:
     """Whether a file's name is text on every machine."""
     return not any("\udc80" <= char <= "\udcff" for char in name)

@@ -8,7 +8,15 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from frami_edge.data.clips import Clip, SoundSet, is_audio, is_utf8, readable
+from frami_edge.data.clips import (
+    Clip,
+    SoundSet,
+    audio_below,
+    is_audio,
+    is_hidden,
+    is_utf8,
+    readable,
+)
 from frami_edge.errors import DataError
 from frami_edge.io import nfc
 
@@ -26,8 +34,9 @@ def load_folder(root: Path) -> SoundSet:
     """Clips of a tree ``CLASS/*``, ``train/CLASS/*`` with ``test/CLASS/*``, or ``foldN/CLASS/*``.
 
     Splits may have their usual names (``training``, ``val``). Without a test split the validation
-    split is the test fold; ``test/CLASS/*`` alone is a test set. Hidden files are skipped, and
-    sub-folders of a class are searched. Labels and names are in Unicode's form NFC.
+    split is the test fold; ``test/CLASS/*`` alone is a test set. Sub-folders of a class are
+    searched; hidden files and folders, and ``__MACOSX``, are left out. Labels and names are in
+    Unicode's form NFC.
 
     Without a given split, the folds "1" to "5" come from the file names alone:
     ``1 + int(sha256("CLASS/FILE")[:8], 16) % 5``. Adding a file moves no other, and the split is
@@ -40,8 +49,8 @@ def load_folder(root: Path) -> SoundSet:
     if not root.is_dir():
         raise DataError(f"There is no folder {root}.", fix="Correct the path after folder:.")
     notes: list[str] = []
-    ignored: Counter[str] = Counter()
-    tops = {top: _audio_below(top, ignored) for top in _folders(root, notes)}
+    ignored, hidden = Counter[str](), Counter[str]()
+    tops = {top: audio_below(top, ignored, hidden) for top in _folders(root, notes)}
     splits = _splits_of(root, tops)
     grouped: dict[tuple[str, str], list[Path]] = {}
     for top, files in tops.items():
@@ -70,6 +79,9 @@ def load_folder(root: Path) -> SoundSet:
     if ignored:
         listed = ", ".join(f"{n} {suffix}" for suffix, n in ignored.most_common(5))
         notes.append(f"Files in the class folders that are not audio: {listed}.")
+    if hidden:
+        listed = ", ".join(f"{n} {where}" for where, n in hidden.most_common(5))
+        notes.append(f"Hidden audio files, which are left out: {listed}.")
     if beside := sum(is_audio(path) for path in root.iterdir()):
         notes.append(f"Audio files beside the folders, which are not read: {beside}.")
     return SoundSet(
@@ -89,7 +101,7 @@ def _folders(parent: Path, notes: list[str]) -> list[Path]:
     """Folders that are not hidden and whose name can be a label."""
     found = []
     for path in sorted(parent.iterdir()):
-        if path.is_dir() and not path.name.startswith((".", "__")):
+        if path.is_dir() and not is_hidden(path.name):
             if is_utf8(path.name):
                 found.append(path)
             else:
@@ -97,17 +109,6 @@ def _folders(parent: Path, notes: list[str]) -> list[Path]:
                     f"The folder {readable(path.name)} is left out: its name is not UTF-8."
                 )
     return found
-
-
-def _audio_below(folder: Path, ignored: Counter[str]) -> list[Path]:
-    """Audio files in a folder and its sub-folders; other files are counted by suffix."""
-    audio = []
-    for path in sorted(folder.rglob("*")):
-        if is_audio(path):
-            audio.append(path)
-        elif path.is_file() and not path.name.startswith("."):
-            ignored[readable(path.suffix.lower()) or "without a suffix"] += 1
-    return audio
 
 
 def _splits_of(root: Path, tops: _Tops) -> dict[Path, str]:
@@ -176,6 +177,8 @@ def _other_layout(root: Path, tops: _Tops, problem: str) -> DataError:
         )
         below = ", ".join([*inner[:2], "..."][: len(inner)]) or f"{len(files)} audio files"
         seen.append(f"{top.name}/ ({readable(below)})")
+    if beside := sum(is_audio(path) for path in root.iterdir()):
+        seen.append(f"{beside} audio files in no folder")
     shown = ", ".join([*seen[:6], "..."][: len(seen)]) or "no folders"
     return DataError(
         f"{root} is not a set of classes: {problem}. It holds {shown}.",

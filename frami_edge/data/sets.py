@@ -223,6 +223,8 @@ def set_info(name: str) -> SetInfo:
         return names[key]
     close = difflib.get_close_matches(key, names, n=1)
     hint = f"Did you mean {close[0]}? " if close else ""
+    if Path(name).is_dir():
+        hint = f"Did you mean folder:{name}? "
     raise DataError(
         f"There is no data set {name!r}.",
         fix=f"{hint}Known: {', '.join(names)}; or folder:PATH, with one sub-folder per class.",

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from frami_edge.data.clips import is_audio, readable
+from frami_edge.config import BankConfig
+from frami_edge.data.clips import audio_below, readable
 from frami_edge.data.decoding import read_audio
 from frami_edge.device import generator
 from frami_edge.errors import DataError, UnusableClipError
@@ -23,11 +24,27 @@ from frami_edge.sources.procedural import samples_for
 log = logging.getLogger("frami_edge")
 
 
+def recordings_in(config: BankConfig) -> list[Path]:
+    """Audio files in the folder of recordings.
+
+    Raises:
+        DataError: The folder is missing, or has none.
+    """
+    folder = Path(config.recordings or "")
+    if not (found := audio_below(folder)):
+        missing = "" if folder.is_dir() else ", which does not exist"
+        raise DataError(
+            f"There are no audio files in the folder of recordings, {folder}{missing}.",
+            fix="Give a folder of WAV, FLAC, OGG or MP3 files: --recordings FOLDER.",
+        )
+    return found
+
+
 class Recordings:
     """Random stretches of every recording in a folder and its subfolders, equally many of each.
 
     Files of any rate are resampled; recordings shorter than a clip are repeated; files that cannot
-    be used are left out with a warning.
+    be used are left out with a warning, hidden ones without.
 
     Raises:
         DataError: The folder is missing, or has no audio files.
@@ -38,13 +55,7 @@ class Recordings:
 
     def __init__(self, context: SourceContext) -> None:
         c = self.context = context
-        folder = Path(c.config.recordings or "")
-        self.paths = sorted(path for path in folder.rglob("*") if is_audio(path))
-        if not self.paths:
-            raise DataError(
-                f"There are no audio files in the folder of recordings, {folder}.",
-                fix="Give a folder of WAV, FLAC, OGG or MP3 files: --recordings FOLDER.",
-            )
+        self.paths = recordings_in(c.config)
         self.clips = c.config.recordings_clips
         self.samples = c.samples or samples_for(c.spec, c.frames)
         self.used: set[int] = set()

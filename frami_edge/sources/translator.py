@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from frami_edge.device import autocast, generator, named_seed, place, upload
+from frami_edge.device import autocast, fused, generator, named_seed, place, upload
 from frami_edge.losses import BatchNormStatistics, change_loss, class_loss
 from frami_edge.sources import (
     Batch,
@@ -94,7 +94,10 @@ class Translation:
         self.translator = Translator(context.spec, context.n_classes)
         place(self.translator, context.compute)
         self.optimizer = torch.optim.Adam(
-            self.translator.parameters(), lr=w.learning_rate, betas=(0.5, 0.999)
+            self.translator.parameters(),
+            lr=w.learning_rate,
+            betas=(0.5, 0.999),
+            fused=fused(context.compute),
         )
         self.batch_norms = BatchNormStatistics(context.module) if w.batch_norm else None
         self._pool: Tensor | None = None

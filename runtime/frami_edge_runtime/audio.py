@@ -495,6 +495,8 @@ class _SoundFile:
             self._file: Any = soundfile.SoundFile(file)
         except Exception as error:  # libsndfile's own errors, and TypeError for headerless formats
             why = getattr(error, "error_string", "") or reason(error)
+            if "does not exist" in why:  # so libsndfile says of a damaged MP3
+                why = "Format not recognised"
             raise AudioError(
                 f"{name} is no audio file that can be read: {why.rstrip('.')}.",
                 fix=f"Convert it: {convert}",

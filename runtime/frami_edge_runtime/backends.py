@@ -375,6 +375,11 @@ def open_session(
             data, options, providers=list(providers), enable_fallback=0
         )
     except Exception as error:  # ONNX Runtime raises a dozen unrelated types
+        if name.endswith(".safetensors"):
+            raise ModelFileError(
+                f"{name} is a checkpoint, which does not run on a device.",
+                fix="Give an ONNX file that `frami-edge export` makes of it.",
+            ) from None
         raise ModelFileError(
             f"ONNX Runtime {onnxruntime.__version__} cannot load {name}: {reason(error)}",
             fix="The file is damaged, or needs a newer onnxruntime: pip install -U onnxruntime.",

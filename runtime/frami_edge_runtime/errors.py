@@ -42,5 +42,9 @@ class BackendError(FramiEdgeError):
     """A backend that is unknown, not installed, has no device here, or cannot run the model."""
 
 
+class OutputError(FramiEdgeError):
+    """A file or folder for results that cannot be written."""
+
+
 class StreamError(FramiEdgeError):
     """An impossible request to a stream, or a saved state that does not fit it."""

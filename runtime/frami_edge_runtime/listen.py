@@ -34,7 +34,7 @@ from frami_edge_runtime.display import Record, choose_display, printable
 from frami_edge_runtime.errors import AudioError, FramiEdgeError
 from frami_edge_runtime.events import Event, EventDetector, EventSpec
 from frami_edge_runtime.monitor import INT16_SCALE, STALLED_S
-from frami_edge_runtime.state import write_whole
+from frami_edge_runtime.state import check_place, write_whole
 from frami_edge_runtime.stream import Result
 from frami_edge_runtime.thresholds import (
     HOP_S,
@@ -369,9 +369,12 @@ def tune(options: argparse.Namespace) -> None:
     """Listen to the background and write the model with thresholds for it.
 
     Raises:
-        FramiEdgeError: The model or the source cannot be used, or there was too little audio.
-        OSError: The file cannot be written.
+        FramiEdgeError: The model, the source or the place of the file cannot be used, or there was
+            too little audio.
+        OSError: The disk is full.
     """
+    out = Path(options.out)
+    check_place(out)
     with (
         Classifier(options.model, options.backend) as classifier,
         closing(open_source(options, classifier.info.mel.sample_rate)) as source,
@@ -389,7 +392,8 @@ def tune(options: argparse.Namespace) -> None:
         scores = background_scores(stream, blocks(), old.reject if old else None)
         found = tuned(old, scores, len(classifier.labels), options.target)
     data = with_thresholds(Path(options.model).read_bytes(), found)
-    write_whole(Path(options.out), lambda file: file.write(data))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(out, lambda file: file.write(data))
     if options.json:
         print(json.dumps({"type": "tuned", "out": options.out, **found.to_dict()}))
     else:
@@ -567,6 +571,8 @@ def parse(arguments: Sequence[str] | None, prog: str) -> argparse.Namespace:
     options.overrides = dict(options.overrides or ()) or None
     if options.tune_s and not options.out:
         parser.error("--tune needs --out FILE")
+    if not options.tune_s and (options.out or options.target):
+        parser.error("--out and --false-alarms are for --tune SECONDS")
     for option, number in (("--top", options.top), ("--channels", options.channels)):
         if number is not None and number < 1:
             parser.error(f"{option} must be at least 1")

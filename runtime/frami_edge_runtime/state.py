@@ -10,7 +10,36 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from frami_edge_runtime.errors import StreamError
+from frami_edge_runtime.errors import OutputError, StreamError
+
+
+def check_place(path: str | os.PathLike[str], *, folder: bool = False) -> None:
+    """Check that a file, or files in a folder, can be written: before the work that makes them.
+
+    Nothing is left there. Folders that are missing are no fault: writers make them.
+
+    Raises:
+        OutputError: A file or folder is in the way, or the place is not writable.
+    """
+    import tempfile  # only here: it takes as long to load as the rest of the module
+
+    place, problem = Path(path), ""
+    try:
+        place = place.resolve()
+        if not folder:
+            if place.exists() and not place.is_file():
+                problem = "it is a folder" if place.is_dir() else "it is not a regular file"
+            place = place.parent
+        while not place.exists():
+            place = place.parent
+        if not problem and not place.is_dir():
+            problem = f"{place} is not a folder"
+        if not problem:
+            tempfile.TemporaryFile(dir=place).close()
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        problem = f"{place}: {reason(error)}"
+    if problem:
+        raise OutputError(f"{path} cannot be written: {problem}.", fix="Give another place.")
 
 
 def write_whole(target: Path, write: Callable[[BinaryIO], object]) -> None:

@@ -40,6 +40,28 @@ def test_tuned_to_a_room_the_model_is_quiet_in_it(
     assert "Events in 0.01 h" in call("evaluate", out, "--stream", room).stdout
 
 
+def test_recordings_that_cannot_be_read_are_left_out_and_named(
+    exported: Path, call: Call, tmp_path: Path
+) -> None:
+    model, day, out = exported / "student.fp32.onnx", tmp_path / "day", tmp_path / "tuned.onnx"
+    day.mkdir()
+    for name in ("a.wav", "b.mp3"):
+        (day / name).write_bytes(b"no audio")
+    commands = ("evaluate", model, "--stream", day), ("tune", model, "--audio", day, "--out", out)
+    for command in commands:
+        refused = call(*command, code=1).stderr
+        assert "None of the 2 recordings can be used" in refused
+        assert "a.wav is no audio file that can be read" in refused
+        assert "b.mp3 is no audio file that can be read: Format not recognised" in refused
+    noise = np.random.default_rng(0).standard_normal(40 * 8000)
+    soundfile.write(day / "c.wav", 0.05 * noise, 8000)
+    for command in commands:
+        done = call(*command, "--json")
+        assert json.loads(done.stdout)["left_out"] == [str(day / "a.wav"), str(day / "b.mp3")]
+        assert done.stderr.count("It is left out.") == 2
+        assert "2 recordings were left out" in " ".join(call(*command).stdout.split())
+
+
 def test_clips_or_recordings(exported: Path, call: Call) -> None:
     model = exported / "student.fp32.onnx"
     for more in (
@@ -63,6 +85,10 @@ def test_checkpoints_teachers_and_labels_of_recordings(
     labelled = ("--stream", short, "--labels", tmp_path / "sounds.csv")
     warned = call("evaluate", model, *labelled, "--teacher", teacher).stderr
     assert "every event counts as a false alarm" in warned
+    assert "after its end" not in warned
+    (tmp_path / "ms.csv").write_text("file,onset,offset,label\nshort.wav,40,90,high\n")
+    milliseconds = call("evaluate", model, "--stream", short, "--labels", tmp_path / "ms.csv")
+    assert "1 of the 1 sounds labelled in short.wav begin after its end" in milliseconds.stderr
     refused = call("evaluate", model, *labelled, "--teacher", model, code=1)
     assert "is not a teacher" in refused.stderr
     (tmp_path / "b").mkdir()

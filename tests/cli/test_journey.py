@@ -264,16 +264,44 @@ def test_files_that_are_not_what_they_should_be(
         ({"--teacher": torn}, "not a whole safetensors file"),
         ({"--teacher": student["student"]}, "student"),
         ({"config": "esc10-studnet"}, "did you mean 'esc10-student'"),
-        ({"--out": file}, "is a file"),
-        ({"--out": file / "below"}, "not a folder"),
         ({"--out": tmp_path}, "holds no run"),
-        ({"--listen": file}, "is a file"),
+        ({"--recordings": tmp_path / "nowhere"}, "which does not exist"),
     ):
         error = invert(code=1, **changes).stderr
         assert words in error
         assert "fix: " in error
     assert not (tmp_path / "bank").exists()
     assert file.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "export nothing.safetensors --out PLACE",
+        "export nothing.safetensors --out new --web PLACE",
+        "evaluate nothing.safetensors --data folder:nothing --out PLACE",
+        "evaluate nothing.safetensors --stream nothing.wav --out PLACE",
+        "tune nothing.onnx --audio nothing.wav --out PLACE/tuned.onnx",
+        "train-teacher fsdd-teacher --data-root nothing --out PLACE",
+        "invert --teacher digits-teacher --out PLACE",
+        "invert --teacher digits-teacher --out new --listen PLACE",
+        "distill --teacher digits-teacher --out PLACE --budget 5min",
+        "quickstart --out PLACE",
+    ],
+)
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(
+    command: str, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The inputs that are missing, too, have not been looked at."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    for place in ("file", "file/below", "/proc/below"):
+        error = call(*command.replace("PLACE", place).split(), code=1).stderr
+        assert f"{place}" in error
+        assert "cannot be written" in error
+        assert "fix: Give another place." in error
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_bank_that_does_not_fit(

@@ -103,3 +103,14 @@ def test_what_is_not_a_model_is_refused(files: Files, tmp_path: Path) -> None:
     ):
         with pytest.raises(error, match=words):
             open_model(tmp_path / name)
+    with pytest.raises(ModelFileError, match="is a checkpoint, which does not run on a device"):
+        Classifier(files["student"])
+    folder = files["student"].parent
+    with pytest.raises(CheckpointError, match="is a folder") as caught:
+        open_model(folder)
+    assert str(files["student"]) in caught.value.fix
+
+
+def test_a_teacher_of_the_package_is_opened_by_its_name() -> None:
+    """`distill --teacher digits-teacher` prints `evaluate --teacher digits-teacher` as next."""
+    assert open_model(Path("digits-teacher")).labels == tuple("0123456789")

@@ -184,9 +184,10 @@ def test_folds_are_resolved_or_named(root: Path) -> None:
         assert caught.value.fix == "Its folds are 1, 2, 3, 4, 5."
     with pytest.raises(DataError, match="needs a fold"):
         resolve_fold(ten, None)
-    with pytest.raises(DataError) as caught:
-        load_set("esc-50", root)
-    assert "Did you mean esc50?" in caught.value.fix
+    for name, meant in (("esc-50", "esc50"), (str(root), f"folder:{root}")):
+        with pytest.raises(DataError) as caught:
+            load_set(name, root)
+        assert f"Did you mean {meant}?" in caught.value.fix
 
 
 def _tree(root: Path, *names: str) -> Path:
@@ -232,7 +233,7 @@ def test_given_splits_are_kept(tmp_path: Path) -> None:
     ("names", "sentence"),
     [
         ([], "0 class folders"),
-        (["1.wav"], "0 class folders"),
+        (["1.wav"], "0 class folders. It holds 1 audio files in no folder"),
         (["cat/1.wav", "dog/1.txt"], "no audio in dog"),
         (["pets/cat/1.wav", "pets/dog/1.wav"], r"only folder holds folders.* pets/ \(cat/, dog/\)"),
         (["fold1/cat/1.wav", "fold2/cat/1.wav", "more/cat/1.wav"], r"more holds audio as well"),
@@ -299,6 +300,18 @@ def test_names_that_are_no_text_and_other_files_are_said(tmp_path: Path) -> None
     assert r"caf\xe9 is left out: its name is not UTF-8" in said
     assert "not audio: 2 .txt" in said
     assert "beside the folders, which are not read: 1" in said
+
+
+@pytest.mark.parametrize("split", ["", "train/"])
+def test_hidden_files_and_folders_are_no_clips(tmp_path: Path, split: str) -> None:
+    names = _many(split) + (_many("test/") if split else [])
+    strays = [".cache/1.wav", ".cache/a/2.wav", ".cache/.b/3.wav", "__MACOSX/._1.wav"]
+    strays += ["._1.wav", "deep/._2.wav"]
+    _tree(tmp_path, *names, *(f"{split}cat/{stray}" for stray in strays))
+    pets = load_set(f"folder:{tmp_path}")
+    assert sorted(clip.name for clip in pets.clips) == sorted(names)
+    (said,) = pets.notes
+    assert said == "Hidden audio files, which are left out: 3 .cache/, 2 ._*, 1 __MACOSX/."
 
 
 def test_composed_and_decomposed_names_are_one(tmp_path: Path) -> None:

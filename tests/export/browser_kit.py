@@ -109,6 +109,10 @@ def served(folder: Path) -> Iterator[str]:
         def log_message(self, *_: Any) -> None:
             pass
 
+        def end_headers(self) -> None:
+            self.send_header("Cache-Control", "no-store")  # a test may change a file
+            super().end_headers()
+
     handler = functools.partial(Quiet, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

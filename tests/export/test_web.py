@@ -30,6 +30,7 @@ from frami_edge_runtime.events import EventDetector, EventSpec
 from frami_edge_runtime.stream import Result
 
 RATE = MEL.sample_rate
+TONES_HZ = (300, 1100, 2600, 700)
 KINDS: dict[str, dict[str, Any]] = {
     "softmax": {"thresholds": {"on": [0.6] * 6, "off": [0.4] * 6, "reject": 1.0}},
     "sigmoid, centred": {
@@ -58,7 +59,7 @@ def sounds(tmp_path: Path) -> Path:
     rng = np.random.default_rng(3)
     x = rng.normal(0, 0.002, int(7.13 * RATE))
     t = np.arange(len(x)) / RATE
-    for start, hertz in ((0.4, 300), (2.2, 1100), (4.1, 2600), (5.6, 700)):
+    for start, hertz in zip((0.4, 2.2, 4.1, 5.6), TONES_HZ, strict=True):
         on = (t >= start) & (t < start + 1.2)
         x += 0.3 * on * np.sin(2 * np.pi * hertz * t)
     soundfile.write(tmp_path / "sounds.wav", x, RATE, subtype="FLOAT")
@@ -117,11 +118,18 @@ HOOKS = """
   window.records = []; window.heard = [];
   addEventListener("frami", ({detail: {mel, ...rest}}) => records.push(
     {...rest, logits: rest.logits && [...rest.logits]}));
-  const Node = AudioWorkletNode;
+  const Node = AudioWorkletNode, Context = AudioContext;
   window.AudioWorkletNode = class extends Node {
     constructor(...rest) {
       super(...rest);
       this.port.addEventListener("message", ({data}) => heard.push(...data));
+    }
+  };
+  window.AudioContext = class extends Context {
+    createMediaStreamSource(stream) {
+      [window.track] = stream.getAudioTracks();
+      window.context = this;
+      return super.createMediaStreamSource(stream);
     }
   };
 """
@@ -187,8 +195,52 @@ def test_a_microphone_gives_the_answers_of_the_runtime(
     heard = np.array(page.run("heard"), np.float32)[: round(found[-1]["t1"] * RATE)]
     # What the browser plays is the file, resampled twice and delayed.
     spectrum = np.abs(np.fft.rfft(heard))
-    assert np.fft.rfftfreq(len(heard), 1 / RATE)[spectrum.argmax()] == pytest.approx(300, abs=5)
+    loudest = np.fft.rfftfreq(len(heard), 1 / RATE)[spectrum.argmax()]
+    assert min(abs(loudest - hertz) for hertz in TONES_HZ) < 5
     same(found, by_the_runtime(files[0], heard, ended=True)[:-1])
+
+
+@pytest.mark.parametrize("files", ["softmax"], indirect=True)
+def test_a_fault_ends_listening_in_words(page: browser_kit.Page, folder: Path) -> None:
+    script = (folder / "page.js").read_text()
+    start = "process([[channel]]) {"  # of the audio thread's part, which each click loads
+    assert script.count(start) == 1
+
+    def fails(words: str, fault: str = "", processor: str = start) -> None:
+        (folder / "page.js").write_text(script.replace(start, processor))
+        page.click("#microphone")
+        if fault:
+            wait(page, "document.getElementById('microphone').innerText === 'Stop'")
+            page.run(fault)
+        wait(page, said(words))
+        assert "click to listen again" in page.run("document.getElementById('status').innerText")
+        assert page.run("track.readyState") == "ended"  # the microphone is released
+        assert page.run("document.querySelectorAll('#events .open').length") == 0
+        button = "document.getElementById('microphone')"
+        assert page.run(f"[{button}.disabled, {button}.innerText]") == [
+            False, "Listen to the microphone",
+        ]  # fmt: skip
+
+    fails("was disconnected", "track.dispatchEvent(new Event('ended'))")
+    fails("The browser stopped the microphone", "context.suspend()")
+    fails("takes the samples failed", processor="process() { throw new Error();")
+    fails("gives no samples", processor="process() { return true;")
+    fails("model failed (broken)", "BigInt64Array.from = () => { throw Error('broken'); }; 0")
+
+
+@pytest.mark.parametrize("files", ["softmax"], indirect=True)
+def test_a_file_dropped_while_listening_is_not_ignored_in_silence(page: browser_kit.Page) -> None:
+    page.click("#microphone")
+    wait(page, "records.length >= 1")
+    page.run("""
+      const data = new DataTransfer();
+      data.items.add(new File(["no sound"], "notes.txt"));
+      document.dispatchEvent(new DragEvent("drop", {dataTransfer: data}));
+    """)
+    wait(page, said("Listening. notes.txt was not opened: first stop listening."))
+    page.click("#microphone")
+    wait(page, said("Ready."))
+    assert not page.run(said("notes.txt"))
 
 
 def test_the_graph_of_the_page(files: tuple[Path, Path]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from frami_edge.config import STUDENT_PRESETS, StudentArch, TeacherArch
@@ -16,6 +17,7 @@ from frami_edge.models import (
     StudentNet,
     macs,
     macs_per_second,
+    only_answers,
 )
 from frami_edge_runtime.melspec import MelSpec
 from frami_edge_runtime.modelfile import Pooling
@@ -59,6 +61,20 @@ def test_a_padded_batch_gives_what_each_clip_gives_alone(
             (batch.logits_BK[i], alone.logits_BK[0]),
         ):
             torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_a_folded_teacher_answers_alike_and_is_a_copy(teacher: ResNetTeacher) -> None:
+    x, lengths = torch.randn(3, 1, teacher.n_mels, 30), torch.tensor([30, 17, 3])
+    folded = only_answers(teacher)
+    assert isinstance(folded, nn.Module)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+    for mine, theirs in zip(
+        vars(folded.hidden(x, lengths)).values(),
+        vars(teacher.hidden(x, lengths)).values(),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=1e-4)
+    assert any(isinstance(m, nn.BatchNorm2d) for m in teacher.modules())
 
 
 def test_the_teachers_frame_features_are_centred_where_they_say() -> None:

@@ -133,6 +133,7 @@ def test_options_choose_what_is_reported(listen: Listen, wav_path: Path) -> None
         (["--driver", "alsa"], 2, "auto, arecord, portaudio"),
         (["{wav}", "--rate", "8000"], 2, "--rate is for mic and -"),
         (["{wav}", "--rate", "0"], 2, "--rate is for mic and -"),
+        (["{wav}", "--out", "x.onnx"], 2, "--out and --false-alarms are for --tune"),
         (["-", "--rate", "8000", "--channels", "0"], 2, "--channels must be at least 1"),
         (["{wav}", "--duration", "nan"], 2, "invalid seconds value: 'nan'"),
     ],

@@ -120,6 +120,8 @@ def test_tuning_writes_a_model_that_only_its_thresholds_tell_apart(
     model.write_bytes(build_model(thresholds=first.to_dict()).data)
     rng = np.random.default_rng(0)
     write_wav(room, (0.1 * rng.standard_normal(8000 * 60)).astype(np.float32))
+    assert main([str(model), "nothing.wav", "--tune", "60", "--out", str(tmp_path)]) == 1
+    assert "cannot be written: it is a folder" in capsys.readouterr().err  # before it listens
     given = [str(model), str(room), "--tune", "60", "--false-alarms", "30", "--json"]
     assert main([*given, "--out", str(out)]) == 0
     said = json.loads(capsys.readouterr().out)

@@ -14,8 +14,13 @@ import frami_edge as fe
 from frami_edge import inversion
 from frami_edge.errors import TeacherError
 from frami_edge.frontend import LogMel
-from frami_edge.inspecting import front_ends_like
-from frami_edge.inversion import BorrowedPrior, check_teacher, front_end_audio, front_end_error
+from frami_edge.inversion import (
+    BorrowedPrior,
+    check_teacher,
+    front_end_audio,
+    front_end_error,
+    front_ends_like,
+)
 from frami_edge.sources.procedural import measured
 from frami_edge.teachers.foreign import ForeignTeacher
 
@@ -69,7 +74,8 @@ def test_a_teacher_without_batch_norm_borrows_a_prior(
     [
         ({"log": "db"}, "log: ln"),
         ({"mean": 0.0, "std": 1.0}, "with mean -"),
-        ({"mean": 9.0}, ""),  # no single change mends it, and it is doubted all the same
+        ({"mean": 0.485, "std": 0.229}, "with mean -"),  # of pictures
+        ({"log": "db", "mean": 9.0}, "with mean -"),  # nearly ln with the right mean
     ],
 )
 def test_front_ends_like_a_wrong_one_are_compared(wrong: dict[str, Any], nearest: str) -> None:
@@ -85,21 +91,29 @@ def test_front_ends_like_a_wrong_one_are_compared(wrong: dict[str, Any], nearest
     assert name.startswith(nearest)
     assert error <= ranking["as given"]
     assert ranking["as given"] > inversion.DOUBTFUL_FRONT_END
-    assert (error < 0.1) == bool(nearest)
+    assert error < 0.1
     assert list(ranking.values()) == sorted(ranking.values())
 
 
-def test_a_wrong_front_end_stops() -> None:
+def test_a_wrong_front_end_stops(caplog: pytest.LogCaptureFixture) -> None:
     digits = fe.load_teacher("digits-teacher")
     right = fe.load_teacher(digits.model, mel=digits.mel, labels=digits.labels, layout="B1MT")
     assert front_end_error(right.model, right.mel) < inversion.DOUBTFUL_FRONT_END
     check_teacher(right)
     forgotten = digits.mel.replace(mean=0.0, std=1.0)
-    for mel in (forgotten, digits.mel.replace(log="db")):
+    for mel, nearest in (
+        (forgotten, "nearest: with mean -8"),
+        (digits.mel.replace(log="db"), "log: ln (0.3"),
+    ):
         wrong = fe.load_teacher(digits.model, mel=mel, labels=digits.labels, layout="B1MT")
         with pytest.raises(TeacherError, match="front end does not match") as caught:
             check_teacher(wrong)
         assert "mean and std" in (caught.value.fix or "")
+        assert nearest in caught.value.message
+    floor = digits.mel.replace(log_eps=1e-10)
+    check_teacher(fe.load_teacher(digits.model, mel=floor, labels=digits.labels, layout="B1MT"))
+    assert "may not match" in caplog.text
+    assert "log_eps: 1e-06 (0.3" in caplog.text
     with pytest.raises(TeacherError, match="front end does not match"):
         fe.invert(wrong, steps=1)
     assert inversion.WRONG_FRONT_END == 200

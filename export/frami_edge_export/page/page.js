@@ -177,8 +177,13 @@ const SHOWN = 5; // classes
 const LISTED = 200; // events
 const COLUMNS = 800; // mel frames in the picture
 const WHOLE_S = 30; // longest file that is also answered as a whole
+const NO_SAMPLES_S = 3; // after which a microphone has failed
 const by = (id) => document.getElementById(id);
-const say = (text) => by("status").textContent === text || (by("status").textContent = text);
+let note = ""; // after every sentence, until the page is ready again
+const say = (sentence) => {
+  const text = sentence + note;
+  if (by("status").textContent !== text) by("status").textContent = text;
+};
 const seconds = (t) => `${t.toFixed(2)} s`;
 
 /** Black, violet, orange, light yellow. */
@@ -286,11 +291,10 @@ class Listening {
   }
 
   finish() {
-    this.queue = this.queue.then(async () => {
-      const last = await this.stream.flush();
-      if (last) this.show(last);
-      this.events.finish().forEach((event) => this.send(event));
-    });
+    this.queue = this.queue
+      .then(() => this.stream.flush())
+      .then((last) => last && this.show(last))
+      .finally(() => this.events.finish().forEach((event) => this.send(event)));
     return this.queue;
   }
 
@@ -306,24 +310,41 @@ class Listening {
   }
 }
 
-/** Start to take samples at a rate; returns how to stop. `gone` is called where the device stops. */
-async function openMicrophone(rate, take, gone) {
+/**
+ * Start to take samples at a rate; returns how to stop.
+ *
+ * `failed` is called with a sentence where no more samples come, perhaps before this returns.
+ */
+async function openMicrophone(rate, take, failed) {
   const context = new AudioContext({ sampleRate: rate }); // the browser resamples
   let source = null;
-  const close = () => {
+  let watch = 0;
+  let patience = NO_SAMPLES_S;
+  const close = async () => {
+    clearInterval(watch);
+    context.onstatechange = null;
     source?.getTracks().forEach((track) => track.stop());
-    return context.close();
+    if (context.state !== "closed") await context.close();
   };
   try {
     const audio = { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: false };
     source = await navigator.mediaDevices.getUserMedia({ audio });
-    source.getTracks().forEach((track) => (track.onended = gone));
+    const [track] = source.getAudioTracks();
+    track.onended = () => failed("The microphone was disconnected, or the page may no longer use it.");
     await context.audioWorklet.addModule("page.js");
     const node = new AudioWorkletNode(context, "samples", { channelCount: 1, channelCountMode: "explicit" });
-    node.port.onmessage = ({ data }) => context.state === "closed" || take(data);
+    node.port.onmessage = ({ data }) => {
+      patience = NO_SAMPLES_S;
+      if (context.state !== "closed") take(data, track.muted);
+    };
+    node.onprocessorerror = () => failed("The part of the page that takes the samples failed.");
     // Nodes that lead nowhere may not run; what this one plays is silence.
     context.createMediaStreamSource(source).connect(node).connect(context.destination);
     context.resume(); // where it was not started by the click
+    // By a phone call, another program or the browser itself; "interrupted" in Safari.
+    context.onstatechange = () => context.state !== "running" && failed("The browser stopped the microphone.");
+    // Other faults have no event, such as a device that hangs.
+    watch = setInterval(() => --patience < 0 && failed("The microphone gives no samples."), 1000);
   } catch (error) {
     await close();
     throw error;
@@ -344,7 +365,10 @@ async function decode(file, rate) {
 async function start() {
   say("Loading the model…");
   const [model, ort] = await Promise.all([
-    fetch("model.json").then((found) => found.json()),
+    fetch("model.json").then((found) => {
+      if (found.ok) return found.json();
+      throw new Error(`model.json cannot be loaded (${found.status}). Copy the whole folder of the export.`);
+    }),
     import("./ort.wasm.bundle.min.mjs"),
   ]);
   ort.env.wasm.numThreads = 1;
@@ -360,42 +384,57 @@ async function start() {
   await new Stream(run, model).classify(new Float32Array(model.sample_rate)); // warm up
 
   const button = by("microphone");
-  const rest = () => {
-    say(window.isSecureContext ? "Ready." : "Ready for files. A microphone needs https or http://localhost.");
+  const rest = (said) => {
+    note = "";
+    const files = "Ready for files. A microphone needs https or http://localhost.";
+    say(said ?? (window.isSecureContext ? "Ready." : files));
     button.textContent = "Listen to the microphone";
     button.disabled = !window.isSecureContext;
     by("file").disabled = false;
   };
-  let stop = null;
+  const wait = () => (button.disabled = by("file").disabled = true);
+  let stop = null; // while the microphone is open
 
-  button.onclick = async () => {
-    button.disabled = by("file").disabled = true;
-    if (stop) {
-      await stop();
-      stop = null;
-      return rest();
-    }
+  const listen = async () => {
     const listening = new Listening(run, model, view);
-    try {
-      const take = (chunk) => {
-        listening.push(chunk);
-        const late = listening.waiting / model.sample_rate;
-        say(late < 2 ? "Listening." : `Listening, ${late.toFixed(0)} s late: this device is too slow.`);
-      };
-      const gone = () => stop && button.onclick().then(() => say("The microphone was disconnected."));
-      const close = await openMicrophone(model.sample_rate, take, gone);
-      stop = () => close().then(() => listening.finish());
-    } catch (error) {
-      rest();
-      return say(`The microphone cannot be used: ${error.message}`);
-    }
-    button.textContent = "Stop";
+    let failure = "";
+    const fail = (why) => {
+      failure ||= `${why} The page no longer listens: click to listen again`;
+      if (stop) stop();
+    };
+    const broken = (error) => fail(`The model failed (${error.message}).`);
+    const take = (chunk, muted) => {
+      listening.push(chunk).catch(broken);
+      const late = listening.waiting / model.sample_rate;
+      if (!stop) return;
+      if (late >= 2) say(`Listening, ${late.toFixed(0)} s late: this device is too slow.`);
+      else say(muted ? "Listening, but the microphone is muted." : "Listening.");
+    };
+    const close = await openMicrophone(model.sample_rate, take, fail);
+    stop = async () => {
+      stop = null;
+      wait();
+      await close();
+      await listening.finish().catch(broken);
+      rest(failure ? `${failure}, or reload the page.` : undefined);
+    };
+    if (failure) return stop();
+    by("microphone").textContent = "Stop";
     button.disabled = false;
+  };
+  button.onclick = () => {
+    if (stop) return stop();
+    wait();
+    return listen().catch((error) => rest(`The microphone cannot be used: ${error.message}`));
   };
 
   const open = async (file) => {
-    if (!file || by("file").disabled) return;
-    button.disabled = by("file").disabled = true;
+    if (!file) return;
+    if (by("file").disabled) {
+      note = ` ${file.name} was not opened: first ${stop ? "stop listening" : "let this end"}.`;
+      return;
+    }
+    wait();
     let said = "";
     try {
       say(`Reading ${file.name}…`);
@@ -417,8 +456,7 @@ async function start() {
     } catch (error) {
       said = `${file.name} cannot be used: ${error.message}`;
     }
-    rest();
-    say(said);
+    rest(said);
   };
   by("file").onchange = ({ target }) => open(target.files[0]).then(() => (target.value = ""));
   document.ondragover = (event) => (event.preventDefault(), document.body.classList.add("dropping"));
