@@ -143,6 +143,20 @@ def random_equaliser(x_B1MT: Tensor, std_db: float, rng: torch.Generator) -> Ten
     return x_B1MT + std_db * DECIBEL * curve_B1M[..., None]
 
 
+def random_low_pass(
+    x_B1MT: Tensor, probability: float, floor_M1: Tensor, rng: torch.Generator
+) -> Tensor:
+    """Take everything above a random band in the upper half from some clips; log energies.
+
+    So sound recordings at a lower rate, or behind a codec. ``floor_M1`` is what digital silence is.
+    """
+    b, _, m, _ = x_B1MT.shape
+    top_B = m * (0.5 + 0.5 * torch.rand(b, generator=rng))
+    top_B[torch.rand(b, generator=rng) >= probability] = m
+    above_BM = torch.arange(m) >= top_B[:, None]
+    return torch.where(above_BM[:, None, :, None], floor_M1, x_B1MT)
+
+
 def random_tempo_and_pitch(
     x_B1MT: Tensor, tempo: float, bands: float, rng: torch.Generator
 ) -> Tensor:

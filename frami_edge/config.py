@@ -426,6 +426,9 @@ class DistillConfig(Strict):
 
     steps: Count = 800  # training steps
     batch_size: BatchSize = 64  # clips per step
+    repeats: Count = 1
+    """Steps per new batch; the others learn again from an earlier one. Teacher and inherited layers
+    cost most of a step, and compute each batch once."""
     learning_rate: Positive = 1.5e-2  # peak of the cosine schedule (AdamW)
     weight_decay: Weight = 1e-2  # AdamW, on matrices and kernels only
     warmup: Share = 0.05  # share of the steps over which the learning rate rises
@@ -459,10 +462,13 @@ class DistillConfig(Strict):
     mask_frames: Frames = 0  # widest masked stripe of frames
     overlay: float = Field(0.0, ge=0, le=1)
     """Probability that another clip of the batch sounds at the same time, 0 to 20 dB weaker; this
-    and the next three need a bank of log-mels."""
+    and the next four need a bank of log-mels."""
     tempo: Share = 0.0  # largest change of a clip's speed, relative
     pitch_bands: Weight = 0.0  # largest shift of a clip, in mel bands
     equaliser_db: Weight = 0.0  # standard deviation of a smooth change of the spectrum, in dB
+    low_pass: float = Field(0.0, ge=0, le=1)
+    """Probability that a clip ends at a random band of the upper half, as a recording at a lower
+    rate does."""
     checkpoint_steps: Count = 100  # steps between checkpoints
 
     @model_validator(mode="after")

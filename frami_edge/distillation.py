@@ -25,6 +25,7 @@ from frami_edge.augment import (
     random_crop,
     random_equaliser,
     random_gain,
+    random_low_pass,
     random_masks,
     random_roll,
     random_tempo_and_pitch,
@@ -47,7 +48,7 @@ from frami_edge.device import (
 from frami_edge.errors import BankError, ConfigError, RunError
 from frami_edge.frontend import LogMel, ResampledLogMel
 from frami_edge.losses import DistillationLoss, FeatureScale, detection_boundary, same_decision
-from frami_edge.models import ReusedHead, StudentNet, TeacherLike, only_answers
+from frami_edge.models import Hidden, ReusedHead, StudentNet, TeacherLike, only_answers
 from frami_edge.progress import ProgressCallback, StepReport
 from frami_edge.runs import damaged, load_state, save_state
 from frami_edge.sources.procedural import procedural_mels, samples_for
@@ -200,6 +201,9 @@ def frame_0_s(mel: MelSpec) -> float:
 
 # --- The loop
 
+_REMEMBERED = 400
+"""Batches that later steps learn from again; less than 1 GB."""
+
 
 def distill(
     teacher: Teacher,
@@ -255,23 +259,19 @@ def distill(
     ).to(device)
     groups = weight_groups(losses, c.weight_decay)
     optimizer = torch.optim.AdamW(groups, lr=c.learning_rate, fused=fused(compute))
-    answering = only_answers(teacher.model)
     path = run.path(f"{phase}-state.pt") if run else None
     first = _load(path, losses, optimizer)
     network = DistributedDataParallel(losses, find_unused_parameters=True) if ranks > 1 else losses
+    heard = _Heard(teacher, student, hear, sampler, c, compute, seed)
     report = StepReport(phase, first, c.steps, read_every(compute), run, progress)
 
     with run.timed(phase) if run else nullcontext():
         for step in range(first, c.steps):
-            rng = generator(seed, f"distill/{step}")
-            clips = augmented(sampler.batch(c.batch_size, rng), c, rng, teacher.mel)
-            ours, x = hear(upload(clips, device))
+            inputs, target = heard.batch(step)
             for group in optimizer.param_groups:
                 group["lr"] = c.learning_rate * cosine_with_warmup(step, c.steps, c.warmup)
             student.train()
-            with torch.no_grad(), autocast(compute):
-                target = answering.hidden(ours)
-            terms, logits_BK = network(x, target)
+            terms, logits_BK = network(inputs, target)
             loss = torch.stack(list(terms.values())).sum()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -286,6 +286,54 @@ def distill(
                 parts = {"losses": losses.state_dict(), "optimizer": optimizer.state_dict()}
                 save_state(path, {"done": done, **parts})
     return _finished(student, c.steps)
+
+
+class _Heard:
+    """Batches with the teacher's answers, each of which `DistillConfig.repeats` steps learn from.
+
+    What a step gets depends on the seed and the step alone: a resumed run computes the batches anew
+    that an unbroken one would remember.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        student: StudentNet,
+        hear: Hearing,
+        sampler: Sampler,
+        config: DistillConfig,
+        compute: Compute,
+        seed: int,
+    ) -> None:
+        self.teacher, self.student, self.hear, self.sampler = teacher, student, hear, sampler
+        self.config, self.compute, self.seed = config, compute, seed
+        self.answering = only_answers(teacher.model)
+        self.kept: dict[int, tuple[Tensor, Hidden]] = {}
+
+    def batch(self, step: int) -> tuple[Tensor, Hidden]:
+        """What the student's frozen layers and the teacher make of a batch, new or remembered."""
+        number, repeat = divmod(step, self.config.repeats)
+        known = range(max(0, number + 1 - _REMEMBERED), number + 1)
+        for i in known if self.config.repeats > 1 else [number]:
+            if i not in self.kept:
+                self.kept[i] = self._compute(i)
+        for i in set(self.kept) - set(known):
+            del self.kept[i]
+        if repeat:
+            rng = generator(self.seed, f"distill/{number}/{repeat}")
+            number = known[int(torch.randint(len(known), (), generator=rng))]
+        return self.kept[number]
+
+    @torch.no_grad()
+    def _compute(self, number: int) -> tuple[Tensor, Hidden]:
+        rng, c = generator(self.seed, f"distill/{number}"), self.config
+        clips = augmented(self.sampler.batch(c.batch_size, rng), c, rng, self.teacher.mel)
+        ours, x = self.hear(upload(clips, self.compute.device))
+        with autocast(self.compute):
+            target = self.answering.hidden(ours)
+            if not c.before_pooling:
+                target.frames_BCT = target.frames_BCT[..., :0]  # many batches are remembered
+            return self.student.first(x), target
 
 
 def _boundary(
@@ -371,7 +419,7 @@ def augmented(x: Tensor, config: DistillConfig, rng: torch.Generator, mel: MelSp
     if c.roll:
         x = random_roll(x, rng)
     x = random_crop(x, samples_for(mel, frames) if audio else frames, rng)
-    if not audio and (c.overlay or c.tempo or c.pitch_bands or c.equaliser_db):
+    if not audio and (c.overlay or c.tempo or c.pitch_bands or c.equaliser_db or c.low_pass):
         energies = Energies(mel)
         x = energies.of(x)
         if c.tempo or c.pitch_bands:
@@ -380,6 +428,9 @@ def augmented(x: Tensor, config: DistillConfig, rng: torch.Generator, mel: MelSp
             x = overlay_pairs(x, c.overlay, rng)
         if c.equaliser_db:
             x = random_equaliser(x, c.equaliser_db, rng)
+        if c.low_pass:
+            floor_M1 = energies.of(torch.from_numpy(mel.floor)[:, None])
+            x = random_low_pass(x, c.low_pass, floor_M1, rng)
         x = energies.back(x)
     if c.gain and audio:
         # In amplitude: one unit of the front end's std is std / log_scale nepers of its power.

@@ -334,15 +334,26 @@ def evaluate_stream(
         )  # fmt: skip
 
     left_out: dict[Path, str] = {}
+    late: set[Path] = set()
+
+    def read(path: Path) -> tuple[npt.NDArray[np.float32], int, Sequence[Sound]]:
+        samples, rate = read_recording(path)
+        inside, length_s = sounds.get(nfc(path.name), []), len(samples) / rate
+        beyond = sum(sound.onset >= length_s for sound in inside)
+        if beyond and path not in late:
+            late.add(path)
+            log.warning(
+                "%d of the %d sounds labelled in %s begin after its end, at %.1f s: they cannot be "
+                "found. Labels are in seconds.",
+                beyond, len(inside), path.name, length_s,
+            )  # fmt: skip
+        return samples, rate, inside
 
     def score(judged: OpenedModel) -> EventScore:
         settings: dict[str, Any] = {"min_on_s": MIN_ON_S}
         info = judged.info
         spec = EventSpec.for_model(info, **settings) if info else EventSpec(**settings)
-        recordings = (
-            (*heard, sounds.get(nfc(file.name), ()))
-            for file, heard in usable(files, read_recording, left_out)
-        )
+        recordings = (heard for _, heard in usable(files, read, left_out))
         return score_events(judged, recordings, spec, progress)
 
     scores = score(opened), score(reference) if reference else None

@@ -179,7 +179,8 @@ def _described(path: Path, model: Any, graph: Facts) -> Description:
         kind, info = read_info(model)
     except ModelFileError as error:
         unknown = f"frami-edge-runtime cannot run it: {error}"
-        return Description("onnx", "ONNX file of another exporter", sections, [unknown])
+        note = "To inspect it as a teacher, add --labels, and --mel or --sample-rate."
+        return Description("onnx", "ONNX file of another exporter", sections, [unknown], [note])
     sections["model"] = _info_facts(info)
     return Description(kind, f"{kind} model of frami-edge export", sections)
 
@@ -376,7 +377,8 @@ def describe_teacher(source: TeacherDescription) -> Description:
             network["front_ends"] = ranking
             findings.append(wrong_front_end(network["front_end_error"], ranking))
         if mel and teacher.takes == "mel":
-            found = inheritable(teacher, procedural_mels(mel, 4, 256, 0))
+            frames = teacher.anatomy.clip_length or 256
+            found = inheritable(teacher, procedural_mels(mel, 4, frames, 0))
             network["inheritable"] = found
             if found:
                 notes.append(
@@ -406,4 +408,5 @@ def describe_teacher(source: TeacherDescription) -> Description:
             "mel_sha256": mel.digest if mel else None,
         },
     }
-    return Description("foreign-teacher", f"teacher {source.factory}", sections, findings, notes)
+    title = f"teacher {source.factory or source.weights}"
+    return Description("foreign-teacher", title, sections, findings, notes)

@@ -478,12 +478,12 @@ class DistillationLoss(nn.Module):
         self.register_buffer("scale_D", scale.pooled_D)
         self.register_buffer("boundary_K", boundary_K)
 
-    def forward(self, x_B1MT: Tensor, t: Hidden) -> tuple[dict[str, Tensor], Tensor]:
-        """The weighted terms by name, and the student's logits (B, K)."""
+    def forward(self, first: Tensor, t: Hidden) -> tuple[dict[str, Tensor], Tensor]:
+        """The weighted terms by name, and the student's logits (B, K), of `StudentNet.first`."""
         w = self.config
         # oneDNN's backward of depthwise kernels is several times slower in bf16 than in fp32.
         with autocast(self.compute, enabled=self.compute.device.type != "cpu"):
-            s = self.student.hidden(x_B1MT)
+            s = self.student.rest(first.float())
         terms = {}
         if w.logits:
             terms["logits"] = w.logits * self.answers(s.logits_BK, t.logits_BK)

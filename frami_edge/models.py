@@ -422,7 +422,18 @@ class StudentNet(nn.Module):
 
         Pad a batch with 0, the value of the context: each clip then gives what it gives alone.
         """
-        frames_BCT = self.trunk(F.pad(x_B1MT, self.context))
+        return self.rest(self.first(x_B1MT), lengths_B)
+
+    def first(self, x_B1MT: Tensor) -> Tensor:
+        """What training does not change: the clips in their context, behind inherited layers."""
+        x = F.pad(x_B1MT, self.context)
+        return self.inherited(x) if self.arch.layers else x
+
+    def rest(self, first: Tensor, lengths_B: Tensor | None = None) -> Hidden:
+        """`hidden`, of what `first` made of the clips."""
+        frames_BCT = first
+        for layer in list(self.trunk.children())[1 if self.arch.layers else 0 :]:
+            frames_BCT = layer(frames_BCT)
         n_B = None if lengths_B is None else self.frame_lengths(lengths_B)
         pooled_BD = self.pool(frames_BCT, n_B)
         return Hidden(frames_BCT, pooled_BD, self.head(pooled_BD))

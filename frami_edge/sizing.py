@@ -221,7 +221,7 @@ def _distill_seconds(
     teacher: Teacher, sampler: Sampler, config: JourneyConfig, compute: Compute, mel: MelSpec
 ) -> float:
     """Seconds per step of distillation."""
-    warm, timed = (max(n, read_every(compute)) for n in (_WARM, _TIMED))
+    warm, timed = (max(n * config.distill.repeats, read_every(compute)) for n in (_WARM, _TIMED))
     few = config.distill.model_copy(update={"steps": warm + timed})
     at: list[float] = []
 

@@ -125,17 +125,17 @@ def read_recipe(
         raise ConfigError(f"{error}.", fix="Write it like --set distill.steps=800.") from None
 
 
-# --- A teacher: a checkpoint, a YAML description, or Python code with its files
+# --- A teacher: a checkpoint, a YAML description, or Python code or an ONNX file with its facts
 
-PANEL = "A teacher in Python code"
+PANEL = "A teacher in Python code or ONNX"
 
 TeacherOption = Annotated[
     str,
     typer.Option(
         "--teacher",
         metavar="FILE|MODULE:CALLABLE|hf:NAME",
-        help="Checkpoint of train-teacher, YAML description of a teacher, Python callable that "
-        "builds one, or hf: with a folder or repository of Hugging Face.",
+        help="Checkpoint of train-teacher, YAML description of a teacher, ONNX file, Python "
+        "callable that builds one, or hf: with a folder or repository of Hugging Face.",
     ),
 ]
 Weights = Annotated[

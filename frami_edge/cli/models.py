@@ -150,7 +150,8 @@ def inspect(
         typer.Argument(
             metavar="FILE|MODULE:CALLABLE|hf:NAME",
             help="An ONNX file, TensorRT engine or checkpoint; the folder of a bank, an export or "
-            "a run; a teacher in Python code, or of Hugging Face (a folder or OWNER/NAME).",
+            "a run; a teacher in Python code, in ONNX (add --labels), or of Hugging Face (a folder "
+            "or OWNER/NAME).",
         ),
     ],
 ) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from itertools import product
 from typing import Any, Literal
 
 import torch
@@ -40,6 +41,7 @@ class Input:
 
     n_mels: int = 0  # 0: audio
     sample_rate: int = 0  # Hz, of audio
+    known: tuple[int, ...] = ()  # sizes behind the batch that an ONNX file declares; 0: any
 
     @property
     def lengths(self) -> tuple[int, int]:
@@ -64,8 +66,16 @@ class Input:
 
     @property
     def layouts(self) -> tuple[str, ...]:
-        """Orders of axes that may fit."""
-        return LAYOUTS if self.n_mels else AUDIO_LAYOUTS
+        """Orders of axes that may fit; all of them where none fits the known sizes."""
+        orders = LAYOUTS if self.n_mels else AUDIO_LAYOUTS
+        sizes = {"1": 1, "3": 3, "M": self.n_mels}
+        fitting = [
+            order
+            for order in orders
+            if len(order) == 1 + len(self.known)
+            and all(n in (0, sizes.get(a, n)) for a, n in zip(order[1:], self.known, strict=True))
+        ]
+        return tuple(fitting) or orders
 
     def probe(self, length: int, batch: int = BATCH) -> Tensor:
         """(B, 1, M, T) or (B, N) test signals."""
@@ -239,11 +249,9 @@ def _frame_axis(shapes: Sequence[tuple[int, ...] | str]) -> int | None:
 
 def _fixed(model: nn.Module, taken: Input, classes: int, layouts: Sequence[str]) -> Calling | None:
     """How a network of one clip length is called; None where no length works."""
-    for layout in layouts:
+    for layout, lengths in product(layouts, (taken.known, taken.usual_lengths)):
         works = [
-            n
-            for n in taken.usual_lengths
-            if _shapes(model, taken, classes, layout, (n,)) == [(BATCH, classes)]
+            n for n in lengths if _shapes(model, taken, classes, layout, (n,)) == [(BATCH, classes)]
         ]
         if works:
             # A network that takes any length up to some limit knows the longest best; one that

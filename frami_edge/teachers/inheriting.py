@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from frami_edge.config import InheritedLayer
 from frami_edge.errors import TeacherError
 from frami_edge.models import InheritedLayers, ResNetTeacher, TeacherLike
+from frami_edge.teachers.calling import in_words
 from frami_edge.teachers.foreign import ForeignTeacher
 from frami_edge.teachers.selection import SelectedTeacher
 
@@ -128,7 +129,10 @@ class _Pass(fx.Interpreter):
         """The first node of each value."""
         self.same: dict[fx.Node, fx.Node] = {}
         """An earlier node that gave the same value: behind what only passes it on."""
-        self.run(clips_B1MT)
+        try:
+            self.run(clips_B1MT)
+        except Exception as error:  # somebody else's code, such as a network of one clip length
+            raise _NotInheritableError(f"it does not take these clips: {in_words(error)}") from None
 
     def run_node(self, n: fx.Node) -> Any:
         """Note the shape of a tensor, and the mean of what may be a gate."""

@@ -22,8 +22,8 @@ from frami_edge.checkpoint import Card, Teacher, TrainedOn, load_checkpoint
 from frami_edge.config import Strict
 from frami_edge.errors import CheckpointError, ConfigError, TeacherError
 from frami_edge.io import atomic_write_text, nfc, read_small, sha256_file, sha256_tensors
-from frami_edge.teachers import hugging_face
-from frami_edge.teachers.calling import AUDIO_LAYOUTS, LAYOUTS, Input, find_calling, in_words, takes
+from frami_edge.teachers import hugging_face, onnx_graph
+from frami_edge.teachers.calling import AUDIO_LAYOUTS, Input, find_calling, in_words, takes
 from frami_edge.teachers.foreign import ForeignTeacher
 from frami_edge.teachers.frontends import LogMelInput, NotFound, find_front_end
 from frami_edge.teachers.selection import Keep, select_classes
@@ -44,14 +44,15 @@ Output = Literal["softmax", "sigmoid"]
 
 
 class TeacherDescription(Strict):
-    """A teacher in Python code: how to build it, where its weights are, its front end."""
+    """A foreign teacher: how to build it, where its weights are, its front end."""
 
-    factory: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
-    """`module:callable` that gives the `nn.Module`; the module is imported, so it runs as code."""
+    factory: str | None = Field(default=None, pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$")
+    """`module:callable` that gives the `nn.Module`; the module is imported, so it runs as code.
+    Left out where `weights` is an ONNX file, which holds the network."""
     arguments: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the callable."""
     weights: str | None = None
-    """safetensors, or a torch file of tensors; relative to the description's folder."""
+    """safetensors, a torch file of tensors, or ONNX; relative to the description's folder."""
     weights_under: str | None = None
     """Where in the file, such as `ema` or `state_dict.teacher`, where several sets would fit."""
     mel: str | dict[str, Any] | None = None
@@ -94,8 +95,9 @@ def load_teacher(
     """Open a trained classifier so that it can be inverted and distilled.
 
     Args:
-        source: One of five things. A path: a checkpoint of `frami-edge train-teacher`, or a YAML
-            description of a teacher. `"hf:FOLDER"` or `"hf:OWNER/NAME"`: an audio classifier of
+        source: One of six things. A path: a checkpoint of `frami-edge train-teacher`, or a YAML
+            description of a teacher. An `.onnx` file, which needs `labels`, `mel` or `sample_rate`,
+            and the package `onnx2torch`. `"hf:FOLDER"` or `"hf:OWNER/NAME"`: an audio classifier of
             Hugging Face, which needs `transformers`. The name of a teacher that ships with the
             package (`digits-teacher`). `"module:callable"` that builds an `nn.Module`; it needs
             `weights`, `labels`, and `mel` or `sample_rate`. An `nn.Module` in memory with its
@@ -170,7 +172,7 @@ def _open_in_memory(source: nn.Module, facts: Mapping[str, Any]) -> Teacher:
 
 
 def describe_code(source: object, facts: Mapping[str, Any]) -> TeacherDescription | None:
-    """The description of `hf:...` or `module:callable` with these facts; None for other sources.
+    """The description of code or of an ONNX file with these facts; None for other sources.
 
     Raises:
         ConfigError: The facts do not fit the source, or have mistakes.
@@ -178,6 +180,9 @@ def describe_code(source: object, facts: Mapping[str, Any]) -> TeacherDescriptio
     """
     if isinstance(source, str) and source.startswith(hugging_face.PREFIX):
         return describe_hugging_face(source, facts)
+    if facts and isinstance(source, str | os.PathLike) and is_onnx(source):
+        _check_facts(f"ONNX file {source}", facts, ("labels",), ("weights", "arguments"))
+        return _describe(None, {**facts, "weights": source})
     if isinstance(source, str) and ":" in source and not Path(source).exists():
         _check_facts(f"teacher {source}", facts, ("weights", "labels"))
         return _describe(source, facts)
@@ -200,7 +205,7 @@ def describe_hugging_face(source: str, facts: Mapping[str, Any]) -> TeacherDescr
     return _describe(hugging_face.FACTORY, {**hugging_face.facts_of(source), **facts})
 
 
-def _describe(factory: str, facts: Mapping[str, Any]) -> TeacherDescription:
+def _describe(factory: str | None, facts: Mapping[str, Any]) -> TeacherDescription:
     plain = {name: _plain(value) for name, value in facts.items()}
     return load_config(TeacherDescription, {"factory": factory, **plain})
 
@@ -218,8 +223,8 @@ def _check_facts(
             f"The {what} was passed {problem}.",
             fix="It carries these facts itself: leave them out."
             if not needed
-            else "A callable needs --weights, --labels, and --mel where it takes log-mels or "
-            "--sample-rate where it takes audio. A module in memory has its weights already.",
+            else "Give --labels, and --mel where it takes log-mels or --sample-rate where it takes "
+            "audio; for a callable also --weights, which other teachers have already.",
         )
 
 
@@ -235,7 +240,7 @@ def open_teacher(source: Path | TeacherDescription) -> Teacher:
     model, spec = open_module(source, module, labels, mel)
     card = Card(
         kind="teacher",
-        arch={"factory": source.factory, "arguments": source.arguments},
+        arch={"factory": source.factory or "onnx", "arguments": source.arguments},
         mel=spec.to_dict(),
         labels=labels,
         output=model.anatomy.output,
@@ -246,15 +251,15 @@ def open_teacher(source: Path | TeacherDescription) -> Teacher:
 
 
 _ROUTES = {
-    (".onnx",): "{path} is an ONNX file: its graph has no gradient and no named layers in PyTorch.",
+    (".onnx",): "{path} does not say which classes it knows and what it takes.",
     (".tflite", ".h5", ".keras", ".pb"): "{path} is a network of TensorFlow.",
     (".pt", ".pth", ".ckpt", ".bin", ".pkl"): "{path} holds weights and not their network.",
 }
 _FIXES = {
-    ".onnx": "Convert it to PyTorch, for example with onnx2torch, save the state_dict, and give "
-    "--teacher MODULE:CALLABLE --weights FILE.",
-    ".tflite": "Use a PyTorch port of it, or convert it with tf2onnx and onnx2torch: "
-    "docs/MY_TEACHER.md.",
+    ".onnx": "Write a teacher.yaml beside it with three lines, `weights: {path.name}`, `labels: "
+    "labels.txt` and `mel: mel/log-mel-16k-64` (`sample_rate: 16000` where it takes audio), and "
+    "give that; or add --labels, and --mel or --sample-rate.",
+    ".tflite": "Use a PyTorch port of it, or convert it to ONNX: docs/MY_TEACHER.md.",
     ".pt": "Name the code that builds the network as well: --teacher MODULE:CALLABLE --weights "
     "FILE --labels FILE, with --mel or --sample-rate.",
 }
@@ -276,10 +281,16 @@ def refuse_foreign_file(path: Path) -> None:
             if is_torchscript(path):
                 said = "{path} is a TorchScript archive, whose layers cannot be watched."
                 fix = (
-                    "Save its weights, torch.save(torch.jit.load(FILE).state_dict(), 'new.pt'), "
-                    "and name the code that built it: --teacher MODULE:CALLABLE --weights new.pt."
+                    "Convert it to ONNX as docs/MY_TEACHER.md shows, or save its weights, torch."
+                    "save(torch.jit.load(FILE).state_dict(), 'new.pt'), and name the code that "
+                    "built it: --teacher MODULE:CALLABLE --weights new.pt."
                 )
-            raise TeacherError(said.format(path=path), fix=fix)
+            raise TeacherError(said.format(path=path), fix=fix.format(path=path))
+
+
+def is_onnx(path: PathLike) -> bool:
+    """Whether a file is named as one of ONNX."""
+    return Path(path).suffix.lower() == onnx_graph.SUFFIX
 
 
 def is_hugging_face(path: Path) -> bool:
@@ -310,6 +321,8 @@ def open_module(
         "output": source.output,
     }
     classes, sample_rate, layout = len(labels), source.sample_rate, source.layout
+    graph = Path(source.weights) if source.weights and is_onnx(source.weights) else None
+    known = onnx_graph.declared_sizes(graph) if graph else ()
     if mel is None and sample_rate is None:
         raise ConfigError(
             "The teacher has neither a mel front end nor a sample rate.",
@@ -323,12 +336,15 @@ def open_module(
         )
     module = module.float().eval().requires_grad_(False)
     if mel and sample_rate is None and layout not in AUDIO_LAYOUTS:
-        mels, audio = Input(n_mels=mel.n_mels), Input(sample_rate=mel.sample_rate)
+        mels = Input(n_mels=mel.n_mels, known=known)
+        audio = Input(sample_rate=mel.sample_rate, known=known)
         if (
             layout != "auto"
-            or any(takes(module, mels, classes, order) for order in LAYOUTS)
-            or not any(takes(module, audio, classes, order) for order in AUDIO_LAYOUTS)
+            or any(takes(module, mels, classes, order) for order in mels.layouts)
+            or not any(takes(module, audio, classes, order) for order in audio.layouts)
         ):
+            if graph:
+                onnx_graph.check_answers(graph, module, find_calling(module, mels, classes, layout))
             return ForeignTeacher(module, mels, classes, layout=layout, **how), mel
     rate = sample_rate or (mel.sample_rate if mel else 0)
     if layout not in ("auto", *AUDIO_LAYOUTS):
@@ -336,7 +352,10 @@ def open_module(
             f"The layout {layout} is one of log-mels, and the teacher takes audio.",
             fix="Leave --layout out, or leave --sample-rate out and give --mel.",
         )
-    calling = find_calling(module, Input(sample_rate=rate), classes, layout)
+    audio = Input(sample_rate=rate, known=known)
+    calling = find_calling(module, audio, classes, layout)
+    if graph:
+        onnx_graph.check_answers(graph, module, calling)
     found = find_front_end(module, rate, calling, mel)
     if isinstance(found, NotFound):
         if found.rate:
@@ -344,7 +363,7 @@ def open_module(
                 f"The teacher was built for another sample rate than {rate} Hz: {found.reason}.",
                 fix=f"Give --sample-rate {found.rate}.",
             )
-        model = ForeignTeacher(module, Input(sample_rate=rate), classes, layout=layout, **how)
+        model = ForeignTeacher(module, audio, classes, layout=layout, **how)
         model.why_audio = found.reason
         return model, mel or proposed_mel(rate)
     how |= {name: f"net.{how[name]}" for name in ("frames", "pooled") if how[name]}
@@ -375,18 +394,28 @@ def build_teacher(description: TeacherDescription) -> tuple[nn.Module, str]:
         CheckpointError: The weights are missing, damaged, or do not fit.
         TeacherError: The module cannot be built.
     """
+    factory = description.factory
     if description.weights is None:
-        if description.factory != hugging_face.FACTORY:
+        if factory != hugging_face.FACTORY:
             raise ConfigError(
                 "The description of the teacher has no weights.", fix="Add `weights: FILE`."
             )
-        module = build_module(description.factory, description.arguments)
+        module = build_module(factory, description.arguments)
         return module, sha256_tensors(module.state_dict())
     path = Path(description.weights)
     if not path.is_file():
         raise CheckpointError(f"There are no weights {path}.", fix="Check --weights.")
+    if (factory is None) != is_onnx(path):
+        raise ConfigError(
+            f"{path} {'holds no network' if factory is None else 'holds its network itself'}.",
+            fix="Add `factory: MODULE:CALLABLE` to the teacher's description."
+            if factory is None
+            else "Give the file itself as --teacher, or leave out `factory` in its description.",
+        )
+    if factory is None:
+        return onnx_graph.read_network(path)
     tensors = read_weights(path)
-    module = build_module(description.factory, description.arguments)
+    module = build_module(factory, description.arguments)
     load_weights(module, tensors, path, description.weights_under)
     return module, sha256_file(path)
 

@@ -266,6 +266,8 @@ def find_states(
             f"{tuple(after.tensor.shape)}.",
             fix=f"Name it: --frames takes one of {_candidates(events, True)}.",
         )
+    if not frames:
+        before = _outside_deviation(events, before)
     frames_BCT, pooled_BD = before.frames(), after.tensor.flatten(1)
     return HiddenStates(
         frames=before.name,
@@ -408,6 +410,23 @@ def _last_that_fits(events: Sequence[TracedTensor], after: TracedTensor) -> Trac
                     and torch.equal(e.tensor, event.tensor)
                 )
     return None
+
+
+def _outside_deviation(events: Sequence[TracedTensor], before: TracedTensor) -> TracedTensor:
+    """The state itself for its (squared) distance from its mean over time.
+
+    In a graph of single operations, the inside of a standard deviation is a state as well.
+    """
+    for event in events:
+        x, axis = event.tensor, event.time_axis
+        if axis is not None and (x.shape, axis) == (before.tensor.shape, before.time_axis):
+            distance = x - x.mean(axis, keepdim=True)
+            if any(
+                torch.allclose(inside, before.tensor, atol=1e-4, rtol=1e-3)
+                for inside in (distance, distance.square())
+            ):
+                return event
+    return before
 
 
 def _is_within(event: TracedTensor, pooled_BD: Tensor, *, activated: bool) -> bool:

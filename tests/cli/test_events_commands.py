@@ -85,6 +85,10 @@ def test_checkpoints_teachers_and_labels_of_recordings(
     labelled = ("--stream", short, "--labels", tmp_path / "sounds.csv")
     warned = call("evaluate", model, *labelled, "--teacher", teacher).stderr
     assert "every event counts as a false alarm" in warned
+    assert "after its end" not in warned
+    (tmp_path / "ms.csv").write_text("file,onset,offset,label\nshort.wav,40,90,high\n")
+    milliseconds = call("evaluate", model, "--stream", short, "--labels", tmp_path / "ms.csv")
+    assert "1 of the 1 sounds labelled in short.wav begin after its end" in milliseconds.stderr
     refused = call("evaluate", model, *labelled, "--teacher", model, code=1)
     assert "is not a teacher" in refused.stderr
     (tmp_path / "b").mkdir()

@@ -14,6 +14,7 @@ from frami_edge.augment import (
     random_crop,
     random_equaliser,
     random_gain,
+    random_low_pass,
     random_masks,
     random_roll,
     random_tempo_and_pitch,
@@ -113,6 +114,12 @@ def test_sounds_are_changed_as_energies(spec: MelSpec) -> None:
     tilted = random_equaliser(log_e, 6.0, rng) - log_e
     assert torch.allclose(tilted, tilted[..., :1].expand_as(tilted), atol=1e-5)
     assert torch.allclose(random_tempo_and_pitch(log_e, 0.0, 0.0, rng), log_e, atol=1e-4)
+    floor_M1 = energies.of(torch.from_numpy(spec.floor)[:, None])
+    silent_BM = (random_low_pass(log_e, 1.0, floor_M1, rng) == floor_M1).all(3)[:, 0]
+    assert not silent_BM[:, : spec.n_mels // 2].any()
+    assert (silent_BM.diff(dim=1).sum(1) <= 1).all(), "all bands above one"
+    assert len({int(n) for n in silent_BM.sum(1)}) > 1
+    assert torch.equal(random_low_pass(log_e, 0.0, floor_M1, rng), log_e)
     moved = random_tempo_and_pitch(log_e, 0.25, 4.0, rng)
     assert moved.shape == log_e.shape
     assert moved.max() <= log_e.max() + 1e-4

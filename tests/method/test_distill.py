@@ -116,6 +116,33 @@ def test_a_killed_run_continues_to_the_same_student(
     assert [r["loss"] for r in logged] == [r["loss"] for r in rows]
 
 
+def test_a_batch_is_learned_from_again(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+    real = Noise.batch
+
+    def batch(self: Noise, n: int, generator: torch.Generator) -> Tensor:
+        drawn.append(n)
+        if len(drawn) == stop:
+            raise Killed
+        return real(self, n, generator)
+
+    monkeypatch.setattr(Noise, "batch", batch)
+    stop, rows = 99, list[dict[str, float]]()
+    whole = run(repeats=3, steps=8, rows=rows)
+    assert drawn.count(8) == 3, "steps 0, 3 and 6 take new clips"
+    once = run(steps=8)
+    assert not equal(whole, once)
+    with RunFolder.create(tmp_path / "run", command="distill", config={}) as folder:
+        drawn.clear()
+        stop = len([n for n in drawn if n != 8]) + 4  # within the third new batch
+        with pytest.raises(Killed):
+            run(repeats=3, steps=8, folder=folder)
+        stop = 99
+        assert equal(run(repeats=3, steps=8, folder=folder), whole)
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_variant_has_its_terms_alone_and_moves_towards_the_teacher(
     name: str, run: Run, opened: Teacher

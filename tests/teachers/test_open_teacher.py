@@ -284,9 +284,9 @@ def test_files_of_other_programs_get_a_route(tmp_path: Path) -> None:
     (tmp_path / "hub").mkdir()
     (tmp_path / "hub" / "config.json").write_text('{"model_type": "wav2vec2"}')
     for name, said, fix in (
-        ("script.pt", "TorchScript archive", "torch.jit.load"),
+        ("script.pt", "TorchScript archive", "Convert it to ONNX"),
         ("weights.pth", "weights and not their network", "MODULE:CALLABLE"),
-        ("net.onnx", "is an ONNX file", "onnx2torch"),
+        ("net.onnx", "does not say which classes", "`weights: net.onnx`"),
         ("net.tflite", "TensorFlow", "PyTorch port"),
         ("hub", "folder of Hugging Face", "hf:"),
     ):
