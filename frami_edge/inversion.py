@@ -437,37 +437,56 @@ def invert(
     """
     place(teacher.model, compute)
     rank, ranks = world()
-    context = source_context(teacher, config, compute, rank_seed(seed, rank), audio=audio)
-    keeper = _Keeper(teacher, context)
-    bank = _open_bank(folder if ranks == 1 else folder / f"rank-{rank}", teacher, context)
+    seed, audio = rank_seed(seed, rank), audio or teacher.takes == "audio"
+    own = folder if ranks == 1 else folder / f"rank-{rank}"
+    bank = _open_bank(own, teacher, config, seed, audio=audio)
     with run.timed("invert") if run else contextlib.nullcontext():
-        for name in config.shares:
-            source = make_source(name, context)
-            first = _resume(bank, source)
-            report = StepReport(name, first, source.steps, read_every(compute), run, progress)
-            start = time.monotonic(), time.process_time()
-            waiting: list[Batch] = []
-            for step in range(first, source.steps):
-                batch = source.step(step)
-                done = step + 1
-                if batch.keep:
-                    waiting.append(batch)
-                full = sum(len(b.labels_B) for b in waiting) >= config.shard_clips
-                due = full or done == source.steps
-                report.step(batch.metrics, read=due)
-                if waiting and due:
-                    if done == source.steps and isinstance(source, MakesMore):
-                        bank.keep_out(name, keeper.clips(source.fresh(HELD_OUT)))
-                    _save_shard(bank, source, keeper, waiting, first, done)
-                    start = _record_seconds(run, name, start, new=first == 0)
-                    first, waiting = done, []
-            _check_made(bank, source)
-            if isinstance(source, Recordings) and source.used:
-                bank.set_recordings(len(source.used))
+        if not _is_whole(bank, config):
+            context = source_context(teacher, config, compute, seed, audio=audio)
+            _fill(bank, teacher, context, run, progress)
         bank = _finish(bank, folder, teacher, compute)
     if run:
         run.record(bank={"clips": bank.sources, "health": bank.index.health})
     return bank
+
+
+def _fill(
+    bank: Bank,
+    teacher: Teacher,
+    context: SourceContext,
+    run: RunFolder | None,
+    progress: ProgressCallback | None,
+) -> None:
+    """Run every source from its last shard on."""
+    keeper, compute, config = _Keeper(teacher, context), context.compute, context.config
+    for name in config.shares:
+        source = make_source(name, context)
+        first = _resume(bank, source)
+        report = StepReport(name, first, source.steps, read_every(compute), run, progress)
+        start = time.monotonic(), time.process_time()
+        waiting: list[Batch] = []
+        for step in range(first, source.steps):
+            batch = source.step(step)
+            done = step + 1
+            if batch.keep:
+                waiting.append(batch)
+            full = sum(len(b.labels_B) for b in waiting) >= config.shard_clips
+            due = full or done == source.steps
+            report.step(batch.metrics, read=due)
+            if waiting and due:
+                if done == source.steps and isinstance(source, MakesMore):
+                    bank.keep_out(name, keeper.clips(source.fresh(HELD_OUT)))
+                _save_shard(bank, source, keeper, waiting, first, done)
+                start = _record_seconds(run, name, start, new=first == 0)
+                first, waiting = done, []
+        _check_made(bank, source)
+        if isinstance(source, Recordings) and source.used:
+            bank.set_recordings(len(source.used))
+
+
+def _is_whole(bank: Bank, config: BankConfig) -> bool:
+    """Whether nothing is left to be done: health is measured last."""
+    return set(bank.index.health) == set(config.shares)
 
 
 def source_context(
@@ -599,15 +618,18 @@ def front_end_audio(mel: MelSpec) -> Tensor:
     return procedural_audio(mel.sample_rate, 48, samples, 0)
 
 
-def _open_bank(folder: Path, teacher: Teacher, context: SourceContext) -> Bank:
+def _open_bank(
+    folder: Path, teacher: Teacher, config: BankConfig, seed: int, *, audio: bool
+) -> Bank:
+    frames = frames_in(config.clip_s, teacher.mel)
     index = BankIndex(
         mel=teacher.mel.to_dict(),
-        frames=context.frames,
-        samples=context.samples,
+        frames=frames,
+        samples=samples_for(teacher.mel, frames) if audio else 0,
         labels=teacher.labels,
         teacher_sha256=teacher.sha256,
-        config=context.config.model_dump(mode="json"),
-        seed=context.seed,
+        config=config.model_dump(mode="json"),
+        seed=seed,
         output=teacher.output,
     )
     return Bank.open_or_create(folder, index)

@@ -106,6 +106,13 @@ def test_a_killed_bank_continues_to_the_same_bank(
     assert same_bank(make(tmp_path), whole)
 
 
+def test_a_finished_bank_is_not_begun_again(
+    make: Make, whole: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("frami_edge.inversion.source_context", None)  # it may distil a prior
+    assert same_bank(make(whole.folder), whole)
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_kill_around_a_shard_loses_nothing(
     tmp_path: Path, make: Make, whole: Bank, when: str, monkeypatch: pytest.MonkeyPatch
