@@ -201,8 +201,8 @@ def frame_0_s(mel: MelSpec) -> float:
 
 # --- The loop
 
-_REMEMBERED = 64
-"""Batches that later steps learn from again; with many more, the first would be seen most."""
+_REMEMBERED = 400
+"""Batches that later steps learn from again; less than 1 GB."""
 
 
 def distill(
