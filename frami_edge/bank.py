@@ -254,8 +254,11 @@ class Bank:
             here = ((indices >= start) & (indices < start + shard.clips)).nonzero()[:, 0]
             if len(here):
                 # The tensor is mapped, not loaded: indexing reads its rows from the file.
-                rows = self._handle(shard).get_tensor(kind)
-                out[here] = rows[indices[here] - start].float()
+                try:
+                    rows = self._handle(shard).get_tensor(kind)
+                    out[here] = rows[indices[here] - start].float()
+                except (SafetensorError, IndexError, RuntimeError) as error:  # other tensors
+                    raise self._damaged(f"{self.folder / shard.file}: {error}") from None
             start += shard.clips
         return out / FULL_SCALE if self.index.samples else out
 

@@ -32,6 +32,7 @@ from frami_edge.sources.procedural import ProceduralAudio, procedural_mels
 from frami_edge.tables import Table, percent
 from frami_edge_export.calibration import classify_mels
 from frami_edge_runtime.classifier import Classifier
+from frami_edge_runtime.state import check_place
 
 log = logging.getLogger("frami_edge")
 
@@ -93,6 +94,7 @@ def run_quickstart(
     """
     start = time.monotonic()
     teacher = api.load_teacher(DIGITS_TEACHER)
+    check_place(out, folder=True)
     root = data_root or digits_root(fetch)
     tests = None if root is None else real_tests(teacher, root)
     settings: dict[str, Any] = {"device": device, "precision": precision, "progress": progress}
