@@ -72,6 +72,7 @@ from frami_edge.readiness import judge
 from frami_edge.runs import RunFolder, check_folder, record_compute
 from frami_edge.sizing import doubt
 from frami_edge.teachers import load_teacher
+from frami_edge.teachers.front_end_fit import check_front_end
 from frami_edge_export.exporter import export_student
 from frami_edge_export.options import ExportOptions
 from frami_edge_export.report import ExportReport
@@ -153,7 +154,7 @@ def invert(
     )  # fmt: skip
     journey = Journey.prepare(teacher, settings, out, device, precision, deterministic)
     inversion.check_recordings(settings.bank)
-    inversion.check_teacher(journey.teacher)
+    check_front_end(journey.teacher)
     with journey.run("invert", resume=resume) as run:
         bank = inversion.invert(
             journey.teacher, settings.bank, journey.folder / "bank", journey.compute, settings.seed,
@@ -236,7 +237,7 @@ def distill(
     distillation.check_inherited(settings, loaded, journey.student_mel)
     if sampler is None:
         inversion.check_recordings(settings.bank)
-        inversion.check_teacher(loaded)
+        check_front_end(loaded)
     if budget is not None:
         if steps is not None:
             raise ConfigError("steps and budget both decide the steps.", fix="Give one of them.")

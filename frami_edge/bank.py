@@ -256,9 +256,13 @@ class Bank:
                 # The tensor is mapped, not loaded: indexing reads its rows from the file.
                 try:
                     rows = self._handle(shard).get_tensor(kind)
-                    out[here] = rows[indices[here] - start].float()
-                except (SafetensorError, IndexError, RuntimeError) as error:  # other tensors
+                except SafetensorError as error:
                     raise self._damaged(f"{self.folder / shard.file}: {error}") from None
+                if rows.shape != (wanted := (shard.clips, *out.shape[1:])):
+                    raise self._damaged(
+                        f"{self.folder / shard.file} holds {tuple(rows.shape)}, not {wanted}"
+                    )
+                out[here] = rows[indices[here] - start].float()
             start += shard.clips
         return out / FULL_SCALE if self.index.samples else out
 

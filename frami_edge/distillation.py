@@ -202,7 +202,7 @@ def frame_0_s(mel: MelSpec) -> float:
 # --- The loop
 
 _REMEMBERED = 400
-"""Batches that later steps learn from again; less than 1 GB."""
+"""Batches that later steps learn from again, where a step need not take a new one."""
 
 
 def distill(
@@ -313,8 +313,9 @@ class _Heard:
     def batch(self, step: int) -> tuple[Tensor, Hidden]:
         """What the student's frozen layers and the teacher make of a batch, new or remembered."""
         number, repeat = divmod(step, self.config.repeats)
-        known = range(max(0, number + 1 - _REMEMBERED), number + 1)
-        for i in known if self.config.repeats > 1 else [number]:
+        most = _REMEMBERED if self.config.repeats > 1 else 1
+        known = range(max(0, number + 1 - most), number + 1)
+        for i in known:
             if i not in self.kept:
                 self.kept[i] = self._compute(i)
         for i in set(self.kept) - set(known):

@@ -19,18 +19,18 @@ from safetensors import SafetensorError, safe_open
 from frami_edge.bank import Bank, health_warnings
 from frami_edge.checkpoint import load_checkpoint, parameters
 from frami_edge.errors import CheckpointError, TeacherError
-from frami_edge.inversion import (
-    DOUBTFUL_FRONT_END,
-    front_end_error,
-    front_ends_like,
-    wrong_front_end,
-)
 from frami_edge.io import read_small, sha256_file
 from frami_edge.losses import live_batch_norms
 from frami_edge.models import ReusedHead, StudentNet, macs_per_second
 from frami_edge.opening import ENGINES, ORT, open_model, read_info, read_onnx, read_ort
 from frami_edge.runs import MANIFEST, read_manifest
 from frami_edge.sources.procedural import procedural_mels
+from frami_edge.teachers.front_end_fit import (
+    DOUBTFUL_FRONT_END,
+    front_end_error,
+    front_ends_like,
+    wrong_front_end,
+)
 from frami_edge.teachers.hugging_face import PREFIX
 from frami_edge.teachers.inheriting import inheritable
 from frami_edge.teachers.opening import (

@@ -21,7 +21,7 @@ from frami_edge.controls import control_sampler
 from frami_edge.data.decoding import read_audio
 from frami_edge.data.download import get_set
 from frami_edge.data.sets import ROOT_VARIABLE, find_folder, load_set, set_info
-from frami_edge.data.store import Features, FeatureStore
+from frami_edge.data.store import Features, FeatureStore, cache_folder
 from frami_edge.device import Precision, generator
 from frami_edge.errors import DataError
 from frami_edge.evaluation import check_held_out, predict, score
@@ -173,10 +173,8 @@ def digits_root(fetch: bool) -> Path | None:
 
     With `fetch` the set is downloaded where it is missing.
     """
-    import pooch  # type: ignore[import-untyped]
-
-    cache = os.environ.get("FRAMI_EDGE_CACHE") or pooch.os_cache("frami-edge")
-    root = Path(os.path.expanduser(os.environ.get(ROOT_VARIABLE) or cache))
+    given = os.environ.get(ROOT_VARIABLE)
+    root = Path(os.path.expanduser(given)) if given else cache_folder()
     if find_folder(set_info("fsdd"), root):
         return root
     if not fetch:

@@ -41,6 +41,11 @@ _SHOWN = 10
 """Rejected files that a warning names; the manifest names all."""
 
 
+def cache_folder() -> Path:
+    """``$FRAMI_EDGE_CACHE``, else ``~/.cache/frami-edge``."""
+    return Path(os.path.expanduser(os.environ.get(CACHE_VARIABLE) or "~/.cache/frami-edge"))
+
+
 @dataclass(frozen=True)
 class Rejected:
     """A file that was left out, and why."""
@@ -140,9 +145,7 @@ class FeatureStore:
 
     def __init__(self, mel: MelSpec, cache_dir: Path | None = None) -> None:
         self.mel = mel
-        base = os.environ.get(CACHE_VARIABLE)
-        default = Path(os.path.expanduser(base)) if base else Path.home() / ".cache" / "frami-edge"
-        self.cache_dir = default / "features" if cache_dir is None else Path(cache_dir)
+        self.cache_dir = cache_folder() / "features" if cache_dir is None else Path(cache_dir)
         self._raw = mel.replace(mean=0.0, std=1.0)
         self._log_mel = LogMel(self._raw)
 
