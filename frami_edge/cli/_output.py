@@ -133,19 +133,27 @@ class _Handler(logging.Handler):
         (self.output.warn if urgent else self.output.note)(record.getMessage())
 
 
-class Bars:
+class _Runs:
+    """Tells where a phase begins: by its name, or because it counts from the start again."""
+
+    _last: Progress | None = None
+
+    def _begins(self, progress: Progress) -> bool:
+        last, self._last = self._last, progress
+        return last is None or progress.phase != last.phase or progress.done < last.done
+
+
+class Bars(_Runs):
     """A live bar per phase, with count, elapsed time, time left and metrics."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._phase: str | None = None
         self._bar: RichProgress | None = None
 
     def __call__(self, progress: Progress) -> None:
         """Show one update."""
-        if self._bar is None or progress.phase != self._phase:
+        if self._begins(progress) or self._bar is None:
             self.close()
-            self._phase = progress.phase
             self._bar = RichProgress(
                 SpinnerColumn(),
                 TextColumn("{task.description}", markup=False),
@@ -175,20 +183,18 @@ class Bars:
             self._bar = None
 
 
-class Lines:
+class Lines(_Runs):
     """A plain line at every tenth of a phase, and at least once a minute."""
 
     def __init__(
         self, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._say, self._clock = say, clock
-        self._phase: str | None = None
 
     def __call__(self, progress: Progress) -> None:
         """Print a line where one is due."""
         now = self._clock()
-        if progress.phase != self._phase:
-            self._phase = progress.phase
+        if self._begins(progress):
             self._start, self._first = now, progress.done - 1
             self._line, self._tenth = now, _tenth(self._first, progress.total)
         tenth = _tenth(progress.done, progress.total)

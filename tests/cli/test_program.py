@@ -195,6 +195,11 @@ def test_a_pipe_gets_a_line_per_tenth_and_per_minute() -> None:
     lines(Progress("distill", 60, 100))
     assert said == ["distill 60/100 (60%), 1:01:01 elapsed, 4:04:04 left"]
     said.clear()
+    lines(Progress("distill", 1, 10))  # of the next student
+    now[0] += 10
+    lines(Progress("distill", 2, 10))
+    assert said[-1] == "distill 2/10 (20%), 0:10 elapsed, 0:40 left"
+    said.clear()
     lines(Progress("read", 1))
     now[0] += LINE_SECONDS
     lines(Progress("read", 2))
