@@ -11,18 +11,19 @@ from teacher_zoo import K, KeywordNet, M
 from torch import nn
 
 import frami_edge as fe
-from frami_edge import inversion
 from frami_edge.errors import TeacherError
 from frami_edge.frontend import LogMel
-from frami_edge.inversion import (
-    BorrowedPrior,
-    check_teacher,
+from frami_edge.inversion import BorrowedPrior
+from frami_edge.sources.procedural import measured
+from frami_edge.teachers.foreign import ForeignTeacher
+from frami_edge.teachers.front_end_fit import (
+    DOUBTFUL_FRONT_END,
+    WRONG_FRONT_END,
+    check_front_end,
     front_end_audio,
     front_end_error,
     front_ends_like,
 )
-from frami_edge.sources.procedural import measured
-from frami_edge.teachers.foreign import ForeignTeacher
 
 SPEC = fe.MelSpec(n_mels=M, mean=-6.0, std=4.0)
 SMALL = {
@@ -90,7 +91,7 @@ def test_front_ends_like_a_wrong_one_are_compared(wrong: dict[str, Any], nearest
     name, error = next(iter(ranking.items()))
     assert name.startswith(nearest)
     assert error <= ranking["as given"]
-    assert ranking["as given"] > inversion.DOUBTFUL_FRONT_END
+    assert ranking["as given"] > DOUBTFUL_FRONT_END
     assert error < 0.1
     assert list(ranking.values()) == sorted(ranking.values())
 
@@ -98,8 +99,8 @@ def test_front_ends_like_a_wrong_one_are_compared(wrong: dict[str, Any], nearest
 def test_a_wrong_front_end_stops(caplog: pytest.LogCaptureFixture) -> None:
     digits = fe.load_teacher("digits-teacher")
     right = fe.load_teacher(digits.model, mel=digits.mel, labels=digits.labels, layout="B1MT")
-    assert front_end_error(right.model, right.mel) < inversion.DOUBTFUL_FRONT_END
-    check_teacher(right)
+    assert front_end_error(right.model, right.mel) < DOUBTFUL_FRONT_END
+    check_front_end(right)
     forgotten = digits.mel.replace(mean=0.0, std=1.0)
     for mel, nearest in (
         (forgotten, "nearest: with mean -8"),
@@ -107,13 +108,13 @@ def test_a_wrong_front_end_stops(caplog: pytest.LogCaptureFixture) -> None:
     ):
         wrong = fe.load_teacher(digits.model, mel=mel, labels=digits.labels, layout="B1MT")
         with pytest.raises(TeacherError, match="front end does not match") as caught:
-            check_teacher(wrong)
+            check_front_end(wrong)
         assert "mean and std" in (caught.value.fix or "")
         assert nearest in caught.value.message
     floor = digits.mel.replace(log_eps=1e-10)
-    check_teacher(fe.load_teacher(digits.model, mel=floor, labels=digits.labels, layout="B1MT"))
+    check_front_end(fe.load_teacher(digits.model, mel=floor, labels=digits.labels, layout="B1MT"))
     assert "may not match" in caplog.text
     assert "log_eps: 1e-06 (0.3" in caplog.text
     with pytest.raises(TeacherError, match="front end does not match"):
         fe.invert(wrong, steps=1)
-    assert inversion.WRONG_FRONT_END == 200
+    assert WRONG_FRONT_END == 200
