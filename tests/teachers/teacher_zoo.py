@@ -1,7 +1,5 @@
 """Small foreign teachers, each with another habit of the field; untrained, with live statistics."""
 
-from __future__ import annotations
-
 import torch
 import torchaudio
 from torch import Tensor, nn
@@ -12,7 +10,7 @@ from frami_edge_runtime.melspec import MelSpec
 M, K = 16, 5
 
 
-def conv(c_in: int, c_out: int, stride: int = 1) -> nn.Sequential:
+def conv(c_in, c_out, stride=1):
     return nn.Sequential(
         nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(True)
     )
@@ -21,7 +19,7 @@ def conv(c_in: int, c_out: int, stride: int = 1) -> nn.Sequential:
 class KeywordNet(nn.Module):
     """(B, T, M) in, mean over time inline, logits out: a common keyword spotter."""
 
-    def __init__(self, width: int = 12) -> None:
+    def __init__(self, width=12):
         super().__init__()
         self.conv1, self.bn1 = nn.Conv1d(M, width, 5, 2, 2), nn.BatchNorm1d(width, affine=False)
         self.conv2, self.bn2 = nn.Conv1d(width, width, 3, padding=1), nn.BatchNorm1d(width)
@@ -37,7 +35,7 @@ class KeywordNet(nn.Module):
 class XVector(nn.Module):
     """(B, M, T), statistics pooling inline, two affine layers with a BatchNorm between."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.tdnn = nn.Sequential(
             nn.Conv1d(M, 16, 5), nn.ReLU(), nn.BatchNorm1d(16),
@@ -58,7 +56,7 @@ class XVector(nn.Module):
 class Attention(nn.Module):
     """Attention pooling in a module of its own, log-softmax at the end."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.trunk = nn.Sequential(conv(1, 8, 2), conv(8, 12, 2))
         self.pool = AttentivePool(12)
@@ -69,7 +67,7 @@ class Attention(nn.Module):
 
 
 class AttentivePool(nn.Module):
-    def __init__(self, c: int) -> None:
+    def __init__(self, c):
         super().__init__()
         self.score = nn.Sequential(nn.Conv1d(c, 8, 1), nn.Tanh(), nn.Conv1d(8, 1, 1))
 
@@ -80,7 +78,7 @@ class AttentivePool(nn.Module):
 class InlineAttention(nn.Module):
     """Attention pooling inside `forward`: the last module with time gives a score a frame."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.trunk = nn.Sequential(nn.Conv1d(M, 12, 5), nn.BatchNorm1d(12), nn.ReLU())
         self.score = nn.Linear(12, 1)
@@ -92,23 +90,10 @@ class InlineAttention(nn.Module):
         return self.fc((h * self.score(h).softmax(1)).sum(1))
 
 
-class Squeezed(InlineAttention):
-    """A module gives the scores without an axis of channels, (B, T)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.squeeze = nn.Flatten()
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.trunk(x.transpose(1, 2)).transpose(1, 2)
-        weights = self.squeeze(self.score(h)).softmax(1)
-        return self.fc((h * weights[:, :, None]).sum(1))
-
-
 class SqueezeExcite(nn.Module):
     """Time is lost and comes back inside; global average pooling, dropout, softmax at the end."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.stem, self.more = conv(1, 8, 2), conv(8, 16, 2)
         self.squeeze, self.excite = nn.Linear(8, 4), nn.Linear(4, 8)
@@ -125,7 +110,7 @@ class SqueezeExcite(nn.Module):
 class SubSpectral(nn.Module):
     """BatchNorm over groups of bands, (B, 1, T, M) in, maximum plus mean over time."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.band_norm = nn.BatchNorm2d(M)
         self.conv = nn.Conv2d(1, 8, 3, padding=1)
@@ -147,7 +132,7 @@ class SubSpectral(nn.Module):
 class Recurrent(nn.Module):
     """Every frame sees the whole clip; (B, T, M)."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.norm = nn.BatchNorm1d(M)
         self.gru = nn.GRU(M, 6, batch_first=True, bidirectional=True)
@@ -162,7 +147,7 @@ class Recurrent(nn.Module):
 class ScoresOverTime(nn.Module):
     """Averages class scores over time: nothing runs behind the pooling."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.net = nn.Conv1d(M, K, 3)
 
@@ -174,7 +159,7 @@ class ScoresOverTime(nn.Module):
 class Shared(nn.Module):
     """One ReLU and one dropout before and after the pooling, and one head for both."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.conv, self.norm = nn.Conv1d(M, 12, 5), nn.BatchNorm1d(12)
         self.relu, self.drop = nn.ReLU(), nn.Dropout(0.2)
@@ -194,7 +179,7 @@ class Sigmoid(KeywordNet):
         return torch.sigmoid(super().forward(x))
 
 
-def lively(model: nn.Module, layout: str = "B1MT", frames: int = 64) -> nn.Module:
+def lively(model, layout="B1MT", frames=64):
     """BatchNorm statistics of some data, not the initial ones."""
     from frami_edge.teachers.calling import arrange, probe_mels
 
@@ -211,7 +196,7 @@ class Patches(nn.Module):
     With ``frames`` it has learned places, as AST, and so one clip length.
     """
 
-    def __init__(self, frames: int | None = None, patch: int = 8, width: int = 12) -> None:
+    def __init__(self, frames=None, patch=8, width=12):
         super().__init__()
         self.embed = nn.Conv2d(1, width, patch, patch)
         self.start = nn.Parameter(torch.randn(1, 1, width))
@@ -233,7 +218,7 @@ class Patches(nn.Module):
 class Vggish(nn.Module):
     """96 frames, flattened: (B, 1, T, M)."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.features = nn.Sequential(conv(1, 6), nn.MaxPool2d(2), conv(6, 8), nn.MaxPool2d(2))
         self.embed = nn.Sequential(nn.Linear(8 * 24 * 4, 20), nn.ReLU())
@@ -247,7 +232,7 @@ class Vggish(nn.Module):
 class Crnn(nn.Module):
     """Sound event detection: a sigmoid per frame, (B, 1, T, M) in."""
 
-    def __init__(self, clip: str = "none") -> None:
+    def __init__(self, clip="none"):
         super().__init__()
         self.trunk = nn.Sequential(conv(1, 6), nn.MaxPool2d((2, 4)), conv(6, 8))
         self.gru = nn.GRU(32, 6, batch_first=True, bidirectional=True)
@@ -268,7 +253,7 @@ class Crnn(nn.Module):
 class Cnn14(nn.Module):
     """PANNs: BatchNorm over bands, functional pooling, maximum plus mean over time, sigmoid."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.bn0 = nn.BatchNorm2d(M)
         self.conv1, self.bn1 = nn.Conv2d(1, 8, 3, 1, 1, bias=False), nn.BatchNorm2d(8)
@@ -298,7 +283,7 @@ RATE = 16_000
 class Panns(Cnn14):
     """Audio in, (B, N): a transform of convolutions, as torchlibrosa's, decibels, then Cnn14."""
 
-    def __init__(self, rate: int = RATE) -> None:
+    def __init__(self, rate=RATE):
         super().__init__()
         n, bins = 256, 129
         window = torch.hann_window(n)
@@ -316,7 +301,7 @@ class Panns(Cnn14):
         self.melW = nn.Parameter(torch.from_numpy(spec.filterbank))
         self.extract = LogmelExtractor(self)
 
-    def forward(self, audio: Tensor) -> dict[str, Tensor]:
+    def forward(self, audio):
         assert audio.ndim == 2
         x = F.pad(audio[:, None], (self.n // 2, self.n // 2), mode="reflect")
         energies = self.real(x).square() + self.imag(x).square()
@@ -324,7 +309,7 @@ class Panns(Cnn14):
 
 
 class LogmelExtractor(nn.Module):
-    def __init__(self, owner: Panns) -> None:
+    def __init__(self, owner):
         super().__init__()
         self.owner = [owner]
 
@@ -335,7 +320,7 @@ class LogmelExtractor(nn.Module):
 class Inline(nn.Module):
     """torchaudio's transform, logarithm and normalisation inside `forward`."""
 
-    def __init__(self, how: str = "log") -> None:
+    def __init__(self, how="log"):
         super().__init__()
         self.mel = torchaudio.transforms.MelSpectrogram(RATE, 512, 400, 160, n_mels=M)
         self.how = how
@@ -352,7 +337,7 @@ class Inline(nn.Module):
 class Kaldi(nn.Module):
     """Frames as Kaldi makes them, inside a method."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.net = KeywordNet()
 
@@ -373,7 +358,7 @@ class Kaldi(nn.Module):
 class M5(nn.Module):
     """Audio in, (B, 1, N): learned filters."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.layers = nn.Sequential(
             nn.Conv1d(1, 8, 80, 16), nn.BatchNorm1d(8), nn.ReLU(), nn.MaxPool1d(4),
@@ -389,9 +374,9 @@ class M5(nn.Module):
 class SampleNet(M5):
     """One clip length: 1 s."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.fc = nn.Linear(12 * 61, K)
 
-    def forward(self, audio: Tensor) -> Tensor:
+    def forward(self, audio):
         return self.fc(self.layers(audio).flatten(1))

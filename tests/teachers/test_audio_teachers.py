@@ -1,15 +1,9 @@
 """Teachers that take audio: the log-mel inside them is found and proved, or they keep audio."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import teacher_zoo as zoo
 import torch
 from teacher_zoo import RATE, K
-from torch import Tensor, nn
 
 from frami_edge.errors import ConfigError, TeacherError
 from frami_edge.teachers import load_teacher
@@ -18,16 +12,16 @@ from frami_edge_runtime.melspec import MelSpec
 LABELS = tuple("abcde")
 
 
-def opened(module: nn.Module, rate: int = RATE, **how: Any) -> Any:
+def opened(module, rate=RATE, **how):
     return load_teacher(module.eval(), labels=LABELS, sample_rate=rate, **how)
 
 
-def sounds(n: int = 3, samples: int = 20_000) -> Tensor:
+def sounds(n=3, samples=20_000):
     noise = torch.randn(n, samples, generator=torch.Generator().manual_seed(3))
     return 0.1 * noise * torch.linspace(0.1, 1, samples)
 
 
-FOUND: dict[str, tuple[Callable[[], nn.Module], str, dict[str, Any]]] = {
+FOUND = {
     "a transform of convolutions, dB": (
         zoo.Panns,
         "extract",
@@ -50,7 +44,7 @@ FOUND: dict[str, tuple[Callable[[], nn.Module], str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", FOUND)
-def test_the_log_mel_inside_is_found_and_proved(name: str) -> None:
+def test_the_log_mel_inside_is_found_and_proved(name):
     make, spot, fields = FOUND[name]
     torch.manual_seed(0)
     module = make().eval()
@@ -80,9 +74,7 @@ def test_the_log_mel_inside_is_found_and_proved(name: str) -> None:
         (lambda: zoo.Inline("clip"), "B1N", 320, None),  # normalised over the clip
     ],
 )
-def test_other_networks_keep_audio(
-    make: Callable[[], nn.Module], layout: str, stride: int, length: int | None
-) -> None:
+def test_other_networks_keep_audio(make, layout, stride, length):
     torch.manual_seed(0)
     module = make().eval()
     teacher = opened(module)
@@ -100,13 +92,13 @@ def test_other_networks_keep_audio(
     assert abs(frames * stride - x.shape[1]) < 3 * stride
 
 
-def test_the_wrong_rate_is_named() -> None:
+def test_the_wrong_rate_is_named():
     with pytest.raises(TeacherError, match="mel filters are those of 16000 Hz") as caught:
         opened(zoo.Panns(), 8_000)
     assert "--sample-rate 16000" in (caught.value.fix or "")
 
 
-def test_audio_needs_a_rate_and_one_rate() -> None:
+def test_audio_needs_a_rate_and_one_rate():
     with pytest.raises(ConfigError, match="without mel or sample_rate"):
         load_teacher(zoo.M5(), labels=LABELS)
     with pytest.raises(ConfigError, match="is not that of the mel"):
@@ -115,7 +107,7 @@ def test_audio_needs_a_rate_and_one_rate() -> None:
         opened(zoo.M5(), layout="BTM")
 
 
-def test_with_a_mel_alone_audio_is_tried_at_its_rate() -> None:
+def test_with_a_mel_alone_audio_is_tried_at_its_rate():
     torch.manual_seed(0)
     spec = MelSpec(n_mels=24)
     teacher = load_teacher(zoo.M5().eval(), labels=LABELS, mel=spec)

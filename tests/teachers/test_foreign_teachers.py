@@ -1,7 +1,5 @@
 """Teachers that are not ours: what is found in them, and that it is right."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +13,7 @@ from torch.nn import functional as F
 from frami_edge.errors import TeacherError
 from frami_edge.teachers.foreign import ForeignTeacher
 
+SIGMOID = "sigmoid probabilities"
 CASES = {
     # name: layout, frames, pooled, C, D, stride, receptive field, head, answers
     "KeywordNet": ("BTM", "bn2", "classify@in", 12, 12, 2, 9, "classify", "logits"),
@@ -25,27 +24,17 @@ CASES = {
     "SubSpectral": ("B1TM", "last.2", "fc2@in", 12, 12, 2, 5, "fc2", "logits"),
     "Shared": ("BMT", "mix@in", "fc@in", 12, 12, 1, 5, "fc", "logits"),
     "Recurrent": ("BTM", "gru", "fc@in", 12, 12, 1, None, "fc", "logits"),
-    "Cnn14": (
-        "B1TM",
-        "bn2",
-        "fc_audioset@in",
-        12,
-        12,
-        2,
-        8,
-        "fc_audioset",
-        "sigmoid probabilities",
-    ),
+    "Cnn14": ("B1TM", "bn2", "fc_audioset@in", 12, 12, 2, 8, "fc_audioset", SIGMOID),
     "Patches": ("BTM", "norm", "head@in", 12, 12, 8, None, "head", "logits"),
     "Ast": ("BTM", "norm", "head@in", 12, 12, 8, None, "head", "logits"),
     "Vggish": ("B1MT", "features", "fc@in", 8, 20, 4, 10, "fc", "logits"),
-    "Crnn": ("B1TM", "strong@in", "@mean", 12, 12, 2, None, "strong", "sigmoid probabilities"),
-    "StrongWeak": ("B1TM", "soft@in", "@answer", 12, 5, 2, None, "", "sigmoid probabilities"),
+    "Crnn": ("B1TM", "strong@in", "@mean", 12, 12, 2, None, "strong", SIGMOID),
+    "StrongWeak": ("B1TM", "soft@in", "@answer", 12, 5, 2, None, "", SIGMOID),
     "ScoresOverTime": ("BTM", "net", "@answer", 5, 5, 1, 3, "", "logits"),
 }
 
 
-def teacher(name: str, **how: str) -> ForeignTeacher:
+def teacher(name, **how):
     torch.manual_seed(0)
     arguments = {"Ast": ("Patches", 200), "StrongWeak": ("Crnn", "soft")}
     kind, *given = arguments.get(name, (name,))
@@ -53,15 +42,15 @@ def teacher(name: str, **how: str) -> ForeignTeacher:
     module = zoo.lively(
         getattr(zoo, kind)(*given), layout, {"Ast": 200, "Vggish": 96}.get(name, 64)
     )
-    return ForeignTeacher(module, M, K, **how)  # type: ignore[arg-type]
+    return ForeignTeacher(module, M, K, **how)
 
 
-def mels(n: int = 3, frames: int = 90, seed: int = 1) -> torch.Tensor:
+def mels(n=3, frames=90, seed=1):
     return torch.randn(n, 1, M, frames, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_hidden_states_are_found_and_right(name: str) -> None:
+def test_hidden_states_are_found_and_right(name):
     made = teacher(name)
     a, s = made.anatomy, made.anatomy.states
     found = (a.layout, s.frames, s.pooled, s.channels, s.pooled_size, a.stride, a.receptive_field,
@@ -88,7 +77,7 @@ def test_hidden_states_are_found_and_right(name: str) -> None:
     assert float((gradient * direction).sum()) == pytest.approx(expected, rel=1e-3, abs=1e-6)
 
 
-def test_frames_are_centred_where_their_offset_says() -> None:
+def test_frames_are_centred_where_their_offset_says():
     made = teacher("KeywordNet")
     x = mels(1, 101)
     before = made.hidden(x).frames_BCT
@@ -98,7 +87,7 @@ def test_frames_are_centred_where_their_offset_says() -> None:
     assert centre == pytest.approx(50, abs=made.frame_stride / 2)
 
 
-def test_a_network_of_one_clip_length_takes_any() -> None:
+def test_a_network_of_one_clip_length_takes_any():
     made = teacher("Ast")
     assert made.anatomy.clip_length == 200
     assert "clips of 200 frames alone" in " ".join(made.notes)
@@ -116,11 +105,11 @@ def test_a_network_of_one_clip_length_takes_any() -> None:
     assert made.hidden(mels(2, 230)).frames_BCT.shape[2] == 29
 
 
-def test_tokens_of_frequency_and_time_become_frames() -> None:
+def test_tokens_of_frequency_and_time_become_frames():
     made = teacher("Patches")
     assert made.anatomy.patch_bands == 2
     x = mels(1, 80)
-    tokens: list[Tensor] = []
+    tokens = []
     handle = made.module.norm.register_forward_hook(lambda _, __, out: tokens.append(out))
     frames_BCT = made.hidden(x).frames_BCT
     handle.remove()
@@ -128,14 +117,14 @@ def test_tokens_of_frequency_and_time_become_frames() -> None:
     assert torch.allclose(frames_BCT, patches.mean(1).transpose(1, 2), atol=1e-6)
 
 
-def test_answers_per_frame_are_averaged() -> None:
+def test_answers_per_frame_are_averaged():
     made, x = teacher("Crnn"), mels(2, 60)
     strong = made.module(x.transpose(2, 3))
     assert torch.allclose(made(x), strong.logit().mean(1), atol=1e-4)
     assert "answers per frame" in " ".join(made.doubts)
 
 
-def test_a_padded_batch_is_answered_clip_by_clip() -> None:
+def test_a_padded_batch_is_answered_clip_by_clip():
     made = teacher("SqueezeExcite")
     x, lengths = mels(4, 60), torch.tensor([60, 35, 60, 20])
     together = made(x, lengths)
@@ -145,7 +134,7 @@ def test_a_padded_batch_is_answered_clip_by_clip() -> None:
         made.hidden(x, lengths)
 
 
-def test_states_can_be_named() -> None:
+def test_states_can_be_named():
     made = teacher("XVector", frames="tdnn.4", pooled="norm@in")
     assert made.hidden(mels()).pooled_BD.shape == (3, 10)
 
@@ -156,13 +145,10 @@ def test_states_can_be_named() -> None:
         ("KeywordNet", {"frames": "nowhere"}, "has no module nowhere"),
         ("KeywordNet", {"frames": "classify"}, "no state with time"),
         ("KeywordNet", {"pooled": "bn1"}, "no state without time"),
-        ("Squeezed", {"frames": "squeeze"}, r"gives \(4, 252\).* no state with time"),
         ("KeywordNet", {"layout": "B1MT"}, "Tried: B1MT"),
     ],
 )
-def test_what_cannot_be_opened_is_refused_with_its_reason(
-    name: str, how: dict[str, str], said: str
-) -> None:
+def test_what_cannot_be_opened_is_refused_with_its_reason(name, how, said):
     with pytest.raises(TeacherError, match=said) as caught:
         teacher(name, **how)
     assert caught.value.fix
@@ -177,7 +163,7 @@ class Output:
 class Returns(zoo.KeywordNet):
     """The answer, and more than that."""
 
-    def __init__(self, how: str) -> None:
+    def __init__(self, how):
         super().__init__()
         self.how = how
 
@@ -193,18 +179,18 @@ class Returns(zoo.KeywordNet):
 
 
 @pytest.mark.parametrize("how", ["tuple", "nested", "mapping", "data class"])
-def test_the_logits_are_found_in_what_is_returned(how: str) -> None:
+def test_the_logits_are_found_in_what_is_returned(how):
     torch.manual_seed(0)
     module = zoo.lively(Returns(how), "BTM")
     x = torch.randn(3, 1, M, 60)
-    expected = zoo.KeywordNet.forward(module, x[:, 0].transpose(1, 2))  # type: ignore[arg-type]
+    expected = zoo.KeywordNet.forward(module, x[:, 0].transpose(1, 2))
     assert torch.allclose(ForeignTeacher(module, M, K).hidden(x).logits_BK, expected, atol=1e-5)
 
 
 class Pictures(nn.Module):
     """A network for pictures, which sees the mel in three colours."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.trunk, self.fc = nn.Sequential(zoo.conv(3, 8, 2), zoo.conv(8, 12, 2)), nn.Linear(12, K)
 
@@ -213,7 +199,7 @@ class Pictures(nn.Module):
         return self.fc(self.trunk(x).mean((2, 3)))
 
 
-def test_three_channels_are_the_same_mel_thrice() -> None:
+def test_three_channels_are_the_same_mel_thrice():
     torch.manual_seed(0)
     module = zoo.lively(Pictures(), "B3MT")
     made = ForeignTeacher(module, M, K)
@@ -225,12 +211,12 @@ def test_three_channels_are_the_same_mel_thrice() -> None:
 class Unsqueezing(Pictures):
     """Convolutions over a picture that it makes of three axes: any order of them fits."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         assert x.ndim == 3
         return self.fc(self.trunk(x[:, None].expand(-1, 3, -1, -1)).mean((2, 3)))
 
 
-def test_an_ambiguous_order_of_axes_must_be_named() -> None:
+def test_an_ambiguous_order_of_axes_must_be_named():
     module = zoo.lively(Unsqueezing(), "BTM")
     with pytest.raises(TeacherError, match="alike") as caught:
         ForeignTeacher(module, M, K)
@@ -238,7 +224,7 @@ def test_an_ambiguous_order_of_axes_must_be_named() -> None:
     assert ForeignTeacher(module, M, K, layout="BTM").anatomy.layout == "BTM"
 
 
-def test_an_assumed_order_of_axes_is_reported() -> None:
+def test_an_assumed_order_of_axes_is_reported():
     assumed = ForeignTeacher(zoo.lively(zoo.Attention()), M, K)
     assert assumed.anatomy.also == ("B1TM",)
     assert "--layout B1MT" in assumed.doubts[0]
@@ -250,28 +236,17 @@ class Random(zoo.KeywordNet):
         return F.dropout(super().forward(x), 0.5)
 
 
-class Normalised(zoo.KeywordNet):
-    """Its mean and deviation are buffers of its own, and the mel has none."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(-8.0))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward((x - self.get_buffer("mean")) / 4)
-
-
 class Waveforms(nn.Conv1d):
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__(1, K, 400, 160)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         assert x.ndim == 2, "expected (batch, samples)"
         return super().forward(x[:, None]).mean(2)
 
 
 class WithLengths(zoo.KeywordNet):
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         return super().forward(x)
 
 
@@ -284,20 +259,13 @@ class WithLengths(zoo.KeywordNet):
         (nn.Conv1d(24, K, 3), f"does not turn log-mels of {M} bands", "Check mel and labels"),
     ],
 )
-def test_what_needs_a_wrapper_is_refused_with_the_fix(
-    module: nn.Module, said: str, fix: str
-) -> None:
+def test_what_needs_a_wrapper_is_refused_with_the_fix(module, said, fix):
     with pytest.raises(TeacherError, match=said) as caught:
         ForeignTeacher(module.eval(), M, K)
     assert fix in (caught.value.fix or "")
 
 
-def test_half_precision_and_normalisation_inside_are_fine() -> None:
-    made = ForeignTeacher(zoo.lively(Normalised(), "BTM").half(), M, K)
-    assert made.hidden(torch.randn(2, 1, M, 60)).logits_BK.dtype == torch.float32
-
-
-def test_a_channel_that_an_inline_relu_silences_hides_no_state() -> None:
+def test_a_channel_that_an_inline_relu_silences_hides_no_state():
     """Its mean of 0 is above the greatest value before the ReLU."""
     module = zoo.lively(zoo.KeywordNet(), "BTM")
     with torch.no_grad():
@@ -308,7 +276,7 @@ def test_a_channel_that_an_inline_relu_silences_hides_no_state() -> None:
     )  # fmt: skip
 
 
-def test_a_clip_that_is_too_short_for_its_convolutions_is_repeated() -> None:
+def test_a_clip_that_is_too_short_for_its_convolutions_is_repeated():
     made = ForeignTeacher(zoo.lively(zoo.XVector(), "BMT"), M, K)
     assert made.shortest == 9
     x = torch.randn(2, 1, M, 4)

@@ -1,27 +1,22 @@
 """Folders of Hugging Face as teachers: tiny random networks, saved as their library saves them."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 
-from frami_edge.errors import CheckpointError, ConfigError, FramiEdgeError, TeacherError
+from frami_edge.errors import CheckpointError, ConfigError, TeacherError
 from frami_edge.teachers import load_teacher
 
 transformers = pytest.importorskip("transformers", reason="needs `pip install frami-edge[hf]`")
 
 LABELS = {0: "dog", 1: "cat", 2: "rain"}
-SPEECH: dict[str, Any] = {
+SPEECH = {
     "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
     "conv_dim": (8, 8, 8), "conv_stride": (5, 4, 4), "conv_kernel": (10, 8, 4),
     "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2, "classifier_proj_size": 12,
 }  # fmt: skip
 
 
-def saved(folder: Path, kind: str, **more: Any) -> Path:
+def saved(folder, kind, **more):
     """A classifier of this kind with its feature extractor."""
     torch.manual_seed(0)
     if kind == "AST":
@@ -43,7 +38,7 @@ def saved(folder: Path, kind: str, **more: Any) -> Path:
     return folder
 
 
-def test_ast_takes_the_log_mels_of_its_extractor(tmp_path: Path) -> None:
+def test_ast_takes_the_log_mels_of_its_extractor(tmp_path):
     folder = saved(tmp_path, "AST", problem_type="multi_label_classification")
     teacher = load_teacher(f"hf:{folder}")
     anatomy = teacher.model.anatomy
@@ -66,7 +61,7 @@ def test_ast_takes_the_log_mels_of_its_extractor(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["Wav2Vec2", "Hubert", "WavLM"])
-def test_speech_encoders_take_audio(tmp_path: Path, kind: str) -> None:
+def test_speech_encoders_take_audio(tmp_path, kind):
     folder = saved(tmp_path, kind)
     teacher = load_teacher(f"hf:{folder}")
     assert (teacher.takes, teacher.sample_rate) == ("audio", 16_000)
@@ -82,15 +77,15 @@ def test_speech_encoders_take_audio(tmp_path: Path, kind: str) -> None:
     assert again.sha256 == teacher.sha256
 
 
-def load_teacher_from_its_description(teacher: Any, folder: Path) -> Any:
+def load_teacher_from_its_description(teacher, folder):
     from frami_edge.teachers.opening import write_description
 
     write_description(folder / "teacher.yaml", teacher.description)
     return load_teacher(folder / "teacher.yaml")
 
 
-def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
-    def refused(name: str, kind: type[FramiEdgeError], said: str) -> None:
+def test_what_cannot_be_used_is_refused(tmp_path):
+    def refused(name, kind, said):
         with pytest.raises(kind, match=said) as caught:
             load_teacher(f"hf:{tmp_path / name}")
         assert caught.value.fix

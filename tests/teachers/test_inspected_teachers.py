@@ -1,10 +1,5 @@
 """`inspect` on the kinds of networks that people bring: what it says about each."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
 import pytest
 import teacher_zoo as zoo
 import torch
@@ -16,7 +11,7 @@ from frami_edge.teachers import TeacherDescription
 MEL = {"n_mels": zoo.M, "mean": -6.0, "std": 4.0}
 RATE = 16_000
 # class, arguments, mel or rate: takes, output, one clip length, what a note or a finding says
-VERDICTS: list[tuple[str, dict[str, Any], Any, tuple[str, str, int | None], str]] = [
+VERDICTS = [
     ("KeywordNet", {}, MEL, ("mel", "softmax", None), ""),
     ("XVector", {}, MEL, ("mel", "softmax", None), ""),
     ("Attention", {}, MEL, ("mel", "softmax", None), "add --layout B1MT"),
@@ -42,29 +37,19 @@ VERDICTS: list[tuple[str, dict[str, Any], Any, tuple[str, str, int | None], str]
 ]
 
 
-def described(name: str, arguments: dict[str, Any], front: Any, folder: Path) -> dict[str, Any]:
+def described(name, arguments, front, folder):
     torch.manual_seed(0)
     save_file(getattr(zoo, name)(**arguments).state_dict(), folder / "w.safetensors")
     source = TeacherDescription(
-        factory=f"teacher_zoo:{name}",
-        arguments=arguments,
-        weights=str(folder / "w.safetensors"),
-        labels=tuple("abcde"),
-        mel=front if isinstance(front, dict) else None,
+        factory=f"teacher_zoo:{name}", arguments=arguments, weights=str(folder / "w.safetensors"),
+        labels=tuple("abcde"), mel=front if isinstance(front, dict) else None,
         sample_rate=front if isinstance(front, int) else None,
-    )
+    )  # fmt: skip
     return describe_teacher(source).to_dict()
 
 
 @pytest.mark.parametrize(("name", "arguments", "front", "verdict", "said"), VERDICTS)
-def test_what_is_said_of_a_network(
-    name: str,
-    arguments: dict[str, Any],
-    front: Any,
-    verdict: tuple[str, str, int | None],
-    said: str,
-    tmp_path: Path,
-) -> None:
+def test_what_is_said_of_a_network(name, arguments, front, verdict, said, tmp_path):
     found = described(name, arguments, front, tmp_path)
     states = found["hidden_states"]
     assert (states["takes"], states["output"], states["clip_length"]) == verdict
@@ -83,7 +68,7 @@ def test_what_is_said_of_a_network(
         ("KeywordNet", {"n_mels": 24}, "log-mels of 16 bands, and the front end has 24"),
     ],
 )
-def test_what_cannot_work_is_said(name: str, front: Any, said: str, tmp_path: Path) -> None:
+def test_what_cannot_work_is_said(name, front, said, tmp_path):
     found = described(name, {}, front, tmp_path)
     assert found["hidden_states"] == {"found": False}
     assert said in found["findings"][0]

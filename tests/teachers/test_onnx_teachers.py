@@ -1,10 +1,6 @@
 """ONNX files as teachers: small networks, exported as people export them."""
 
-from __future__ import annotations
-
 import re
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -28,7 +24,7 @@ pytest.importorskip("onnx2torch", reason="needs `pip install frami-edge[onnx]`")
 
 SPEC = MelSpec(n_mels=M)
 LABELS = list("abcde")
-QUICK: dict[str, Any] = {"dynamo": False}
+QUICK = {"dynamo": False}
 """torch's former exporter."""
 UNFOLDED = QUICK | {"do_constant_folding": False, "training": torch.onnx.TrainingMode.PRESERVE}
 FREE = {"dynamic_shapes": ({0: torch.export.Dim("batch")},), "optimize": False}
@@ -37,7 +33,7 @@ FREE = {"dynamic_shapes": ({0: torch.export.Dim("batch")},), "optimize": False}
 class Plain(nn.Module):
     """Probabilities of a CNN whose `view` writes the batch size into the graph."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.trunk = nn.Sequential(zoo.conv(1, 8, 2), zoo.conv(8, 12, 2))
         self.fc = nn.Linear(12, K)
@@ -47,26 +43,26 @@ class Plain(nn.Module):
         return self.fc(h.view(h.size(0), -1)).softmax(1)
 
 
-def export(path: Path, module: nn.Module, x: Tensor, **how: Any) -> Path:
+def export(path, module, x, **how):
     torch.onnx.export(module.eval(), (x,), path, verbose=False, **how)
     return path
 
 
-def outside(path: Path) -> Path:
+def outside(path):
     """The file with its weights in another one, as torch's exporter leaves it."""
     model, beside = onnx.load(path), path.with_name("net.onnx.data")
     beside.unlink(missing_ok=True)
-    how: dict[str, Any] = {"save_as_external_data": True, "size_threshold": 0}
+    how = {"save_as_external_data": True, "size_threshold": 0}
     onnx.save_model(model, path, location=beside.name, **how)
     return path
 
 
-def clips(layout: str, n: int, length: int = 96) -> Tensor:
+def clips(layout, n, length=96):
     taken = Input(sample_rate=RATE) if "N" in layout else Input(n_mels=M)
     return arrange(taken.probe(length, n), layout).contiguous()
 
 
-def plain(seed: int = 0) -> nn.Module:
+def plain(seed=0):
     torch.manual_seed(seed)
     return zoo.lively(Plain()).eval()
 
@@ -83,17 +79,17 @@ def plain(seed: int = 0) -> nn.Module:
     ],
 )
 def test_a_file_answers_as_the_network_that_it_was_exported_from(
-    name: str, layout: str, how: Any, norms: int, length: int | None, tmp_path: Path
-) -> None:
+    name, layout, how, norms, length, tmp_path
+):
     torch.manual_seed(0)
     module = plain() if name == "Plain" else getattr(zoo, name)().eval()
     audio = "N" in layout
     samples = 16_384 if audio else 96
     batch = 2 if "dynamic_shapes" in how else 1
     path = export(tmp_path / "net.onnx", module, clips(layout, batch, samples), **how)
-    facts: dict[str, Any] = {"sample_rate": RATE} if audio else {"mel": SPEC}
+    facts = {"sample_rate": RATE} if audio else {"mel": SPEC}
     teacher = load_teacher(path, labels=LABELS, **facts)
-    anatomy = teacher.model.anatomy  # type: ignore[attr-defined]
+    anatomy = teacher.model.anatomy
     assert (anatomy.layout, anatomy.clip_length) == (layout, length)
     assert len(live_batch_norms(teacher.model)) == norms
     assert teacher.model.head is not None
@@ -108,7 +104,7 @@ def test_a_file_answers_as_the_network_that_it_was_exported_from(
     assert torch.allclose(logits, expected, atol=1e-5)
 
 
-def test_the_operations_of_a_standard_deviation_hide_no_state(tmp_path: Path) -> None:
+def test_the_operations_of_a_standard_deviation_hide_no_state(tmp_path):
     torch.manual_seed(0)
     module = zoo.lively(zoo.XVector(), "BMT")
     teacher = load_teacher(
@@ -120,7 +116,7 @@ def test_the_operations_of_a_standard_deviation_hide_no_state(tmp_path: Path) ->
     assert torch.allclose(teacher.hidden(x).frames_BCT, expected, atol=1e-4)
 
 
-def test_the_log_mel_inside_a_graph_is_found(tmp_path: Path) -> None:
+def test_the_log_mel_inside_a_graph_is_found(tmp_path):
     torch.manual_seed(0)
     module = zoo.Panns().eval()
     x, free = clips("BN", 2, 16_384), {"audio": {0: "batch", 1: "samples"}}
@@ -135,7 +131,7 @@ def test_the_log_mel_inside_a_graph_is_found(tmp_path: Path) -> None:
     assert torch.allclose(ours, expected, atol=1e-3)
 
 
-def test_a_description_names_the_file_and_what_it_lacks(tmp_path: Path) -> None:
+def test_a_description_names_the_file_and_what_it_lacks(tmp_path):
     path = outside(export(tmp_path / "net.onnx", plain(), clips("B1MT", 1), **QUICK))
     with pytest.raises(TeacherError, match="does not say which classes") as caught:
         load_teacher(path)
@@ -148,7 +144,7 @@ def test_a_description_names_the_file_and_what_it_lacks(tmp_path: Path) -> None:
     teacher = open_teacher(tmp_path / "teacher.yaml")
     assert teacher.card.trained_on is not None
     (tmp_path / "run").mkdir()
-    write_description(tmp_path / "run" / "teacher.yaml", teacher.description)  # type: ignore[arg-type]
+    write_description(tmp_path / "run" / "teacher.yaml", teacher.description)
     again = open_teacher(tmp_path / "run" / "teacher.yaml")
     assert again.sha256 == teacher.sha256
     assert again.card.trained_on == teacher.card.trained_on
@@ -164,17 +160,16 @@ def test_a_description_names_the_file_and_what_it_lacks(tmp_path: Path) -> None:
         open_teacher(tmp_path / "teacher.yaml")
 
 
-def test_a_student_can_inherit_the_layers_of_a_graph(tmp_path: Path) -> None:
+def test_a_student_can_inherit_the_layers_of_a_graph(tmp_path):
     path = export(tmp_path / "net.onnx", plain(), clips("B1MT", 1), **UNFOLDED)
     description = describe_code(str(path), {"labels": LABELS, "mel": SPEC})
-    assert description is not None
     found = describe_teacher(description).to_dict()
     assert set(found["network"]["batch_norms"].values()) == {8, 12}
     assert 956 in found["network"]["inheritable"].values()
     assert not any("B1TM" in finding for finding in found["findings"])  # its shapes say B1MT
 
 
-def graph(*nodes: onnx.NodeProto, **arrays: Any) -> onnx.ModelProto:
+def graph(*nodes, **arrays):
     """x (1, 1, M, 96) to y (1, K)."""
     value = helper.make_tensor_value_info
     made = helper.make_graph(
@@ -185,7 +180,7 @@ def graph(*nodes: onnx.NodeProto, **arrays: Any) -> onnx.ModelProto:
     return helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-def net(name: str = "conv", shape: Any = (1, K)) -> onnx.ModelProto:
+def net(name="conv", shape=(1, K)):
     rng = np.random.default_rng(0)
     return graph(
         helper.make_node("Conv", ["x", "w"], ["a"], name),
@@ -196,12 +191,12 @@ def net(name: str = "conv", shape: Any = (1, K)) -> onnx.ModelProto:
     )
 
 
-def opened(path: Path, model: onnx.ModelProto, **facts: Any) -> Any:
+def opened(path, model, **facts):
     onnx.save(model, path)
     return load_teacher(path, labels=LABELS, **{"mel": SPEC, **facts})
 
 
-def test_the_name_of_a_node_is_not_run_as_code(tmp_path: Path) -> None:
+def test_the_name_of_a_node_is_not_run_as_code(tmp_path):
     name = 'x")(1) or setattr(__import__("builtins"), "ran_by_onnx", 1) or getattr(self, "x'
     teacher = opened(tmp_path / "net.onnx", net(name))
     teacher(clips("B1MT", 2))
@@ -211,7 +206,7 @@ def test_the_name_of_a_node_is_not_run_as_code(tmp_path: Path) -> None:
     assert all(re.fullmatch(r"[\w/.]*", n) for n, _ in teacher.model.named_modules())
 
 
-def mixing() -> onnx.ModelProto:
+def mixing():
     """Subtracts the mean over the batch, which is nothing in a batch of one."""
     model = net()
     model.graph.node[2].output[0] = "z"
@@ -220,7 +215,7 @@ def mixing() -> onnx.ModelProto:
     return model
 
 
-def squeezing() -> onnx.ModelProto:
+def squeezing():
     """The batch axis of size 1 is squeezed away and put back."""
     model = net()
     model.graph.node[2].CopyFrom(helper.make_node("Squeeze", ["b"], ["z"], "squeeze"))
@@ -229,14 +224,14 @@ def squeezing() -> onnx.ModelProto:
     return model
 
 
-def unknown() -> onnx.ModelProto:
+def unknown():
     model = net()
     model.graph.node[0].output[0] = "c"
     model.graph.node.insert(1, helper.make_node("Det", ["c"], ["a"], "det"))
     return model
 
 
-def two_inputs() -> onnx.ModelProto:
+def two_inputs():
     model = net()
     model.graph.input.append(helper.make_tensor_value_info("lengths", TensorProto.INT64, [1]))
     return model
@@ -252,15 +247,13 @@ def two_inputs() -> onnx.ModelProto:
         (net(), {"mel": MelSpec(n_mels=40)}, r"cannot run .*\(4, 1, 40, 96\)", "Check mel"),
     ],
 )
-def test_what_cannot_be_a_teacher_is_refused_with_the_fix(
-    model: onnx.ModelProto, facts: dict[str, Any], said: str, fix: str, tmp_path: Path
-) -> None:
+def test_what_cannot_be_a_teacher_is_refused_with_the_fix(model, facts, said, fix, tmp_path):
     with pytest.raises(TeacherError, match=said) as caught:
         opened(tmp_path / "net.onnx", model, **facts)
     assert fix in (caught.value.fix or "")
 
 
-def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+def test_a_damaged_file_is_refused(tmp_path):
     (tmp_path / "net.onnx").write_bytes(net().SerializeToString()[:300])
     with pytest.raises(CheckpointError, match=r"net\.onnx"):
         load_teacher(tmp_path / "net.onnx", labels=LABELS, mel=SPEC)

@@ -1,26 +1,19 @@
 """From files, modules and Python code to a teacher."""
 
-from __future__ import annotations
-
 import json
-import pickle
 import zipfile
 from argparse import Namespace
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import teacher_zoo as zoo
 import torch
 from safetensors.torch import save_file
 from teacher_zoo import K, M
-from torch import Tensor
 
 from frami_edge.assets import DIGITS_TEACHER
 from frami_edge.errors import CheckpointError, ConfigError, TeacherError
 from frami_edge.teachers import load_teacher
-from frami_edge.teachers.foreign import ForeignTeacher
 from frami_edge.teachers.opening import (
     build_module,
     open_teacher,
@@ -38,7 +31,7 @@ LABELS = ("go", "stop", "left", "right", "up")
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     torch.manual_seed(0)
     save_file(zoo.lively(zoo.KeywordNet(), "BTM").state_dict(), tmp_path / "kws.safetensors")
     (tmp_path / "mel.yaml").write_text(MEL)
@@ -50,33 +43,22 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_description_is_relative_to_its_folder(folder: Path) -> None:
+def test_a_description_is_relative_to_its_folder(folder):
     loaded = open_teacher(folder / "kws.yaml")
     assert loaded.card.labels == LABELS
     assert (loaded.mel.log, loaded.mel.mel_scale, loaded.mel.center) == ("log2", "slaney", True)
     assert not any(p.requires_grad for p in loaded.model.parameters())
 
 
-def test_code_in_a_weights_file_is_not_run(folder: Path) -> None:
-    class Trap:
-        def __reduce__(self) -> tuple[object, ...]:
-            return (Path.touch, (folder / "ran",))
-
-    (folder / "evil.pt").write_bytes(pickle.dumps({"state_dict": Trap()}, 2))
-    with pytest.raises(CheckpointError, match="is not executed: Unsupported global"):
-        read_weights(folder / "evil.pt")
-    (folder / "empty.pt").touch()
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        read_weights(folder / "empty.pt")
-    assert not (folder / "ran").exists()
-
-
-def test_weights_that_do_not_fit_are_named(folder: Path) -> None:
+def test_weights_that_do_not_fit_are_named(folder):
     model = zoo.KeywordNet(width=10)
     with pytest.raises(CheckpointError, match=r"other shape: conv1\.weight"):
         load_weights(model, read_weights(folder / "kws.safetensors"), Path("kws"))
     with pytest.raises(CheckpointError, match=r"missing: conv1\.weight.*unknown: other"):
         load_weights(model, {"other": torch.zeros(1)}, Path("kws"))
+    deeper = {f"net.{key}": value for key, value in zoo.KeywordNet().state_dict().items()}
+    with pytest.raises(CheckpointError, match=r"unknown: conv3\.weight"):
+        load_weights(zoo.KeywordNet(), deeper | {"net.conv3.weight": torch.ones(1)}, Path("kws"))
     damaged = dict(zoo.KeywordNet().state_dict())
     damaged["classify.bias"] = torch.full((5,), torch.nan)
     with pytest.raises(CheckpointError, match=r"not finite: classify\.bias"):
@@ -95,12 +77,8 @@ def test_weights_that_do_not_fit_are_named(folder: Path) -> None:
     ],
 )
 def test_factories_that_fail_are_refused_with_the_reason(
-    factory: str,
-    arguments: dict[str, int],
-    said: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    factory, arguments, said, tmp_path, monkeypatch
+):
     (tmp_path / "script_nets.py").write_text("import sys\nsys.exit('training done')\n")
     (tmp_path / "faulty_nets.py").write_text("def broken(:\n")
     monkeypatch.syspath_prepend(tmp_path)
@@ -120,9 +98,7 @@ def test_factories_that_fail_are_refused_with_the_reason(
         ({"unknown": 1}, ConfigError, "unknown"),
     ],
 )
-def test_mistakes_in_a_description(
-    folder: Path, changes: dict[str, object], kind: type[FramiEdgeError], said: str
-) -> None:
+def test_mistakes_in_a_description(folder, changes, kind, said):
     base = {"factory": "teacher_zoo:KeywordNet", "weights": "kws.safetensors", "mel": "mel.yaml",
             "labels": "labels.txt"}  # fmt: skip
     (folder / "bad.yaml").write_text(json.dumps(base | changes))
@@ -130,7 +106,7 @@ def test_mistakes_in_a_description(
         open_teacher(folder / "bad.yaml")
 
 
-def test_a_module_in_memory_is_copied_and_opened() -> None:
+def test_a_module_in_memory_is_copied_and_opened():
     torch.manual_seed(0)
     module = zoo.lively(zoo.KeywordNet(), "BTM").train()
     teacher = load_teacher(module, mel=SPEC, labels=LABELS)
@@ -148,24 +124,20 @@ def test_a_module_in_memory_is_copied_and_opened() -> None:
     assert load_teacher(module, mel=SPEC, labels=LABELS).sha256 != teacher.sha256
 
 
-def test_paths_and_assets() -> None:
+def test_paths_and_assets():
     by_name, by_path = load_teacher("digits-teacher"), load_teacher(str(DIGITS_TEACHER))
     assert by_name.sha256 == by_path.sha256
     assert load_teacher(by_path) is by_path
 
 
-def test_python_code_keeps_its_description(tmp_path: Path) -> None:
+def test_python_code_keeps_its_description(tmp_path):
     torch.save(zoo.lively(zoo.KeywordNet(8), "BTM").state_dict(), tmp_path / "w.pt")
     (tmp_path / "labels.txt").write_text("\n".join(LABELS))
     teacher = load_teacher(
-        "teacher_zoo:KeywordNet",
-        weights=tmp_path / "w.pt",
-        mel=SPEC,
-        labels=tmp_path / "labels.txt",
-        arguments={"width": 8},
-    )
+        "teacher_zoo:KeywordNet", weights=tmp_path / "w.pt", mel=SPEC,
+        labels=tmp_path / "labels.txt", arguments={"width": 8},
+    )  # fmt: skip
     assert teacher.labels == LABELS
-    assert teacher.description is not None
     assert teacher.description.model_dump()["arguments"] == {"width": 8}
 
 
@@ -191,27 +163,22 @@ def test_python_code_keeps_its_description(tmp_path: Path) -> None:
         (zoo.M5(), {"sample_rate": 0, "labels": LABELS}, "sample_rate: .*1000, not 0"),
     ],
 )
-def test_arguments_that_do_not_go_together(source, arguments, message) -> None:  # type: ignore[no-untyped-def]
+def test_arguments_that_do_not_go_together(source, arguments, message):
     with pytest.raises(ConfigError, match=message):
         load_teacher(source, **arguments)
 
 
-def test_a_layout_of_audio_is_not_taken_for_one_of_log_mels() -> None:
-    with pytest.raises(TeacherError, match="does not turn audio"):
-        load_teacher(zoo.SqueezeExcite(), mel=SPEC, labels=LABELS, layout="BN")
-
-
-def state(seed: int = 0) -> dict[str, Tensor]:
+def state(seed=0):
     torch.manual_seed(seed)
     return dict(zoo.KeywordNet().state_dict())
 
 
-def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def under(prefix, tensors):
     return {prefix + key: value for key, value in tensors.items()}
 
 
 FRONT = {"mel.spectrogram.window": torch.ones(4), "criterion.weight": torch.ones(K)}
-SAVED: dict[str, Any] = {
+SAVED = {
     "plain": state(),
     "DataParallel": under("module.", state()),
     "compiled DataParallel": {"model": under("_orig_mod.module.", state()), "epoch": 3},
@@ -232,7 +199,7 @@ SAVED: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", SAVED)
-def test_checkpoints_of_common_trainers(tmp_path: Path, name: str) -> None:
+def test_checkpoints_of_common_trainers(tmp_path, name):
     path = tmp_path / "c.pt"
     torch.save(SAVED[name], path)
     torch.manual_seed(9)
@@ -243,7 +210,7 @@ def test_checkpoints_of_common_trainers(tmp_path: Path, name: str) -> None:
     assert model.conv2.weight.dtype == torch.float32
 
 
-def test_two_sets_of_weights_are_not_chosen_between(tmp_path: Path) -> None:
+def test_two_sets_of_weights_are_not_chosen_between(tmp_path):
     path = tmp_path / "c.pt"
     torch.save({"model": state(0), "ema": under("module.", state(1))}, path)
     with pytest.raises(CheckpointError, match=r"several sets.*under ema\.module, model") as caught:
@@ -254,28 +221,17 @@ def test_two_sets_of_weights_are_not_chosen_between(tmp_path: Path) -> None:
     assert torch.equal(model.conv1.weight, state(1)["conv1.weight"])
     with pytest.raises(CheckpointError, match="missing: "):
         load_weights(zoo.KeywordNet(), read_weights(path), path, "nowhere")
-
-
-def test_which_set_is_said_in_the_description(tmp_path: Path) -> None:
-    torch.save({"model": state(0), "ema": state(1)}, tmp_path / "c.pt")
     (tmp_path / "t.yaml").write_text(
-        "factory: teacher_zoo:KeywordNet\nweights: c.pt\nweights_under: ema\nmel: {n_mels: 16}\n"
+        "factory: teacher_zoo:KeywordNet\nweights: c.pt\nweights_under: ema.module\nmel: {n_mels: 16}\n"
         "labels: [a, b, c, d, e]\n"
     )
-    model = open_teacher(tmp_path / "t.yaml").model
-    assert isinstance(model, ForeignTeacher)
-    assert torch.equal(model.module.get_parameter("conv1.weight"), state(1)["conv1.weight"])
+    found = open_teacher(tmp_path / "t.yaml").model.module
+    assert torch.equal(found.get_parameter("conv1.weight"), state(1)["conv1.weight"])
     write_description(tmp_path / "again.yaml", read_description(tmp_path / "t.yaml"))
-    assert read_description(tmp_path / "again.yaml").weights_under == "ema"
+    assert read_description(tmp_path / "again.yaml").weights_under == "ema.module"
 
 
-def test_unknown_weights_under_the_prefix_are_named(tmp_path: Path) -> None:
-    deeper = under("net.", state() | {"conv3.weight": torch.ones(1)})
-    with pytest.raises(CheckpointError, match=r"unknown: conv3\.weight"):
-        load_weights(zoo.KeywordNet(), deeper, tmp_path / "c.pt")
-
-
-def test_files_of_other_programs_get_a_route(tmp_path: Path) -> None:
+def test_files_of_other_programs_get_a_route(tmp_path):
     with zipfile.ZipFile(tmp_path / "script.pt", "w") as archive:
         archive.writestr("script/code/__torch__.py", "class Net: pass")
     torch.save(state(), tmp_path / "weights.pth")

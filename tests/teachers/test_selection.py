@@ -1,16 +1,11 @@
 """The classes that a student shall know, out of those of its teacher."""
 
-from __future__ import annotations
-
 import unicodedata
-from pathlib import Path
-from typing import Any
 
 import pytest
 import teacher_zoo as zoo
 import torch
 from teacher_zoo import K, M
-from torch import nn
 
 import frami_edge as fe
 from frami_edge.errors import ConfigError, TeacherError
@@ -22,20 +17,18 @@ LABELS = ("Dog", "Baby cry, infant cry", "Smoke detector, smoke alarm", "Fire al
 assert len(LABELS) == K
 
 
-def load(name: str = "KeywordNet", **how: Any) -> fe.Teacher:
+def load(name="KeywordNet", **how):
     torch.manual_seed(0)
     module = zoo.lively(getattr(zoo, name)(), "BTM")
     return fe.load_teacher(module, mel=fe.MelSpec(n_mels=M), labels=LABELS, **how)
 
 
 @pytest.fixture(scope="module")
-def x() -> torch.Tensor:
+def x():
     return torch.randn(6, 1, M, 50, generator=torch.Generator().manual_seed(1))
 
 
-def test_a_softmax_teacher_keeps_its_probabilities_and_gives_the_rest_to_other(
-    x: torch.Tensor,
-) -> None:
+def test_a_softmax_teacher_keeps_its_probabilities_and_gives_the_rest_to_other(x):
     keep = ["dog", "alarm=Smoke detector, smoke alarm,Fire alarm"]
     teacher, p = load(keep=keep), load()(x).softmax(1)
     assert teacher.labels == ("Dog", "alarm", "other")
@@ -45,7 +38,7 @@ def test_a_softmax_teacher_keeps_its_probabilities_and_gives_the_rest_to_other(
     assert teacher.hidden(x).frames_BCT.shape == load().hidden(x).frames_BCT.shape
 
 
-def test_a_sigmoid_teacher_gives_a_detector_per_class_and_its_head(x: torch.Tensor) -> None:
+def test_a_sigmoid_teacher_gives_a_detector_per_class_and_its_head(x):
     teacher = load("Sigmoid", keep={"baby": "Baby cry", "noise": ["Fire alarm"]})
     assert teacher.labels == ("baby", "noise")
     assert teacher.output == "sigmoid"
@@ -53,18 +46,17 @@ def test_a_sigmoid_teacher_gives_a_detector_per_class_and_its_head(x: torch.Tens
     with torch.no_grad():
         p = zoo.lively(_same(zoo.Sigmoid()), "BTM")(x[:, 0].transpose(1, 2))
     assert torch.allclose(hidden.logits_BK.sigmoid(), p[:, [1, 3]], atol=1e-5)
-    assert teacher.model.head is not None
     assert torch.allclose(teacher.model.head(hidden.pooled_BD), hidden.logits_BK, atol=1e-4)
     grouped = load("Sigmoid", keep={"dog": [0, 4]})(x)
     assert torch.equal(grouped[:, 0], load("Sigmoid")(x)[:, [0, 4]].amax(1))
 
 
-def _same(module: nn.Module) -> nn.Module:
+def _same(module):
     torch.manual_seed(0)
     return type(module)()
 
 
-def test_labels_and_names_are_compared_in_one_form_of_unicode(tmp_path: Path) -> None:
+def test_labels_and_names_are_compared_in_one_form_of_unicode(tmp_path):
     composed, decomposed = (unicodedata.normalize(form, "Bébé") for form in ("NFC", "NFD"))
     (tmp_path / "labels.txt").write_text(f"{decomposed}\nDog\n", "utf-8-sig")
     labels = read_labels(str(tmp_path / "labels.txt"))
@@ -91,20 +83,20 @@ def test_labels_and_names_are_compared_in_one_form_of_unicode(tmp_path: Path) ->
         (["other=Dog"], "what is not selected"),
     ],
 )
-def test_a_selection_that_cannot_be_meant_is_refused(keep: Any, said: str) -> None:
+def test_a_selection_that_cannot_be_meant_is_refused(keep, said):
     with pytest.raises(ConfigError) as caught:
         load(keep=keep)
     assert said in str(caught.value)
 
 
-def test_the_output_that_was_named_must_fit_the_answers() -> None:
+def test_the_output_that_was_named_must_fit_the_answers():
     with pytest.raises(TeacherError, match="sigmoid probabilities, which no softmax follows"):
         load("Sigmoid", output="softmax")
     assert load(output="sigmoid").output == "sigmoid"
     assert load().output == "softmax"
 
 
-def test_logits_of_a_tagger_are_recognised_and_said_to_be_a_guess() -> None:
+def test_logits_of_a_tagger_are_recognised_and_said_to_be_a_guess():
     class Tagger(zoo.KeywordNet):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return (super().forward(x) - 6).repeat(1, 4)
@@ -121,7 +113,7 @@ def test_logits_of_a_tagger_are_recognised_and_said_to_be_a_guess() -> None:
     assert not any("--output" in doubt for doubt in sure.model.doubts)
 
 
-def test_a_description_keeps_its_selection(tmp_path: Path, x: torch.Tensor) -> None:
+def test_a_description_keeps_its_selection(tmp_path, x):
     torch.save(zoo.lively(_same(zoo.KeywordNet()), "BTM").state_dict(), tmp_path / "w.pt")
     (tmp_path / "labels.csv").write_text(
         "index,mid,display_name\n" + "".join(f'{i},/m/{i},"{n}"\n' for i, n in enumerate(LABELS))
@@ -131,7 +123,7 @@ def test_a_description_keeps_its_selection(tmp_path: Path, x: torch.Tensor) -> N
         labels=tmp_path / "labels.csv", keep=["2", "bark"],
     )  # fmt: skip
     assert teacher.labels == ("Smoke detector, smoke alarm", "Bark", "other")
-    write_description(tmp_path / "teacher.yaml", teacher.description)  # type: ignore[arg-type]
+    write_description(tmp_path / "teacher.yaml", teacher.description)
     again = fe.load_teacher(tmp_path / "teacher.yaml")
     assert read_description(tmp_path / "teacher.yaml").keep == teacher.card.keep
     assert torch.equal(again(x), teacher(x))
@@ -139,7 +131,7 @@ def test_a_description_keeps_its_selection(tmp_path: Path, x: torch.Tensor) -> N
         fe.load_teacher(again, keep=["Bark"])
 
 
-def test_probabilities_at_low_precision_become_finite_logits() -> None:
+def test_probabilities_at_low_precision_become_finite_logits():
     p = torch.tensor([[1.0, 0.0, 0.5]], dtype=torch.bfloat16)
     z = as_logits(p, "sigmoid probabilities")
     assert torch.isfinite(z).all()
