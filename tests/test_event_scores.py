@@ -1,10 +1,5 @@
 """Events in long recordings, compared with labels; thresholds for a place."""
 
-from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -29,10 +24,10 @@ class Heard:
 
     labels = LABELS
 
-    def __init__(self, on: list[tuple[float, float, int]]) -> None:
+    def __init__(self, on):
         self.on = on
 
-    def results(self, seconds: float) -> list[Result]:
+    def results(self, seconds):
         found = []
         for t1 in np.arange(1.0, seconds, 0.25).tolist():
             z_K = np.zeros(2, np.float32)
@@ -43,12 +38,12 @@ class Heard:
         return found
 
 
-def test_hits_false_alarms_and_latency(monkeypatch: pytest.MonkeyPatch) -> None:
-    def results(model: Any, samples: np.ndarray, rate: int) -> list[Result]:
+def test_hits_false_alarms_and_latency(monkeypatch):
+    def results(model, samples, rate):
         return model.results(len(samples) / rate)
 
     monkeypatch.setattr("frami_edge.event_scores.window_results", results)
-    model: Any = Heard([(10, 14, 0), (30, 34, 0), (50, 54, 1)])
+    model = Heard([(10, 14, 0), (30, 34, 0), (50, 54, 1)])
     # Labels of the recording and of the model in two forms of Unicode are one label.
     monkeypatch.setattr(f"{__name__}.LABELS", ("cafe\u0301", "bell"))
     model.labels = LABELS
@@ -68,7 +63,7 @@ def test_hits_false_alarms_and_latency(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Events in 0.03 h" in text
 
 
-def test_labels_and_files_are_read_and_refused(tmp_path: Path) -> None:
+def test_labels_and_files_are_read_and_refused(tmp_path):
     labels = tmp_path / "sounds.csv"
     labels.write_text("file,onset,offset,label\nday.wav,1.5,2.0,dog\nx/day.wav,4,5,bell\n")
     assert read_sounds(labels) == {"day.wav": [Sound(1.5, 2.0, "dog"), Sound(4.0, 5.0, "bell")]}
@@ -94,7 +89,7 @@ def test_labels_and_files_are_read_and_refused(tmp_path: Path) -> None:
     assert audio_files([tmp_path]) == [tmp_path / "a" / "c.flac", tmp_path / "b.wav"]
 
 
-def test_the_trade_off_is_drawn(tmp_path: Path) -> None:
+def test_the_trade_off_is_drawn(tmp_path):
     curves = {"model": [(100.0, 0.9), (1.0, 0.5), (0.0, 0.1)], "teacher": [(50.0, 0.9)]}
     detection_error(tmp_path / "det.png", curves, "student.onnx, 2 h")
     assert (tmp_path / "det.png").read_bytes().startswith(b"\x89PNG")

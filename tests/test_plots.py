@@ -1,42 +1,28 @@
 """Pictures are whole PNG files that show what they should."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
+from kit import SPEC
 
 from frami_edge import plots
 from frami_edge.sources.noise import smooth_noise_mels
-from frami_edge_runtime.melspec import MelSpec
 
-MEL = MelSpec(
-    sample_rate=8000, n_fft=256, win_length=200, hop_length=80, n_mels=16, mean=-6.0, std=4.0
-)
-MELS = smooth_noise_mels(MEL, 6, 40, 0)[:, 0]
-ROWS: list[dict[str, Any]] = [
+MELS = smooth_noise_mels(SPEC, 6, 40, 0)[:, 0]
+ROWS = [
     {"step": i, "loss": 5 / (i + 1), "agreement": i / 50 if i % 2 else None} for i in range(50)
 ] + [{"phase": "other"}]
-HEALTH: dict[str, Any] = {
+HEALTH = {
     "inversion": {"hit_rate_per_class": [0.9, None], "hit_rate": 0.9},
     "procedural": {"hit_rate_per_class": [None, None], "hit_rate": None},
 }
 for name in ("inversion", "procedural"):
     HEALTH[name] |= {"class_share": [0.8, 0.2], "cosine": 0.4}
-FP32: dict[str, Any] = {
-    "name": "fp32",
-    "path": "s.fp32.onnx",
-    "bytes": 200_000,
-    "p50_ms": 0.08,
-    "agreement": 1.0,
-    "accuracy": 0.98,
-    "verdict": "the reference",
-}
+FP32 = {
+    "name": "fp32", "path": "s.fp32.onnx", "bytes": 200_000, "p50_ms": 0.08, "agreement": 1.0,
+    "accuracy": 0.98, "verdict": "the reference",
+}  # fmt: skip
 INT8 = FP32 | {"name": "int8.cpu", "path": "s.int8.cpu.onnx", "bytes": 80_000, "accuracy": None}
-REPORT: dict[str, Any] = {
+REPORT = {
     "name": "student",
     "artifacts": [FP32, INT8],
     "recommended": "s.int8.cpu.onnx",
@@ -55,9 +41,8 @@ LONG = REPORT | {
     "layers": [{"layer": f"blocks.{i}.depthwise.conv", "sqnr_db": 20.0 + i} for i in range(40)],
 }
 
-Draw = Callable[[Path], None]
-DRAWERS: dict[str, Draw] = {
-    "mel grid": lambda p: plots.mel_grid(p, {"$dog": MELS[:4], "rain": MELS[4:]}, MEL, "Mels"),
+DRAWERS = {
+    "mel grid": lambda p: plots.mel_grid(p, {"$dog": MELS[:4], "rain": MELS[4:]}, SPEC, "Mels"),
     "curves": lambda p: plots.curves(
         p, ROWS, [["loss"], ["loss", "agreement"], ["absent"]], "Curves"
     ),
@@ -73,7 +58,7 @@ DRAWERS: dict[str, Draw] = {
 }
 
 
-def read_png(path: Path) -> Any:
+def read_png(path):
     """(rows, columns, 3) of a PNG, decoded."""
     from matplotlib import image
 
@@ -81,7 +66,7 @@ def read_png(path: Path) -> Any:
 
 
 @pytest.mark.parametrize("name", DRAWERS)
-def test_pictures_are_whole_and_nothing_is_cut_off(name: str, tmp_path: Path) -> None:
+def test_pictures_are_whole_and_nothing_is_cut_off(name, tmp_path):
     path = tmp_path / "plots" / "picture.png"
     DRAWERS[name](path)
     assert list(path.parent.iterdir()) == [path]

@@ -1,11 +1,8 @@
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -25,22 +22,22 @@ class Config(Strict):
     source: Path = Path("a/b")
 
 
-def create(folder: Path, config: Any = None, **kwargs: Any) -> RunFolder:
+def create(folder, config=None, **kwargs):
     return RunFolder.create(folder, command="distill", config=config or Config(), **kwargs)
 
 
-def refusal(folder: Path, **kwargs: Any) -> RunError:
+def refusal(folder, **kwargs):
     with pytest.raises(RunError) as caught:
         create(folder, **kwargs)
     assert caught.value.fix
     return caught.value
 
 
-def content(folder: Path) -> set[str]:
+def content(folder):
     return {entry.name for entry in folder.iterdir()}
 
 
-def test_a_run_says_what_it_was_made_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_says_what_it_was_made_with(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [sys.executable, "distill", "--out", "runs/a"])
     with create(Path("runs/a"), hashes={"teacher": "ba78"}, seeds={"seed": 3}) as run:
@@ -67,14 +64,7 @@ def test_a_run_says_what_it_was_made_with(tmp_path: Path, monkeypatch: pytest.Mo
         assert secret not in text
 
 
-def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "thesis.tex").write_text("years of work")
-    for kwargs in ({}, {"overwrite": True}, {"resume": True}):
-        assert "is not empty and holds no run" in refusal(tmp_path, **kwargs).message
-    assert content(tmp_path) == {"thesis.tex"}
-
-
-def test_a_finished_run_is_not_written_over_by_accident(tmp_path: Path) -> None:
+def test_a_finished_run_is_not_written_over_by_accident(tmp_path):
     with create(tmp_path) as run:
         run.path("plots/a.png").write_text("x")
     assert "already holds a finished run of distill" in refusal(tmp_path).message
@@ -84,36 +74,7 @@ def test_a_finished_run_is_not_written_over_by_accident(tmp_path: Path) -> None:
         assert content(tmp_path) == {".lock", "config.yaml", "manifest.json"}
 
 
-def test_two_runs_cannot_share_a_folder_and_a_failed_one_lets_go(tmp_path: Path) -> None:
-    first = create(tmp_path)
-    error = refusal(tmp_path, resume=True)
-    assert "is in use by another run" in error.message
-    with pytest.raises(ValueError, match="boom"), first:
-        raise ValueError("boom")
-    assert read_manifest(tmp_path)["status"] == "failed"
-    assert read_manifest(tmp_path)["error"] == "ValueError"
-    with create(tmp_path, resume=True):
-        pass
-
-
-def test_a_killed_process_is_no_obstacle(tmp_path: Path) -> None:
-    code = (
-        "import os, signal, sys; from frami_edge.runs import RunFolder\n"
-        "run = RunFolder.create(sys.argv[1], command='distill', config={'a': 1})\n"
-        "run.log(step=1, loss=0.5)\n"
-        "os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False, timeout=60)
-    assert killed.returncode < 0
-    assert read_manifest(tmp_path)["status"] == "running"
-    assert "holds an unfinished run" in refusal(tmp_path).message
-    with RunFolder.create(tmp_path, command="distill", config={"a": 1}, resume=True) as run:
-        assert run.resumed
-        assert run.metrics() == [{"step": 1, "loss": 0.5}]
-    assert read_manifest(tmp_path)["resumes"] == 1
-
-
-def test_resuming_keeps_facts_and_wants_the_same_config(tmp_path: Path) -> None:
+def test_resuming_keeps_facts_and_wants_the_same_config(tmp_path):
     assert "holds no run to resume" in refusal(tmp_path / "a", resume=True).message
     assert not (tmp_path / "a").exists()
     with create(tmp_path / "a") as run:
@@ -131,21 +92,7 @@ def test_resuming_keeps_facts_and_wants_the_same_config(tmp_path: Path) -> None:
         assert run.manifest["seconds"]["invert"] >= 2.0
 
 
-def test_metrics_are_on_disk_at_once_and_survive_a_torn_line(tmp_path: Path) -> None:
-    with create(tmp_path) as run:
-        run.log(step=1, loss=float("inf"))
-        assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": null}\n'
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 2, "lo')
-    with create(tmp_path, resume=True) as run:
-        run.log(step=2)
-        assert run.metrics() == [{"step": 1, "loss": None}, {"step": 2}]
-        (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{\n{"step": 3}\n')
-        with pytest.raises(RunError, match="line 2"):
-            run.metrics()
-
-
-def test_rewinding_drops_rows_past_the_step_of_one_phase(tmp_path: Path) -> None:
+def test_rewinding_drops_rows_past_the_step_of_one_phase(tmp_path):
     with create(tmp_path) as run:
         run.rewind(0)
         for phase in ("invert", "distill"):
@@ -160,17 +107,7 @@ def test_rewinding_drops_rows_past_the_step_of_one_phase(tmp_path: Path) -> None
         assert [row["step"] for row in run.metrics()] == [1, 1]
 
 
-@pytest.mark.parametrize("text", ["{", '{"schema": 99}'])
-def test_a_damaged_manifest_is_a_known_error(tmp_path: Path, text: str) -> None:
-    with pytest.raises(RunError, match="holds no run"):
-        read_manifest(tmp_path)
-    (tmp_path / "manifest.json").write_text(text)
-    with pytest.raises(RunError, match="damaged"):
-        read_manifest(tmp_path)
-    assert "damaged" in refusal(tmp_path, resume=True).message
-
-
-def test_the_commit_is_recorded_for_a_checkout_only(tmp_path: Path) -> None:
+def test_the_commit_is_recorded_for_a_checkout_only(tmp_path):
     package = tmp_path / "package"
     package.mkdir()
     assert git_commit(package) is None
@@ -179,16 +116,14 @@ def test_the_commit_is_recorded_for_a_checkout_only(tmp_path: Path) -> None:
     for args in (["init", "-q"], ["add", "file"], ["commit", "-qm", "x", "--no-verify"]):
         subprocess.run([*git, *args], check=True)
     found = git_commit(package)
-    assert found is not None
     assert len(str(found["commit"])) == 40
     assert found["modified"] is False
     (tmp_path / "file").write_text("2")
     changed = git_commit(package)
-    assert changed is not None
     assert changed["modified"] is True
 
 
-def test_a_state_is_whole_or_none(tmp_path: Path) -> None:
+def test_a_state_is_whole_or_none(tmp_path):
     path = tmp_path / "a.pt"
     assert load_state(path) is None
     save_state(path, {"done": 3})
