@@ -1,13 +1,25 @@
-"""Fewer clips for verdicts and thresholds than users get: the same code in a tenth of the time."""
-
-import contextlib
+"""What makes the tests quick: fewer clips than users get, each graph traced once, few pictures."""
 
 import pytest
 
+try:
+    import kit
+
+    from frami_edge import plots
+except ImportError:  # the runtime stands alone
+    kit = None
+
 
 @pytest.fixture(scope="session", autouse=True)
-def _few_clips():
-    with contextlib.suppress(ImportError):  # the runtime may stand alone
-        from kit import few_clips
+def _quick():
+    if kit:
+        kit.few_clips()
+        kit.trace_once()
 
-        few_clips()
+
+@pytest.fixture(autouse=True)
+def _quick_pictures(request, monkeypatch):
+    """Drawing takes half of a small run; test_plots.py and runs of session fixtures draw."""
+    if kit and request.path.name != "test_plots.py":
+        for name in ("mel_grid", "curves", "diversity", "confusion", "accuracy_bars"):
+            monkeypatch.setattr(plots, name, lambda path, *_: path.write_bytes(b"\x89PNG"))

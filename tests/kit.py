@@ -1,5 +1,6 @@
 """What several rooms share: a small front end, tones on disk, a settled network, quick exports."""
 
+import copy
 import functools
 
 import numpy as np
@@ -8,7 +9,10 @@ import torch
 from torch import nn
 
 from frami_edge import inversion, journey, readiness
+from frami_edge.io import sha256_tensors
 from frami_edge.sources.procedural import procedural_mels
+from frami_edge_export import exporter
+from frami_edge_export.graph import trunk_graph, whole_graph
 from frami_edge_export.options import ExportOptions
 from frami_edge_runtime.melspec import MelSpec
 
@@ -25,6 +29,23 @@ UNGATED = functools.partial(QUICK, min_agreement=0, max_range_ratio=1e9, max_ran
 def few_clips():
     inversion.HELD_OUT = readiness.CLIPS = 80
     journey.BACKGROUND_CLIPS = 40
+
+
+def trace_once():
+    """torch's exporter takes seconds: the same student is traced once."""
+    made = {}
+
+    def memo(export):
+        def once(student, n_mels):
+            weights = sha256_tensors(student.state_dict())
+            key = export.__name__, n_mels, weights, repr(student), student.context, student.stride
+            if key not in made:
+                made[key] = export(student, n_mels)
+            return copy.deepcopy(made[key])
+
+        return once
+
+    exporter.trunk_graph, exporter.whole_graph = memo(trunk_graph), memo(whole_graph)
 
 
 def tones(root, train=6, test=4, seed=0):

@@ -1,8 +1,3 @@
-from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
 
@@ -17,19 +12,19 @@ LABELS = ("a", "b", "c", "d", "e")
 
 
 @pytest.fixture
-def cpu() -> Compute:
+def cpu():
     return Compute(torch.device("cpu"), torch.float32, False, "a test")
 
 
 @pytest.fixture
-def spec() -> MelSpec:
+def spec():
     return MelSpec(
         sample_rate=8000, n_fft=256, win_length=200, hop_length=80, n_mels=16, mean=-6.0, std=4.0
     )
 
 
 @pytest.fixture
-def teacher(spec: MelSpec) -> ResNetTeacher:
+def teacher(spec):
     """A tiny teacher whose BatchNorm statistics are those of some data, not the initial ones."""
     torch.manual_seed(0)
     model = ResNetTeacher(TeacherArch(channels=(8, 12, 16), blocks=1), spec.n_mels, len(LABELS))
@@ -40,7 +35,7 @@ def teacher(spec: MelSpec) -> ResNetTeacher:
 
 
 @pytest.fixture
-def opened(teacher: ResNetTeacher, spec: MelSpec) -> Teacher:
+def opened(teacher, spec):
     """The tiny teacher as `load_teacher` returns it."""
     arch = teacher.arch.model_dump(mode="json")
     card = Card(kind="teacher", arch=arch, mel=spec.to_dict(), labels=LABELS)
@@ -48,7 +43,7 @@ def opened(teacher: ResNetTeacher, spec: MelSpec) -> Teacher:
 
 
 @pytest.fixture
-def student(spec: MelSpec, teacher: ResNetTeacher) -> StudentNet:
+def student(spec, teacher):
     """A tiny student with the teacher's head and BatchNorm statistics of some data."""
     torch.manual_seed(1)
     arch = StudentArch(channels=(8, 12, 12, 16), time_kernels=(3, 3, 3, 1), out_channels=8)
@@ -62,34 +57,29 @@ def student(spec: MelSpec, teacher: ResNetTeacher) -> StudentNet:
 
 
 @pytest.fixture
-def bank_config() -> Callable[..., BankConfig]:
+def bank_config():
     """`bank_config(sources={...}, inversion={...})`: a bank of a second."""
 
-    def make(**changes: Any) -> BankConfig:
+    def make(**changes):
         tiny = {"steps": 6, "burn_in": 2, "batch_size": 8}
         inversion = tiny | {"latent": 8, "width": 8, "contrastive_memory": 20}
-        fields: dict[str, Any] = {
-            "clip_s": 0.16,
-            "procedural_clips": 10,
-            "control_clips": 10,
-            "shard_clips": 16,
+        fields = {
+            "clip_s": 0.16, "procedural_clips": 10, "control_clips": 10, "shard_clips": 16,
             "inversion": inversion | changes.pop("inversion", {}),
             "translator": tiny | changes.pop("translator", {}),
             "refinement": {"steps": 6, "batch_size": 8, "iterations": 3},
             "breeding": {"steps": 6, "burn_in": 0, "batch_size": 10, "founders": 12, "elites": 4},
-        }
+        }  # fmt: skip
         return BankConfig.model_validate(fields | changes)
 
     return make
 
 
 @pytest.fixture
-def context(
-    teacher: ResNetTeacher, spec: MelSpec, cpu: Compute, bank_config: Callable[..., BankConfig]
-) -> Callable[..., SourceContext]:
+def context(teacher, spec, cpu, bank_config):
     """`context(inversion={...})`: what sources need, tiny, on the CPU in float32."""
 
-    def make(seed: int = 0, model: Any = teacher, **changes: Any) -> SourceContext:
+    def make(seed=0, model=teacher, **changes):
         return SourceContext(model, spec, len(LABELS), bank_config(**changes), cpu, seed)
 
     return make

@@ -1,10 +1,5 @@
-from __future__ import annotations
-
-from collections.abc import Callable
-
 import pytest
 import torch
-from torch import Tensor
 
 from frami_edge.augment import (
     DECIBEL,
@@ -13,53 +8,27 @@ from frami_edge.augment import (
     overlay_pairs,
     random_crop,
     random_equaliser,
-    random_gain,
     random_low_pass,
     random_masks,
-    random_roll,
     random_tempo_and_pitch,
 )
 from frami_edge.device import generator
 from frami_edge.sources.procedural import procedural_mels
-from frami_edge_runtime.melspec import MelSpec
 
 
-def seeded(name: str = "x") -> torch.Generator:
+def seeded(name="x"):
     return generator(0, name)
 
 
 @pytest.fixture
-def x() -> Tensor:
+def x():
     """Every value tells its clip, band and frame."""
     b, m, t = 6, 8, 20
     grid = torch.arange(b)[:, None, None] * 10_000 + torch.arange(m)[:, None] * 100
     return (grid + torch.arange(t)).float()[:, None]
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda x, g: random_crop(x, 9, g),
-        random_roll,
-        lambda x, g: random_gain(x, 0.3, g),
-        lambda x, g: random_masks(x, 3, 5, g),
-        lambda x, g: mix_pairs(x, 0.7, g)[0],
-    ],
-)
-def test_the_generator_decides_and_the_input_stays(
-    x: Tensor, change: Callable[[Tensor, torch.Generator], Tensor]
-) -> None:
-    before = x.clone()
-    torch.manual_seed(1)
-    one = change(x, seeded())
-    torch.manual_seed(2)
-    assert torch.equal(one, change(x, seeded()))
-    assert not torch.equal(one, change(x, seeded("y")))
-    assert torch.equal(x, before)
-    assert one.dtype == x.dtype
-
-
-def test_a_crop_is_one_stretch_of_each_clip(x: Tensor) -> None:
+def test_a_crop_is_one_stretch_of_each_clip(x):
     starts = set()
     for i in range(20):
         y = random_crop(x, 9, seeded(str(i)))
@@ -73,7 +42,7 @@ def test_a_crop_is_one_stretch_of_each_clip(x: Tensor) -> None:
     assert random_crop(x, 99, seeded()) is x
 
 
-def test_masks_are_one_stripe_of_each_kind(x: Tensor) -> None:
+def test_masks_are_one_stripe_of_each_kind(x):
     widest = [0, 0]
     for i in range(50):
         y = random_masks(x, 3, 5, seeded(str(i)), value=-1.0)
@@ -91,7 +60,7 @@ def test_masks_are_one_stripe_of_each_kind(x: Tensor) -> None:
     assert torch.equal(random_masks(x, 0, 0, seeded()), x)
 
 
-def test_blends_keep_the_larger_share_of_the_clip_itself(x: Tensor) -> None:
+def test_blends_keep_the_larger_share_of_the_clip_itself(x):
     y, partner, lam = mix_pairs(x, 1.0, seeded())
     assert ((lam >= 0.5) & (lam <= 1)).all()
     assert sorted(partner.tolist()) == list(range(6))
@@ -99,7 +68,7 @@ def test_blends_keep_the_larger_share_of_the_clip_itself(x: Tensor) -> None:
     torch.testing.assert_close(y, weight * x + (1 - weight) * x[partner])
 
 
-def test_sounds_are_changed_as_energies(spec: MelSpec) -> None:
+def test_sounds_are_changed_as_energies(spec):
     x = procedural_mels(spec, 6, 40, 0)
     energies = Energies(spec)
     log_e = energies.of(x)

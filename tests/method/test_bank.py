@@ -1,35 +1,28 @@
 """Banks on disk: what is written comes back, damage is refused, samplers mix, health warns."""
 
-from __future__ import annotations
-
-import json
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 
 from frami_edge.bank import Bank, BankIndex, BankSampler, Clips, check_bank, health_warnings
 from frami_edge.errors import BankError
-from frami_edge_runtime.melspec import MelSpec
 
 LABELS = ("a", "b", "c", "d", "e")
 SHA = "0" * 64
 
 
-def index_of(spec: MelSpec, **changes: Any) -> BankIndex:
-    fields: dict[str, Any] = {"frames": 7, "labels": LABELS, "teacher_sha256": SHA}
+def index_of(spec, **changes):
+    fields = {"frames": 7, "labels": LABELS, "teacher_sha256": SHA}
     return BankIndex(mel=spec.to_dict(), config={}, seed=0, **(fields | changes))
 
 
-def clips(n: int, start: float = 0.0) -> Clips:
+def clips(n, start=0.0):
     """Clip i of the bank holds the value start + i everywhere."""
     mels = (start + torch.arange(n).float())[:, None, None, None].expand(n, 1, 16, 7).clone()
     return Clips(mels, torch.arange(n) % 5, mels[:, 0, 0, :5] * 0.5)
 
 
 @pytest.fixture
-def bank(tmp_path: Path, spec: MelSpec) -> Bank:
+def bank(tmp_path, spec):
     """Ten clips of `a` in two shards around six of `b`."""
     bank = Bank.create(tmp_path / "bank", index_of(spec))
     bank.append("a", clips(4), 0, 2)
@@ -38,7 +31,7 @@ def bank(tmp_path: Path, spec: MelSpec) -> Bank:
     return bank
 
 
-def test_what_was_written_comes_back(bank: Bank) -> None:
+def test_what_was_written_comes_back(bank):
     again = Bank.open(bank.folder)
     assert (len(again), again.sources) == (16, {"a": 10, "b": 6})
     assert (again.next_step("a"), again.next_step("b"), again.next_step("c")) == (5, 3, 0)
@@ -49,70 +42,41 @@ def test_what_was_written_comes_back(bank: Bank) -> None:
     assert found.logits_NK[:, 0].tolist() == [i / 2 for i in range(10)]
 
 
-def test_a_limit_spreads_over_all_shards(bank: Bank) -> None:
+def test_a_limit_spreads_over_all_shards(bank):
     found = bank.read("a", 4)
     assert found.mels_N1MT[:, 0, 0, 0].tolist() == [0, 3, 6, 9]
     assert found.logits_NK[:, 0].tolist() == [0, 1.5, 3, 4.5]
+    sampler = BankSampler(bank, {"a": 0.5, "b": 0.5}, limit=4)
+    drawn = sampler.batch(200, torch.Generator().manual_seed(0))[:, 0, 0, 0]
+    assert set(drawn.tolist()) == {0, 9, 100, 105}
 
 
-def test_values_beyond_float16_stay_finite(bank: Bank) -> None:
-    wild = clips(1)
-    wild.mels_N1MT[:] = 1e9
-    bank.append("wild", wild, 0, 1)
-    assert torch.isfinite(bank.read("wild").mels_N1MT).all()
-
-
-@pytest.mark.parametrize("output", ["softmax", "sigmoid"])
-def test_examples_of_a_class_are_far_apart(tmp_path: Path, spec: MelSpec, output: Any) -> None:
-    """Neighbours of one class may be the same latent, some generator steps later."""
-    bank = Bank.create(tmp_path / "bank", index_of(spec, output=output))
-    found = clips(1000)
-    found.logits_NK = 9.0 * torch.nn.functional.one_hot(torch.arange(1000) % 5, 5)
-    bank.append("a", found, 0, 1)
-    for k, mels_NMT in enumerate(bank.examples("a", 4).values()):
-        numbers = mels_NMT[:, 0, 0]
-        assert (numbers % 5 == k).all()
-        assert numbers.diff().min() >= 50
-
-
-def refusal(folder: Path) -> str:
-    with pytest.raises(BankError) as caught:
-        Bank.open(folder)
+@pytest.mark.parametrize(
+    ("file", "change", "said"),
+    [
+        ("bank.json", None, "bank.json is missing"),
+        ("bank.json", lambda text: b"", "damaged"),
+        ("bank.json", lambda text: b"[" * 100_000, "damaged"),
+        ("bank.json", lambda text: text.replace(b'"shard-0', b'"../shard-0'), "damaged"),
+        ("bank.json", lambda text: text.replace(b'"shard-0', b'"rank-0/../shard-0'), "damaged"),
+        ("shard", None, "shard-"),
+        ("shard", lambda data: data[:-10], "shard-"),
+        ("shard", lambda data: data[:-1] + bytes([data[-1] ^ 1]), "shard-"),
+    ],
+)
+def test_a_damaged_bank_is_refused(bank, file, change, said):
+    path = bank.folder / (bank.index.shards[1].file if file == "shard" else file)
+    data = path.read_bytes()
+    path.unlink()
+    if change:
+        assert change(data) != data
+        path.write_bytes(change(data))
+    with pytest.raises(BankError, match=said) as caught:
+        Bank.open(bank.folder)
     assert caught.value.fix
-    return caught.value.message
 
 
-def test_a_missing_bank_is_named(tmp_path: Path) -> None:
-    assert "bank.json is missing" in refusal(tmp_path)
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000])
-def test_a_damaged_index_is_refused(bank: Bank, text: str) -> None:
-    (bank.folder / "bank.json").write_text(text)
-    assert "damaged" in refusal(bank.folder)
-
-
-@pytest.mark.parametrize("path", ["../shard-00000-a.safetensors", "rank-0/../x.safetensors"])
-def test_a_shard_cannot_lead_out_of_the_folder(bank: Bank, path: str) -> None:
-    file = bank.folder / "bank.json"
-    content = json.loads(file.read_text())
-    content["shards"][0]["file"] = path
-    file.write_text(json.dumps(content))
-    assert "damaged" in refusal(bank.folder)
-
-
-@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
-def test_a_damaged_shard_is_named(bank: Bank, damage: str) -> None:
-    shard = bank.folder / bank.index.shards[1].file
-    data = bytearray(shard.read_bytes())
-    data[-1] ^= 1
-    shard.write_bytes(data[:-10] if damage == "cut" else data)
-    if damage == "gone":
-        shard.unlink()
-    assert shard.name in refusal(bank.folder)
-
-
-def test_a_bank_belongs_to_its_teacher(bank: Bank, spec: MelSpec) -> None:
+def test_a_bank_belongs_to_its_teacher(bank, spec):
     check_bank(bank, spec, LABELS, SHA)
     for other in ((spec, LABELS, "1" * 64), (spec.replace(std=5.0), LABELS, SHA),
                   (spec, LABELS[::-1], SHA)):  # fmt: skip
@@ -120,17 +84,10 @@ def test_a_bank_belongs_to_its_teacher(bank: Bank, spec: MelSpec) -> None:
             check_bank(bank, *other)
 
 
-def test_an_unknown_source_is_refused(bank: Bank) -> None:
-    with pytest.raises(BankError, match="no clips of the source c"):
-        bank.read("c")
-    with pytest.raises(BankError, match="no clips of c"):
-        BankSampler(bank, {"a": 0.5, "c": 0.5})
-
-
-def test_a_sampler_mixes_by_share_and_repeats_by_seed(bank: Bank) -> None:
+def test_a_sampler_mixes_by_share_and_repeats_by_seed(bank):
     sampler = BankSampler(bank, {"a": 0.75, "b": 0.25})
 
-    def draw(seed: int) -> torch.Tensor:
+    def draw(seed):
         return sampler.batch(400, torch.Generator().manual_seed(seed))[:, 0, 0, 0]
 
     values = draw(0)
@@ -143,13 +100,7 @@ def test_a_sampler_mixes_by_share_and_repeats_by_seed(bank: Bank) -> None:
     assert 0.1 < float(late.float().mean()) < 0.4, "the sources must be mixed within a batch"
 
 
-def test_a_limit_leaves_the_sampler_few_clips(bank: Bank) -> None:
-    sampler = BankSampler(bank, {"a": 0.5, "b": 0.5}, limit=4)
-    drawn = sampler.batch(200, torch.Generator().manual_seed(0))[:, 0, 0, 0]
-    assert set(drawn.tolist()) == {0, 9, 100, 105}
-
-
-def test_a_balanced_sampler_takes_turns_among_likely_clips(tmp_path: Path, spec: MelSpec) -> None:
+def test_a_balanced_sampler_takes_turns_among_likely_clips(tmp_path, spec):
     """A hundred clips; clip 5 k + 4 is the only one that detector k finds likely."""
     bank = Bank.create(tmp_path / "bank", index_of(spec, output="sigmoid"))
     found = clips(100)
@@ -164,7 +115,7 @@ def test_a_balanced_sampler_takes_turns_among_likely_clips(tmp_path: Path, spec:
     assert (sampler.boundary_K <= 0).all()
 
 
-def health(**changes: Any) -> dict[str, Any]:
+def health(**changes):
     facts = {"hit_rate": 0.5, "batch_norm_error": 0.03, "class_share": [0.1] * 10} | changes
     return {"hit_rate_per_class": [facts["hit_rate"]] * len(facts["class_share"])} | facts
 
@@ -185,7 +136,7 @@ def health(**changes: Any) -> dict[str, Any]:
         ("cmi", {"batch_norm_error": 2.0}, "raise bank.baselines.cmi.batch_norm"),
     ],
 )
-def test_a_known_failure_is_warned_of(source: str, change: dict[str, Any], words: str) -> None:
+def test_a_known_failure_is_warned_of(source, change, words):
     sound = {"inversion": health(), "procedural": health(hit_rate=None)}
     assert health_warnings(sound, "0123456789") == []
     labels = "0123456789"[: len(change.get("class_share", "0123456789"))]
@@ -193,7 +144,7 @@ def test_a_known_failure_is_warned_of(source: str, change: dict[str, Any], words
     assert words in sentence
 
 
-def test_a_class_that_is_in_no_source_is_named() -> None:
+def test_a_class_that_is_in_no_source_is_named():
     one, other = [0.5, 0.5, 0.0, 0.0], [0.5, 0.2, 0.3, 0.0]
     rates = {"hit_rate_per_class": [0.9, 0.9, 0.2, 0.0]}
     bank = {"inversion": health(class_share=one, **rates)}

@@ -1,29 +1,22 @@
 """Students whose first layers are their teacher's."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor, nn
 
-import frami_edge as fe
 from frami_edge import load_teacher
-from frami_edge.checkpoint import Card, Student, Teacher, load_checkpoint
+from frami_edge.checkpoint import Card, Student, load_checkpoint
 from frami_edge.config import BankConfig, DistillConfig, JourneyConfig, StudentArch
-from frami_edge.device import Compute
 from frami_edge.distillation import TensorSampler, distill
-from frami_edge.errors import CheckpointError, ConfigError, FramiEdgeError, TeacherError
+from frami_edge.errors import CheckpointError, ConfigError, FramiEdgeError
 from frami_edge.teachers.inheriting import inherit, inheritable
 from frami_edge_export.parity import check_streamable
-from frami_edge_runtime.melspec import MelSpec
 
 
 class Gate(nn.Module):
     """Squeeze and excite."""
 
-    def __init__(self, c: int) -> None:
+    def __init__(self, c):
         super().__init__()
         self.squeeze, self.excite = nn.Linear(c, 4), nn.Linear(4, c)
 
@@ -35,7 +28,7 @@ class Gate(nn.Module):
 class Residual(nn.Module):
     """A gated inverted residual, dilated along time."""
 
-    def __init__(self, c: int) -> None:
+    def __init__(self, c):
         super().__init__()
         self.block = nn.Sequential(
             nn.Conv2d(c, 2 * c, 1), nn.BatchNorm2d(2 * c), nn.Hardswish(),
@@ -51,7 +44,7 @@ class Residual(nn.Module):
 class Tagger(nn.Module):
     """Scale per channel first, strided convolutions, a residual block, and recurrence behind."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.features = nn.Sequential(
             nn.BatchNorm2d(1), nn.Conv2d(1, 6, 3, 2, 1), nn.ReLU(), nn.Dropout(0.1), Residual(6),
@@ -62,14 +55,14 @@ class Tagger(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.features(x).flatten(1, 2).transpose(1, 2)
-        out: Tensor = self.classify(self.recur(h)[0].mean(1).squeeze())
+        out = self.classify(self.recur(h)[0].mean(1).squeeze())
         if out.dim() == 1:  # torch.fx cannot go on here
             out = out[None]
         return out
 
 
 @pytest.fixture
-def tagger(spec: MelSpec) -> Teacher:
+def tagger(spec):
     torch.manual_seed(3)
     model = Tagger()
     with torch.no_grad():
@@ -83,7 +76,7 @@ def tagger(spec: MelSpec) -> Teacher:
 
 
 @pytest.mark.parametrize("name", ["features.4", "features.7", "features.4.block.6"])
-def test_inherited_layers_are_the_teachers(tagger: Teacher, spec: MelSpec, name: str) -> None:
+def test_inherited_layers_are_the_teachers(tagger, spec, name):
     x, seen = torch.randn(3, 1, spec.n_mels, 90), dict[str, Tensor]()
     module = tagger.model.module.get_submodule(name)
     hook = module.register_forward_hook(lambda _, __, out: seen.update(out=out))
@@ -98,11 +91,9 @@ def test_inherited_layers_are_the_teachers(tagger: Teacher, spec: MelSpec, name:
     assert len(layers.convolutions) == {"features.4": 5, "features.7": 6}.get(name, 4 + gates)
 
 
-@pytest.mark.parametrize("frames", [1, 2, 15, 40, 41, 90])
+@pytest.mark.parametrize("frames", [1, 2, 15, 41, 90])
 @pytest.mark.parametrize("name", ["features.4", "features.7"])
-def test_silence_around_a_clip_is_computed_once(
-    tagger: Teacher, spec: MelSpec, name: str, frames: int
-) -> None:
+def test_silence_around_a_clip_is_computed_once(tagger, spec, name, frames):
     x = torch.randn(3, 1, spec.n_mels, frames)
     layers = inherit(tagger.model, name, x)
     around = layers.cut * layers.stride
@@ -110,9 +101,7 @@ def test_silence_around_a_clip_is_computed_once(
     torch.testing.assert_close(layers.in_silence(x), want, atol=1e-5, rtol=1e-5)
 
 
-def test_a_student_inherits_streams_and_is_saved(
-    tagger: Teacher, spec: MelSpec, cpu: Compute, tmp_path: Path
-) -> None:
+def test_a_student_inherits_streams_and_is_saved(tagger, spec, cpu, tmp_path):
     arch = StudentArch(
         inherit="features.7", channels=(10, 12), time_kernels=(1, 3), out_channels=12
     )
@@ -152,7 +141,7 @@ def test_a_student_inherits_streams_and_is_saved(
         distill(tagger, TensorSampler(clips), config, cpu, mel=coarser)
 
 
-def test_layers_of_our_own_teacher(opened: Teacher, spec: MelSpec) -> None:
+def test_layers_of_our_own_teacher(opened, spec):
     x = torch.randn(2, 1, spec.n_mels, 120)
     layers = inherit(opened.model, "blocks.1", x)
     h = torch.relu(opened.model.stem_bn(opened.model.stem(x)))
@@ -160,13 +149,6 @@ def test_layers_of_our_own_teacher(opened: Teacher, spec: MelSpec) -> None:
         h = block(h, None)[0]
     c = layers.cut
     torch.testing.assert_close(layers(x), h[..., c:-c], atol=1e-5, rtol=1e-5)
-
-
-def test_a_wrong_name_is_refused_before_a_bank_is_made(tagger: Teacher, tmp_path: Path) -> None:
-    wanted = {"student.inherit": "features.99", "bank.procedural_clips": 10}
-    with pytest.raises(TeacherError, match="no module of that name"):
-        fe.distill(tagger, overrides=wanted, sources=["procedural"], out=tmp_path / "run")
-    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -177,7 +159,7 @@ def test_a_wrong_name_is_refused_before_a_bank_is_made(tagger: Teacher, tmp_path
         ("features.4.block.6.excite", "is no layer that streams"),
     ],
 )
-def test_what_cannot_be_inherited(tagger: Teacher, spec: MelSpec, name: str, says: str) -> None:
+def test_what_cannot_be_inherited(tagger, spec, name, says):
     x = torch.randn(2, 1, spec.n_mels, 60)
     with pytest.raises(FramiEdgeError, match=says) as refused:
         inherit(tagger.model, name, x)

@@ -1,23 +1,11 @@
 """The loop that fills a bank: what it writes and reports, and that a killed run gives the same."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 
 from frami_edge.bank import Bank
-from frami_edge.checkpoint import Teacher
-from frami_edge.config import BankConfig
-from frami_edge.device import Compute
 from frami_edge.errors import BankError
 from frami_edge.inversion import invert
-from frami_edge.progress import Progress
-
-Make = Callable[..., Bank]
 
 
 class Killed(BaseException):
@@ -25,7 +13,7 @@ class Killed(BaseException):
 
 
 @pytest.fixture
-def config(bank_config: Callable[..., BankConfig]) -> BankConfig:
+def config(bank_config):
     return bank_config(
         sources={"inversion": 1, "procedural": 1, "translator": 1, "white_noise": 1},
         inversion={"adversarial": {"weight": 0.1, "warmup_steps": 2}},
@@ -33,11 +21,11 @@ def config(bank_config: Callable[..., BankConfig]) -> BankConfig:
 
 
 @pytest.fixture
-def make(opened: Teacher, cpu: Compute, config: BankConfig) -> Make:
+def make(opened, cpu, config):
     """`make(folder)`: a bank, or the rest of it; with `kill`, killed after a step of a source."""
 
-    def run(folder: Path, kill: tuple[str, int] | None = None, seed: int = 0, **more: Any) -> Bank:
-        def progress(p: Progress) -> None:
+    def run(folder, kill=None, seed=0, **more):
+        def progress(p):
             if (p.phase, p.done) == kill:
                 raise Killed
 
@@ -47,22 +35,22 @@ def make(opened: Teacher, cpu: Compute, config: BankConfig) -> Make:
     return run
 
 
-WHOLE: list[Bank] = []
+WHOLE = []
 
 
 @pytest.fixture
-def whole(make: Make, tmp_path_factory: pytest.TempPathFactory) -> Bank:
+def whole(make, tmp_path_factory):
     """The bank of a run that was not killed; made once."""
     WHOLE[:] = WHOLE or [make(tmp_path_factory.mktemp("whole"))]
     return WHOLE[0]
 
 
-def same_bank(a: Bank, b: Bank) -> bool:
+def same_bank(a, b):
     hashes = [[(s.source, s.clips, s.sha256) for s in bank.index.shards] for bank in (a, b)]
     return hashes[0] == hashes[1] and a.index.health == b.index.health
 
 
-def test_a_bank_is_made(tmp_path: Path, make: Make, opened: Teacher) -> None:
+def test_a_bank_is_made(tmp_path, make, opened):
     bank = make(tmp_path)
     counts = {"inversion": 32, "procedural": 10, "translator": 32, "white_noise": 10}
     assert bank.sources == counts
@@ -77,9 +65,7 @@ def test_a_bank_is_made(tmp_path: Path, make: Make, opened: Teacher) -> None:
     torch.testing.assert_close(clips.logits_NK, logits, atol=0.05, rtol=0.01)  # stored as float16
 
 
-def test_detectors_are_asked_for_positives_and_near_misses(
-    tmp_path: Path, make: Make, opened: Teacher, bank_config: Callable[..., BankConfig]
-) -> None:
+def test_detectors_are_asked_for_positives_and_near_misses(tmp_path, make, opened, bank_config):
     opened.card = opened.card.model_copy(update={"output": "sigmoid"})
     mix = {"inversion": 1, "translator": 1}
     config = bank_config(sources=mix, near_misses=0.4, inversion={"steps": 40, "class_loss": 5})
@@ -93,33 +79,27 @@ def test_detectors_are_asked_for_positives_and_near_misses(
     assert hits == pytest.approx(float((own > 0).float().mean()), abs=0.05)
 
 
-STEPS = [("inversion", 1), ("inversion", 4), ("inversion", 5), ("translator", 4), ("translator", 6)]
+STEPS = [("inversion", 1), ("inversion", 5), ("translator", 4)]
 
 
 @pytest.mark.parametrize("kill", STEPS)
-def test_a_killed_bank_continues_to_the_same_bank(
-    tmp_path: Path, make: Make, whole: Bank, kill: tuple[str, int]
-) -> None:
+def test_a_killed_bank_continues_to_the_same_bank(tmp_path, make, whole, kill):
     with pytest.raises(Killed):
         make(tmp_path, kill)
     assert len(Bank.open(tmp_path)) < 84
     assert same_bank(make(tmp_path), whole)
 
 
-def test_a_finished_bank_is_not_begun_again(
-    make: Make, whole: Bank, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_finished_bank_is_not_begun_again(make, whole, monkeypatch):
     monkeypatch.setattr("frami_edge.inversion.source_context", None)  # it may distil a prior
     assert same_bank(make(whole.folder), whole)
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_kill_around_a_shard_loses_nothing(
-    tmp_path: Path, make: Make, whole: Bank, when: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_kill_around_a_shard_loses_nothing(tmp_path, make, whole, when, monkeypatch):
     real = Bank.append
 
-    def append(self: Bank, *args: Any) -> None:
+    def append(self, *args):
         if when == "after":
             real(self, *args)
         raise Killed
@@ -132,9 +112,7 @@ def test_a_kill_around_a_shard_loses_nothing(
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
-def test_a_source_without_its_state_starts_again(
-    tmp_path: Path, make: Make, whole: Bank, damage: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_source_without_its_state_starts_again(tmp_path, make, whole, damage, caplog):
     with pytest.raises(Killed):
         make(tmp_path, ("inversion", 5))
     (state,) = tmp_path.glob("state-inversion-*.pt")
@@ -148,9 +126,7 @@ def test_a_source_without_its_state_starts_again(
     assert not list(tmp_path.glob("*.pt"))
 
 
-def test_a_bank_of_other_settings_is_refused(
-    tmp_path: Path, make: Make, bank_config: Callable[..., BankConfig]
-) -> None:
+def test_a_bank_of_other_settings_is_refused(tmp_path, make, bank_config):
     make(tmp_path, config=bank_config(sources={"procedural": 1}))
     with pytest.raises(BankError, match="another seed"):
         make(tmp_path, config=bank_config(sources={"procedural": 1}), seed=1)

@@ -1,14 +1,12 @@
 """Pooling, the built-in teacher, the student that streams, the reused head, and costs."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from frami_edge.config import STUDENT_PRESETS, StudentArch, TeacherArch
+from frami_edge.config import StudentArch, TeacherArch
 from frami_edge.models import (
     POOL_EPS,
     ResNetTeacher,
@@ -19,13 +17,12 @@ from frami_edge.models import (
     macs_per_second,
     only_answers,
 )
-from frami_edge_runtime.melspec import MelSpec
 from frami_edge_runtime.modelfile import Pooling
 
 LENGTHS = [1, 2, 3, 4, 5, 7, 13, 40, 41]
 
 
-def test_pooling_is_mean_and_population_deviation() -> None:
+def test_pooling_is_mean_and_population_deviation():
     h = torch.randn(3, 4, 9)
     x = h.numpy().astype(np.float64)
     wanted = np.concatenate([x.mean(2), np.sqrt(x.var(2) + POOL_EPS)], axis=1)
@@ -34,7 +31,7 @@ def test_pooling_is_mean_and_population_deviation() -> None:
     assert Pooling().eps == POOL_EPS, "the runtime adds the same"
 
 
-def test_a_loud_steady_sound_keeps_its_small_variance() -> None:
+def test_a_loud_steady_sound_keeps_its_small_variance():
     """The one-pass formula would lose it: 1000² + 0.01² rounds to 1000² in float32."""
     h = 1000 + 0.05 * torch.sign(torch.randn(1, 1, 1000))
     wanted = float((h.double().var(correction=0) + POOL_EPS).sqrt())
@@ -42,10 +39,8 @@ def test_a_loud_steady_sound_keeps_its_small_variance() -> None:
 
 
 @pytest.mark.parametrize("name", ["teacher", "student"])
-def test_a_padded_batch_gives_what_each_clip_gives_alone(
-    name: str, request: pytest.FixtureRequest
-) -> None:
-    model: ResNetTeacher | StudentNet = request.getfixturevalue(name)
+def test_a_padded_batch_gives_what_each_clip_gives_alone(name, request):
+    model = request.getfixturevalue(name)
     clips = [torch.randn(model.n_mels, t) for t in LENGTHS]
     x = torch.stack([F.pad(clip, (0, 41 - clip.shape[1])) for clip in clips])[:, None]
     if name == "teacher":
@@ -63,10 +58,9 @@ def test_a_padded_batch_gives_what_each_clip_gives_alone(
             torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-5)
 
 
-def test_a_folded_teacher_answers_alike_and_is_a_copy(teacher: ResNetTeacher) -> None:
+def test_a_folded_teacher_answers_alike_and_is_a_copy(teacher):
     x, lengths = torch.randn(3, 1, teacher.n_mels, 30), torch.tensor([30, 17, 3])
     folded = only_answers(teacher)
-    assert isinstance(folded, nn.Module)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
     for mine, theirs in zip(
         vars(folded.hidden(x, lengths)).values(),
@@ -77,21 +71,21 @@ def test_a_folded_teacher_answers_alike_and_is_a_copy(teacher: ResNetTeacher) ->
     assert any(isinstance(m, nn.BatchNorm2d) for m in teacher.modules())
 
 
-def test_the_teachers_frame_features_are_centred_where_they_say() -> None:
+def test_the_teachers_frame_features_are_centred_where_they_say():
     torch.manual_seed(0)
     model = ResNetTeacher(TeacherArch(channels=(8, 8, 8), blocks=1), 16, 3).eval()
     x = torch.randn(1, 1, 16, 240, requires_grad=True)
     index = 30
-    model.hidden(x).frames_BCT[0, :, index].abs().sum().backward()  # type: ignore[no-untyped-call]
-    assert x.grad is not None
+    model.hidden(x).frames_BCT[0, :, index].abs().sum().backward()
     reached = x.grad.abs().sum(dim=(0, 1, 2)).nonzero()[:, 0]
     centre = float(reached.min() + reached.max()) / 2
     assert abs(centre - (index * model.frame_stride + model.frame_offset)) <= model.frame_stride / 2
+    assert int(reached.max() - reached.min()) + 1 == model.receptive_field
 
 
 @pytest.mark.parametrize("kernels", [(3, 3, 3, 3), (3, 3, 1, 3), (3, 3, 1, 1)])
 @pytest.mark.parametrize("chunks", [[1] * 60, [7, 1, 30, 2, 20], [60]])
-def test_chunks_with_a_carry_are_the_whole(kernels: tuple[int, ...], chunks: list[int]) -> None:
+def test_chunks_with_a_carry_are_the_whole(kernels, chunks):
     torch.manual_seed(0)
     arch = StudentArch(channels=(8, 8, 12, 12), time_kernels=kernels, out_channels=8)
     model = StudentNet(arch, 16, 3).eval()
@@ -100,7 +94,7 @@ def test_chunks_with_a_carry_are_the_whole(kernels: tuple[int, ...], chunks: lis
     left, right = model.context
     field, stride = model.receptive_field, model.stride
     carry, out = torch.zeros(1, 1, 16, left), []
-    pieces = [*x.split(chunks, dim=3), torch.zeros(1, 1, 16, right)]  # type: ignore[no-untyped-call]
+    pieces = [*x.split(chunks, dim=3), torch.zeros(1, 1, 16, right)]
     with torch.no_grad():
         for piece in pieces:
             carry = torch.cat([carry, piece], dim=3)
@@ -113,7 +107,7 @@ def test_chunks_with_a_carry_are_the_whole(kernels: tuple[int, ...], chunks: lis
 
 
 @pytest.mark.parametrize("frames", LENGTHS)
-def test_the_context_gives_every_length_its_frames(student: StudentNet, frames: int) -> None:
+def test_the_context_gives_every_length_its_frames(student, frames):
     x = torch.randn(1, 1, 16, frames)
     left, right = student.context
     assert left + right == student.receptive_field - 1
@@ -124,33 +118,7 @@ def test_the_context_gives_every_length_its_frames(student: StudentNet, frames: 
     torch.testing.assert_close(hidden.frames_BCT, student.trunk(F.pad(x, (left, right))))
 
 
-def test_a_frame_depends_on_its_field_around_its_centre_and_no_more(student: StudentNet) -> None:
-    x = torch.randn(1, 1, 16, 60, requires_grad=True)
-    index = 5
-    student.hidden(x).frames_BCT[0, :, index].sum().backward()  # type: ignore[no-untyped-call]
-    assert x.grad is not None
-    reached = x.grad.abs().sum(dim=(0, 1, 2)).nonzero()[:, 0]
-    left, right = student.context
-    centre = int(student.frame_centres(index + 1)[index])
-    assert int(reached.min()) >= centre - left
-    assert int(reached.max()) <= centre + right
-    assert int(reached.max() - reached.min()) + 1 == student.receptive_field
-
-
-def test_the_presets_have_the_sizes_that_the_docs_state() -> None:
-    assert StudentNet(StudentArch(), 64, 10).receptive_field == 31
-    short = StudentArch(time_kernels=(3, 3, 3, 1, 1))
-    assert StudentNet(short, 64, 10).receptive_field == 15
-    sizes = [
-        sum(p.numel() for p in StudentNet(arch, 64, 10).parameters())
-        for arch in STUDENT_PRESETS.values()
-    ]
-    assert sizes == sorted(sizes)
-    assert sizes[0] > 8_000
-    assert sizes[-1] < 400_000
-
-
-def test_the_collapsed_head_is_projector_and_head(student: StudentNet) -> None:
+def test_the_collapsed_head_is_projector_and_head(student):
     assert isinstance(student.head, ReusedHead)
     s_BD = 3 * torch.randn(64, 2 * student.channels)
     weight, bias = student.collapsed_head()
@@ -164,16 +132,7 @@ def test_the_collapsed_head_is_projector_and_head(student: StudentNet) -> None:
     assert isinstance(student.head, ReusedHead), "the original must stay as it was"
 
 
-def test_the_reused_head_is_frozen_and_a_copy(student: StudentNet, teacher: ResNetTeacher) -> None:
-    fresh = ReusedHead(8, teacher.head)
-    assert not any(p.requires_grad for p in fresh.head.parameters())
-    assert all(p.requires_grad for p in fresh.projector.parameters())
-    with torch.no_grad():
-        fresh.head.weight.zero_()
-    assert teacher.head.weight.abs().sum() > 0
-
-
-def test_costs_are_counted_from_what_runs(student: StudentNet, spec: MelSpec) -> None:
+def test_costs_are_counted_from_what_runs(student, spec):
     net = torch.nn.Sequential(
         torch.nn.Conv2d(1, 4, 3, stride=2, padding=1),
         torch.nn.Conv2d(4, 4, 3, padding=1, groups=4),

@@ -1,30 +1,22 @@
 """Procedural audio: bounded, varied, repeatable, and through the real front end."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 
 from frami_edge.frontend import LogMel
-from frami_edge.sources import procedural
 from frami_edge.sources.procedural import (
     FAMILIES,
-    Family,
     ProceduralAudio,
-    Spectrum,
     SpectrumFactory,
     procedural_mels,
 )
-from frami_edge_runtime.melspec import MelSpec
 
 RATES = [(8000, 0.5), (44_100, 1.0), (1000, 0.05)]
 
 
 @pytest.mark.parametrize(("rate", "seconds"), RATES)
-def test_clips_are_finite_bounded_audible_and_of_the_right_size(rate: int, seconds: float) -> None:
+def test_clips_are_finite_bounded_audible_and_of_the_right_size(rate, seconds):
     clips = ProceduralAudio(rate, seconds).clips(40, seed=3)
     assert clips.shape == (40, round(rate * seconds))
     assert clips.dtype == np.float32
@@ -36,7 +28,7 @@ def test_clips_are_finite_bounded_audible_and_of_the_right_size(rate: int, secon
     assert peaks.max() > 20 * peaks.min()
 
 
-def test_a_clip_depends_on_its_seed_and_index_only() -> None:
+def test_a_clip_depends_on_its_seed_and_index_only():
     audio = ProceduralAudio(8000, 0.5)
     whole = audio.clips(6, seed=1)
     np.testing.assert_array_equal(whole[4:], ProceduralAudio(8000, 0.5).clips(2, seed=1, start=4))
@@ -47,7 +39,7 @@ def test_a_clip_depends_on_its_seed_and_index_only() -> None:
 
 @pytest.mark.parametrize("family", [family for family, _ in FAMILIES])
 @pytest.mark.parametrize(("rate", "n"), [(8000, 16), (8000, 6400), (44_100, 22_050)])
-def test_every_family_sounds_at_every_length(family: Family, rate: int, n: int) -> None:
+def test_every_family_sounds_at_every_length(family, rate, n):
     spectra = SpectrumFactory(rate)
     heard = 0
     for seed in range(8):
@@ -57,24 +49,6 @@ def test_every_family_sounds_at_every_length(family: Family, rate: int, n: int) 
         assert np.isfinite(x).all()
         heard += bool(np.abs(x).max() > 0)
     assert heard == 8
-
-
-def test_filters_are_causal_and_meet_their_spectrum() -> None:
-    spectra = SpectrumFactory(8000)
-    flat = np.zeros(spectra.taps // 2 + 1)
-    response = spectra.impulse_response(Spectrum(flat, ((1000.0, 10.0, 1000.0),)))
-    magnitude = np.abs(np.fft.rfft(response))
-    peak_hz = np.argmax(magnitude) * 8000 / spectra.taps
-    assert peak_hz == pytest.approx(1000, abs=20)
-    assert magnitude.max() == pytest.approx(1.0, abs=1e-3)
-    # Minimum phase: nearly all energy comes at once; a zero-phase filter would wrap half of it.
-    energy = np.cumsum(response**2) / np.sum(response**2)
-    assert energy[spectra.taps // 2] > 0.999
-    x = np.zeros(400, dtype=np.float32)
-    x[200] = 1.0
-    rng = np.random.default_rng(0)
-    y = spectra.colour(rng, x, resonances=(2, 2), anchors=1)
-    assert np.abs(y[:199]).max() < 1e-4 * np.abs(y).max()
 
 
 @pytest.mark.parametrize(
@@ -87,9 +61,7 @@ def test_filters_are_causal_and_meet_their_spectrum() -> None:
     ],
 )
 @pytest.mark.parametrize("frames", [1, 48])
-def test_mels_have_the_right_size_and_stay_in_range(
-    spec: MelSpec, changes: dict[str, Any], frames: int
-) -> None:
+def test_mels_have_the_right_size_and_stay_in_range(spec, changes, frames):
     spec = spec.replace(**changes)
     x = procedural_mels(spec, 12, frames, seed=0)
     assert x.shape == (12, 1, spec.n_mels, frames)
@@ -99,7 +71,7 @@ def test_mels_have_the_right_size_and_stay_in_range(
     assert x.std() > 0.3
 
 
-def test_mels_come_from_the_real_front_end(spec: MelSpec) -> None:
+def test_mels_come_from_the_real_front_end(spec):
     """Each mel is the front end's mel of some stretch of the very clip it was cut from."""
     frames = 48
     x = procedural_mels(spec, 3, frames, seed=7)
@@ -114,17 +86,7 @@ def test_mels_come_from_the_real_front_end(spec: MelSpec) -> None:
         torch.testing.assert_close(LogMel(spec)(cuts[at]).clamp(low, high), mel)
 
 
-def test_mels_do_not_depend_on_how_they_are_batched(
-    spec: MelSpec, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = procedural_mels(spec, 7, 30, seed=5)
-    monkeypatch.setattr(procedural, "_CHUNK_SAMPLES", 12_000)
-    parts = procedural_mels(spec, 7, 30, seed=5)
-    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-5)
-    torch.testing.assert_close(procedural_mels(spec, 3, 30, seed=5), whole[:3], rtol=0, atol=1e-5)
-
-
-def test_few_mels_are_silent_and_no_two_are_alike(spec: MelSpec) -> None:
+def test_few_mels_are_silent_and_no_two_are_alike(spec):
     x = procedural_mels(spec, 200, 48, seed=11)[:, 0]
     loudest = x.amax((1, 2)) - float(spec.floor.max())
     assert (loudest < 0.25).float().mean() < 0.05

@@ -1,7 +1,5 @@
 """Two gloo processes under torchrun make one bank of twice the clips, and one student."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
@@ -10,8 +8,9 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from kit import few_clips
 
-from frami_edge.bank import Bank, BankSampler
+from frami_edge.bank import BankSampler
 from frami_edge.checkpoint import Card, Teacher
 from frami_edge.config import JourneyConfig, TeacherArch
 from frami_edge.device import Compute, world
@@ -31,12 +30,13 @@ CONFIG = {
 }  # fmt: skip
 
 
-def clips(bank: Bank) -> dict[str, torch.Tensor]:
+def clips(bank):
     return {name: bank.read(name).mels_N1MT for name in bank.sources}
 
 
-def run(folder: Path) -> None:
+def run(folder):
     """One process: a bank, a student, and the bank again after a kill; writes what it found."""
+    few_clips()
     torch.manual_seed(0)
     spec = MelSpec(8000, n_fft=256, win_length=200, hop_length=80, n_mels=16, mean=-6.0, std=4.0)
     model = ResNetTeacher(TeacherArch(channels=(8, 16), blocks=1), spec.n_mels, 3)
@@ -62,7 +62,7 @@ def run(folder: Path) -> None:
     torch.save(found, folder / f"found-{rank}.pt")
 
 
-def test_two_processes_make_one_bank_and_one_student(tmp_path: Path) -> None:
+def test_two_processes_make_one_bank_and_one_student(tmp_path):
     (tmp_path / "alone").mkdir()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as below: sums of several threads round differently
@@ -71,8 +71,8 @@ def test_two_processes_make_one_bank_and_one_student(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
          __file__, tmp_path],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
-        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     files = ("alone/found-0.pt", "found-0.pt", "found-1.pt")
