@@ -125,8 +125,11 @@ def fetch(
     try:
         download(url, str(path), None)
     except (OSError, ValueError) as error:  # requests raises subclasses of OSError
+        # Without a connection, requests wraps the reason in the names of its own classes.
+        inner = getattr(error.args[0], "reason", None) if error.args else None
+        why = str(inner).partition("): ")[2] if inner else ""
         raise DataError(
-            f"{url} could not be fetched: {' '.join(str(error).split())[:300]}.",
+            f"{url} could not be fetched: {' '.join((why or str(error)).split())[:300]}.",
             fix="Check the address and the connection, or try later.",
         ) from None
 

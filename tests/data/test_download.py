@@ -168,6 +168,7 @@ def test_addresses_that_do_not_work_are_one_sentence(tmp_path: Path, server: Ser
         with pytest.raises(DataError) as caught:
             get_set("fsdd", tmp_path, url=url)
         assert caught.value.fix
+        assert "Pool(" not in caught.value.message
         assert list(tmp_path.iterdir()) == []
 
 
