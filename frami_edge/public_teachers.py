@@ -52,7 +52,9 @@ class PublicTeacher:
     setup: tuple[str, ...]
     """Commands that bring the code of the network."""
     teacher: str = DESCRIPTION
-    """What a command takes as its teacher, with further options."""
+    """What a command takes as its teacher."""
+    options: tuple[str, ...] = ()
+    """Options that it needs besides."""
     files: tuple[PublicFile, ...] = ()
     """The weights, and the names of the classes."""
     description: Mapping[str, object] | None = None
@@ -61,7 +63,7 @@ class PublicTeacher:
     def next_commands(self, folder: Path | None = None) -> tuple[str, ...]:
         """What to run after the download into `folder`."""
         teacher = shlex.quote(str(folder.resolve() / self.teacher)) if folder else self.teacher
-        return (*self.setup, f"frami-edge inspect {teacher}")
+        return (*self.setup, " ".join(("frami-edge inspect", teacher, *self.options)))
 
     def yaml(self) -> str:
         """The description that goes into the folder of its files."""
@@ -206,8 +208,9 @@ _AST = PublicTeacher(
     licence="BSD-3-Clause",
     page=f"{_HUB}MIT/ast-finetuned-audioset-10-10-0.4593",
     setup=("pip install 'frami-edge[hf]'",),
-    # Its configuration does not say that every class has a sigmoid of its own.
-    teacher="hf:MIT/ast-finetuned-audioset-10-10-0.4593 --output sigmoid",
+    teacher="hf:MIT/ast-finetuned-audioset-10-10-0.4593",
+    # Its configuration need not say that every class has a sigmoid of its own.
+    options=("--output", "sigmoid"),
 )
 _AST_WORDS = replace(
     _AST,
@@ -217,6 +220,7 @@ _AST_WORDS = replace(
     size_mb=342,
     page=f"{_HUB}MIT/ast-finetuned-speech-commands-v2",
     teacher="hf:MIT/ast-finetuned-speech-commands-v2",
+    options=(),
 )
 _WAV2VEC2 = replace(
     _AST,
@@ -227,6 +231,7 @@ _WAV2VEC2 = replace(
     licence="Apache-2.0",
     page=f"{_HUB}superb/wav2vec2-base-superb-ks",
     teacher="hf:superb/wav2vec2-base-superb-ks",
+    options=(),
 )
 _TEACHERS = (_MN04, _MN10, _MOBILENET, _CNN14, _AST, _AST_WORDS, _WAV2VEC2)
 
@@ -255,7 +260,7 @@ def public_teacher(name: str) -> PublicTeacher:
 
 def get_teacher(
     teacher: PublicTeacher, folder: Path, progress: ProgressCallback | None = None
-) -> tuple[str, ...]:
+) -> list[str]:
     """Put weights, labels and a `teacher.yaml` into a folder.
 
     A file that is there is checked and kept; a `teacher.yaml` that is there may be edited, and is
@@ -288,7 +293,7 @@ def get_teacher(
     if not (folder / DESCRIPTION).exists():
         atomic_write_text(folder / DESCRIPTION, teacher.yaml())
         fresh.append(DESCRIPTION)
-    return tuple(fresh)
+    return fresh
 
 
 def _check(path: Path, file: PublicFile, where: str, fix: str) -> None:

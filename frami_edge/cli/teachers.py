@@ -45,9 +45,9 @@ def teachers(
             raise ConfigError("No teacher is named.", fix="`frami-edge teachers` lists them.")
         _list(output)
         return
-    teacher = public_teacher(name)
+    teacher, fresh = public_teacher(name), list[str]()
     if not teacher.files:
-        out, fresh = None, ()
+        out = None
         output.note("Nothing to download now: transformers fetches and checks the model itself.")
     elif out is None:
         raise ConfigError(
@@ -88,7 +88,7 @@ def _list(output: Output) -> None:
 
 
 def _row(teacher: PublicTeacher) -> tuple[object, ...]:
-    checked, place = "the hub", teacher.teacher.split()[0]
+    checked, place = "the hub", teacher.teacher
     if teacher.files:
         weights = teacher.files[0]
         algorithm = {"sha256": "SHA-256", "md5": "MD5"}[weights.digest.partition(":")[0]]

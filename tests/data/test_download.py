@@ -271,7 +271,9 @@ def test_the_list_of_teachers_and_wrong_usage(tmp_path):
     assert "--out" in program("panns-cnn14", code=1)["error"]["fix"]
     assert "No teacher" in program("--out", tmp_path / "x", code=1)["error"]["message"]
     found = program("ast-audioset", "--out", tmp_path / "x")
-    assert found["teacher"].startswith("hf:MIT/")
+    model = "hf:MIT/ast-finetuned-audioset-10-10-0.4593"
+    assert found["teacher"] == model
+    assert found["next"][-1] == f"frami-edge inspect {model} --output sigmoid"
     assert found["downloaded"] == []
     assert not (tmp_path / "x").exists()
 
