@@ -16,6 +16,7 @@ from frami_edge.cli import (
     export,
     models,
     quickstart,
+    teachers,
     train_teacher,
 )
 from frami_edge.cli._app import HELP_NAMES, CommandGroup, catch_sigterm
@@ -30,7 +31,16 @@ app = typer.Typer(
     context_settings=HELP_NAMES,
 )
 # In the order of the help. No module imports torch at its top.
-for command in (quickstart, train_teacher, distill, evaluate, export, models, device):
+for command in (
+    quickstart,
+    teachers,
+    train_teacher,
+    distill,
+    evaluate,
+    export,
+    models,
+    device,
+):
     app.add_typer(command.app)
 app.add_typer(data.app, name="data")
 

@@ -8,11 +8,10 @@ import typer
 
 from frami_edge.cli import _options as opt
 from frami_edge.cli._app import command_app, examples
-from frami_edge.cli._output import Output
+from frami_edge.cli._output import Output, megabytes
 from frami_edge.data.download import get_set
 from frami_edge.data.sets import ROOT_VARIABLE, SetStatus, data_root, survey
 from frami_edge.errors import DataError
-from frami_edge.progress import Progress
 
 app = command_app()
 
@@ -87,13 +86,8 @@ def get(
             fix=f"Pass --data-root PATH or set {ROOT_VARIABLE}.",
         )
     with output.live() as progress:
-
-        def report(update: Progress) -> None:
-            if progress:
-                done, total = (round((n or 0) / 1e6) for n in (update.done, update.total))
-                progress(Progress(f"{update.phase} {name}, MB", done, total or None))
-
-        arrival = get_set(name, Path(os.path.expanduser(place)), url=url, progress=report)
+        root = Path(os.path.expanduser(place))
+        arrival = get_set(name, root, url=url, progress=megabytes(progress, name))
     found = arrival.sound_set
     output.result(
         {
