@@ -222,8 +222,8 @@ def test_two_sets_of_weights_are_not_chosen_between(tmp_path):
     with pytest.raises(CheckpointError, match="missing: "):
         load_weights(zoo.KeywordNet(), read_weights(path), path, "nowhere")
     (tmp_path / "t.yaml").write_text(
-        "factory: teacher_zoo:KeywordNet\nweights: c.pt\nweights_under: ema.module\nmel: {n_mels: 16}\n"
-        "labels: [a, b, c, d, e]\n"
+        "factory: teacher_zoo:KeywordNet\nweights: c.pt\nweights_under: ema.module\n"
+        "mel: {n_mels: 16}\nlabels: [a, b, c, d, e]\n"
     )
     found = open_teacher(tmp_path / "t.yaml").model.module
     assert torch.equal(found.get_parameter("conv1.weight"), state(1)["conv1.weight"])
