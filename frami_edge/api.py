@@ -617,6 +617,9 @@ def _draw(run: RunFolder, found: Evaluation) -> dict[str, str]:
     )  # fmt: skip
     if found.controls:
         pictures["controls"] = "plots/controls.png"
+        scores = {"teacher": found.teacher, "student": found.score}
+        scores |= {name.replace("_", " "): row.score for name, row in found.controls.items()}
+        accuracies = {name: score.accuracy for name, score in scores.items() if score}
         title = f"{where}: same student, other clips"
-        plots.accuracy_bars(run.path(pictures["controls"]), found.accuracies(), title)
+        plots.accuracy_bars(run.path(pictures["controls"]), accuracies, title)
     return pictures

@@ -359,7 +359,7 @@ def draw_curves(run: RunFolder, phase: str) -> dict[str, str]:
         return {}
     names = dict.fromkeys(key for row in rows for key in row if key not in ("step", "phase"))
     path = f"plots/curves-{phase}.png"
-    plots.curves(run.path(path), rows, [[name] for name in names], f"{phase}: loss terms")
+    plots.curves(run.path(path), rows, list(names), f"{phase}: loss terms")
     return {f"curves-{phase}": path}
 
 

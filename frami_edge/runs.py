@@ -54,13 +54,11 @@ class RunFolder:
     Attributes:
         folder: The folder as the user named it.
         resumed: Whether an earlier run is continued.
-        resume_hint: The command that would continue this run; shown when it is cut short.
     """
 
     def __init__(self, folder: Path, lock: FileLock, manifest: dict[str, Any]) -> None:
         self.folder = folder
         self.resumed = "resumes" in manifest
-        self.resume_hint = ""
         self._lock = lock
         self._manifest = manifest
         self._start = time.monotonic()
@@ -227,8 +225,7 @@ class RunFolder:
         if isinstance(error, KeyboardInterrupt):
             status = "interrupted"
         if error is not None:
-            rest = f"; continue with: {self.resume_hint}" if self.resume_hint else ""
-            error.add_note(f"The unfinished run is in {self.folder}{rest}")
+            error.add_note(f"The unfinished run is in {self.folder}")
         # A full disk must not hide the error that it caused.
         guard = contextlib.suppress(OSError) if error else contextlib.nullcontext()
         try:

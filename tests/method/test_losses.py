@@ -305,7 +305,7 @@ class Sizes(nn.Module):
 
 
 def hidden_loss(student: Any, teacher: Any, scale: FeatureScale) -> DistillationLoss:
-    cpu = Compute(torch.device("cpu"), torch.float32, False, "a test")
+    cpu = Compute(torch.device("cpu"), torch.float32, "a test")
     return DistillationLoss(student, teacher, scale, DistillConfig(), cpu)
 
 

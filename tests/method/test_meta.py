@@ -24,7 +24,7 @@ from frami_edge.progress import StepReport
 from frami_edge.sources import SourceContext, make_source
 from frami_edge_runtime.melspec import MelSpec
 
-META = Compute(torch.device("meta"), torch.float32, True, "a test")
+META = Compute(torch.device("meta"), torch.float32, "a test")
 
 
 @pytest.fixture(autouse=True)

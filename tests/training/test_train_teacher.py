@@ -25,7 +25,7 @@ from frami_edge.runs import RunFolder, read_manifest
 from frami_edge.training import train_epochs, train_teacher
 from frami_edge_runtime.melspec import MelSpec
 
-CPU = Compute(torch.device("cpu"), torch.float32, False, "a test")
+CPU = Compute(torch.device("cpu"), torch.float32, "a test")
 RECIPE = {
     "epochs": 3, "batch_size": 4, "crop_s": 0.2, "mixup": 0.5, "mask_bands": 3,
     "mask_frames": 3, "gain": 0.3,
@@ -104,7 +104,7 @@ def test_clips_of_one_frame_are_padded_and_narrow_networks_keep_the_layout(
     frames: list[int] = []
     model = ResNetTeacher(TeacherArch(channels=(8, 8), blocks=1), 16, 2)
     model.register_forward_pre_hook(lambda _, inputs: frames.append(inputs[0].shape[3]))
-    compute = Compute(torch.device("cpu"), torch.float32, True, "a test")
+    compute = Compute(torch.device("cpu"), torch.float32, "a test")
     train_epochs(model, features, TrainConfig.model_validate(RECIPE), compute=compute, seed=0)
     assert set(frames) == {3}
     assert next(model.blocks[1].parameters()).is_contiguous()

@@ -1,23 +1,123 @@
-"""`frami-edge data`: lists the data sets, and downloads one."""
+"""`frami-edge quickstart`, `doctor` and `data`: what a newcomer runs first."""
+
+from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from frami_edge.cli import _options as opt
-from frami_edge.cli._app import command_app, examples
+from frami_edge.cli._app import command, command_app, examples
 from frami_edge.cli._output import Output
 from frami_edge.data.download import get_set
 from frami_edge.data.sets import ROOT_VARIABLE, SetStatus, data_root, survey
-from frami_edge.errors import DataError
+from frami_edge.errors import DataError, GateFailed
 from frami_edge.progress import Progress
 
 app = command_app()
+data_app = command_app()
+
+PRESET = "fsdd-student"
 
 
-@app.callback(
+@command(
+    app,
+    "frami-edge quickstart --out runs/quickstart",
+    "frami-edge quickstart --out runs/quickstart --data-root ~/sounds",
+    "frami-edge quickstart --out runs/quickstart --seed 1 --json",
+    shared=opt.COMPUTE,
+)
+def quickstart(
+    output: Output,
+    given: dict[str, Any],
+    out: Annotated[Path, typer.Option("--out", help="Run folder.")],
+    data_root: Annotated[
+        Path | None,
+        typer.Option(
+            "--data-root",
+            help="Folder with free-spoken-digit-dataset, for scores on real clips.",
+            show_default="$FRAMI_EDGE_DATA, or the user's cache",
+        ),
+    ] = None,
+    no_fetch: Annotated[
+        bool, typer.Option("--no-fetch", help="Do not download that data set (10 MB).")
+    ] = False,
+    overwrite: opt.Overwrite = False,
+    overrides: opt.Overrides = None,
+    seed: opt.NewSeed = None,
+) -> None:
+    """Invert, distil, score, export and stream the digit teacher that ships with frami-edge."""
+    from frami_edge.config import JourneyConfig
+    from frami_edge.quickstart import run_quickstart, summary
+    from frami_edge.yaml_config import load_config
+
+    config = load_config(JourneyConfig, PRESET, overrides or ())
+    if seed is not None:
+        config = config.model_copy(update={"seed": seed})
+    with output.live() as progress:
+        figures = run_quickstart(
+            out,
+            config,
+            data_root=data_root,
+            fetch=not no_fetch,
+            overwrite=overwrite,
+            progress=progress,
+            **given,
+        )
+    output.result(figures)
+    output.tables([summary(figures)])
+    output.note(f"Pictures: {', '.join(figures['plots'].values())}")
+    if figures["student"]["accuracy"] is None:
+        output.hint("frami-edge data get fsdd --data-root sounds")
+        again = ["frami-edge", "quickstart", "--data-root", "sounds", "--out", str(out)]
+        output.hint(f"{shlex.join(again)} --overwrite")
+    else:
+        output.hint("frami-edge data get esc50 --data-root sounds")
+        output.hint("frami-edge train-teacher esc10-teacher --data-root sounds --out runs/teacher")
+
+
+@command(
+    app,
+    "frami-edge doctor",
+    "frami-edge doctor --data-root ~/sounds --json",
+    "frami-edge doctor runs/export",
+)
+def doctor(
+    output: Output,
+    places: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[ENGINE|FOLDER]...",
+            help="TensorRT engines, or folders of engines, to compare with this machine.",
+            show_default=False,
+        ),
+    ] = None,
+    data_root: opt.DataRoot = None,
+) -> None:
+    """Check packages, GPU, TensorRT, microphone, memory, disk and data sets; print each fix.
+
+    Nothing is changed. Exit code 3 where something that training needs is broken, or a given engine
+    does not fit. On a device without torch: `python -m frami_edge_runtime.doctor`.
+    """
+    from frami_edge import __version__
+    from frami_edge.doctor import examine
+    from frami_edge_runtime.doctor import as_json, as_text, verdict
+
+    checks = examine(places or (), data_root)
+    output.result(as_json(checks, __version__))
+    if not output.json:
+        typer.echo(as_text(checks))
+    if blocking := [check for check in checks if check.blocks]:
+        fixes = "; ".join(f"{check.name}: {check.fix}" for check in blocking[:3])
+        raise GateFailed(verdict(checks, "training"), fix=fixes)
+    output.note(verdict(checks, "training"))
+    output.hint("frami-edge quickstart --out runs/quickstart")
+
+
+@data_app.callback(
     invoke_without_command=True,
     epilog=examples(
         "frami-edge data", "frami-edge data --data-root ~/sounds --json", "frami-edge data get fsdd"
@@ -58,7 +158,7 @@ def show(
         output.hint(missing.info.get)
 
 
-@app.command(
+@data_app.command(
     epilog=examples(
         "frami-edge data get fsdd --data-root ~/sounds",
         "frami-edge data get esc50 --url https://mirror.example/ESC-50.zip",
