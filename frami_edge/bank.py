@@ -23,11 +23,10 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from frami_edge.bridge import MelBridge
 from frami_edge.config import Strict, budget, section
 from frami_edge.device import Compute, autocast
 from frami_edge.errors import BankError
-from frami_edge.frontend import ResampledLogMel
+from frami_edge.frontend import MelBridge, ResampledLogMel
 from frami_edge.io import atomic_write_bytes, atomic_write_json, read_small, sha256_file
 from frami_edge.losses import (
     BatchNormStatistics,

@@ -16,13 +16,12 @@ import numpy.typing as npt
 from torch import Tensor
 
 from frami_edge.bank import Bank
-from frami_edge.bridge import bridge_between
 from frami_edge.checkpoint import TrainedOn
-from frami_edge.data.clips import resolve_fold
-from frami_edge.data.decoding import read_audio
+from frami_edge.data.clips import read_audio, resolve_fold
 from frami_edge.data.sets import load_set
 from frami_edge.errors import BankError, CheckpointError, DataError, UnusableClipError
 from frami_edge.evaluation import EVERY, same_set
+from frami_edge.frontend import bridge_between
 from frami_edge.losses import Output, kl_from, same_decision
 from frami_edge.opening import OpenedModel
 from frami_edge.sources.procedural import ProceduralAudio

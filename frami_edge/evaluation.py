@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 
 from frami_edge.checkpoint import Teacher, TrainedOn
-from frami_edge.data.clips import Clip, SoundSet, resolve_fold
-from frami_edge.data.decoding import read_audio
-from frami_edge.data.sets import known_sets, load_set, whole_name
+from frami_edge.data.clips import Clip, SoundSet, read_audio, resolve_fold
+from frami_edge.data.sets import KNOWN_SETS, load_set, whole_name
 from frami_edge.data.store import Features
 from frami_edge.errors import CheckpointError, ConfigError, DataError
 from frami_edge.io import nfc
@@ -488,7 +487,7 @@ def same_set(known: TrainedOn, data: SoundSet) -> bool:
 def _recordings(name: str) -> str:
     """The download that a set is cut from: several sets share their clips."""
     name = whole_name(name)
-    return next((info.part_of or info.name for info in known_sets() if info.name == name), name)
+    return next((info.part_of or info.name for info in KNOWN_SETS if info.name == name), name)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
-"""The log-mel front end in torch, built from a `MelSpec` with torchaudio's transforms.
+"""Log-mel front ends in torch: of audio, and of the log-mels of a finer front end.
 
-Shape legend: N samples, M mel bands, T frames.
+Shape legend: B batch, N samples, M mel bands (N those of the other front end), T frames, G
+frequencies.
 """
 
 from __future__ import annotations
@@ -8,9 +9,14 @@ from __future__ import annotations
 from fractions import Fraction
 from functools import lru_cache
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torchaudio
+from torch import Tensor, nn
 
+from frami_edge.augment import Energies
+from frami_edge.errors import ConfigError
 from frami_edge_runtime.errors import AudioError
 from frami_edge_runtime.melspec import MelSpec
 
@@ -19,16 +25,16 @@ _MAX_KERNEL_TERMS = 1 << 23
 """Upper bound on the resampling kernel's size: about 32 MB."""
 
 
-class LogMel(torch.nn.Module):
+class LogMel(nn.Module):
     """Samples to normalised log-mel, as `MelSpec` defines it; differentiable.
 
     The transform is torchaudio's; the mel filters are the spec's own, so that the trainer and the
     device multiply by the same numbers.
     """
 
-    filterbank: torch.Tensor
-    mean: torch.Tensor
-    std: torch.Tensor
+    filterbank: Tensor
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, spec: MelSpec) -> None:
         super().__init__()
@@ -48,7 +54,7 @@ class LogMel(torch.nn.Module):
             value = torch.tensor(getattr(spec, name), dtype=torch.float32).reshape(-1, 1)
             self.register_buffer(name, value, persistent=False)
 
-    def forward(self, samples: torch.Tensor) -> torch.Tensor:
+    def forward(self, samples: Tensor) -> Tensor:
         """(..., N) float32 samples in -1..1 to (..., M, T) normalised log-mel.
 
         Raises:
@@ -72,13 +78,13 @@ class LogMel(torch.nn.Module):
                 energy = energy + self.spec.log_eps
             else:
                 energy = energy.clamp(min=self.spec.log_eps)
-            normalised: torch.Tensor = (energy.log() * self.spec.log_scale - self.mean) / self.std
+            normalised: Tensor = (energy.log() * self.spec.log_scale - self.mean) / self.std
             return normalised
 
-    def _spectra(self, samples: torch.Tensor) -> torch.Tensor:
+    def _spectra(self, samples: Tensor) -> Tensor:
         """(..., N) samples to (..., F, T) energies or magnitudes."""
         spec = self.spec
-        spectra: torch.Tensor
+        spectra: Tensor
         if spec.framing == "fft":
             if spec.pre_emphasis:
                 samples = samples[..., 1:] - spec.pre_emphasis * samples[..., :-1]
@@ -93,7 +99,7 @@ class LogMel(torch.nn.Module):
         return (spectra if spec.power == 1 else spectra.square()).transpose(-1, -2)
 
 
-def tile_to_window(samples: torch.Tensor, spec: MelSpec) -> torch.Tensor:
+def tile_to_window(samples: Tensor, spec: MelSpec) -> Tensor:
     """Repeat a clip that is too short for a single frame up to `MelSpec.min_samples`.
 
     Repetition keeps level and spectrum; zeros would put digital silence into the statistics. A clip
@@ -111,7 +117,7 @@ def tile_to_window(samples: torch.Tensor, spec: MelSpec) -> torch.Tensor:
     return samples.repeat(repeats)[..., : spec.min_samples]
 
 
-def resample(samples: torch.Tensor, from_rate: int, to_rate: int) -> torch.Tensor:
+def resample(samples: Tensor, from_rate: int, to_rate: int) -> Tensor:
     """(..., N) samples at ``from_rate`` Hz to ``to_rate`` Hz: torchaudio's windowed sinc.
 
     The kernel is kept between calls (five times as fast for a 4 s clip at 44.1 kHz). The ratio of
@@ -129,7 +135,7 @@ def resample(samples: torch.Tensor, from_rate: int, to_rate: int) -> torch.Tenso
             )
     if from_rate == to_rate:
         return samples
-    resampled: torch.Tensor = _kernel(from_rate, to_rate, samples.device, samples.dtype)(samples)
+    resampled: Tensor = _kernel(from_rate, to_rate, samples.device, samples.dtype)(samples)
     return resampled
 
 
@@ -140,17 +146,139 @@ class ResampledLogMel(LogMel):
         super().__init__(spec)
         self.rate = rate
 
-    def forward(self, samples: torch.Tensor) -> torch.Tensor:
+    def forward(self, samples: Tensor) -> Tensor:
         """(..., N) float32 samples at `rate` to (..., M, T) normalised log-mel."""
         return super().forward(resample(samples, self.rate, self.spec.sample_rate))
 
 
 @lru_cache(maxsize=16)
-def _kernel(
-    from_rate: int, to_rate: int, device: torch.device, dtype: torch.dtype
-) -> torch.nn.Module:
+def _kernel(from_rate: int, to_rate: int, device: torch.device, dtype: torch.dtype) -> nn.Module:
     ratio = Fraction(from_rate, to_rate)
     if ratio.numerator * ratio.denominator > _MAX_KERNEL_TERMS:
         ratio = ratio.limit_denominator(max(1, int((_MAX_KERNEL_TERMS / ratio) ** 0.5)))
-    transform: torch.nn.Module = torchaudio.transforms.Resample(ratio.numerator, ratio.denominator)
+    transform: nn.Module = torchaudio.transforms.Resample(ratio.numerator, ratio.denominator)
     return transform.to(device=device, dtype=dtype)
+
+
+# --- From one front end to another without audio: bands are sums of finer bands
+
+_GRID = 4096
+_ITERATIONS = 400
+WORST_FIT = 0.3
+"""Largest relative error of a band's shape at which the other front end can still be computed."""
+
+
+class MelBridge(nn.Module):
+    """Normalised log-mels of one front end, turned into those of another.
+
+    ``e_target = W e_source`` in energy, W >= 0 fitted so that the summed filters of `source` have
+    the shape of those of `target`; their sample rates and pre-emphasis are part of it. What it
+    cannot reproduce is where a finer band's energy lies inside that band.
+
+    Args:
+        source: The finer front end.
+        target: The coarser one, with frames of the same length in seconds, at the same distance or
+            a multiple of it.
+
+    Raises:
+        ConfigError: The target's frames differ, it hears frequencies that the source lacks, or its
+            bands are too narrow.
+    """
+
+    weight_NM: Tensor
+
+    def __init__(self, source: MelSpec, target: MelSpec) -> None:
+        super().__init__()
+        self.source, self.target = source, target
+        self.every = round(target.hop_s / source.hop_s)
+        """Frames of the source per frame of the target."""
+        weight, self.error = fit_bands(source, target)
+        """Largest relative error of a band's shape."""
+        if self.error > WORST_FIT:
+            raise ConfigError(
+                f"The student's front end cannot be computed from the teacher's: a band differs by "
+                f"{100 * self.error:.0f} %.",
+                fix="Use fewer bands, or a range of frequencies inside the teacher's.",
+            )
+        self.register_buffer("weight_NM", torch.from_numpy(weight), persistent=False)
+        self.energies, self.energies_out = Energies(source), Energies(target)
+
+    def forward(self, x_B1MT: Tensor) -> Tensor:
+        """(B, 1, M, T) of the source to (B, 1, N, ceil(T / every)) of the target."""
+        s, t = self.source, self.target
+        energy = self.energies.of(x_B1MT[..., :: self.every]).exp()
+        if s.log_floor == "add":
+            energy = (energy - s.log_eps).clamp_min(0)
+        energy = self.weight_NM @ energy
+        energy = energy + t.log_eps if t.log_floor == "add" else energy.clamp_min(t.log_eps)
+        return self.energies_out.back(energy.log())
+
+
+def comparable(source: MelSpec, target: MelSpec) -> bool:
+    """Whether both are of energy, with frames of the same length in seconds.
+
+    Their distance in the target may be a multiple of that in the source. Magnitudes do not add up:
+    their sum over a band depends on how they are spread inside it.
+    """
+    window = target.win_length / target.sample_rate, source.win_length / source.sample_rate
+    every = target.hop_s / source.hop_s
+    same = np.allclose(window[0], window[1], rtol=1e-6) and round(every) >= 1
+    multiple = np.allclose(every, round(every), rtol=1e-6)
+    return bool(same and multiple) and source.power == target.power == 2
+
+
+def bridge_between(source: MelSpec, target: MelSpec) -> MelBridge | None:
+    """The bridge where there is one."""
+    try:
+        return MelBridge(source, target)
+    except ConfigError:
+        return None
+
+
+def fit_bands(source: MelSpec, target: MelSpec) -> tuple[npt.NDArray[np.float32], float]:
+    """(N, M) weights >= 0, and the largest relative error of a target band's shape.
+
+    Non-negative least squares over a grid of frequencies, by multiplicative updates.
+    Source: D. Lee and S. Seung, *Algorithms for Non-negative Matrix Factorization*, NIPS 2000.
+
+    Raises:
+        ConfigError: The frames differ, or the target hears what the source does not.
+    """
+    if not comparable(source, target):
+        raise ConfigError(
+            "The student's frames have another length in seconds than the teacher's, a distance "
+            "that is no multiple of theirs, or are not of energy.",
+            fix=f"Use power 2 and windows of {1000 * source.win_length / source.sample_rate:g} ms "
+            f"every {1000 * source.hop_s:g} ms, or a multiple of that.",
+        )
+    if target.f_min < source.f_min or target.f_high > source.f_high:
+        raise ConfigError(
+            f"The student hears up to {target.f_high:g} Hz, the teacher from {source.f_min:g} to "
+            f"{source.f_high:g} Hz.",
+            fix="Choose f_min and f_max of the student inside that range.",
+        )
+    grid_G = np.linspace(target.f_min, target.f_high, _GRID)
+    have_GM, want_GN = (_response(spec, grid_G) for spec in (source, target))
+    # A band that ends inside the target's range is judged there: scale to comparable numbers.
+    scale_M = have_GM.max(axis=0).clip(1e-30)
+    a, b = have_GM / scale_M, want_GN / want_GN.max(axis=0)
+    gram, right = a.T @ a, a.T @ b
+    w_MN = np.full(right.shape, 0.5)
+    for _ in range(_ITERATIONS):
+        w_MN *= right / (gram @ w_MN + 1e-12)
+    error_N = np.abs(a @ w_MN - b).sum(axis=0) / b.sum(axis=0)
+    w_MN = w_MN / scale_M[:, None] * want_GN.max(axis=0)
+    return np.ascontiguousarray(w_MN.T, dtype=np.float32), float(error_N.max())
+
+
+def _response(spec: MelSpec, grid_G: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """(G, bands) energy of each band for a sine of each frequency, the same at every rate."""
+    bins_F = np.linspace(0.0, spec.sample_rate / 2, spec.n_fft // 2 + 1)
+    filters_FM = spec.filterbank.astype(np.float64)
+    found = np.stack([np.interp(grid_G, bins_F, column) for column in filters_FM.T], axis=1)
+    # The spectrum of a window of fixed seconds grows with the rate, the number of bins with n_fft.
+    found *= spec.sample_rate * spec.n_fft
+    if spec.pre_emphasis:
+        turn_G = np.exp(-2j * np.pi * grid_G / spec.sample_rate)
+        found *= (np.abs(1 - spec.pre_emphasis * turn_G) ** 2)[:, None]
+    return found

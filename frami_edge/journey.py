@@ -24,7 +24,6 @@ from torch import Tensor
 
 from frami_edge import plots
 from frami_edge.bank import Bank, BankSampler, check_bank, health_warnings, least_hit_rate
-from frami_edge.bridge import comparable
 from frami_edge.checkpoint import Card, Student, Teacher
 from frami_edge.config import BankConfig, JourneyConfig, frames_in
 from frami_edge.data.store import Features
@@ -40,6 +39,7 @@ from frami_edge.device import (
 from frami_edge.distillation import Hearing, Sampler
 from frami_edge.errors import BankError
 from frami_edge.evaluation import score
+from frami_edge.frontend import comparable
 from frami_edge.io import plain
 from frami_edge.models import StudentNet
 from frami_edge.runs import CONFIG, RunFolder, record_compute

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from frami_edge import plots
-from frami_edge.sources.noise import smooth_noise_mels
+from frami_edge.sources.baselines import smooth_noise_mels
 from frami_edge_runtime.melspec import MelSpec
 
 MEL = MelSpec(

@@ -12,8 +12,7 @@ import typer
 from frami_edge.cli import _options as opt
 from frami_edge.cli._app import command, command_app, examples
 from frami_edge.cli._output import Output
-from frami_edge.data.download import get_set
-from frami_edge.data.sets import ROOT_VARIABLE, SetStatus, data_root, survey
+from frami_edge.data.sets import ROOT_VARIABLE, SetStatus, data_root, get_set, survey
 from frami_edge.errors import DataError, GateFailed
 from frami_edge.progress import Progress
 
@@ -193,12 +192,11 @@ def get(
                 done, total = (round((n or 0) / 1e6) for n in (update.done, update.total))
                 progress(Progress(f"{update.phase} {name}, MB", done, total or None))
 
-        arrival = get_set(name, Path(os.path.expanduser(place)), url=url, progress=report)
-    found = arrival.sound_set
+        found, fetched = get_set(name, Path(os.path.expanduser(place)), url=url, progress=report)
     output.result(
         {
             "name": found.name,
-            "fetched": arrival.fetched,
+            "fetched": fetched,
             "folder": str(found.root),
             "clips": len(found.clips),
             "classes": len(found.labels),
@@ -208,7 +206,7 @@ def get(
         }
     )
     output.table(
-        f"{found.name}: complete, {'downloaded now' if arrival.fetched else 'already present'}",
+        f"{found.name}: complete, {'downloaded now' if fetched else 'already present'}",
         ("clips", "classes", "folds", "licence", "folder"),
         [(len(found.clips), len(found.labels), len(found.folds), found.licence, str(found.root))],
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from frami_edge.data.decoding import read_audio
+from frami_edge.data.clips import read_audio
 from frami_edge.errors import UnusableClipError
 
 Tone = Callable[..., np.ndarray]

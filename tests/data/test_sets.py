@@ -15,9 +15,9 @@ import pytest
 from frami_edge.data.clips import resolve_fold
 from frami_edge.data.sets import (
     AUDIOMNIST_TEST_SPEAKERS,
+    KNOWN_SETS,
     data_root,
     expected_set,
-    known_sets,
     load_set,
     set_info,
     survey,
@@ -144,7 +144,7 @@ def test_damaged_metadata_is_refused(
 def test_the_survey_names_what_is_missing(root: Path, without: Without) -> None:
     with without("ESC-50-master/audio/1-10-A-1.wav"):
         found = {status.info.name: status for status in survey(root)}
-    assert list(found) == [info.name for info in known_sets()]
+    assert list(found) == [info.name for info in KNOWN_SETS]
     assert found["esc10"].complete
     assert found["fsdd"].to_dict()["complete"] is True
     assert "1-10-A-1.wav" in found["esc50"].problem

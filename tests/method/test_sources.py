@@ -15,8 +15,8 @@ from frami_edge.errors import TeacherError
 from frami_edge.inversion import Generator
 from frami_edge.models import ResNetTeacher
 from frami_edge.sources import NO_LABEL, SOURCES, SourceContext, balanced_labels, make_source
+from frami_edge.sources.baselines import smooth_noise_mels, white_noise_mels
 from frami_edge.sources.breeding import Breeding
-from frami_edge.sources.noise import smooth_noise_mels, white_noise_mels
 from frami_edge.sources.procedural import Procedural
 from frami_edge.sources.refinement import Refinement
 from frami_edge.sources.translator import Translator
