@@ -33,11 +33,10 @@ from frami_edge.distillation import (
 )
 from frami_edge.errors import CheckpointError, ConfigError, DataError
 from frami_edge.evaluation import Control, Score, predict
-from frami_edge.frontend import resample
+from frami_edge.frontend import Renderer, resample
 from frami_edge.models import StudentNet
 from frami_edge.opening import OpenedModel
 from frami_edge.progress import ProgressCallback
-from frami_edge.rendering import Renderer
 from frami_edge.runs import RunFolder
 from frami_edge.sources.baselines import smooth_noise_mels, white_noise_mels
 from frami_edge.sources.procedural import procedural_audio, procedural_mels, samples_for

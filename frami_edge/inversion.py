@@ -47,7 +47,7 @@ from frami_edge.device import (
     world,
 )
 from frami_edge.errors import BankError
-from frami_edge.frontend import LogMel
+from frami_edge.frontend import LogMel, RenderedTeacher, Renderer
 from frami_edge.losses import (
     BatchNormStatistics,
     FeatureInvariantContrast,
@@ -60,7 +60,6 @@ from frami_edge.losses import (
 )
 from frami_edge.models import Hidden, StudentNet, TeacherLike, only_answers
 from frami_edge.progress import ProgressCallback, StepReport
-from frami_edge.rendering import RenderedTeacher, Renderer
 from frami_edge.runs import damaged, load_state, save_state
 from frami_edge.sources import (
     Batch,

@@ -5,9 +5,11 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import tempfile
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import soundfile
 import torch
 import torch.distributed as dist
 from pydantic import BaseModel
@@ -39,8 +42,8 @@ from frami_edge.device import (
 from frami_edge.distillation import Hearing, Sampler
 from frami_edge.errors import BankError
 from frami_edge.evaluation import score
-from frami_edge.frontend import comparable
-from frami_edge.io import plain
+from frami_edge.frontend import comparable, mel_to_audio
+from frami_edge.io import atomic_path, plain
 from frami_edge.models import StudentNet
 from frami_edge.runs import CONFIG, RunFolder, record_compute
 from frami_edge.sizing import fitted, parse_budget, reason, scaled_keys, sized_for, value_at
@@ -361,6 +364,37 @@ def draw_curves(run: RunFolder, phase: str) -> dict[str, str]:
     path = f"plots/curves-{phase}.png"
     plots.curves(run.path(path), rows, list(names), f"{phase}: loss terms")
     return {f"curves-{phase}": path}
+
+
+PEAK_DBFS: Final = -1.0
+"""Loudest sample of a written clip."""
+
+
+def write_examples(bank: Bank, source: str, folder: Path, per_class: int = 1) -> list[Path]:
+    """Write the latest clips of each class that the teacher predicts as 16-bit WAV.
+
+    Each clip is normalised to a peak of -1 dBFS. Its name is ``SOURCE-CLASS-NUMBER``, where
+    characters other than letters, digits, ``.`` and ``-`` become ``_``.
+
+    Raises:
+        MelSpecError: See `mel_to_audio`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    numbers: Counter[str] = Counter()  # two classes may get the same name
+    for label, mels in bank.examples(source, per_class).items():
+        for mel in mels:
+            samples = mel_to_audio(mel, bank.spec)
+            samples *= 10 ** (PEAK_DBFS / 20) / max(float(np.abs(samples).max()), 1e-9)
+            stem = re.sub(r"[^\w.-]+", "_", f"{source}-{label}")
+            path = folder / f"{stem}-{numbers[stem]}.wav"
+            numbers[stem] += 1
+            with atomic_path(path) as temporary:
+                soundfile.write(
+                    temporary, samples, bank.spec.sample_rate, subtype="PCM_16", format="WAV"
+                )
+            written.append(path)
+    return written
 
 
 NOISE: Final = frozenset({"smooth_noise", "white_noise"})

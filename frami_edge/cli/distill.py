@@ -10,8 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from frami_edge.cli import _options as opt
-from frami_edge.cli._app import command, command_app
-from frami_edge.cli._output import Output
+from frami_edge.cli._app import Output, command, command_app
 from frami_edge.tables import percent
 
 app = command_app()
@@ -141,7 +140,7 @@ def invert(
 ) -> None:
     """Invert a teacher into a bank of synthetic clips. No audio is needed."""
     from frami_edge import api
-    from frami_edge.rendering import write_examples
+    from frami_edge.journey import write_examples
     from frami_edge.runs import read_manifest
     from frami_edge_runtime.state import check_place
 

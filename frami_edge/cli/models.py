@@ -10,8 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from frami_edge.cli import _options as opt
-from frami_edge.cli._app import command, command_app
-from frami_edge.cli._output import Output
+from frami_edge.cli._app import Output, command, command_app
 from frami_edge.errors import ConfigError, GateFailed
 from frami_edge.tables import percent, show
 
@@ -353,7 +352,7 @@ def bench(
     With --vs both models take turns within each round, so that a busy machine slows both alike:
     trust the ratio more than the milliseconds.
     """
-    from frami_edge.measuring import measure
+    from frami_edge.comparing import measure
     from frami_edge.opening import open_model
     from frami_edge_export.bench import cpu_name
 

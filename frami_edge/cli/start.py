@@ -10,8 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from frami_edge.cli import _options as opt
-from frami_edge.cli._app import command, command_app, examples
-from frami_edge.cli._output import Output
+from frami_edge.cli._app import Output, command, command_app, examples
 from frami_edge.data.sets import ROOT_VARIABLE, SetStatus, data_root, get_set, survey
 from frami_edge.errors import DataError, GateFailed
 from frami_edge.progress import Progress

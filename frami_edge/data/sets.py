@@ -20,8 +20,7 @@ from itertools import product
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from frami_edge.data.clips import Clip, SoundSet, is_audio, readable
-from frami_edge.data.folders import load_folder
+from frami_edge.data.clips import Clip, SoundSet, is_audio, load_folder, readable
 from frami_edge.errors import DataError, IncompleteSetError
 from frami_edge.progress import Progress, ProgressCallback
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
-from frami_edge.measuring import graph_input
+from frami_edge.comparing import graph_input
 from frami_edge.opening import open_model
 from frami_edge_runtime import backends
 

@@ -25,14 +25,13 @@ from frami_edge.distillation import (
     normalised,
 )
 from frami_edge.errors import BankError, ConfigError, DataError
-from frami_edge.frontend import LogMel
+from frami_edge.frontend import LogMel, RenderedTeacher, Renderer
 from frami_edge.inversion import BorrowedPrior, invert
 from frami_edge.journey import calibration_mels, changed, threshold_clips
 from frami_edge.losses import live_batch_norms
 from frami_edge.models import Hidden, ResNetTeacher
 from frami_edge.opening import OpenedModel
 from frami_edge.readiness import judge
-from frami_edge.rendering import RenderedTeacher, Renderer
 from frami_edge.sources import SourceContext
 from frami_edge.sources.procedural import (
     ProceduralAudio,
