@@ -104,7 +104,7 @@ class Bank:
         """Start a bank with this index."""
         folder.mkdir(parents=True, exist_ok=True)
         bank = cls(folder, index)
-        bank._write_index()
+        bank.update()
         return bank
 
     @classmethod
@@ -196,26 +196,16 @@ class Bank:
             next_step=next_step,
             sha256=sha256_file(self.folder / name),
         )
-        self._update(shards=(*self.index.shards, shard))
+        self.update(shards=(*self.index.shards, shard))
 
     def drop(self, source: str) -> None:
         """Take a source out of the index, so that it is made again."""
         kept = tuple(s for s in self.index.shards if s.source != source)
-        self._update(shards=kept, health={})
+        self.update(shards=kept, health={})
 
-    def set_recordings(self, count: int) -> None:
-        """Store how many recordings of the user the clips were cut from."""
-        self._update(recordings=count)
-
-    def set_health(self, health: dict[str, Any]) -> None:
-        """Store the figures of `source_health` by source."""
-        self._update(health=health)
-
-    def _update(self, **changes: Any) -> None:
+    def update(self, **changes: Any) -> None:
+        """Change fields of the index, and write it."""
         self.index = self.index.model_copy(update=changes)
-        self._write_index()
-
-    def _write_index(self) -> None:
         atomic_write_json(self.folder / "bank.json", self.index.model_dump(mode="json"))
 
     def _damaged(self, what: str) -> BankError:

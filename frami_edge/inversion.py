@@ -27,8 +27,8 @@ from frami_edge.bank import (
     to_int16,
 )
 from frami_edge.config import (
-    STUDENT_PRESETS,
     BankConfig,
+    StudentArch,
     batch_norm_keys,
     budget,
     frames_in,
@@ -165,7 +165,7 @@ class AuxiliaryStudent:
         self.teacher, self.compute = context.teacher, context.compute
         self.output, self.spec = context.output, context.spec
         self.front_end = LogMel(context.spec).to(context.compute.device)
-        arch = STUDENT_PRESETS["tiny"]
+        arch = StudentArch(channels=(16, 24, 32, 48, 48))
         self.student = StudentNet(arch, context.spec.n_mels, context.n_classes)
         self.student.to(context.compute.device)
         self.optimizer = torch.optim.AdamW(
@@ -472,7 +472,7 @@ def _fill(
                 first, waiting = done, []
         _check_made(bank, source)
         if isinstance(source, Recordings) and source.used:
-            bank.set_recordings(len(source.used))
+            bank.update(recordings=len(source.used))
 
 
 def _is_whole(bank: Bank, config: BankConfig) -> bool:
@@ -643,7 +643,9 @@ def _finish(bank: Bank, folder: Path, teacher: Teacher, compute: Compute) -> Ban
         dist.barrier()
         bank = merge_parts(folder, ranks) if rank == 0 else bank
     if rank == 0 and set(bank.index.health) != set(bank.sources):
-        bank.set_health({n: source_health(teacher.model, bank, n, compute) for n in bank.sources})
+        bank.update(
+            health={n: source_health(teacher.model, bank, n, compute) for n in bank.sources}
+        )
     if ranks > 1:
         dist.barrier()
         bank = Bank.open(folder)

@@ -79,15 +79,8 @@ def journey_config(
 ) -> JourneyConfig:
     """The config of a run, with everything that the arguments of `invert` or `distill` change.
 
-    Args:
-        config: As in `invert`; None to size it for the teacher.
-        teacher: The teacher.
-        bank: A given bank, whose config and seed are the defaults where `config` is None.
-        seed: As in `invert`.
-        sources: As in `invert`.
-        recordings: As in `invert`.
-        steps: As in `invert`.
-        overrides: As in `invert`; a value of None changes nothing.
+    Where `config` is None, it is sized for the teacher, and a given `bank` has its own config and
+    seed. A value of None in `overrides` changes nothing.
 
     Raises:
         ConfigError: With every mistake, one per line.
@@ -286,16 +279,9 @@ class Journey:
     def card(
         self, student: StudentNet, metrics: dict[str, Any], mel: MelSpec, recordings: int = 0
     ) -> Card:
-        """The card of the distilled student.
-
-        Args:
-            student: Its network.
-            metrics: Measured after the last step.
-            mel: Its front end.
-            recordings: Number of the user's recordings in the bank. Their folder stays private.
-        """
+        """The card of the student, distilled with so many of the user's recordings in its bank."""
         recipe = self.config.model_dump(mode="json")
-        if self.config.bank.recordings:
+        if self.config.bank.recordings:  # their folder stays private
             recipe["bank"]["recordings"] = Path(self.config.bank.recordings).name
         return Card(
             kind="student",
@@ -311,10 +297,6 @@ class Journey:
             metrics=metrics,
             licence=self.teacher.card.licence,
         )
-
-    def kept(self, result: T) -> T:
-        """The result; a temporary folder is deleted together with it."""
-        return kept(result, self.folder, self.out)
 
 
 def compute_for(device: str, precision: Precision, deterministic: bool, seed: int) -> Compute:
@@ -420,83 +402,25 @@ class CalibrationMels:
 
 
 def calibration_mels(
-    student: Student,
-    bank: Bank | str | os.PathLike[str] | None = None,
-    *,
-    count: int = 1024,
-    seed: int = 0,
+    student: Student, bank: Bank | None = None, *, count: int = 1024, seed: int = 0
 ) -> CalibrationMels:
-    """Clips for int8: of the student's bank, or procedural ones.
+    """About `count` clips for int8: of the student's bank, or procedural ones of that seed.
 
     Clips of a bank are mixed by the weights of the student's recipe. Noise in a bank counts only
     for a student that was trained on it.
 
-    Args:
-        student: The student that is exported.
-        bank: Its bank, or the bank's folder.
-        count: N, about.
-        seed: Seeds the procedural clips.
-
     Raises:
-        BankError: The bank is damaged or empty, or belongs to another teacher, front end or
-            classes.
+        BankError: The bank is empty, or belongs to another teacher, front end or classes.
     """
-    recipe = student.card.recipe.get("bank")
-    recipe = recipe if isinstance(recipe, Mapping) else {}
+    mel, recipe = student.mel, student.card.recipe.get("bank", {})
     if bank is None:
-        clip_s = recipe.get("clip_s")
-        frames = frames_in(clip_s if isinstance(clip_s, float) else 1.0, student.mel)
-        mels = procedural_mels(student.mel, count, frames, seed).numpy()
+        frames = frames_in(recipe.get("clip_s", 1.0), mel)
+        mels = procedural_mels(mel, count, frames, seed).numpy()
         return CalibrationMels(mels, "procedural", {"procedural": count})
-    wanted = recipe.get("sources")
-    opened = bank if isinstance(bank, Bank) else Bank.open(Path(bank))
-    owner = student.card.teacher_sha256 or opened.index.teacher_sha256
-    own = comparable(opened.spec, student.mel) and student.card.recipe.get("student_mel")
-    check_bank(opened, opened.spec if own else student.mel, student.labels, owner)
-    shares = dict(wanted) if isinstance(wanted, Mapping) else {}
-    return CalibrationMels(*_mixed(opened, shares, count, student.mel))
-
-
-BACKGROUND_CLIPS: Final = 240
-"""Held-out procedural clips for thresholds: twenty minutes."""
-POSITIVE_CLIPS: Final = 1500
-
-
-def threshold_clips(
-    student: Student, bank: Bank | str | os.PathLike[str] | None, seed: int
-) -> ThresholdClips:
-    """Clips that set the thresholds of events: held-out procedural sounds, and a bank's classes.
-
-    Clips of a bank stand for a class that they were made for, where the teacher assigns them to it.
-
-    Args:
-        student: The student that is exported.
-        bank: Its bank, or the bank's folder; None where there is none.
-        seed: Seeds the procedural sounds.
-    """
-    audio = ProceduralAudio(student.mel.sample_rate, PEAK_S)
-    sounds = audio.clips(BACKGROUND_CLIPS, named_seed(seed, "thresholds"))
-    if bank is None:
-        return ThresholdClips(sounds)
-    opened = bank if isinstance(bank, Bank) else Bank.open(Path(bank))
-    mels, targets = [], []
-    for source in opened.sources:
-        numbers = opened.some(source, POSITIVE_CLIPS)
-        labels_N, logits_NK = opened.answers(source, numbers)
-        sure_NK = logits_NK.softmax(1) >= 0.5 if student.output == "softmax" else logits_NK >= 0
-        targets_NK = sure_NK & (labels_N[:, None] == torch.arange(len(student.labels)))
-        used_N = targets_NK.any(1)
-        if used_N.any():
-            mels.append(opened.mels(source, numbers[used_N], student.mel))
-            targets.append(targets_NK[used_N])
-    if not mels:
-        return ThresholdClips(sounds)
-    return ThresholdClips(sounds, torch.cat(mels).numpy(), torch.cat(targets).numpy())
-
-
-def _mixed(
-    bank: Bank, shares: Mapping[str, float], count: int, mel: MelSpec
-) -> tuple[npt.NDArray[np.float32], str, dict[str, int]]:
+    owner = student.card.teacher_sha256 or bank.index.teacher_sha256
+    own = comparable(bank.spec, mel) and student.card.recipe.get("student_mel")
+    check_bank(bank, bank.spec if own else mel, student.labels, owner)
+    shares = recipe.get("sources", {})
     weights = {name: float(shares[name]) for name in bank.sources if shares.get(name)}
     if not weights:  # a bank of other sources than the recipe's, or a card without a recipe
         weights = dict.fromkeys([n for n in bank.sources if n not in NOISE] or bank.sources, 1.0)
@@ -507,7 +431,35 @@ def _mixed(
         n: bank.mels(n, bank.some(n, math.ceil(count * w / total)), mel) for n, w in weights.items()
     }
     mels = torch.cat(list(parts.values())).numpy()
-    return mels, "bank", {n: len(part) for n, part in parts.items()}
+    return CalibrationMels(mels, "bank", {n: len(part) for n, part in parts.items()})
+
+
+BACKGROUND_CLIPS: Final = 240
+"""Held-out procedural clips for thresholds: twenty minutes."""
+POSITIVE_CLIPS: Final = 1500
+
+
+def threshold_clips(student: Student, bank: Bank | None, seed: int) -> ThresholdClips:
+    """Clips that set the thresholds of events: held-out procedural sounds, and a bank's classes.
+
+    Clips of a bank stand for a class that they were made for, where the teacher assigns them to it.
+    """
+    audio = ProceduralAudio(student.mel.sample_rate, PEAK_S)
+    sounds = audio.clips(BACKGROUND_CLIPS, named_seed(seed, "thresholds"))
+    mels, targets = [], []
+    for source in bank.sources if bank else ():
+        assert bank is not None
+        numbers = bank.some(source, POSITIVE_CLIPS)
+        labels_N, logits_NK = bank.answers(source, numbers)
+        sure_NK = logits_NK.softmax(1) >= 0.5 if student.output == "softmax" else logits_NK >= 0
+        targets_NK = sure_NK & (labels_N[:, None] == torch.arange(len(student.labels)))
+        used_N = targets_NK.any(1)
+        if used_N.any():
+            mels.append(bank.mels(source, numbers[used_N], student.mel))
+            targets.append(targets_NK[used_N])
+    if not mels:
+        return ThresholdClips(sounds)
+    return ThresholdClips(sounds, torch.cat(mels).numpy(), torch.cat(targets).numpy())
 
 
 def facts_of(student: Student) -> StudentFacts:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from frami_edge.config import STUDENT_PRESETS, StudentArch, TeacherArch
+from frami_edge.config import StudentArch, TeacherArch
 from frami_edge.models import (
     POOL_EPS,
     ResNetTeacher,
@@ -137,17 +137,10 @@ def test_a_frame_depends_on_its_field_around_its_centre_and_no_more(student: Stu
     assert int(reached.max() - reached.min()) + 1 == student.receptive_field
 
 
-def test_the_presets_have_the_sizes_that_the_docs_state() -> None:
+def test_the_receptive_fields_are_those_that_the_docs_state() -> None:
     assert StudentNet(StudentArch(), 64, 10).receptive_field == 31
     short = StudentArch(time_kernels=(3, 3, 3, 1, 1))
     assert StudentNet(short, 64, 10).receptive_field == 15
-    sizes = [
-        sum(p.numel() for p in StudentNet(arch, 64, 10).parameters())
-        for arch in STUDENT_PRESETS.values()
-    ]
-    assert sizes == sorted(sizes)
-    assert sizes[0] > 8_000
-    assert sizes[-1] < 400_000
 
 
 def test_the_collapsed_head_is_projector_and_head(student: StudentNet) -> None:
