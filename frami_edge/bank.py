@@ -178,12 +178,8 @@ class Bank:
     def append(self, source: str, clips: Clips, first_step: int, next_step: int) -> None:
         """Write one shard, then name it in the index."""
         name = f"shard-{len(self.index.shards):05d}-{source}.safetensors"
-        if clips.audio_NS is None:
-            kind, x = "mels", clips.mels_N1MT.clamp(-60_000, 60_000).half()
-        else:
-            kind, x = "audio", to_int16(clips.audio_NS)
         tensors = {
-            kind: x.contiguous(),
+            **self._stored(clips.mels_N1MT if clips.audio_NS is None else clips.audio_NS),
             "labels": clips.labels_N.contiguous(),
             "logits": clips.logits_NK.float().contiguous(),
         }
@@ -197,6 +193,11 @@ class Bank:
             sha256=sha256_file(self.folder / name),
         )
         self.update(shards=(*self.index.shards, shard))
+
+    def _stored(self, clips: Tensor) -> dict[str, Tensor]:
+        if self.index.samples:
+            return {"audio": to_int16(clips).contiguous()}
+        return {"mels": clips.clamp(-60_000, 60_000).half().contiguous()}
 
     def drop(self, source: str) -> None:
         """Take a source out of the index, so that it is made again."""
@@ -257,10 +258,8 @@ class Bank:
 
     def keep_out(self, source: str, clips: Tensor) -> None:
         """Store clips of a source that no student is trained on."""
-        kind = "audio" if self.index.samples else "mels"
-        x = to_int16(clips) if self.index.samples else clips.clamp(-60_000, 60_000).half()
         path = self.folder / f"held-out-{source}.safetensors"
-        atomic_write_bytes(path, save({kind: x.contiguous()}))
+        atomic_write_bytes(path, save(self._stored(clips)))
 
     def held_out(self, source: str) -> Tensor | None:
         """What `keep_out` stored, float32; None for a source that makes no further clips.

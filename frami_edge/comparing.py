@@ -126,7 +126,8 @@ def real_clips(
     if fold not in (None, EVERY):
         key = resolve_fold(sound_set, fold)
         clips = [clip for clip in clips if clip.fold == key]
-    chosen = [clips[i] for i in _spread(len(clips), min(count, len(clips)))]
+    spread = np.linspace(0, max(len(clips) - 1, 0), min(count, len(clips)))
+    chosen = [clips[round(i)] for i in spread]
     names, audio = [], []
     for clip in chosen:
         try:
@@ -158,10 +159,6 @@ def length_clips(mel: MelSpec, seed: int) -> ClipSet:
         start = (len(sound) - n) // 2  # the middle: the first samples may be silence
         audio.append((sound[start : start + n], rate))
     return ClipSet("lengths", [f"{len(x) / rate:.3g} s" for x, _ in audio], audio)
-
-
-def _spread(total: int, count: int) -> list[int]:
-    return [round(i) for i in np.linspace(0, max(total - 1, 0), count)]
 
 
 @dataclass(frozen=True)
@@ -226,15 +223,10 @@ def compare(
     max_difference: float | None = None,
     seed: int = 0,
 ) -> ModelComparison:
-    """Compare facts, then answers on the clips and on many lengths, then streams.
+    """Compare b with a: facts, then answers on the clips and on many lengths, then streams.
 
-    Args:
-        a: Reference.
-        b: Model to check.
-        clip_sets: Clips to compare on.
-        min_agreement: Gate: share of clips on which both predict the same class.
-        max_difference: Gate: largest absolute difference of a logit; None for no such gate.
-        seed: Seeds the clips of many lengths and the chunk sizes.
+    Gates are the share of clips with one predicted class and, where given, the largest absolute
+    difference of a logit.
 
     Raises:
         CheckpointError: The models have different classes, so no logit can be compared.

@@ -317,12 +317,8 @@ def open_fold(
 ) -> tuple[SoundSet, str, list[Clip]]:
     """The data set, the fold to score on and its clips, after every check.
 
-    Args:
-        known: What the model's teacher was trained on, where known.
-        data: Name of the data set, or `folder:PATH`.
-        fold: Fold that the user named; None for the one that the teacher held out.
-        root: Data root.
-        who: The model, for errors.
+    `known` is what the model's teacher was trained on, `who` names the model in errors. Without a
+    `fold` it is the one that the teacher held out.
 
     Raises:
         DataError: The set is missing, the fold is unknown, or the teacher was trained on it.
@@ -520,13 +516,7 @@ class TrainingClips:
 def training_clips(
     features: Features, known: TrainedOn | None, data: SoundSet, fold: str
 ) -> TrainingClips:
-    """Compare the clips of a fold with those that a teacher was trained on.
-
-    Args:
-        features: The clips of the fold.
-        known: The teacher's training clips, where known.
-        data: The set of the fold.
-        fold: The fold.
+    """Compare the clips of a fold with those that a teacher was trained on, where these are known.
 
     Raises:
         DataError: The teacher was trained on all of them.

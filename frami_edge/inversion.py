@@ -432,7 +432,7 @@ def invert(
     own = folder if ranks == 1 else folder / f"rank-{rank}"
     bank = _open_bank(own, teacher, config, seed, audio=audio)
     with run.timed("invert") if run else contextlib.nullcontext():
-        if not _is_whole(bank, config):
+        if set(bank.index.health) != set(config.shares):  # health is measured last
             context = source_context(teacher, config, compute, seed, audio=audio)
             _fill(bank, teacher, context, run, progress)
         bank = _finish(bank, folder, teacher, compute)
@@ -475,11 +475,6 @@ def _fill(
             bank.update(recordings=len(source.used))
 
 
-def _is_whole(bank: Bank, config: BankConfig) -> bool:
-    """Whether nothing is left to be done: health is measured last."""
-    return set(bank.index.health) == set(config.shares)
-
-
 def source_context(
     teacher: Teacher, config: BankConfig, compute: Compute, seed: int, *, audio: bool = False
 ) -> SourceContext:
@@ -491,19 +486,14 @@ def source_context(
     context = SourceContext(
         network, teacher.mel, len(teacher.labels), config, compute, seed, teacher.output, samples
     )
-    if needs_prior(teacher, config):
+    terms = [key for name in config.shares for key in batch_norm_keys(config, name)]
+    if terms and not live_batch_norms(teacher.model):
         log.info(
             "The teacher has no BatchNorm with running statistics: a small student is distilled on "
             "procedural clips, and inversion follows its statistics. Expect a poorer bank."
         )
         context.teacher = BorrowedPrior(context)
     return context
-
-
-def needs_prior(teacher: Teacher, config: BankConfig) -> bool:
-    """Whether a BatchNorm term is on and the teacher has no BatchNorm with running statistics."""
-    keys = [key for name in config.shares for key in batch_norm_keys(config, name)]
-    return bool(keys) and not live_batch_norms(teacher.model)
 
 
 def check_recordings(config: BankConfig) -> None:
@@ -538,7 +528,7 @@ def _resume(bank: Bank, source: Source) -> int:
     first = bank.next_step(source.name)
     if 0 < first < source.steps:
         path = _state_path(bank, source.name, first)
-        state = load_state(path) if path.exists() else None
+        state = load_state(path)
         if state is None:
             log.warning(damaged(path, f"the source {source.name}"))
             bank.drop(source.name)

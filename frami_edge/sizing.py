@@ -147,16 +147,8 @@ def fitted(
     """Steps and clips for which a distillation takes about so many seconds here.
 
     A few steps of every part are timed and thrown away. All numbers of the config keep their
-    proportions.
-
-    Args:
-        teacher: On its device.
-        config: As it would be without a budget.
-        compute: Device and precision.
-        seconds: For bank and student together.
-        mel: The student's front end.
-        audio: Whether the bank holds audio.
-        sampler: Clips of a given bank; None where the bank is made as well.
+    proportions. The time is for bank (of audio or log-mels) and student together; where a sampler
+    gives the clips, for the student alone.
 
     Returns:
         Values by dotted key, and one line about the decision.
