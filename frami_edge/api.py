@@ -428,8 +428,8 @@ def export(
     if not tensorrt:
         return report
     try:
-        clips = None if mels is None else mels.mels[:ENGINE_CLIPS]
-        engines = rebuild(folder, options=EngineOptions(seconds=span), mels=clips)
+        few = None if mels is None else mels.mels[:ENGINE_CLIPS]
+        engines = rebuild(folder, options=EngineOptions(seconds=span), mels=few)
     except TensorRTUnavailable as missing:
         log.warning("No engines were built: %s", missing)
         return dataclasses.replace(report, notes=(*report.notes, f"No engines: {missing.message}"))

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from frami_edge import api, plots
-from frami_edge.assets import DIGITS_TEACHER
 from frami_edge.bank import Bank
-from frami_edge.checkpoint import Teacher, parameters
+from frami_edge.checkpoint import DIGITS_TEACHER, Teacher, parameters
 from frami_edge.config import JourneyConfig, frames_in
 from frami_edge.controls import control_sampler
 from frami_edge.data.clips import read_audio

@@ -17,8 +17,7 @@ from typing import Any, Literal
 from pydantic import Field
 from torch import nn
 
-from frami_edge.assets import teacher_assets
-from frami_edge.checkpoint import Card, Teacher, TrainedOn, load_checkpoint
+from frami_edge.checkpoint import Card, Teacher, TrainedOn, load_checkpoint, teacher_assets
 from frami_edge.config import Strict
 from frami_edge.errors import CheckpointError, ConfigError, TeacherError
 from frami_edge.io import atomic_write_text, nfc, read_small, sha256_file, sha256_tensors

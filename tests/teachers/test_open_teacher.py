@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from teacher_zoo import K, M
 from torch import Tensor
 
-from frami_edge.assets import DIGITS_TEACHER
+from frami_edge.checkpoint import DIGITS_TEACHER
 from frami_edge.errors import CheckpointError, ConfigError, TeacherError
 from frami_edge.teachers import load_teacher
 from frami_edge.teachers.foreign import ForeignTeacher
