@@ -200,7 +200,8 @@ def _source_seconds(name: str, context: SourceContext) -> tuple[float, float, in
     for _ in range(min(_WARM + _TIMED, source.steps)):
         lap = time.perf_counter()
         source.step(start + len(laps))
-        _wait(context.compute)
+        if context.compute.device.type == "cuda":
+            torch.cuda.synchronize(context.compute.device)
         laps.append(time.perf_counter() - lap)
         if len(laps) > _WARM and time.perf_counter() - begin > _PATIENCE_S:
             break  # never after the first steps, which fill pools and caches
@@ -223,8 +224,3 @@ def _distill_seconds(
     config = config.model_copy(update={"distill": few})
     distill(teacher, sampler, config, compute, mel=mel, progress=lap)
     return (at[-1] - at[warm - 1]) / timed
-
-
-def _wait(compute: Compute) -> None:
-    if compute.device.type == "cuda":
-        torch.cuda.synchronize(compute.device)
