@@ -20,8 +20,8 @@ QUICK = ("--rounds", "15", "--seconds", "0.2", "--seconds", "0.5")
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("frami_edge.measuring.BUDGET_S", 0.05)
-    monkeypatch.setattr("frami_edge.measuring.QUIET_S", 10.0)
+    monkeypatch.setattr("frami_edge.comparing.BUDGET_S", 0.05)
+    monkeypatch.setattr("frami_edge.comparing.QUIET_S", 10.0)
 
 
 def test_two_models_take_turns(exported: Path, call: Call) -> None:
