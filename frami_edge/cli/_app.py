@@ -308,6 +308,18 @@ class Output:
         self._err.print(Text(text) if isinstance(text, str) else text, soft_wrap=True)
 
 
+def megabytes(show: ProgressCallback | None, name: str) -> ProgressCallback | None:
+    """The callback for a download of `name`, whose progress counts bytes."""
+    if show is None:
+        return None
+
+    def report(update: Progress) -> None:
+        done, total = (round((n or 0) / 1e6) for n in (update.done, update.total))
+        show(Progress(f"{update.phase} {name}, MB", done, total or None))
+
+    return report
+
+
 def print_json(obj: Mapping[str, Any]) -> None:
     """Print the one JSON object of a command on stdout.
 

@@ -1,19 +1,26 @@
-"""`frami-edge quickstart`, `doctor` and `data`: what a newcomer runs first."""
+"""`frami-edge quickstart`, `doctor`, `teachers` and `data`: what a newcomer runs first."""
 
 from __future__ import annotations
 
 import os
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from frami_edge.cli import _options as opt
-from frami_edge.cli._app import Output, command, command_app, examples
+from frami_edge.cli._app import Output, command, command_app, examples, megabytes
 from frami_edge.data.sets import ROOT_VARIABLE, SetStatus, data_root, get_set, survey
-from frami_edge.errors import DataError, GateFailed
-from frami_edge.progress import Progress
+from frami_edge.errors import ConfigError, DataError, GateFailed
+from frami_edge.public_teachers import (
+    DESCRIPTION,
+    PublicTeacher,
+    get_teacher,
+    public_teacher,
+    public_teachers,
+)
 
 app = command_app()
 data_app = command_app()
@@ -115,6 +122,90 @@ def doctor(
     output.hint("frami-edge quickstart --out runs/quickstart")
 
 
+@command(
+    app,
+    "frami-edge teachers",
+    "frami-edge teachers efficientat-mn04 --out tagger",
+    "frami-edge teachers ast-audioset",
+)
+def teachers(
+    output: Output,
+    name: Annotated[
+        str | None, typer.Argument(help="A teacher of the list.", show_default="the list")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for weights, labels and teacher.yaml.")
+    ] = None,
+) -> None:
+    """List public audio classifiers that can be teachers, or download one and describe it.
+
+    Files are checked by size and digest. The network's own code is not downloaded: the commands
+    that get it are printed.
+    """
+    if name is None:
+        if out is not None:
+            raise ConfigError("No teacher is named.", fix="`frami-edge teachers` lists them.")
+        _list_teachers(output)
+        return
+    teacher, fresh = public_teacher(name), list[str]()
+    if not teacher.files:
+        out = None
+        output.note("Nothing to download now: transformers fetches and checks the model itself.")
+    elif out is None:
+        raise ConfigError(
+            f"There is no folder to download {teacher.name} into.", fix="Add --out FOLDER."
+        )
+    else:
+        with output.live() as progress:
+            fresh = get_teacher(teacher, out, megabytes(progress, teacher.name))
+        kept = "" if DESCRIPTION in fresh else f"; {DESCRIPTION} was there, and is kept"
+        output.note(f"Weights and labels are complete in {out}{kept}.")
+    commands = teacher.next_commands(out)
+    output.result(
+        {
+            "name": teacher.name,
+            "teacher": str(out / DESCRIPTION) if out else teacher.teacher,
+            "downloaded": fresh,
+            "licence": teacher.licence,
+            "page": teacher.page,
+            "next": commands,
+        }
+    )
+    output.note(f"Licence of the weights: {teacher.licence}, {teacher.page}")
+    for line in commands:
+        output.hint(line)
+
+
+def _list_teachers(output: Output) -> None:
+    known = public_teachers()
+    output.result({"teachers": [asdict(teacher) for teacher in known]})
+    output.table(
+        "Public teachers",
+        ("name", "classes", "parameters", "MB", "licence", "checked by", "from"),
+        [_teacher_row(teacher) for teacher in known],
+        caption="`frami-edge teachers NAME --out FOLDER` downloads one. `digits-teacher` comes "
+        "with the package.",
+    )
+    output.hint("frami-edge teachers efficientat-mn04 --out tagger")
+
+
+def _teacher_row(teacher: PublicTeacher) -> tuple[object, ...]:
+    checked, place = "the hub", teacher.teacher
+    if teacher.files:
+        weights = teacher.files[0]
+        algorithm = {"sha256": "SHA-256", "md5": "MD5"}[weights.digest.partition(":")[0]]
+        checked, place = f"{algorithm}, {weights.digest_from}", teacher.page
+    return (
+        teacher.name,
+        teacher.classes,
+        f"{teacher.parameters / 1e6:.3g} M",
+        teacher.size_mb,
+        teacher.licence,
+        checked,
+        place.removeprefix("https://"),
+    )
+
+
 @data_app.callback(
     invoke_without_command=True,
     epilog=examples(
@@ -185,13 +276,12 @@ def get(
             fix=f"Pass --data-root PATH or set {ROOT_VARIABLE}.",
         )
     with output.live() as progress:
-
-        def report(update: Progress) -> None:
-            if progress:
-                done, total = (round((n or 0) / 1e6) for n in (update.done, update.total))
-                progress(Progress(f"{update.phase} {name}, MB", done, total or None))
-
-        found, fetched = get_set(name, Path(os.path.expanduser(place)), url=url, progress=report)
+        found, fetched = get_set(
+            name,
+            Path(os.path.expanduser(place)),
+            url=url,
+            progress=megabytes(progress, name),
+        )
     output.result(
         {
             "name": found.name,

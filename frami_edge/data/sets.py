@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import difflib
-import logging
 import math
 import os
 import re
@@ -468,7 +467,8 @@ def get_set(
     try:
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root, prefix=".frami-edge-") as temporary:
-            archive = _fetch(url or package.url, Path(temporary), limit_s, progress)
+            archive = Path(temporary) / "archive.zip"
+            fetch(url or package.url, archive, limit_s=limit_s, progress=progress)
             fresh = Path(temporary) / "set"
             _unpack(archive, fresh, package, progress)
             try:
@@ -499,7 +499,8 @@ class _Bar:
         if time.monotonic() > self.end:
             raise TimeoutError(f"it takes longer than {self.limit_s:g} s")
         if self.progress:
-            self.progress(Progress("fetch", self.done, self.total or None))
+            done = min(self.done, self.total or self.done)  # pooch counts the last chunk as whole
+            self.progress(Progress("fetch", done, self.total or None))
 
     def reset(self) -> None:
         self.done = 0
@@ -508,25 +509,28 @@ class _Bar:
         pass
 
 
-def _fetch(url: str, folder: Path, limit_s: float, progress: ProgressCallback | None) -> Path:
+def fetch(
+    url: str, path: Path, *, limit_s: float = math.inf, progress: ProgressCallback | None = None
+) -> None:
+    """Download a file. What is at `path` after an error is no whole file.
+
+    Raises:
+        DataError: The address does not work, the connection broke, or it took longer than
+            `limit_s` seconds.
+    """
     import pooch  # type: ignore[import-untyped]
 
-    pooch.get_logger().setLevel(logging.WARNING)
+    download = pooch.HTTPDownloader(
+        progressbar=_Bar(limit_s, progress), chunk_size=1 << 16, timeout=(10, 30)
+    )
     try:
-        return Path(
-            pooch.retrieve(
-                url,
-                known_hash=None,
-                fname="archive.zip",
-                path=folder,
-                downloader=pooch.HTTPDownloader(
-                    progressbar=_Bar(limit_s, progress), timeout=(10, 30)
-                ),
-            )
-        )
+        download(url, str(path), None)
     except (OSError, ValueError) as error:  # requests raises subclasses of OSError
+        # Without a connection, requests wraps the reason in the names of its own classes.
+        inner = getattr(error.args[0], "reason", None) if error.args else None
+        why = str(inner).partition("): ")[2] if inner else ""
         raise DataError(
-            f"{url} could not be fetched: {' '.join(str(error).split())[:300]}.",
+            f"{url} could not be fetched: {' '.join((why or str(error)).split())[:300]}.",
             fix="Check the address and the connection, or try later.",
         ) from None
 
