@@ -60,7 +60,7 @@ def random_student(folder: Path) -> list[Path]:
     try:
         import torch
 
-        from frami_edge.config import STUDENT_PRESETS
+        from frami_edge.config import StudentArch
         from frami_edge.models import StudentNet
         from frami_edge_export.exporter import export_student
         from frami_edge_export.graph import StudentFacts
@@ -70,7 +70,7 @@ def random_student(folder: Path) -> list[Path]:
     torch.manual_seed(0)
     mel = MelSpec(mean=-6.0, std=3.0)
     mels = np.random.default_rng(0).normal(0, 1, (96, 1, mel.n_mels, 101)).astype(np.float32)
-    arch = STUDENT_PRESETS["base"].model_copy(update={"out_channels": 160})
+    arch = StudentArch(channels=(32, 64, 128, 192, 256), out_channels=160)
     student = StudentNet(arch, mel.n_mels, 10)
     for module in student.modules():
         if isinstance(module, torch.nn.BatchNorm2d):

@@ -26,11 +26,10 @@ import soundfile
 import torch
 
 import frami_edge as fe
-from frami_edge.assets import DIGITS_TEACHER
 from frami_edge.bank import Bank
-from frami_edge.checkpoint import load_checkpoint
+from frami_edge.checkpoint import DIGITS_TEACHER, load_checkpoint
 from frami_edge.config import JourneyConfig, TeacherConfig
-from frami_edge.data.decoding import read_audio
+from frami_edge.data.clips import read_audio
 from frami_edge.errors import UnusableClipError
 from frami_edge.runs import load_state, read_manifest, save_state
 from frami_edge.yaml_config import load_config, presets

@@ -13,7 +13,6 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +87,8 @@ from frami_edge_runtime.state import check_place
 
 log = logging.getLogger("frami_edge")
 
-
 ENGINE_CLIPS = 256
 """Synthetic clips on which an engine is compared with its ONNX file."""
-PICTURE = "plots/export.png"
 
 __all__ = [
     "build_engines",
@@ -161,7 +158,7 @@ def invert(
             audio=journey.audio, run=run, progress=progress,
         )  # fmt: skip
         run.record(plots=draw_bank(run, bank))
-    return journey.kept(bank)
+    return kept(bank, journey.folder, out)
 
 
 def distill(
@@ -219,21 +216,15 @@ def distill(
         TeacherError: The teacher cannot be inverted with this config.
     """
     given = Bank.open(Path(bank)) if isinstance(bank, str | os.PathLike) else bank
+    own = given if isinstance(given, Bank) else None
     teacher = load_teacher(teacher)
     settings = journey_config(
-        config,
-        teacher,
-        bank=given if isinstance(given, Bank) else None,
-        seed=seed,
-        sources=sources,
-        recordings=recordings,
+        config, teacher, bank=own, seed=seed, sources=sources, recordings=recordings,
         overrides={"distill.steps": steps, **(overrides or {})},
-    )
+    )  # fmt: skip
     journey = Journey.prepare(teacher, settings, out, device, precision, deterministic)
     loaded, compute = journey.teacher, journey.compute
     sampler = None if given is None else journey.sampler(given)
-    # A sampler's student is a control, or an experiment.
-    own_bank = given is None or isinstance(given, Bank)
     distillation.check_inherited(settings, loaded, journey.student_mel)
     if sampler is None:
         inversion.check_recordings(settings.bank)
@@ -243,47 +234,41 @@ def distill(
             raise ConfigError("steps and budget both decide the steps.", fix="Give one of them.")
         journey = journey.within(budget, sampler, resume=resume)
         settings = journey.config
-    elif own_bank and (doubts := doubt(loaded, settings)):
+    elif (given is None or own) and (doubts := doubt(loaded, settings)):
         log.warning(doubts)
-    hashes = {"bank": sha256_file(given.folder / "bank.json")} if isinstance(given, Bank) else {}
+    hashes = {"bank": sha256_file(own.folder / "bank.json")} if own else {}
     with journey.run("distill", hashes=hashes, resume=resume, overwrite=overwrite) as run:
         pictures = {}
         if sampler is None:
-            given = inversion.invert(
+            own = inversion.invert(
                 loaded, settings.bank, journey.folder / "bank", compute, settings.seed,
                 audio=journey.audio, run=run, progress=progress,
             )  # fmt: skip
-            sampler = journey.sampler(given)
-            pictures = draw_bank(run, given)
+            sampler = journey.sampler(own)
+            pictures = draw_bank(run, own)
         mel = distillation.normalised(loaded, journey.student_mel, sampler, settings.seed)
         model = distillation.distill(
             loaded, sampler, settings, compute, mel=mel, run=run, progress=progress
         )
-        own = given if isinstance(given, Bank) else None
         verdict = judge(loaded, model, settings, compute, mel, own)
         metrics = {
             "synthetic_agreement": verdict.agreement["procedural"],
             "steps": settings.distill.steps,
             "readiness": verdict.to_dict(),
         }
-        if not verdict and own_bank:
+        if own and not verdict:  # the student of another sampler is a control, or an experiment
             log.warning(str(verdict))
-        recordings_used = 0
-        if isinstance(given, Bank) and settings.bank.shares.get("recordings"):
-            recordings_used = given.index.recordings
-        card = journey.card(model, metrics, mel, recordings_used)
+        heard = own.index.recordings if own and settings.bank.shares.get("recordings") else 0
+        card = journey.card(model, metrics, mel, heard)
         sha256 = save_checkpoint(run.path("student.safetensors"), model, card)
         student = Student(model.eval(), card, mel, sha256)
         pictures |= draw_curves(run, "distill")
-        facts = {
-            "parameters": parameters(model),
-            "macs_per_second": macs_per_second(model, mel),
-        }
-        if isinstance(given, Bank):
-            text = student_readme(student, given.index.health, pictures, run.manifest)
+        facts = {"parameters": parameters(model), "macs_per_second": macs_per_second(model, mel)}
+        if own:
+            text = student_readme(student, own.index.health, pictures, run.manifest)
             atomic_write_text(run.path(CARD), text)
         run.record(student={"sha256": sha256, **facts, **metrics}, plots=pictures)
-    return journey.kept(student)
+    return kept(student, journey.folder, out)
 
 
 def train_teacher(
@@ -434,19 +419,17 @@ def export(
         evaluate=accuracy,
         clips=threshold_clips(loaded, bank, options.seed),
     )
-    draw_export_report(report.to_dict(), folder / PICTURE)
-    shown = {"size, latency and answers of every file": PICTURE}
+    picture = "plots/export.png"
+    draw_export_report(report.to_dict(), folder / picture)
+    shown = {"size, latency and answers of every file": picture}
     atomic_write_text(folder / CARD, export_readme(report, loaded, measured, shown))
     if web is not None and page is not None:
         write_page(folder / f"{name}.wave.onnx", Path(web), page)
     if not tensorrt:
         return report
     try:
-        engines = rebuild(
-            folder,
-            options=EngineOptions(seconds=span),
-            mels=None if mels is None else mels.mels[:ENGINE_CLIPS],
-        )
+        few = None if mels is None else mels.mels[:ENGINE_CLIPS]
+        engines = rebuild(folder, options=EngineOptions(seconds=span), mels=few)
     except TensorRTUnavailable as missing:
         log.warning("No engines were built: %s", missing)
         return dataclasses.replace(report, notes=(*report.notes, f"No engines: {missing.message}"))
@@ -550,13 +533,13 @@ def evaluate(
     with ExitStack() as stack:
         run = None
         if out is not None:
+            hashes = {"teacher": reference.sha256} if reference else {}
             run = stack.enter_context(
                 RunFolder.create(
                     out,
                     command="evaluate",
                     config={"data": sounds.name, "fold": key, "controls": list(controls or ())},
-                    hashes={"model": judged.sha256}
-                    | ({"teacher": reference.sha256} if reference else {}),
+                    hashes={"model": judged.sha256} | hashes,
                     resume=resume,
                     device=plan.compute.reason if plan else "",
                 )
@@ -564,25 +547,19 @@ def evaluate(
         features = load_features(judged.mel, clips, progress)
         heard = training_clips(features, known, sounds, key)
         features = heard.left_out(features)
-        theirs = their_logits = None
-        their_features = features
+        theirs: Tensor | None = None
         if reference:
+            own = features
             if reference.mel != judged.mel and not reference.takes_audio:
-                their_features = heard.left_out(load_features(reference.mel, clips, progress))
-            their_logits = logits_of(reference, their_features)
+                own = heard.left_out(load_features(reference.mel, clips, progress))
+            theirs = logits_of(reference, own)
         targets_NK = targets_DK[features.labels]
         labels_N = labels_of(targets_NK)
-        compare = partial(score, output=judged.output, targets_NK=targets_NK)
-        if their_logits is not None:
-            theirs = compare(their_logits, labels_N)
-        logits = logits_of(judged, features, progress)
-        rows = {}
-        if plan and their_logits is not None:
 
-            def scored(found_NK: Tensor) -> Score:
-                return compare(found_NK, labels_N, their_logits)
+        def scored(logits_NK: Tensor, compared: bool = True) -> Score:
+            against = theirs if compared else None
+            return score(logits_NK, labels_N, against, output=judged.output, targets_NK=targets_NK)
 
-            rows = plan.rows(features, scored, run, progress)
         found = Evaluation(
             model=str(judged.path),
             kind=judged.kind,
@@ -590,12 +567,12 @@ def evaluate(
             data=sounds.name,
             fold=key,
             labels=judged.labels,
-            score=compare(logits, labels_N, their_logits),
-            teacher=theirs,
+            score=scored(logits_of(judged, features, progress)),
+            teacher=None if theirs is None else scored(theirs, compared=False),
             rejected=len(features.rejected),
             heard=heard.count,
             notes=tuple(note for note in (*sounds.notes, heard.note) if note),
-            controls=rows,
+            controls=plan.rows(features, scored, run, progress) if plan else {},
         )
         if run:
             run.record(**found.to_dict(), plots=_draw(run, found))
@@ -617,6 +594,9 @@ def _draw(run: RunFolder, found: Evaluation) -> dict[str, str]:
     )  # fmt: skip
     if found.controls:
         pictures["controls"] = "plots/controls.png"
+        scores = {"teacher": found.teacher, "student": found.score}
+        scores |= {name.replace("_", " "): row.score for name, row in found.controls.items()}
+        accuracies = {name: score.accuracy for name, score in scores.items() if score}
         title = f"{where}: same student, other clips"
-        plots.accuracy_bars(run.path(pictures["controls"]), found.accuracies(), title)
+        plots.accuracy_bars(run.path(pictures["controls"]), accuracies, title)
     return pictures

@@ -23,11 +23,10 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from frami_edge.bridge import MelBridge
 from frami_edge.config import Strict, budget, section
 from frami_edge.device import Compute, autocast
 from frami_edge.errors import BankError
-from frami_edge.frontend import ResampledLogMel
+from frami_edge.frontend import MelBridge, ResampledLogMel
 from frami_edge.io import atomic_write_bytes, atomic_write_json, read_small, sha256_file
 from frami_edge.losses import (
     BatchNormStatistics,
@@ -105,7 +104,7 @@ class Bank:
         """Start a bank with this index."""
         folder.mkdir(parents=True, exist_ok=True)
         bank = cls(folder, index)
-        bank._write_index()
+        bank.update()
         return bank
 
     @classmethod
@@ -179,12 +178,8 @@ class Bank:
     def append(self, source: str, clips: Clips, first_step: int, next_step: int) -> None:
         """Write one shard, then name it in the index."""
         name = f"shard-{len(self.index.shards):05d}-{source}.safetensors"
-        if clips.audio_NS is None:
-            kind, x = "mels", clips.mels_N1MT.clamp(-60_000, 60_000).half()
-        else:
-            kind, x = "audio", to_int16(clips.audio_NS)
         tensors = {
-            kind: x.contiguous(),
+            **self._stored(clips.mels_N1MT if clips.audio_NS is None else clips.audio_NS),
             "labels": clips.labels_N.contiguous(),
             "logits": clips.logits_NK.float().contiguous(),
         }
@@ -197,26 +192,21 @@ class Bank:
             next_step=next_step,
             sha256=sha256_file(self.folder / name),
         )
-        self._update(shards=(*self.index.shards, shard))
+        self.update(shards=(*self.index.shards, shard))
+
+    def _stored(self, clips: Tensor) -> dict[str, Tensor]:
+        if self.index.samples:
+            return {"audio": to_int16(clips).contiguous()}
+        return {"mels": clips.clamp(-60_000, 60_000).half().contiguous()}
 
     def drop(self, source: str) -> None:
         """Take a source out of the index, so that it is made again."""
         kept = tuple(s for s in self.index.shards if s.source != source)
-        self._update(shards=kept, health={})
+        self.update(shards=kept, health={})
 
-    def set_recordings(self, count: int) -> None:
-        """Store how many recordings of the user the clips were cut from."""
-        self._update(recordings=count)
-
-    def set_health(self, health: dict[str, Any]) -> None:
-        """Store the figures of `source_health` by source."""
-        self._update(health=health)
-
-    def _update(self, **changes: Any) -> None:
+    def update(self, **changes: Any) -> None:
+        """Change fields of the index, and write it."""
         self.index = self.index.model_copy(update=changes)
-        self._write_index()
-
-    def _write_index(self) -> None:
         atomic_write_json(self.folder / "bank.json", self.index.model_dump(mode="json"))
 
     def _damaged(self, what: str) -> BankError:
@@ -268,10 +258,8 @@ class Bank:
 
     def keep_out(self, source: str, clips: Tensor) -> None:
         """Store clips of a source that no student is trained on."""
-        kind = "audio" if self.index.samples else "mels"
-        x = to_int16(clips) if self.index.samples else clips.clamp(-60_000, 60_000).half()
         path = self.folder / f"held-out-{source}.safetensors"
-        atomic_write_bytes(path, save({kind: x.contiguous()}))
+        atomic_write_bytes(path, save(self._stored(clips)))
 
     def held_out(self, source: str) -> Tensor | None:
         """What `keep_out` stored, float32; None for a source that makes no further clips.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import yaml
 
 from frami_edge.checkpoint import Card, Student, TrainedOn, parameters
-from frami_edge.evaluation import class_rows
+from frami_edge.tables import percent
 from frami_edge.yaml_config import presets
 from frami_edge_export.report import ExportReport, markdown_card
 from frami_edge_runtime.melspec import MelSpec
@@ -77,7 +77,11 @@ def teacher_readme(
     assert trained_on is not None
     data, fold = trained_on.data, trained_on.test_fold
     recipe = f"{data}-student " if f"{data}-student" in presets() else ""
-    recall = [row[:3] for row in class_rows(card.labels, score, None)]
+    counts = score.confusion_KK.sum(dim=1).tolist()
+    recall = [
+        (label, str(int(n)), percent(share, 1) or "-")
+        for label, n, share in zip(card.labels, counts, score.per_class(), strict=True)
+    ]
     return _card(
         model_header(
             card.licence,

@@ -29,6 +29,14 @@ from frami_edge_runtime.melspec import MelSpec
 
 SCHEMA = 1
 _KEY = "frami.card"
+ASSETS = Path(__file__).parent / "assets"
+DIGITS_TEACHER = ASSETS / "digits-teacher.safetensors"
+"""Ten spoken digits, trained by `frami-edge train-teacher fsdd-teacher`; see digits-teacher.md."""
+
+
+def teacher_assets() -> dict[str, Path]:
+    """Teachers that ship in the package, by name."""
+    return {file.stem: file for file in sorted(ASSETS.glob("*.safetensors"))}
 
 
 class TrainedOn(Strict):

@@ -1,4 +1,4 @@
-"""Compare two models: the same facts, the same answers to the same clips, stream = whole clip.
+"""Compare models: facts, answers to the same clips, stream = whole clip; and how fast they are.
 
 Shape legend: N clips, M mel bands, T mel frames, K classes.
 """
@@ -6,8 +6,11 @@ Shape legend: N clips, M mel bands, T mel frames, K classes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,19 +19,19 @@ import numpy.typing as npt
 from torch import Tensor
 
 from frami_edge.bank import Bank
-from frami_edge.bridge import bridge_between
 from frami_edge.checkpoint import TrainedOn
-from frami_edge.data.clips import resolve_fold
-from frami_edge.data.decoding import read_audio
+from frami_edge.data.clips import read_audio, resolve_fold
 from frami_edge.data.sets import load_set
-from frami_edge.errors import BankError, CheckpointError, DataError, UnusableClipError
+from frami_edge.errors import BankError, CheckpointError, ConfigError, DataError, UnusableClipError
 from frami_edge.evaluation import EVERY, same_set
+from frami_edge.frontend import bridge_between
 from frami_edge.losses import Output, kl_from, same_decision
 from frami_edge.opening import OpenedModel
 from frami_edge.sources.procedural import ProceduralAudio
-from frami_edge_export.parity import sqnr_db
+from frami_edge_export.bench import Latency, interleaved
+from frami_edge_export.parity import parity_inputs, sqnr_db
 from frami_edge_export.report import Gate
-from frami_edge_runtime.errors import ModelFileError
+from frami_edge_runtime.errors import ModelFileError, StreamError
 from frami_edge_runtime.logmel import log_mel
 from frami_edge_runtime.melspec import MelSpec
 
@@ -123,7 +126,8 @@ def real_clips(
     if fold not in (None, EVERY):
         key = resolve_fold(sound_set, fold)
         clips = [clip for clip in clips if clip.fold == key]
-    chosen = [clips[i] for i in _spread(len(clips), min(count, len(clips)))]
+    spread = np.linspace(0, max(len(clips) - 1, 0), min(count, len(clips)))
+    chosen = [clips[round(i)] for i in spread]
     names, audio = [], []
     for clip in chosen:
         try:
@@ -155,10 +159,6 @@ def length_clips(mel: MelSpec, seed: int) -> ClipSet:
         start = (len(sound) - n) // 2  # the middle: the first samples may be silence
         audio.append((sound[start : start + n], rate))
     return ClipSet("lengths", [f"{len(x) / rate:.3g} s" for x, _ in audio], audio)
-
-
-def _spread(total: int, count: int) -> list[int]:
-    return [round(i) for i in np.linspace(0, max(total - 1, 0), count)]
 
 
 @dataclass(frozen=True)
@@ -223,15 +223,10 @@ def compare(
     max_difference: float | None = None,
     seed: int = 0,
 ) -> ModelComparison:
-    """Compare facts, then answers on the clips and on many lengths, then streams.
+    """Compare b with a: facts, then answers on the clips and on many lengths, then streams.
 
-    Args:
-        a: Reference.
-        b: Model to check.
-        clip_sets: Clips to compare on.
-        min_agreement: Gate: share of clips on which both predict the same class.
-        max_difference: Gate: largest absolute difference of a logit; None for no such gate.
-        seed: Seeds the clips of many lengths and the chunk sizes.
+    Gates are the share of clips with one predicted class and, where given, the largest absolute
+    difference of a logit.
 
     Raises:
         CheckpointError: The models have different classes, so no logit can be compared.
@@ -335,3 +330,139 @@ def compare_stream(model: OpenedModel, clips: ClipSet, seed: int) -> StreamDiffe
         from_classify = max(from_classify, float(np.abs(result.logits - classified_K).max()))
         from_one_run = max(from_one_run, float(np.abs(result.logits - whole_K).max()))
     return StreamDifference(model.path.name, len(few), chunks, from_classify, from_one_run)
+
+
+# --- How fast models are on this machine: the graph alone, and the whole stream
+
+BUDGET_S: Final = 3.0
+"""Seconds of measuring for each row of the table."""
+_WINDOW_S, _AUDIO_S = 1.0, 10.0
+QUIET_S: Final = 60.0
+_QUIET_DB, _OPEN_S = -70.0, 5.0  # of the room; how long a gate stays open at the start
+
+
+@dataclass
+class ModelTiming:
+    """Timings of one model.
+
+    Attributes:
+        latency: Latency by input. ``1 s`` and ``chunk 0.1 s`` (with its context) time the graph
+            alone, ``push`` a whole `Stream.push`: log-mel, trunk, pooling and head.
+        core_share: CPU seconds per second of audio of the whole stream.
+        real_time_factor: Wall seconds per second of audio of the whole stream, by the median push.
+        gate_saves: Share of the CPU time that a gate saves in a quiet room; None where the stream
+            cannot have one.
+    """
+
+    latency: dict[str, Latency] = field(default_factory=dict)
+    core_share: float | None = None
+    real_time_factor: float | None = None
+    gate_saves: float | None = None
+
+
+def measure(
+    models: Sequence[OpenedModel],
+    *,
+    seconds: Sequence[float] = (1.0, 5.0),
+    chunk_s: float = 0.1,
+    rounds: int = 300,
+) -> list[ModelTiming]:
+    """Time exported models; within each round they take turns, so that their ratio is fair.
+
+    They run on audio of each length that an engine's profile allows, and on streaming chunks with
+    ``chunk_s`` of new audio.
+
+    Raises:
+        ConfigError: A model is a checkpoint, which no device runs.
+    """
+    pushes = {i: _Push(m, chunk_s) for i, m in enumerate(models) if m.classifier is not None}
+    jobs: dict[str, dict[int, Callable[[], object]]] = {}
+    for i, model in enumerate(models):
+        inputs = {f"{length:g} s": graph_input(model, length) for length in seconds}
+        if i in pushes:
+            inputs[f"chunk {chunk_s:g} s"] = graph_input(model, chunk_s, chunk=True)
+        for name, x in inputs.items():
+            if x is not None:
+                jobs.setdefault(name, {})[i] = partial(model.graph, x)
+    jobs["push"] = dict(pushes)
+    found = [ModelTiming() for _ in models]
+    for name, calls in jobs.items():
+        if calls:
+            named = {str(i): call for i, call in calls.items()}
+            times = interleaved(named, budget_s=BUDGET_S, max_rounds=rounds)
+            for key, latency in times.items():
+                found[int(key)].latency[name] = latency
+    for i, push in pushes.items():
+        found[i].core_share = push.cpu_s / (push.calls * chunk_s)
+        found[i].real_time_factor = found[i].latency["push"].p50_ms / 1000 / chunk_s
+        found[i].gate_saves = gate_saves(models[i], chunk_s)
+    return found
+
+
+def gate_saves(model: OpenedModel, chunk_s: float) -> float | None:
+    """Share of CPU time that a gate saves on soft, steady noise; None where it cannot be used."""
+    assert model.classifier is not None
+    rate = model.mel.sample_rate
+    noise = np.random.default_rng(0).standard_normal(round((QUIET_S + _OPEN_S) * rate))
+    noise = (10 ** (_QUIET_DB / 20) * noise).astype(np.float32)
+    opened, size = round(_OPEN_S * rate), max(1, round(chunk_s * rate))
+    taken = []
+    for gate_db in (None, _QUIET_DB + 20):
+        try:
+            stream = model.classifier.stream(window_s=max(_WINDOW_S, chunk_s), gate_db=gate_db)
+        except StreamError:
+            return None
+        stream.push(noise[:opened])
+        busy_s = time.process_time()
+        for i in range(opened, len(noise), size):
+            stream.push(noise[i : i + size])
+        taken.append(time.process_time() - busy_s)
+    return 1 - taken[1] / taken[0]
+
+
+def graph_input(model: OpenedModel, seconds: float, *, chunk: bool = False) -> Array | None:
+    """Input of one run of the graph, or None where it is too long for an engine.
+
+    A chunk continues a stream: the frames carried from before replace the context.
+
+    Raises:
+        ConfigError: The model is a checkpoint.
+    """
+    info = model.info
+    if info is None:
+        raise ConfigError(
+            f"{model.path} is a checkpoint, which does not run on a device.",
+            fix=f"Export it first: frami-edge export {model.path} --out FOLDER.",
+        )
+    samples = max(info.mel.min_samples, round(seconds * info.mel.sample_rate))
+    if model.kind == "waveform":
+        return np.random.default_rng(0).uniform(-0.5, 0.5, (1, samples)).astype(np.float32)
+    frames = max(1, info.mel.frames(samples))
+    if chunk:
+        new_frames = max(1, round(seconds / info.frame_s)) - 1
+        frames = info.receptive_field + new_frames * info.stride
+    elif model.classifier is not None:
+        frames += info.receptive_field - 1
+    if model.classifier is not None and frames > model.classifier.model.max_mel_frames:
+        return None
+    return parity_inputs([frames], model.mel, 0)[0]
+
+
+class _Push:
+    """Pushes the next chunk of procedural audio, again and again, and counts CPU time."""
+
+    def __init__(self, model: OpenedModel, chunk_s: float) -> None:
+        assert model.classifier is not None
+        rate = model.mel.sample_rate
+        size = max(1, round(chunk_s * rate))
+        audio = ProceduralAudio(rate, max(_AUDIO_S, 2 * chunk_s)).clips(1, 0)[0]
+        self._chunks = cycle([audio[i : i + size] for i in range(0, len(audio) - size + 1, size)])
+        self._stream = model.classifier.stream(window_s=max(_WINDOW_S, chunk_s), hop_s=chunk_s)
+        self.calls, self.cpu_s = 0, 0.0
+
+    def __call__(self) -> None:
+        chunk = next(self._chunks)
+        busy_s = time.process_time()
+        self._stream.push(chunk)
+        self.cpu_s += time.process_time() - busy_s
+        self.calls += 1

@@ -115,15 +115,6 @@ class StudentArch(Strict):
         return {k: v for k, v in facts.items() if k not in ("inherit", "layers") or v}
 
 
-STUDENT_PRESETS: dict[str, StudentArch] = {
-    "tiny": StudentArch(channels=(16, 24, 32, 48, 48)),
-    "small": StudentArch(),
-    "base": StudentArch(channels=(32, 64, 128, 192, 256), out_channels=128),
-    "large": StudentArch(channels=(48, 96, 192, 320, 448), out_channels=192),
-}
-"""Students by size, from about 12 k to 350 k parameters (10 classes)."""
-
-
 # --- Published baselines; docs/METHOD.md gives the sources of the defaults
 # Their budget is that of the inversion: `bank.inversion.steps`, `batch_size`, `burn_in` and `width`
 # hold for all of them; CMI and DeepInversion have no burn-in.

@@ -19,8 +19,7 @@ from torch import Tensor
 from frami_edge.bank import Bank, BankSampler, check_bank
 from frami_edge.checkpoint import Student, Teacher
 from frami_edge.config import BASELINES, JourneyConfig, TrainConfig, frames_in
-from frami_edge.data.clips import SoundSet, check_disjoint
-from frami_edge.data.decoding import read_audio
+from frami_edge.data.clips import SoundSet, check_disjoint, read_audio
 from frami_edge.data.sets import load_set
 from frami_edge.data.store import Features, length_buckets, load_features
 from frami_edge.device import Compute, named_seed
@@ -34,13 +33,12 @@ from frami_edge.distillation import (
 )
 from frami_edge.errors import CheckpointError, ConfigError, DataError
 from frami_edge.evaluation import Control, Score, predict
-from frami_edge.frontend import resample
+from frami_edge.frontend import Renderer, resample
 from frami_edge.models import StudentNet
 from frami_edge.opening import OpenedModel
 from frami_edge.progress import ProgressCallback
-from frami_edge.rendering import Renderer
 from frami_edge.runs import RunFolder
-from frami_edge.sources.noise import smooth_noise_mels, white_noise_mels
+from frami_edge.sources.baselines import smooth_noise_mels, white_noise_mels
 from frami_edge.sources.procedural import procedural_audio, procedural_mels, samples_for
 from frami_edge.training import train_epochs
 from frami_edge_runtime.melspec import MelSpec

@@ -34,21 +34,18 @@ class Compute:
     Attributes:
         device: The CPU or one CUDA device.
         dtype: Precision inside `autocast`; weights stay float32.
-        channels_last: Whether 2-D convolutions store channels innermost.
         reason: Why, for the user: one clause per decision.
     """
 
     device: torch.device
     dtype: torch.dtype
-    channels_last: bool
     reason: str
 
 
 def choose_compute(requested: str = "auto", precision: Precision = "auto") -> Compute:
-    """Decide device, precision and memory layout.
+    """Decide device and precision.
 
-    Nothing is compiled, because nearly every step has clips of another length. Channels last was
-    measured to be 1.1 to 1.4 times faster on two AMX cores, forward and backward of small CNNs.
+    Nothing is compiled, because nearly every step has clips of another length.
 
     Args:
         requested: `auto`, `cpu`, `cuda` or `cuda:N`; under torchrun `auto` and `cuda` take the GPU
@@ -62,8 +59,7 @@ def choose_compute(requested: str = "auto", precision: Precision = "auto") -> Co
     if device.type == "cpu":
         _keep_memory()
     dtype, why_dtype = _dtype(device, precision)
-    why_layout = "channels last, the layout that convolution kernels prefer"
-    return Compute(device, dtype, True, "; ".join([why_device, why_dtype, why_layout]))
+    return Compute(device, dtype, f"{why_device}; {why_dtype}")
 
 
 def _keep_memory() -> None:
@@ -160,12 +156,13 @@ def autocast(
 
 
 def place(module: torch.nn.Module, compute: Compute) -> None:
-    """Move a network to the device of a run, in its memory layout.
+    """Move a network to the device of a run, in channels-last layout.
 
-    On a CPU, a network with a strided 1x1 convolution of fewer than 16 input channels keeps torch's
-    default layout: with channels last, oneDNN 3.12, the convolution library of torch 2.14.1, writes
-    past a buffer in the fp32 weight gradient, which crashes the run or corrupts other tensors
-    (https://github.com/uxlfoundation/oneDNN/issues/6035).
+    That was measured to be 1.1 to 1.4 times faster on two AMX cores, forward and backward of small
+    CNNs. On a CPU, a network with a strided 1x1 convolution of fewer than 16 input channels keeps
+    torch's default layout: with channels last, oneDNN 3.12, the convolution library of torch
+    2.14.1, writes past a buffer in the fp32 weight gradient, which crashes the run or corrupts
+    other tensors (https://github.com/uxlfoundation/oneDNN/issues/6035).
     """
     module.to(compute.device)
     overflows = compute.device.type == "cpu" and any(
@@ -175,7 +172,7 @@ def place(module: torch.nn.Module, compute: Compute) -> None:
         and m.in_channels < 16
         for m in module.modules()
     )
-    if compute.channels_last and not overflows:
+    if not overflows:
         module.to(memory_format=torch.channels_last)
 
 

@@ -31,7 +31,6 @@ from frami_edge.augment import (
     random_tempo_and_pitch,
     random_volume,
 )
-from frami_edge.bridge import bridge_between
 from frami_edge.config import DistillConfig, JourneyConfig, frames_in
 from frami_edge.device import (
     Compute,
@@ -46,7 +45,7 @@ from frami_edge.device import (
     world,
 )
 from frami_edge.errors import BankError, ConfigError, RunError
-from frami_edge.frontend import LogMel, ResampledLogMel
+from frami_edge.frontend import LogMel, ResampledLogMel, bridge_between
 from frami_edge.losses import DistillationLoss, FeatureScale, detection_boundary, same_decision
 from frami_edge.models import Hidden, ReusedHead, StudentNet, TeacherLike, only_answers
 from frami_edge.progress import ProgressCallback, StepReport

@@ -10,7 +10,7 @@ from typing import Any, Final
 from packaging.requirements import Requirement
 
 from frami_edge.data.clips import FORMATS
-from frami_edge.data.sets import data_root, find_folder, known_sets, load_set
+from frami_edge.data.sets import KNOWN_SETS, data_root, find_folder, load_set
 from frami_edge.errors import DataError
 from frami_edge_runtime import doctor
 from frami_edge_runtime.doctor import Check, Status
@@ -119,7 +119,7 @@ def check_sets(option: Path | None = None) -> list[Check]:
     except DataError as error:
         return [Check("data root", "absent", error.message, error.fix)]
     checks = []
-    for info in (info for info in known_sets() if not info.part_of):
+    for info in (info for info in KNOWN_SETS if not info.part_of):
         try:
             load_set(info.name, root)
             checks.append(Check(info.name, "ok", f"complete: {info.clips:,} clips"))

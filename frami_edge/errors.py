@@ -2,31 +2,11 @@
 
 from __future__ import annotations
 
-from frami_edge_runtime.errors import (
-    AudioError,
-    FramiEdgeError,
-    MelSpecError,
-    ModelFileError,
-    OutputError,
-)
-
-__all__ = [
-    "AudioError",
-    "BankError",
-    "CheckpointError",
-    "ConfigError",
-    "DataError",
-    "FramiEdgeError",
-    "GateFailed",
-    "IncompleteSetError",
-    "MelSpecError",
-    "ModelFileError",
-    "OutputError",
-    "RunError",
-    "TeacherError",
-    "Terminated",
-    "UnusableClipError",
-]
+from frami_edge_runtime.errors import AudioError as AudioError
+from frami_edge_runtime.errors import FramiEdgeError as FramiEdgeError
+from frami_edge_runtime.errors import MelSpecError as MelSpecError
+from frami_edge_runtime.errors import ModelFileError as ModelFileError
+from frami_edge_runtime.errors import OutputError as OutputError
 
 
 class ConfigError(FramiEdgeError):

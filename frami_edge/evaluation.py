@@ -19,9 +19,8 @@ import torch
 from torch import Tensor
 
 from frami_edge.checkpoint import Teacher, TrainedOn
-from frami_edge.data.clips import Clip, SoundSet, resolve_fold
-from frami_edge.data.decoding import read_audio
-from frami_edge.data.sets import known_sets, load_set, whole_name
+from frami_edge.data.clips import Clip, SoundSet, read_audio, resolve_fold
+from frami_edge.data.sets import KNOWN_SETS, load_set, whole_name
 from frami_edge.data.store import Features
 from frami_edge.errors import CheckpointError, ConfigError, DataError
 from frami_edge.io import nfc
@@ -212,17 +211,15 @@ class Evaluation:
             "kl_nats": self.score.kl,
             "teacher_accuracy": self.teacher.accuracy if self.teacher else None,
             "mean_average_precision": self.score.mean_average_precision,
-            "teacher_mean_average_precision": (
-                self.teacher.mean_average_precision if self.teacher else None
-            ),
             "recall": dict(zip(self.labels, self.score.per_class(), strict=True)),
             "confusion": self.score.confusion_KK.tolist(),
         }
+        theirs = self.teacher.mean_average_precision if self.teacher else None
+        found["teacher_mean_average_precision"] = theirs
         for who, scored in (("", self.score), ("teacher_", self.teacher)):
             if scored and scored.detectors:
-                for what, values in zip(
-                    ("average_precision", "d_prime"), scored.detectors, strict=True
-                ):
+                names = ("average_precision", "d_prime")
+                for what, values in zip(names, scored.detectors, strict=True):
                     plain = [None if math.isnan(value) else value for value in values]
                     found[who + what] = dict(zip(self.labels, plain, strict=True))
         if self.controls:
@@ -238,28 +235,19 @@ class Evaluation:
         return found
 
     def tables(self) -> list[Table]:
-        """Recall per class, the summary, and the control rows."""
-        where = f"Fold {self.fold} of {self.data}"
-        shown = 4 if self.teacher else 3
-        by_class = Table(
-            f"{where} by class",
-            ("class", "clips", "recall", "teacher's recall")[:shown],
-            [row[:shown] for row in class_rows(self.labels, self.score, self.teacher)],
-        )
-        columns = ["accuracy", "clips"]
-        row: list[object] = [percent(self.accuracy), self.score.clips]
-        if self.teacher:
-            columns += ["teacher's accuracy", "agreement with it", "mean KL from it in nats"]
-            row += [percent(self.teacher.accuracy), percent(self.agreement), self.score.kl]
+        """Figures per class, the summary, and the control rows."""
+        summary: dict[str, object] = {"accuracy": percent(self.accuracy), "clips": self.score.clips}
         if self.score.detectors:
-            columns = ["mAP", *columns]
-            row = [percent(self.score.mean_average_precision), *row]
-            if self.teacher:
-                columns.insert(1, "teacher's mAP")
-                row.insert(1, percent(self.teacher.mean_average_precision))
-            by_class = self._by_detector(where)
-        summary = Table(f"{self.kind}: {self.model}", columns, [row], " ".join(self.notes))
-        tables = [by_class, summary]
+            summary["mAP"] = percent(self.score.mean_average_precision)
+        if self.teacher:
+            summary["teacher's accuracy"] = percent(self.teacher.accuracy)
+            if self.teacher.detectors:
+                summary["teacher's mAP"] = percent(self.teacher.mean_average_precision)
+            summary["agreement with it"] = percent(self.agreement)
+            summary["mean KL from it in nats"] = self.score.kl
+        title = f"{self.kind}: {self.model}"
+        row = list(summary.values())
+        tables = [self._by_class(), Table(title, list(summary), [row], " ".join(self.notes))]
         if self.controls and self.teacher:
             scores = {"teacher": self.teacher, "student": self.score}
             scores |= {c.what: c.score for c in self.controls.values()}
@@ -273,10 +261,10 @@ class Evaluation:
             tables.append(Table(title, names, rows, caption))
         return tables
 
-    def _by_detector(self, where: str) -> Table:
-        """Average precision, d' and recall of each detector, with the teacher's beside them."""
-        counts = self.score.confusion_KK.sum(dim=1).tolist()
+    def _by_class(self) -> Table:
+        """Recall, or average precision and d' of detectors, with the teacher's beside them."""
         columns = ["class", "clips"]
+        counts = self.score.confusion_KK.sum(dim=1).tolist()
         rows: list[list[object]] = [
             [label, int(n)] for label, n in zip(self.labels, counts, strict=True)
         ]
@@ -284,29 +272,18 @@ class Evaluation:
             if scored and scored.detectors:
                 columns += [f"{who}AP", f"{who}d'"]
                 for row, ap, d in zip(rows, *scored.detectors, strict=True):
-                    row += ["-" if math.isnan(ap) else percent(ap, 1), "-" if math.isnan(d) else d]
-        return Table(f"{where} by detector", columns, rows)
-
-    def accuracies(self) -> dict[str, float]:
-        """Accuracy of teacher, student and controls by name."""
-        rows = {"teacher": self.teacher, "student": self.score}
-        rows |= {name.replace("_", " "): c.score for name, c in self.controls.items()}
-        return {name: s.accuracy for name, s in rows.items() if s}
+                    row += [
+                        None if math.isnan(ap) else percent(ap, 1),
+                        None if math.isnan(d) else d,
+                    ]
+            elif scored:
+                columns.append(f"{who}recall")
+                for row, share in zip(rows, scored.per_class(), strict=True):
+                    row.append(percent(share, 1))
+        return Table(f"Fold {self.fold} of {self.data} by class", columns, rows)
 
     def __str__(self) -> str:
         return "\n".join(str(table) for table in self.tables())
-
-
-def class_rows(
-    labels: Sequence[str], student: Score, teacher: Score | None
-) -> list[tuple[str, str, str, str]]:
-    """(class, clips, recall, teacher's recall), for a table."""
-    counts = student.confusion_KK.sum(dim=1).tolist()
-    theirs = teacher.per_class() if teacher else [None] * len(labels)
-    return [
-        (label, str(int(n)), percent(mine, 1) or "-", percent(other, 1) or "-")
-        for label, n, mine, other in zip(labels, counts, student.per_class(), theirs, strict=True)
-    ]
 
 
 def logits_of(
@@ -340,12 +317,8 @@ def open_fold(
 ) -> tuple[SoundSet, str, list[Clip]]:
     """The data set, the fold to score on and its clips, after every check.
 
-    Args:
-        known: What the model's teacher was trained on, where known.
-        data: Name of the data set, or `folder:PATH`.
-        fold: Fold that the user named; None for the one that the teacher held out.
-        root: Data root.
-        who: The model, for errors.
+    `known` is what the model's teacher was trained on, `who` names the model in errors. Without a
+    `fold` it is the one that the teacher held out.
 
     Raises:
         DataError: The set is missing, the fold is unknown, or the teacher was trained on it.
@@ -397,7 +370,16 @@ def label_targets(
     """
     spelled = {nfc(label): label for label in labels}
     if not selection and label_map is None:
-        check_labels(labels, data)
+        if missing := [name for name in data.labels if nfc(name) not in spelled]:
+            extra = sorted(set(labels) - set(data.labels))
+            more = f"; not in the data: {', '.join(extra[:5])}" if extra else ""
+            raise DataError(
+                f"The labels of {data.name} and of the model do not match: the data has "
+                f"{len(data.labels)} classes, the model {len(labels)}; unknown to the model: "
+                f"{', '.join(missing[:5])}{more}.",
+                fix="Score the model on the data set that its teacher was trained for, or give "
+                "--label-map FILE.",
+            )
         own = [labels.index(spelled[nfc(name)]) for name in data.labels]
         return torch.eye(len(labels), dtype=torch.bool)[own]
     label_map = {
@@ -464,27 +446,6 @@ def read_label_map(path: Path) -> dict[str, list[str]]:
     return found
 
 
-def check_labels(labels: Sequence[str], data: SoundSet) -> None:
-    """The model must have every class of the data, by name; the data may lack some of the model's.
-
-    Raises:
-        DataError: It does not.
-    """
-    missing = sorted({nfc(name) for name in data.labels} - {nfc(label) for label in labels})
-    if not missing:
-        return
-    extra = sorted(set(labels) - set(data.labels))
-    what = f"the data has {len(data.labels)} classes, the model {len(labels)}; unknown to the "
-    what += f"model: {', '.join(missing[:5])}"
-    if extra:
-        what += f"; not in the data: {', '.join(extra[:5])}"
-    raise DataError(
-        f"The labels of {data.name} and of the model do not match: {what}.",
-        fix="Score the model on the data set that its teacher was trained for, or give --label-map "
-        "FILE.",
-    )
-
-
 def check_held_out(known: TrainedOn | None, data: SoundSet, fold: str) -> None:
     """By names: the teacher must not have been trained on the clips that a model is scored on.
 
@@ -522,7 +483,7 @@ def same_set(known: TrainedOn, data: SoundSet) -> bool:
 def _recordings(name: str) -> str:
     """The download that a set is cut from: several sets share their clips."""
     name = whole_name(name)
-    return next((info.part_of or info.name for info in known_sets() if info.name == name), name)
+    return next((info.part_of or info.name for info in KNOWN_SETS if info.name == name), name)
 
 
 @dataclass(frozen=True)
@@ -555,13 +516,7 @@ class TrainingClips:
 def training_clips(
     features: Features, known: TrainedOn | None, data: SoundSet, fold: str
 ) -> TrainingClips:
-    """Compare the clips of a fold with those that a teacher was trained on.
-
-    Args:
-        features: The clips of the fold.
-        known: The teacher's training clips, where known.
-        data: The set of the fold.
-        fold: The fold.
+    """Compare the clips of a fold with those that a teacher was trained on, where these are known.
 
     Raises:
         DataError: The teacher was trained on all of them.

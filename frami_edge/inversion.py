@@ -27,8 +27,8 @@ from frami_edge.bank import (
     to_int16,
 )
 from frami_edge.config import (
-    STUDENT_PRESETS,
     BankConfig,
+    StudentArch,
     batch_norm_keys,
     budget,
     frames_in,
@@ -47,7 +47,7 @@ from frami_edge.device import (
     world,
 )
 from frami_edge.errors import BankError
-from frami_edge.frontend import LogMel
+from frami_edge.frontend import LogMel, RenderedTeacher, Renderer
 from frami_edge.losses import (
     BatchNormStatistics,
     FeatureInvariantContrast,
@@ -60,7 +60,6 @@ from frami_edge.losses import (
 )
 from frami_edge.models import Hidden, StudentNet, TeacherLike, only_answers
 from frami_edge.progress import ProgressCallback, StepReport
-from frami_edge.rendering import RenderedTeacher, Renderer
 from frami_edge.runs import damaged, load_state, save_state
 from frami_edge.sources import (
     Batch,
@@ -166,7 +165,7 @@ class AuxiliaryStudent:
         self.teacher, self.compute = context.teacher, context.compute
         self.output, self.spec = context.output, context.spec
         self.front_end = LogMel(context.spec).to(context.compute.device)
-        arch = STUDENT_PRESETS["tiny"]
+        arch = StudentArch(channels=(16, 24, 32, 48, 48))
         self.student = StudentNet(arch, context.spec.n_mels, context.n_classes)
         self.student.to(context.compute.device)
         self.optimizer = torch.optim.AdamW(
@@ -433,7 +432,7 @@ def invert(
     own = folder if ranks == 1 else folder / f"rank-{rank}"
     bank = _open_bank(own, teacher, config, seed, audio=audio)
     with run.timed("invert") if run else contextlib.nullcontext():
-        if not _is_whole(bank, config):
+        if set(bank.index.health) != set(config.shares):  # health is measured last
             context = source_context(teacher, config, compute, seed, audio=audio)
             _fill(bank, teacher, context, run, progress)
         bank = _finish(bank, folder, teacher, compute)
@@ -473,12 +472,7 @@ def _fill(
                 first, waiting = done, []
         _check_made(bank, source)
         if isinstance(source, Recordings) and source.used:
-            bank.set_recordings(len(source.used))
-
-
-def _is_whole(bank: Bank, config: BankConfig) -> bool:
-    """Whether nothing is left to be done: health is measured last."""
-    return set(bank.index.health) == set(config.shares)
+            bank.update(recordings=len(source.used))
 
 
 def source_context(
@@ -492,19 +486,14 @@ def source_context(
     context = SourceContext(
         network, teacher.mel, len(teacher.labels), config, compute, seed, teacher.output, samples
     )
-    if needs_prior(teacher, config):
+    terms = [key for name in config.shares for key in batch_norm_keys(config, name)]
+    if terms and not live_batch_norms(teacher.model):
         log.info(
             "The teacher has no BatchNorm with running statistics: a small student is distilled on "
             "procedural clips, and inversion follows its statistics. Expect a poorer bank."
         )
         context.teacher = BorrowedPrior(context)
     return context
-
-
-def needs_prior(teacher: Teacher, config: BankConfig) -> bool:
-    """Whether a BatchNorm term is on and the teacher has no BatchNorm with running statistics."""
-    keys = [key for name in config.shares for key in batch_norm_keys(config, name)]
-    return bool(keys) and not live_batch_norms(teacher.model)
 
 
 def check_recordings(config: BankConfig) -> None:
@@ -539,7 +528,7 @@ def _resume(bank: Bank, source: Source) -> int:
     first = bank.next_step(source.name)
     if 0 < first < source.steps:
         path = _state_path(bank, source.name, first)
-        state = load_state(path) if path.exists() else None
+        state = load_state(path)
         if state is None:
             log.warning(damaged(path, f"the source {source.name}"))
             bank.drop(source.name)
@@ -644,7 +633,9 @@ def _finish(bank: Bank, folder: Path, teacher: Teacher, compute: Compute) -> Ban
         dist.barrier()
         bank = merge_parts(folder, ranks) if rank == 0 else bank
     if rank == 0 and set(bank.index.health) != set(bank.sources):
-        bank.set_health({n: source_health(teacher.model, bank, n, compute) for n in bank.sources})
+        bank.update(
+            health={n: source_health(teacher.model, bank, n, compute) for n in bank.sources}
+        )
     if ranks > 1:
         dist.barrier()
         bank = Bank.open(folder)

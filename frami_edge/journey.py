@@ -5,9 +5,11 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import tempfile
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import soundfile
 import torch
 import torch.distributed as dist
 from pydantic import BaseModel
@@ -24,7 +27,6 @@ from torch import Tensor
 
 from frami_edge import plots
 from frami_edge.bank import Bank, BankSampler, check_bank, health_warnings, least_hit_rate
-from frami_edge.bridge import comparable
 from frami_edge.checkpoint import Card, Student, Teacher
 from frami_edge.config import BankConfig, JourneyConfig, frames_in
 from frami_edge.data.store import Features
@@ -40,7 +42,8 @@ from frami_edge.device import (
 from frami_edge.distillation import Hearing, Sampler
 from frami_edge.errors import BankError
 from frami_edge.evaluation import score
-from frami_edge.io import plain
+from frami_edge.frontend import comparable, mel_to_audio
+from frami_edge.io import atomic_path, plain
 from frami_edge.models import StudentNet
 from frami_edge.runs import CONFIG, RunFolder, record_compute
 from frami_edge.sizing import fitted, parse_budget, reason, scaled_keys, sized_for, value_at
@@ -76,15 +79,8 @@ def journey_config(
 ) -> JourneyConfig:
     """The config of a run, with everything that the arguments of `invert` or `distill` change.
 
-    Args:
-        config: As in `invert`; None to size it for the teacher.
-        teacher: The teacher.
-        bank: A given bank, whose config and seed are the defaults where `config` is None.
-        seed: As in `invert`.
-        sources: As in `invert`.
-        recordings: As in `invert`.
-        steps: As in `invert`.
-        overrides: As in `invert`; a value of None changes nothing.
+    Where `config` is None, it is sized for the teacher, and a given `bank` has its own config and
+    seed. A value of None in `overrides` changes nothing.
 
     Raises:
         ConfigError: With every mistake, one per line.
@@ -283,16 +279,9 @@ class Journey:
     def card(
         self, student: StudentNet, metrics: dict[str, Any], mel: MelSpec, recordings: int = 0
     ) -> Card:
-        """The card of the distilled student.
-
-        Args:
-            student: Its network.
-            metrics: Measured after the last step.
-            mel: Its front end.
-            recordings: Number of the user's recordings in the bank. Their folder stays private.
-        """
+        """The card of the student, distilled with so many of the user's recordings in its bank."""
         recipe = self.config.model_dump(mode="json")
-        if self.config.bank.recordings:
+        if self.config.bank.recordings:  # their folder stays private
             recipe["bank"]["recordings"] = Path(self.config.bank.recordings).name
         return Card(
             kind="student",
@@ -308,10 +297,6 @@ class Journey:
             metrics=metrics,
             licence=self.teacher.card.licence,
         )
-
-    def kept(self, result: T) -> T:
-        """The result; a temporary folder is deleted together with it."""
-        return kept(result, self.folder, self.out)
 
 
 def compute_for(device: str, precision: Precision, deterministic: bool, seed: int) -> Compute:
@@ -359,8 +344,39 @@ def draw_curves(run: RunFolder, phase: str) -> dict[str, str]:
         return {}
     names = dict.fromkeys(key for row in rows for key in row if key not in ("step", "phase"))
     path = f"plots/curves-{phase}.png"
-    plots.curves(run.path(path), rows, [[name] for name in names], f"{phase}: loss terms")
+    plots.curves(run.path(path), rows, list(names), f"{phase}: loss terms")
     return {f"curves-{phase}": path}
+
+
+PEAK_DBFS: Final = -1.0
+"""Loudest sample of a written clip."""
+
+
+def write_examples(bank: Bank, source: str, folder: Path, per_class: int = 1) -> list[Path]:
+    """Write the latest clips of each class that the teacher predicts as 16-bit WAV.
+
+    Each clip is normalised to a peak of -1 dBFS. Its name is ``SOURCE-CLASS-NUMBER``, where
+    characters other than letters, digits, ``.`` and ``-`` become ``_``.
+
+    Raises:
+        MelSpecError: See `mel_to_audio`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    numbers: Counter[str] = Counter()  # two classes may get the same name
+    for label, mels in bank.examples(source, per_class).items():
+        for mel in mels:
+            samples = mel_to_audio(mel, bank.spec)
+            samples *= 10 ** (PEAK_DBFS / 20) / max(float(np.abs(samples).max()), 1e-9)
+            stem = re.sub(r"[^\w.-]+", "_", f"{source}-{label}")
+            path = folder / f"{stem}-{numbers[stem]}.wav"
+            numbers[stem] += 1
+            with atomic_path(path) as temporary:
+                soundfile.write(
+                    temporary, samples, bank.spec.sample_rate, subtype="PCM_16", format="WAV"
+                )
+            written.append(path)
+    return written
 
 
 NOISE: Final = frozenset({"smooth_noise", "white_noise"})
@@ -386,83 +402,25 @@ class CalibrationMels:
 
 
 def calibration_mels(
-    student: Student,
-    bank: Bank | str | os.PathLike[str] | None = None,
-    *,
-    count: int = 1024,
-    seed: int = 0,
+    student: Student, bank: Bank | None = None, *, count: int = 1024, seed: int = 0
 ) -> CalibrationMels:
-    """Clips for int8: of the student's bank, or procedural ones.
+    """About `count` clips for int8: of the student's bank, or procedural ones of that seed.
 
     Clips of a bank are mixed by the weights of the student's recipe. Noise in a bank counts only
     for a student that was trained on it.
 
-    Args:
-        student: The student that is exported.
-        bank: Its bank, or the bank's folder.
-        count: N, about.
-        seed: Seeds the procedural clips.
-
     Raises:
-        BankError: The bank is damaged or empty, or belongs to another teacher, front end or
-            classes.
+        BankError: The bank is empty, or belongs to another teacher, front end or classes.
     """
-    recipe = student.card.recipe.get("bank")
-    recipe = recipe if isinstance(recipe, Mapping) else {}
+    mel, recipe = student.mel, student.card.recipe.get("bank", {})
     if bank is None:
-        clip_s = recipe.get("clip_s")
-        frames = frames_in(clip_s if isinstance(clip_s, float) else 1.0, student.mel)
-        mels = procedural_mels(student.mel, count, frames, seed).numpy()
+        frames = frames_in(recipe.get("clip_s", 1.0), mel)
+        mels = procedural_mels(mel, count, frames, seed).numpy()
         return CalibrationMels(mels, "procedural", {"procedural": count})
-    wanted = recipe.get("sources")
-    opened = bank if isinstance(bank, Bank) else Bank.open(Path(bank))
-    owner = student.card.teacher_sha256 or opened.index.teacher_sha256
-    own = comparable(opened.spec, student.mel) and student.card.recipe.get("student_mel")
-    check_bank(opened, opened.spec if own else student.mel, student.labels, owner)
-    shares = dict(wanted) if isinstance(wanted, Mapping) else {}
-    return CalibrationMels(*_mixed(opened, shares, count, student.mel))
-
-
-BACKGROUND_CLIPS: Final = 240
-"""Held-out procedural clips for thresholds: twenty minutes."""
-POSITIVE_CLIPS: Final = 1500
-
-
-def threshold_clips(
-    student: Student, bank: Bank | str | os.PathLike[str] | None, seed: int
-) -> ThresholdClips:
-    """Clips that set the thresholds of events: held-out procedural sounds, and a bank's classes.
-
-    Clips of a bank stand for a class that they were made for, where the teacher assigns them to it.
-
-    Args:
-        student: The student that is exported.
-        bank: Its bank, or the bank's folder; None where there is none.
-        seed: Seeds the procedural sounds.
-    """
-    audio = ProceduralAudio(student.mel.sample_rate, PEAK_S)
-    sounds = audio.clips(BACKGROUND_CLIPS, named_seed(seed, "thresholds"))
-    if bank is None:
-        return ThresholdClips(sounds)
-    opened = bank if isinstance(bank, Bank) else Bank.open(Path(bank))
-    mels, targets = [], []
-    for source in opened.sources:
-        numbers = opened.some(source, POSITIVE_CLIPS)
-        labels_N, logits_NK = opened.answers(source, numbers)
-        sure_NK = logits_NK.softmax(1) >= 0.5 if student.output == "softmax" else logits_NK >= 0
-        targets_NK = sure_NK & (labels_N[:, None] == torch.arange(len(student.labels)))
-        used_N = targets_NK.any(1)
-        if used_N.any():
-            mels.append(opened.mels(source, numbers[used_N], student.mel))
-            targets.append(targets_NK[used_N])
-    if not mels:
-        return ThresholdClips(sounds)
-    return ThresholdClips(sounds, torch.cat(mels).numpy(), torch.cat(targets).numpy())
-
-
-def _mixed(
-    bank: Bank, shares: Mapping[str, float], count: int, mel: MelSpec
-) -> tuple[npt.NDArray[np.float32], str, dict[str, int]]:
+    owner = student.card.teacher_sha256 or bank.index.teacher_sha256
+    own = comparable(bank.spec, mel) and student.card.recipe.get("student_mel")
+    check_bank(bank, bank.spec if own else mel, student.labels, owner)
+    shares = recipe.get("sources", {})
     weights = {name: float(shares[name]) for name in bank.sources if shares.get(name)}
     if not weights:  # a bank of other sources than the recipe's, or a card without a recipe
         weights = dict.fromkeys([n for n in bank.sources if n not in NOISE] or bank.sources, 1.0)
@@ -473,7 +431,35 @@ def _mixed(
         n: bank.mels(n, bank.some(n, math.ceil(count * w / total)), mel) for n, w in weights.items()
     }
     mels = torch.cat(list(parts.values())).numpy()
-    return mels, "bank", {n: len(part) for n, part in parts.items()}
+    return CalibrationMels(mels, "bank", {n: len(part) for n, part in parts.items()})
+
+
+BACKGROUND_CLIPS: Final = 240
+"""Held-out procedural clips for thresholds: twenty minutes."""
+POSITIVE_CLIPS: Final = 1500
+
+
+def threshold_clips(student: Student, bank: Bank | None, seed: int) -> ThresholdClips:
+    """Clips that set the thresholds of events: held-out procedural sounds, and a bank's classes.
+
+    Clips of a bank stand for a class that they were made for, where the teacher assigns them to it.
+    """
+    audio = ProceduralAudio(student.mel.sample_rate, PEAK_S)
+    sounds = audio.clips(BACKGROUND_CLIPS, named_seed(seed, "thresholds"))
+    mels, targets = [], []
+    for source in bank.sources if bank else ():
+        assert bank is not None
+        numbers = bank.some(source, POSITIVE_CLIPS)
+        labels_N, logits_NK = bank.answers(source, numbers)
+        sure_NK = logits_NK.softmax(1) >= 0.5 if student.output == "softmax" else logits_NK >= 0
+        targets_NK = sure_NK & (labels_N[:, None] == torch.arange(len(student.labels)))
+        used_N = targets_NK.any(1)
+        if used_N.any():
+            mels.append(bank.mels(source, numbers[used_N], student.mel))
+            targets.append(targets_NK[used_N])
+    if not mels:
+        return ThresholdClips(sounds)
+    return ThresholdClips(sounds, torch.cat(mels).numpy(), torch.cat(targets).numpy())
 
 
 def facts_of(student: Student) -> StudentFacts:

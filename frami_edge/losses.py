@@ -5,7 +5,6 @@ Shape legend: B batch, M mel bands, T frames, C channels, D pooled state, K clas
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -111,26 +110,6 @@ def live_batch_norms(model: nn.Module) -> list[tuple[str, _BatchNorm]]:
     ]
 
 
-def require_batch_norms(model: nn.Module, weights: Sequence[str]) -> None:
-    """Refuse a teacher without live BatchNorm where a term needs it.
-
-    Args:
-        model: Teacher.
-        weights: Config keys of the terms' weights; with none of them everything is fine.
-
-    Raises:
-        TeacherError: A weight is named and the teacher has no live BatchNorm.
-    """
-    if weights and not live_batch_norms(model):
-        switches = " ".join(f"--set {key}=0" for key in weights)
-        raise TeacherError(
-            "The teacher has no BatchNorm with running statistics: they were folded into the "
-            "weights, or it uses another norm.",
-            fix=f"Use the checkpoint from before folding, or run without that term: {switches} "
-            "(expect a poorer bank).",
-        )
-
-
 def channel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (C,) and population variance (C,) of (B, C) or (B, C, ...), in float32.
 
@@ -180,8 +159,14 @@ class BatchNormStatistics:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        require_batch_norms(model, ["bank.inversion.batch_norm"])
         self.layers = [layer for _, layer in live_batch_norms(model)]
+        if not self.layers:
+            raise TeacherError(
+                "The teacher has no BatchNorm with running statistics: they were folded into the "
+                "weights, or it uses another norm.",
+                fix="Use the checkpoint from before folding, or run without that term: "
+                "--set bank.inversion.batch_norm=0 (expect a poorer bank).",
+            )
         self._handles: list[Any] = []
         self.observed: dict[int, tuple[Tensor, Tensor]] = {}
 

@@ -18,8 +18,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from frami_edge.assets import teacher_assets
-from frami_edge.checkpoint import Student, Teacher, TrainedOn, load_checkpoint
+from frami_edge.checkpoint import Student, Teacher, TrainedOn, load_checkpoint, teacher_assets
 from frami_edge.data.store import collate, length_buckets
 from frami_edge.errors import CheckpointError
 from frami_edge.frontend import resample

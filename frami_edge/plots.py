@@ -6,7 +6,6 @@ Shape legend: n clips, M mel bands, T mel frames, K classes.
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ from frami_edge_runtime.melspec import MelSpec, hz_to_mel
 INK, FAINT, PALE, GREY = "#1f2933", "#9aa5b1", "#a9c4de", "#6b7785"
 SERIES = ("#2563a8", "#d9822b", "#2f9e77", "#b0413e", "#7c5fb0", GREY, "#c2a83e")
 """Colours of lines and bars, chosen for print and for colour-blind readers."""
-BLUE, _, GREEN, RED = SERIES[:4]
+BLUE, _, GREEN = SERIES[:3]
 MOST_CLASSES = 64
 """Rows of a mel grid."""
 _FEW_CLASSES = 25
@@ -118,33 +117,28 @@ def mel_grid(path: Path, mels: Mapping[str, Tensor], mel: MelSpec, title: str) -
 def curves(
     path: Path,
     metrics: Sequence[Mapping[str, Any]],
-    groups: Sequence[Sequence[str]],
+    names: Sequence[str],
     title: str,
     x: str = "step",
 ) -> None:
-    """Columns of metrics.jsonl over `x`, one panel per group.
+    """Columns of metrics.jsonl over their step, which is called `x`, one panel each.
 
     Each value is drawn faintly, the local mean in full colour.
     """
-    columns = min(3, len(groups))
-    rows = math.ceil(len(groups) / columns)
+    columns = min(3, len(names))
+    rows = math.ceil(len(names) / columns)
     with figure(path, rows, columns, (3.4 * columns, 0.5 + 2.1 * rows)) as axes:
-        for axis in axes.flat[len(groups) :]:
+        for axis in axes.flat[len(names) :]:
             axis.set_visible(False)
-        for panel, (axis, names) in enumerate(zip(axes.flat, groups, strict=False)):
-            for i, name in enumerate(names):
-                points = [(r[x], r[name]) for r in metrics if None not in (r.get(x), r.get(name))]
-                if not points:
-                    continue
-                steps, values = zip(*points, strict=True)
-                colour = SERIES[(panel + i) % len(SERIES)]
-                axis.plot(steps, values, color=colour, alpha=0.25, linewidth=0.7)
-                axis.plot(steps, smoothed(values), color=colour, linewidth=1.6, label=name)
-            axis.set_title(", ".join(n.replace("_", " ") for n in names))
+        for panel, (axis, name) in enumerate(zip(axes.flat, names, strict=False)):
+            points = [(row["step"], row[name]) for row in metrics if row.get(name) is not None]
+            steps, values = [step for step, _ in points], [value for _, value in points]
+            colour = SERIES[panel % len(SERIES)]
+            axis.plot(steps, values, color=colour, alpha=0.25, linewidth=0.7)
+            axis.plot(steps, smoothed(values), color=colour, linewidth=1.6)
+            axis.set_title(name.replace("_", " "))
             axis.set_xlabel(x)
             axis.grid(axis="y", color=FAINT, alpha=0.25, linewidth=0.6)
-            if len(names) > 1:
-                axis.legend()
         axes[0][0].figure.suptitle(title, fontweight="bold", fontsize=11)
 
 
@@ -258,19 +252,13 @@ def detection_error(
 
 
 def draw_export_report(report: Mapping[str, Any], path: Path) -> None:
-    """Size, latency, agreement and int8 noise of an ``export_report.json``.
-
-    Verdicts and failed gates are written below.
-    """
+    """Size, latency, agreement and int8 noise of an ``export_report.json``."""
     artifacts, gates = report["artifacts"], report["gates"]
     recommended = report["recommended"]
     layers = [row for row in report["layers"] if row["sqnr_db"] is not None][:16]
     floats = (report["quantisation"] or {}).get("float_layers", ())
-    texts = _verdicts(report)
-    height = max(1.5 + 0.42 * len(artifacts), 0.9 + 0.2 * len(layers), 2.4)
-    below = 0.3 + 0.175 * len(texts)
-    ratios = {"width_ratios": [1, 1.2, 1, 1], "height_ratios": [height, below]}
-    with figure(path, 2, 4, (13, 0.5 + height + below), **ratios) as axes:
+    height = max(2.0 + 0.42 * len(artifacts), 1.4 + 0.2 * len(layers), 2.9)
+    with figure(path, 1, 4, (13, height), width_ratios=[1, 1.2, 1, 1]) as axes:
         size, latency, agreement, noise = axes[0]
         names = [a["name"] for a in artifacts]
         colours = [GREEN if a["path"] == recommended else BLUE for a in artifacts]
@@ -285,11 +273,6 @@ def draw_export_report(report: Mapping[str, Any], path: Path) -> None:
         colours = [PALE if row["layer"] in floats else BLUE for row in layers]
         names = [row["layer"][-18:] + (" (float)" * (row["layer"] in floats)) for row in layers]
         _bars(noise, names, [row["sqnr_db"] for row in layers], colours, "{:.1f}")
-        for axis in axes[1]:
-            axis.set_axis_off()
-        for i, (line, colour) in enumerate(texts):
-            text = axes[1][0].text(0, 1 - i / len(texts), line, va="top", color=colour)
-            text.set_in_layout(False)  # it runs below the other columns and must not squeeze them
         title = f"Export of {report['name']}: use {recommended or 'nothing'}"
         title += f" ({sum(g['passed'] for g in gates)} of {len(gates)} gates passed)"
         size.figure.suptitle(title, fontweight="bold", fontsize=12, x=0.01, ha="left")
@@ -314,25 +297,3 @@ def _bars(
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.set_xlim(0, 1.5 * max((value or 0 for value in values), default=0) or 1)
     axis.locator_params(axis="x", nbins=5)
-
-
-def _verdicts(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Lines below the picture, each with its colour."""
-    texts: list[tuple[str, str]] = []
-    for a in report["artifacts"]:
-        accuracy = "" if a["accuracy"] is None else f" Accuracy {a['accuracy']:.1%}."
-        colour = GREEN if a["path"] == report["recommended"] else INK
-        texts.append((f"{a['path']}: {a['verdict']}.{accuracy}", colour))
-    for gate in report["gates"]:
-        if not gate["passed"]:
-            bound = "at most" if gate["better"] == "lower" else "at least"
-            rule = f"must be {bound} {gate['limit']:.4g}"
-            texts.append((f"Gate failed: {gate['name']} is {gate['value']:.4g}, {rule}", RED))
-    cpu = report["bench"]["cpu"]
-    texts.append((f"Latency of the graph alone, one thread, batch 1, {cpu}.", GREY))
-    texts += [(note, GREY) for note in report["notes"]]
-    return [
-        (line, colour)
-        for text, colour in texts
-        for line in textwrap.wrap(text, 150, subsequent_indent="    ")
-    ]

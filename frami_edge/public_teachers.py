@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from frami_edge.data.download import fetch
+from frami_edge.data.sets import fetch
 from frami_edge.errors import DataError, TeacherError
 from frami_edge.io import atomic_path, atomic_write_text
 from frami_edge.progress import ProgressCallback

@@ -13,14 +13,12 @@ import torch
 from torch import Tensor
 
 from frami_edge import api, plots
-from frami_edge.assets import DIGITS_TEACHER
 from frami_edge.bank import Bank
-from frami_edge.checkpoint import Teacher, parameters
+from frami_edge.checkpoint import DIGITS_TEACHER, Teacher, parameters
 from frami_edge.config import JourneyConfig, frames_in
 from frami_edge.controls import control_sampler
-from frami_edge.data.decoding import read_audio
-from frami_edge.data.download import get_set
-from frami_edge.data.sets import ROOT_VARIABLE, find_folder, load_set, set_info
+from frami_edge.data.clips import read_audio
+from frami_edge.data.sets import ROOT_VARIABLE, find_folder, get_set, load_set, set_info
 from frami_edge.data.store import Features, FeatureStore, cache_folder
 from frami_edge.device import Precision, generator
 from frami_edge.errors import DataError

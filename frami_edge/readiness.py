@@ -85,15 +85,10 @@ def judge(
     mel: MelSpec,
     bank: Bank | None = None,
 ) -> Readiness:
-    """The verdict on a student.
+    """The verdict on a student, in evaluation mode, with its front end.
 
-    Args:
-        teacher: Its teacher.
-        student: The network, in evaluation mode.
-        config: Its recipe; the seed gives procedural clips that no bank holds.
-        compute: Device and precision.
-        mel: Its front end.
-        bank: Its bank; None for a student of other clips, who is judged on procedural ones alone.
+    Its recipe's seed gives procedural clips that no bank holds. A student of other clips than a
+    bank's is judged on these alone.
     """
     hear, labels = Hearing(teacher, mel, compute.device), teacher.labels
     seed, frames = named_seed(config.seed, "held-out"), frames_in(config.bank.clip_s, teacher.mel)

@@ -27,6 +27,7 @@ from pydantic import BaseModel
 from frami_edge.errors import RunError
 from frami_edge.io import atomic_write_bytes, atomic_write_json, atomic_write_text, json_text, plain
 from frami_edge.yaml_config import dump, parse
+from frami_edge_export.bench import cpu_name
 from frami_edge_runtime.state import check_place
 
 if TYPE_CHECKING:
@@ -54,13 +55,11 @@ class RunFolder:
     Attributes:
         folder: The folder as the user named it.
         resumed: Whether an earlier run is continued.
-        resume_hint: The command that would continue this run; shown when it is cut short.
     """
 
     def __init__(self, folder: Path, lock: FileLock, manifest: dict[str, Any]) -> None:
         self.folder = folder
         self.resumed = "resumes" in manifest
-        self.resume_hint = ""
         self._lock = lock
         self._manifest = manifest
         self._start = time.monotonic()
@@ -227,8 +226,7 @@ class RunFolder:
         if isinstance(error, KeyboardInterrupt):
             status = "interrupted"
         if error is not None:
-            rest = f"; continue with: {self.resume_hint}" if self.resume_hint else ""
-            error.add_note(f"The unfinished run is in {self.folder}{rest}")
+            error.add_note(f"The unfinished run is in {self.folder}")
         # A full disk must not hide the error that it caused.
         guard = contextlib.suppress(OSError) if error else contextlib.nullcontext()
         try:
@@ -354,7 +352,7 @@ def _new_manifest(command: str) -> dict[str, Any]:
         "finished": None,
         "versions": {"python": platform.python_version()} | {p: _version(p) for p in PACKAGES},
         "git": git_commit(),
-        "machine": {"system": system, "cpu": _cpu_model(), "cores": cores},
+        "machine": {"system": system, "cpu": cpu_name(), "cores": cores},
         "seconds": {},
     }
 
@@ -412,14 +410,6 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _cpu_model() -> str:
-    with contextlib.suppress(OSError):
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-        if found := re.search(r"^(?:model name|Model)\s*:\s*(\S.*?)\s*$", text, re.MULTILINE):
-            return found[1]
-    return platform.processor() or platform.machine()
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:

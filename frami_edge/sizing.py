@@ -147,16 +147,8 @@ def fitted(
     """Steps and clips for which a distillation takes about so many seconds here.
 
     A few steps of every part are timed and thrown away. All numbers of the config keep their
-    proportions.
-
-    Args:
-        teacher: On its device.
-        config: As it would be without a budget.
-        compute: Device and precision.
-        seconds: For bank and student together.
-        mel: The student's front end.
-        audio: Whether the bank holds audio.
-        sampler: Clips of a given bank; None where the bank is made as well.
+    proportions. The time is for bank (of audio or log-mels) and student together; where a sampler
+    gives the clips, for the student alone.
 
     Returns:
         Values by dotted key, and one line about the decision.
@@ -208,7 +200,8 @@ def _source_seconds(name: str, context: SourceContext) -> tuple[float, float, in
     for _ in range(min(_WARM + _TIMED, source.steps)):
         lap = time.perf_counter()
         source.step(start + len(laps))
-        _wait(context.compute)
+        if context.compute.device.type == "cuda":
+            torch.cuda.synchronize(context.compute.device)
         laps.append(time.perf_counter() - lap)
         if len(laps) > _WARM and time.perf_counter() - begin > _PATIENCE_S:
             break  # never after the first steps, which fill pools and caches
@@ -231,8 +224,3 @@ def _distill_seconds(
     config = config.model_copy(update={"distill": few})
     distill(teacher, sampler, config, compute, mel=mel, progress=lap)
     return (at[-1] - at[warm - 1]) / timed
-
-
-def _wait(compute: Compute) -> None:
-    if compute.device.type == "cuda":
-        torch.cuda.synchronize(compute.device)

@@ -35,7 +35,7 @@ from frami_edge.evaluation import Score, predict, score, training_clips
 from frami_edge.io import atomic_write_text
 from frami_edge.models import ResNetTeacher
 from frami_edge.progress import Progress, ProgressCallback
-from frami_edge.runs import RunFolder, load_state, save_state
+from frami_edge.runs import RunFolder, damaged, load_state, save_state
 
 log = logging.getLogger("frami_edge")
 
@@ -140,9 +140,9 @@ def train_teacher(
     recall = dict(zip(card.labels, result.per_class(), strict=True))
     run.record(**metrics, recall=recall, parameters=trained.parameters, teacher_sha256=sha256)
     pictures = {"curves": "plots/curves.png", "confusion": "plots/confusion.png"}
-    rows = [r | {"epoch": r["step"]} for r in run.metrics() if r.get("phase") == "train"]
-    groups = [["loss"], ["train_accuracy"], ["lr"]]
-    plots.curves(run.path(pictures["curves"]), rows, groups, "Training", x="epoch")
+    rows = [row for row in run.metrics() if row.get("phase") == "train"]
+    names = ("loss", "train_accuracy", "lr")
+    plots.curves(run.path(pictures["curves"]), rows, names, "Training", x="epoch")
     confusion = run.path(pictures["confusion"])
     plots.confusion(confusion, result.confusion_KK, card.labels, "Held-out fold")
     atomic_write_text(run.path("README.md"), teacher_readme(trained, pictures, run.manifest))
@@ -254,10 +254,7 @@ def _resume(
         return 0, 0
     state = load_state(checkpoint)
     if state is None:
-        log.warning(
-            f"The checkpoint {checkpoint} is damaged: the training is done again from its first "
-            "step, to the same result."
-        )
+        log.warning(damaged(checkpoint, "the training"))
         return 0, 0
     if {key: state.get(key) for key in material} != material:
         raise TeacherError(

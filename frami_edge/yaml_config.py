@@ -133,11 +133,6 @@ def read_mapping(name_or_path: str | Path) -> tuple[str, dict[str, Any]]:
     return name, data or {}
 
 
-def dump_config(model: BaseModel) -> str:
-    """The config as YAML that `load_config` reads back to an equal model."""
-    return dump(model.model_dump(mode="json"))
-
-
 def presets() -> dict[str, Path]:
     """The shipped configs by name: `configs/` of the installed package, or of the repository."""
     package = Path(str(resources.files("frami_edge")))

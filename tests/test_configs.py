@@ -5,7 +5,7 @@ import re
 import pytest
 
 from frami_edge.config import JourneyConfig, TeacherConfig
-from frami_edge.data.sets import known_sets
+from frami_edge.data.sets import KNOWN_SETS
 from frami_edge.yaml_config import load_config, parse, presets, read_mapping
 from frami_edge_runtime.melspec import MelSpec
 
@@ -34,7 +34,7 @@ def test_it_is_a_front_end(name):
 @pytest.mark.parametrize("name", TEACHERS)
 def test_the_set_and_the_fold_exist(name):
     config = load_config(TeacherConfig, name)
-    info = next(info for info in known_sets() if info.name == config.data.name)
+    info = next(info for info in KNOWN_SETS if info.name == config.data.name)
     assert config.data.fold in info.folds
     assert name == f"{info.name}-teacher"
 

@@ -5,7 +5,7 @@ import torch
 from kit import SPEC
 
 from frami_edge import plots
-from frami_edge.sources.noise import smooth_noise_mels
+from frami_edge.sources.baselines import smooth_noise_mels
 
 MELS = smooth_noise_mels(SPEC, 6, 40, 0)[:, 0]
 ROWS = [
@@ -31,21 +31,17 @@ REPORT = {
     ],
     "quantisation": {"float_layers": ["stem"]},
     "layers": [{"layer": "stem", "sqnr_db": 31.0}, {"layer": "3", "sqnr_db": None}],
-    "bench": {"cpu": "a CPU"},
-    "notes": ["a note"],
 }
-NOTHING = {"layers": [], "quantisation": None, "gates": [], "notes": [], "recommended": ""}
+NOTHING = {"layers": [], "quantisation": None, "gates": [], "recommended": ""}
 FP32_ONLY = REPORT | NOTHING | {"artifacts": [FP32]}
 LONG = REPORT | {
-    "artifacts": [FP32 | {"verdict": "so many words " * 40}] * 7,
+    "artifacts": [FP32] * 7,
     "layers": [{"layer": f"blocks.{i}.depthwise.conv", "sqnr_db": 20.0 + i} for i in range(40)],
 }
 
 DRAWERS = {
     "mel grid": lambda p: plots.mel_grid(p, {"$dog": MELS[:4], "rain": MELS[4:]}, SPEC, "Mels"),
-    "curves": lambda p: plots.curves(
-        p, ROWS, [["loss"], ["loss", "agreement"], ["absent"]], "Curves"
-    ),
+    "curves": lambda p: plots.curves(p, ROWS, ["loss", "agreement", "absent"], "Curves"),
     "confusion": lambda p: plots.confusion(p, torch.tensor([[3, 1], [0, 0]]), ["a", "b"], "Who"),
     "large confusion": lambda p: plots.confusion(
         p, torch.eye(30), [f"class {k}" for k in range(30)], "Who"

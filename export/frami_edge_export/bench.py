@@ -7,7 +7,9 @@ medians give one ratio, and the ratios' order gives the interval.
 
 from __future__ import annotations
 
+import contextlib
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -222,11 +224,9 @@ def this_target() -> str:
 
 
 def cpu_name() -> str:
-    """Name of this machine's CPU, for a report."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass  # not Linux
+    """Name of this machine's CPU, or of its board, for a report."""
+    with contextlib.suppress(OSError):  # not Linux
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        if found := re.search(r"^(?:model name|Model)\s*:\s*(\S.*?)\s*$", text, re.MULTILINE):
+            return found[1]
     return platform.processor() or platform.machine()

@@ -8,17 +8,7 @@ from typing import Annotated
 import typer
 
 from frami_edge import __version__
-from frami_edge.cli import (
-    data,
-    device,
-    distill,
-    evaluate,
-    export,
-    models,
-    quickstart,
-    teachers,
-    train_teacher,
-)
+from frami_edge.cli import distill, export, models, start
 from frami_edge.cli._app import HELP_NAMES, CommandGroup, catch_sigterm
 
 __all__ = ["app", "main"]
@@ -31,18 +21,10 @@ app = typer.Typer(
     context_settings=HELP_NAMES,
 )
 # In the order of the help. No module imports torch at its top.
-for command in (
-    quickstart,
-    teachers,
-    train_teacher,
-    distill,
-    evaluate,
-    export,
-    models,
-    device,
-):
+app.add_typer(start.app)
+app.add_typer(start.data_app, name="data")
+for command in (distill, export, models):
     app.add_typer(command.app)
-app.add_typer(data.app, name="data")
 
 
 def _show_version(wanted: bool) -> None:

@@ -138,100 +138,6 @@ TeacherOption = Annotated[
         "callable that builds one, or hf: with a folder or repository of Hugging Face.",
     ),
 ]
-Weights = Annotated[
-    Path | None,
-    typer.Option("--weights", help="Weights: safetensors, or a torch file.", rich_help_panel=PANEL),
-]
-Mel = Annotated[
-    str | None,
-    typer.Option(
-        "--mel",
-        help="Mel front end: YAML file with the keys of MelSpec, or a preset.",
-        rich_help_panel=PANEL,
-    ),
-]
-SampleRate = Annotated[
-    int | None,
-    typer.Option(
-        "--sample-rate",
-        metavar="HZ",
-        min=1000,
-        max=768_000,
-        help="Sample rate of a module that takes audio, instead of --mel.",
-        rich_help_panel=PANEL,
-    ),
-]
-Labels = Annotated[
-    Path | None,
-    typer.Option(
-        "--labels",
-        help="Class names, one per line, in the order of the logits.",
-        rich_help_panel=PANEL,
-    ),
-]
-TeacherArgs = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--teacher-arg",
-        metavar="NAME=VALUE",
-        help="Argument of the callable. Repeatable.",
-        rich_help_panel=PANEL,
-    ),
-]
-Frames = Annotated[
-    str | None,
-    typer.Option(
-        "--frames",
-        metavar="MODULE",
-        help="Module whose output is the last hidden state over time; MODULE@in for its input.",
-        show_default="found automatically",
-        rich_help_panel=PANEL,
-    ),
-]
-Pooled = Annotated[
-    str | None,
-    typer.Option(
-        "--pooled",
-        metavar="MODULE",
-        help="Module whose output is the first hidden state without time; MODULE@in for its input.",
-        show_default="found automatically",
-        rich_help_panel=PANEL,
-    ),
-]
-Layout = Annotated[
-    str | None,
-    typer.Option(
-        "--layout",
-        metavar="AXES",
-        help="Axes of the input: B1MT, BMT, B1TM, BTM, B3MT or B3TM (batch, channels, mel bands, "
-        "time); BN or B1N (samples).",
-        show_default="found automatically",
-        rich_help_panel=PANEL,
-    ),
-]
-OutputKind = Annotated[
-    Literal["softmax", "sigmoid"] | None,
-    typer.Option(
-        "--output",
-        help="How its logits become scores: softmax for one of K classes, sigmoid for K detectors.",
-        show_default="guessed from its answers",
-        rich_help_panel=PANEL,
-    ),
-]
-Keep = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--keep",
-        metavar="CLASS,...|NAME=CLASS,...",
-        help="Classes that the student shall know, by label or index; NAME=... makes one of "
-        "several. Repeatable. A softmax teacher's other classes become `other`.",
-        show_default="all",
-    ),
-]
-KeepFile = Annotated[
-    Path | None,
-    typer.Option("--keep-file", help="Text file with one value of --keep per line."),
-]
 
 
 def options(**named: tuple[Any, Any]) -> list[inspect.Parameter]:
@@ -243,22 +149,71 @@ def options(**named: tuple[Any, Any]) -> list[inspect.Parameter]:
     ]
 
 
+def _fact(kind: Any, option: str, help: str, metavar: str | None = None, **more: Any) -> Any:
+    """Annotation and default of an option that may be left out."""
+    return Annotated[kind | None, typer.Option(option, metavar=metavar, help=help, **more)], None
+
+
+def _code(*args: Any, default: str | None = None) -> Any:
+    return _fact(*args, rich_help_panel=PANEL, show_default=default or True)
+
+
+FOUND = "found automatically"
 OUTPUT = options(json=(Json, False), quiet=(Quiet, False))
 COMPUTE = options(device=(Device, "auto"), precision=(Precision, "auto"))
 RUN = [*options(resume=(Resume, False), deterministic=(Deterministic, False)), *COMPUTE]
 CODE = options(
-    weights=(Weights, None),
-    mel=(Mel, None),
-    sample_rate=(SampleRate, None),
-    labels=(Labels, None),
-    arguments=(TeacherArgs, None),
-    frames=(Frames, None),
-    pooled=(Pooled, None),
-    layout=(Layout, None),
-    output_kind=(OutputKind, None),
+    weights=_code(Path, "--weights", "Weights: safetensors, or a torch file."),
+    mel=_code(str, "--mel", "Mel front end: YAML file with the keys of MelSpec, or a preset."),
+    sample_rate=_code(
+        int, "--sample-rate", "Sample rate of a module that takes audio, instead of --mel.", "HZ"
+    ),
+    labels=_code(Path, "--labels", "Class names, one per line, in the order of the logits."),
+    arguments=_code(
+        list[str], "--teacher-arg", "Argument of the callable. Repeatable.", "NAME=VALUE"
+    ),
+    frames=_code(
+        str,
+        "--frames",
+        "Module whose output is the last hidden state over time; MODULE@in for its input.",
+        "MODULE",
+        default=FOUND,
+    ),
+    pooled=_code(
+        str,
+        "--pooled",
+        "Module whose output is the first hidden state without time; MODULE@in for its input.",
+        "MODULE",
+        default=FOUND,
+    ),
+    layout=_code(
+        str,
+        "--layout",
+        "Axes of the input: B1MT, BMT, B1TM, BTM, B3MT or B3TM (batch, channels, mel bands, time); "
+        "BN or B1N (samples).",
+        "AXES",
+        default=FOUND,
+    ),
+    output_kind=_code(
+        Literal["softmax", "sigmoid"],
+        "--output",
+        "How its logits become scores: softmax for one of K classes, sigmoid for K detectors.",
+        default="guessed from its answers",
+    ),
 )
 """What describes a teacher in Python code: arguments of `frami_edge.load_teacher`."""
-TEACHER = [*CODE, *options(keep=(Keep, None), keep_file=(KeepFile, None))]
+KEEP = options(
+    keep=_fact(
+        list[str],
+        "--keep",
+        "Classes that the student shall know, by label or index; NAME=... makes one of several. "
+        "Repeatable. A softmax teacher's other classes become `other`.",
+        "CLASS,...|NAME=CLASS,...",
+        show_default="all",
+    ),
+    keep_file=_fact(Path, "--keep-file", "Text file with one value of --keep per line."),
+)
+TEACHER = [*CODE, *KEEP]
 """Any teacher, with the selection of its classes."""
 
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from frami_edge.cli import _options as opt
-from frami_edge.cli._app import command, command_app
-from frami_edge.cli._output import Output
+from frami_edge.cli._app import Output, command, command_app
 from frami_edge.errors import ConfigError, GateFailed
 from frami_edge.tables import Table, percent
 

@@ -1,21 +1,27 @@
-"""Open a data set by its name: the published sets with their official folds, or a folder."""
+"""Data sets by name: published ones with official folds, or a folder; and their download."""
 
 from __future__ import annotations
 
 import csv
 import difflib
+import math
 import os
 import re
+import shutil
+import tempfile
+import time
+import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from frami_edge.data.clips import Clip, SoundSet, is_audio, readable
-from frami_edge.data.folders import load_folder
+from frami_edge.data.clips import Clip, SoundSet, is_audio, load_folder, readable
 from frami_edge.errors import DataError, IncompleteSetError
+from frami_edge.progress import Progress, ProgressCallback
 
 ROOT_VARIABLE = "FRAMI_EDGE_DATA"
 PART = "-part"
@@ -26,7 +32,7 @@ def load_set(name: str, root: Path | None = None) -> SoundSet:
     """A data set, complete unless its name ends in ``-part``.
 
     Args:
-        name: A known set (`known_sets`), or ``folder:PATH`` for a tree with one folder per class.
+        name: A known set (`KNOWN_SETS`), or ``folder:PATH`` for a tree with one folder per class.
             ``NAME-part`` stands for what is there of an incomplete set.
         root: The data root; None for $FRAMI_EDGE_DATA. Not used by ``folder:PATH``.
 
@@ -192,7 +198,8 @@ _AUDIOMNIST = SetInfo(
     url=f"{_GITHUB}soerenab/AudioMNIST{_ZIP}",
     keep=("data/", "README.md", "LICENSE"),
 )
-_SETS = (_FSDD, _FSDD_SPEAKER, _ESC50, _ESC10, _ESC40, _URBANSOUND, _AUDIOMNIST)
+KNOWN_SETS = (_FSDD, _FSDD_SPEAKER, _ESC50, _ESC10, _ESC40, _URBANSOUND, _AUDIOMNIST)
+"""Every set that `load_set` knows by name."""
 
 # S. Becker et al., AudioMNIST, digit task: the test speakers of each split. The validation speakers
 # of a split are the test speakers of the one before.
@@ -206,18 +213,13 @@ AUDIOMNIST_TEST_SPEAKERS: Mapping[str, tuple[int, ...]] = {
 AUDIOMNIST_VALIDATION = {"1": "5", "2": "1", "3": "2", "4": "3", "5": "4"}
 
 
-def known_sets() -> tuple[SetInfo, ...]:
-    """Every set that `load_set` knows by name."""
-    return _SETS
-
-
 def set_info(name: str) -> SetInfo:
     """One known set by name.
 
     Raises:
         DataError: No set has that name.
     """
-    names = {info.name: info for info in _SETS}
+    names = {info.name: info for info in KNOWN_SETS}
     key = name.strip().lower()
     if key in names:
         return names[key]
@@ -331,7 +333,7 @@ class SetStatus:
 def survey(root: Path | None) -> list[SetStatus]:
     """The status of every known set; without a data root none is found."""
     found = []
-    for info in _SETS:
+    for info in KNOWN_SETS:
         folder = find_folder(info, root) if root else None
         problem = "not found"
         if folder:
@@ -422,3 +424,140 @@ def _from_metadata(
             fix=instead,
         )
     return labels, entries
+
+
+# --- Download: checked for completeness, and moved into place whole
+
+
+def get_set(
+    name: str,
+    root: Path,
+    *,
+    url: str | None = None,
+    limit_s: float = math.inf,
+    progress: ProgressCallback | None = None,
+) -> tuple[SoundSet, bool]:
+    """Put a complete set into the data root; a complete set that is there is left alone.
+
+    The archives have no published hash: what proves a download is that every clip is there. `url`
+    is another address of the same archive. `limit_s` ends a fetch that takes longer. `progress`
+    counts bytes in `fetch` and `unpack`.
+
+    Returns:
+        The set, and whether it was fetched now.
+
+    Raises:
+        DataError: The set may not be fetched by a program (names the form to fill in), an
+            incomplete folder is in its place, or fetching failed. The data root then holds no new
+            folder.
+    """
+    info = set_info(name)
+    package = set_info(info.part_of) if info.part_of else info
+    folder = find_folder(package, root) if root.is_dir() else None
+    if folder is not None:
+        load_known(package, folder)
+        return load_known(info, folder), False
+    target = root / package.folders[0]
+    if not package.url:
+        raise DataError(
+            f"{package.name} may not be fetched by a program.",
+            fix=f"Fill in the form at {package.form}, and unpack the archive so that {target} "
+            "holds its audio and metadata folders.",
+        )
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root, prefix=".frami-edge-") as temporary:
+            archive = Path(temporary) / "archive.zip"
+            fetch(url or package.url, archive, limit_s=limit_s, progress=progress)
+            fresh = Path(temporary) / "set"
+            _unpack(archive, fresh, package, progress)
+            try:
+                load_known(package, fresh)
+            except IncompleteSetError as error:
+                raise IncompleteSetError(
+                    error.message.replace(str(fresh), "the archive"),
+                    fix="Nothing was kept. Check the address, or try later.",
+                ) from None
+            os.rename(fresh, target)
+    except OSError as error:
+        raise DataError(
+            f"{package.name} cannot be put into {root}: {error.strerror or error}.",
+            fix="Check the data root and its free space, or use another one.",
+        ) from None
+    return load_known(info, target), True
+
+
+class _Bar:
+    """What `pooch` expects of a progress bar."""
+
+    def __init__(self, limit_s: float, progress: ProgressCallback | None) -> None:
+        self.progress, self.total, self.done = progress, 0, 0
+        self.limit_s, self.end = limit_s, time.monotonic() + limit_s
+
+    def update(self, count: int) -> None:
+        self.done += count
+        if time.monotonic() > self.end:
+            raise TimeoutError(f"it takes longer than {self.limit_s:g} s")
+        if self.progress:
+            done = min(self.done, self.total or self.done)  # pooch counts the last chunk as whole
+            self.progress(Progress("fetch", done, self.total or None))
+
+    def reset(self) -> None:
+        self.done = 0
+
+    def close(self) -> None:
+        pass
+
+
+def fetch(
+    url: str, path: Path, *, limit_s: float = math.inf, progress: ProgressCallback | None = None
+) -> None:
+    """Download a file. What is at `path` after an error is no whole file.
+
+    Raises:
+        DataError: The address does not work, the connection broke, or it took longer than
+            `limit_s` seconds.
+    """
+    import pooch  # type: ignore[import-untyped]
+
+    download = pooch.HTTPDownloader(
+        progressbar=_Bar(limit_s, progress), chunk_size=1 << 16, timeout=(10, 30)
+    )
+    try:
+        download(url, str(path), None)
+    except (OSError, ValueError) as error:  # requests raises subclasses of OSError
+        # Without a connection, requests wraps the reason in the names of its own classes.
+        inner = getattr(error.args[0], "reason", None) if error.args else None
+        why = str(inner).partition("): ")[2] if inner else ""
+        raise DataError(
+            f"{url} could not be fetched: {' '.join((why or str(error)).split())[:300]}.",
+            fix="Check the address and the connection, or try later.",
+        ) from None
+
+
+def _unpack(
+    archive: Path, target: Path, package: SetInfo, progress: ProgressCallback | None
+) -> None:
+    """Unpack the kept part of an archive, without its top folder."""
+    try:
+        with zipfile.ZipFile(archive) as file:
+            chosen = []
+            for info in file.infolist():
+                name = PurePosixPath(*PurePosixPath(info.filename).parts[1:])
+                if ".." in name.parts:
+                    raise DataError(
+                        f"The archive's {info.filename!r} leaves its folder.",
+                        fix="Do not use this archive.",
+                    )
+                if not info.is_dir() and str(name).startswith(package.keep):
+                    chosen.append((info, target / name))
+            total, done = sum(info.file_size for info, _ in chosen), 0
+            for info, path in chosen:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with file.open(info) as source, path.open("xb") as sink:
+                    shutil.copyfileobj(source, sink)
+                done += info.file_size
+                if progress:
+                    progress(Progress("unpack", done, total))
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise DataError(f"It is not a sound zip archive: {error}.", fix="Fetch it again.") from None

@@ -21,8 +21,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
-from frami_edge.data.clips import Clip
-from frami_edge.data.decoding import decode, read_bytes
+from frami_edge.data.clips import Clip, decode, read_bytes
 from frami_edge.errors import DataError
 from frami_edge.frontend import LogMel, resample, tile_to_window
 from frami_edge.io import atomic_write_bytes

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from frami_edge.config import BankConfig
-from frami_edge.data.clips import audio_below, readable
-from frami_edge.data.decoding import read_audio
+from frami_edge.data.clips import audio_below, read_audio, readable
 from frami_edge.device import generator
 from frami_edge.errors import DataError, UnusableClipError
 from frami_edge.frontend import resample

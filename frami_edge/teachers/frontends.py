@@ -122,13 +122,9 @@ def signals(sample_rate: int, seconds: float, seed: int) -> Tensor:
 def find_front_end(
     module: nn.Module, sample_rate: int, calling: Calling, given: MelSpec | None = None
 ) -> FrontEnd | NotFound:
-    """The first log-mel in a pass that equals a `MelSpec`.
+    """The first log-mel in a pass that equals a `MelSpec`; `given` is tried first.
 
-    Args:
-        module: Takes audio; in evaluation mode.
-        sample_rate: Sample rate of that audio, Hz.
-        calling: How it is called.
-        given: A front end that is tried first.
+    The module, in evaluation mode, takes audio of that rate in Hz.
     """
     audio, longer = signals(sample_rate, 1.0, 0), signals(sample_rate, 3.0, 1)[:1]
     try:

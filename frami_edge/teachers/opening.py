@@ -17,8 +17,7 @@ from typing import Any, Literal
 from pydantic import Field
 from torch import nn
 
-from frami_edge.assets import teacher_assets
-from frami_edge.checkpoint import Card, Teacher, TrainedOn, load_checkpoint
+from frami_edge.checkpoint import Card, Teacher, TrainedOn, load_checkpoint, teacher_assets
 from frami_edge.config import Strict
 from frami_edge.errors import CheckpointError, ConfigError, TeacherError
 from frami_edge.io import atomic_write_text, nfc, read_small, sha256_file, sha256_tensors
@@ -28,7 +27,7 @@ from frami_edge.teachers.foreign import ForeignTeacher
 from frami_edge.teachers.frontends import LogMelInput, NotFound, find_front_end
 from frami_edge.teachers.selection import Keep, select_classes
 from frami_edge.teachers.weights import is_torchscript, load_weights, read_weights
-from frami_edge.yaml_config import dump_config, load_config, presets, read_mapping
+from frami_edge.yaml_config import dump, load_config, presets, read_mapping
 from frami_edge_runtime.errors import FramiEdgeError, MelSpecError
 from frami_edge_runtime.melspec import MelSpec
 
@@ -251,18 +250,28 @@ def open_teacher(source: Path | TeacherDescription) -> Teacher:
 
 
 _ROUTES = {
-    (".onnx",): "{path} does not say which classes it knows and what it takes.",
-    (".tflite", ".h5", ".keras", ".pb"): "{path} is a network of TensorFlow.",
-    (".pt", ".pth", ".ckpt", ".bin", ".pkl"): "{path} holds weights and not their network.",
+    (".onnx",): (
+        "does not say which classes it knows and what it takes.",
+        "Write a teacher.yaml beside it with three lines, `weights: {path.name}`, `labels: "
+        "labels.txt` and `mel: mel/log-mel-16k-64` (`sample_rate: 16000` where it takes audio), "
+        "and give that; or add --labels, and --mel or --sample-rate.",
+    ),
+    (".tflite", ".h5", ".keras", ".pb"): (
+        "is a network of TensorFlow.",
+        "Use a PyTorch port of it, or convert it to ONNX: docs/MY_TEACHER.md.",
+    ),
+    (".pt", ".pth", ".ckpt", ".bin", ".pkl"): (
+        "holds weights and not their network.",
+        "Name the code that builds the network as well: --teacher MODULE:CALLABLE --weights FILE "
+        "--labels FILE, with --mel or --sample-rate.",
+    ),
 }
-_FIXES = {
-    ".onnx": "Write a teacher.yaml beside it with three lines, `weights: {path.name}`, `labels: "
-    "labels.txt` and `mel: mel/log-mel-16k-64` (`sample_rate: 16000` where it takes audio), and "
-    "give that; or add --labels, and --mel or --sample-rate.",
-    ".tflite": "Use a PyTorch port of it, or convert it to ONNX: docs/MY_TEACHER.md.",
-    ".pt": "Name the code that builds the network as well: --teacher MODULE:CALLABLE --weights "
-    "FILE --labels FILE, with --mel or --sample-rate.",
-}
+_TORCHSCRIPT = (
+    "is a TorchScript archive, whose layers cannot be watched.",
+    "Convert it to ONNX as docs/MY_TEACHER.md shows, or save its weights, torch.save(torch.jit.load"
+    "(FILE).state_dict(), 'new.pt'), and name the code that built it: --teacher MODULE:CALLABLE "
+    "--weights new.pt.",
+)
 
 
 def refuse_foreign_file(path: Path) -> None:
@@ -275,17 +284,10 @@ def refuse_foreign_file(path: Path) -> None:
         raise TeacherError(f"{path} is a folder of Hugging Face.", fix=f"Give it as hf:{path}.")
     if not path.is_file():
         return
-    for suffixes, said in _ROUTES.items():
+    for suffixes, route in _ROUTES.items():
         if path.suffix.lower() in suffixes:
-            fix = _FIXES[suffixes[0]]
-            if is_torchscript(path):
-                said = "{path} is a TorchScript archive, whose layers cannot be watched."
-                fix = (
-                    "Convert it to ONNX as docs/MY_TEACHER.md shows, or save its weights, torch."
-                    "save(torch.jit.load(FILE).state_dict(), 'new.pt'), and name the code that "
-                    "built it: --teacher MODULE:CALLABLE --weights new.pt."
-                )
-            raise TeacherError(said.format(path=path), fix=fix.format(path=path))
+            said, fix = _TORCHSCRIPT if is_torchscript(path) else route
+            raise TeacherError(f"{path} {said}", fix=fix.format(path=path))
 
 
 def is_onnx(path: PathLike) -> bool:
@@ -454,10 +456,8 @@ def read_description(path: Path) -> TeacherDescription:
 
 def write_description(path: Path, description: TeacherDescription) -> None:
     """The YAML form, with the files that it names relative to it."""
-    text = dump_config(
-        _with_paths(description, lambda file: Path(os.path.relpath(file, path.parent)).as_posix())
-    )
-    atomic_write_text(path, text)
+    moved = _with_paths(description, lambda f: Path(os.path.relpath(f, path.parent)).as_posix())
+    atomic_write_text(path, dump(moved.model_dump(mode="json")))
 
 
 def _with_paths(description: TeacherDescription, change: Any) -> TeacherDescription:

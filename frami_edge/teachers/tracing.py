@@ -236,38 +236,34 @@ def find_states(
 ) -> HiddenStates:
     """The hidden states around the pooling, by name where given, else found.
 
-    Args:
-        events: From `trace`.
-        raw: The teacher's outputs in the shorter pass.
-        calling: How it is called.
-        model: The teacher.
-        frames: Name of the state with time, where known.
-        pooled: Name of the state without time, where known.
+    `events` are those of `trace`, `raw` the teacher's outputs in the shorter pass.
 
     Raises:
         TeacherError: A name is unknown or of the wrong kind, or nothing is unambiguous; the message
             lists the candidates.
     """
     if calling.frame_axis is not None:
-        return _states_of_frame_answers(events, raw, model, frames)
+        before = _state_over_time(events, raw, model, frames)
+        c, how = before.frames().shape[1], "mean of the answers per frame"
+        return HiddenStates(before.name, MEAN, c, c, how, (before.call, 0))
     after = _named(events, pooled, with_time=False) if pooled else _first_without_time(events)
-    if after is None:
-        return _states_of_pooled_answers(events, raw, model, frames)
-    before = _named(events, frames, with_time=True) if frames else _last_that_fits(events, after)
-    if before is None and not pooled:
+    if after is None:  # scores are pooled over time and returned at once
+        before = _state_over_time(events, raw, model, frames)
+        c, how = before.frames().shape[1], "scores per frame, pooled over time"
+        return HiddenStates(before.name, ANSWER, c, raw.shape[1], how, (before.call, 0))
+    found = _named(events, frames, with_time=True) if frames else _last_that_fits(events, after)
+    if found is None and not pooled:
         # A network that flattens time, or several layers between: the head's own input is a state
         # of a useful size.
-        head = _last_affine(events, raw, model)
-        after = head or after
-        before = _last_with_time(events[: events.index(after)])
-    if before is None:
+        after = _last_affine(events, raw, model) or after
+        found = _last_with_time(events[: events.index(after)])
+    if found is None:
         raise TeacherError(
             f"The state before the pooling is not unambiguous: none fits {after.name} "
             f"{tuple(after.tensor.shape)}.",
             fix=f"Name it: --frames takes one of {_candidates(events, True)}.",
         )
-    if not frames:
-        before = _outside_deviation(events, before)
+    before = found if frames else _outside_deviation(events, found)
     frames_BCT, pooled_BD = before.frames(), after.tensor.flatten(1)
     return HiddenStates(
         frames=before.name,
@@ -277,28 +273,6 @@ def find_states(
         pooling=_kind_of_pooling(frames_BCT, pooled_BD),
         calls=(before.call, after.call),
     )
-
-
-def _states_of_frame_answers(
-    events: Sequence[TracedTensor],
-    raw: Tensor,
-    model: nn.Module,
-    asked: str | None,
-) -> HiddenStates:
-    """Features behind answers per frame; their mean over time is the pooled state."""
-    before = _state_over_time(events, raw, model, asked)
-    channels = before.frames().shape[1]
-    how = "mean of the answers per frame"
-    return HiddenStates(before.name, MEAN, channels, channels, how, (before.call, 0))
-
-
-def _states_of_pooled_answers(
-    events: Sequence[TracedTensor], raw: Tensor, model: nn.Module, asked: str | None
-) -> HiddenStates:
-    """Where scores are pooled over time and returned at once, the answer is the pooled state."""
-    before = _state_over_time(events, raw, model, asked)
-    channels, how = before.frames().shape[1], "scores per frame, pooled over time"
-    return HiddenStates(before.name, ANSWER, channels, raw.shape[1], how, (before.call, 0))
 
 
 def _state_over_time(

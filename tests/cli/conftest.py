@@ -155,6 +155,7 @@ def student(
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory, student: dict[str, Any]) -> Path:
     """The student's export: fp32, whole classifier, int8 and waveform, without gates."""
+    from frami_edge.bank import Bank
     from frami_edge.checkpoint import load_checkpoint
     from frami_edge.journey import calibration_mels, facts_of
     from frami_edge.models import StudentNet
@@ -173,7 +174,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory, student: dict[str, Any]) 
         bench_budget_s=0.02,
         bench_rounds=15,
     )
-    calibration = calibration_mels(loaded, bank=run / "bank", count=64).mels
+    calibration = calibration_mels(loaded, Bank.open(run / "bank"), count=64).mels
     export_student(
         loaded.model.collapse(), facts_of(loaded), out, int8=True, calibration=calibration,
         source="bank", waveform=True, options=options,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import Result
 
-from frami_edge.measuring import graph_input
+from frami_edge.comparing import graph_input
 from frami_edge.opening import open_model
 from frami_edge_runtime import backends
 
@@ -20,8 +20,8 @@ QUICK = ("--rounds", "15", "--seconds", "0.2", "--seconds", "0.5")
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("frami_edge.measuring.BUDGET_S", 0.05)
-    monkeypatch.setattr("frami_edge.measuring.QUIET_S", 10.0)
+    monkeypatch.setattr("frami_edge.comparing.BUDGET_S", 0.05)
+    monkeypatch.setattr("frami_edge.comparing.QUIET_S", 10.0)
 
 
 def test_two_models_take_turns(exported: Path, call: Call) -> None:

@@ -157,7 +157,7 @@ def test_int8_is_calibrated_on_what_the_student_learned_from(
     recipe = {"bank": {"clip_s": 0.4, "sources": learned}} if learned else {}
     student = replace(student, card=student.card.model_copy(update={"recipe": recipe}))
     bank = make_bank(tmp_path / "bank", TEACHER, sources)
-    found = calibration_mels(student, bank=bank, count=40)
+    found = calibration_mels(student, Bank.open(bank), count=40)
     assert found.clips == clips
     assert found.mels.shape == (40, 1, SPEC.n_mels, 40)
 

@@ -21,9 +21,8 @@ from typer.testing import CliRunner
 
 import frami_edge_export
 from frami_edge import cards
-from frami_edge.assets import DIGITS_TEACHER
 from frami_edge.cards import export_readme, model_header, teacher_readme
-from frami_edge.checkpoint import load_checkpoint
+from frami_edge.checkpoint import DIGITS_TEACHER, load_checkpoint
 from frami_edge.cli import app
 from frami_edge.evaluation import Score
 from frami_edge.training import TrainedTeacher

@@ -16,8 +16,8 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from frami_edge.cli import _app
+from frami_edge.cli._app import LINE_SECONDS, Bars, Lines, Output
 from frami_edge.cli._options import Json, Overrides, Precision, Quiet
-from frami_edge.cli._output import LINE_SECONDS, Bars, Lines, Output
 from frami_edge.errors import DataError, GateFailed, Terminated
 from frami_edge.progress import Progress
 

@@ -10,8 +10,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 from frami_edge import api, quickstart
-from frami_edge.assets import DIGITS_TEACHER
-from frami_edge.checkpoint import Teacher, load_checkpoint, parameters
+from frami_edge.checkpoint import DIGITS_TEACHER, Teacher, load_checkpoint, parameters
 from frami_edge.cli import app
 from frami_edge.data.clips import Clip
 from frami_edge.data.store import Features

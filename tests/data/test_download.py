@@ -18,8 +18,7 @@ from typer.testing import CliRunner
 
 from frami_edge import public_teachers, quickstart
 from frami_edge.cli import app
-from frami_edge.data.download import get_set
-from frami_edge.data.sets import expected_set, load_set, set_info
+from frami_edge.data.sets import expected_set, get_set, load_set, set_info
 from frami_edge.errors import DataError, IncompleteSetError
 from frami_edge.teachers import load_teacher
 from frami_edge.teachers.opening import read_description, read_mel
@@ -82,9 +81,8 @@ def test_get_puts_a_whole_set_in_place(tmp_path, server, fsdd):
     server.body = fsdd
     root = tmp_path / "new" / "root"
     calls = []
-    arrival = get_set("fsdd-speaker", root, url=server.url, progress=calls.append)
-    assert arrival.fetched
-    assert arrival.sound_set.name == "fsdd-speaker"
+    sounds, fetched = get_set("fsdd-speaker", root, url=server.url, progress=calls.append)
+    assert (sounds.name, fetched) == ("fsdd-speaker", True)
     assert len(load_set("fsdd", root).clips) == 3000
     folder = root / "free-spoken-digit-dataset"
     assert list(root.iterdir()) == [folder]
@@ -93,7 +91,7 @@ def test_get_puts_a_whole_set_in_place(tmp_path, server, fsdd):
     last = {call.phase: (call.done, call.total) for call in calls}
     assert last["fetch"] == (len(fsdd), len(fsdd))
     assert last["unpack"] == (3001, 3001)
-    assert not get_set("fsdd", root, url=server.url).fetched
+    assert not get_set("fsdd", root, url=server.url)[1]
     assert server.requests == 1, "a complete set is not fetched again"
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from kit import tone, wav
 
-from frami_edge.data.decoding import read_audio
+from frami_edge.data.clips import read_audio
 from frami_edge.errors import UnusableClipError
 
 

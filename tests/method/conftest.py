@@ -13,7 +13,7 @@ LABELS = ("a", "b", "c", "d", "e")
 
 @pytest.fixture
 def cpu():
-    return Compute(torch.device("cpu"), torch.float32, False, "a test")
+    return Compute(torch.device("cpu"), torch.float32, "a test")
 
 
 @pytest.fixture

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from frami_edge.bridge import MelBridge
 from frami_edge.errors import ConfigError
-from frami_edge.frontend import LogMel, resample
+from frami_edge.frontend import LogMel, MelBridge, resample
 from frami_edge_runtime.melspec import MelSpec
 
 TEACHER = MelSpec(

@@ -247,7 +247,7 @@ class Sizes(nn.Module):
 
 
 def hidden_loss(student, teacher, scale):
-    cpu = Compute(torch.device("cpu"), torch.float32, False, "a test")
+    cpu = Compute(torch.device("cpu"), torch.float32, "a test")
     return L.DistillationLoss(student, teacher, scale, DistillConfig(), cpu)
 
 

@@ -18,7 +18,7 @@ from frami_edge.device import Compute, place
 from frami_edge.progress import StepReport
 from frami_edge.sources import SourceContext, make_source
 
-META = Compute(torch.device("meta"), torch.float32, True, "a test")
+META = Compute(torch.device("meta"), torch.float32, "a test")
 
 
 @pytest.fixture(autouse=True)

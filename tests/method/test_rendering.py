@@ -6,8 +6,8 @@ import soundfile
 import torch
 
 from frami_edge.bank import Bank, BankIndex, Clips
-from frami_edge.frontend import LogMel
-from frami_edge.rendering import mel_to_audio, write_examples
+from frami_edge.frontend import LogMel, mel_to_audio
+from frami_edge.journey import write_examples
 from frami_edge.sources.procedural import ProceduralAudio
 from frami_edge_runtime.errors import MelSpecError
 from frami_edge_runtime.melspec import MelSpec

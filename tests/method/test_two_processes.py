@@ -45,7 +45,7 @@ def run(folder):
             model(torch.randn(8, 1, 16, 24))
     card = Card(kind="teacher", arch={}, mel=spec.to_dict(), labels=("a", "b", "c"))
     teacher = Teacher(model.eval().requires_grad_(False), card, spec, "0" * 64)
-    cpu = Compute(torch.device("cpu"), torch.float32, False, "a test")
+    cpu = Compute(torch.device("cpu"), torch.float32, "a test")
     config = JourneyConfig.model_validate(CONFIG)
     bank = invert(teacher, config.bank, folder / "bank", cpu, config.seed)
     found = {"clips": clips(bank)}

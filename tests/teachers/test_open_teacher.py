@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from teacher_zoo import K, M
 
-from frami_edge.assets import DIGITS_TEACHER
+from frami_edge.checkpoint import DIGITS_TEACHER
 from frami_edge.errors import CheckpointError, ConfigError, TeacherError
 from frami_edge.teachers import load_teacher
 from frami_edge.teachers.opening import (

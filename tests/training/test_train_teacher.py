@@ -22,7 +22,7 @@ from frami_edge.runs import RunFolder, read_manifest
 from frami_edge.training import train_epochs, train_teacher
 from frami_edge_runtime.melspec import MelSpec
 
-CPU = Compute(torch.device("cpu"), torch.float32, False, "a test")
+CPU = Compute(torch.device("cpu"), torch.float32, "a test")
 RECIPE = {
     "epochs": 3, "batch_size": 4, "crop_s": 0.2, "mixup": 0.5, "mask_bands": 3,
     "mask_frames": 3, "gain": 0.3,

@@ -1,4 +1,4 @@
-"""docs/CLI.md from the program itself: `python -m frami_edge.cli.reference > docs/CLI.md`."""
+"""docs/CLI.md from the program itself: `python docs/reference.py > docs/CLI.md`."""
 
 import sys
 from typing import Any
@@ -11,7 +11,7 @@ from frami_edge.cli import app
 HEAD = """\
 # Command line
 
-Made from the program by `python -m frami_edge.cli.reference > docs/CLI.md`; a test keeps it fresh.
+Made from the program by `python docs/reference.py > docs/CLI.md`; a test keeps it fresh.
 Results go to stdout, everything else to stderr. `--json` prints exactly one JSON object with a
 schema version; an error is an object with the key `error`. Exit codes: 0 done, 1 a known error (one
 sentence and the fix), 2 wrong usage, 3 a gate failed. `FRAMI_DEBUG=1` shows tracebacks,
