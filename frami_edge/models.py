@@ -280,6 +280,7 @@ class InheritedLayers(nn.Module):
             reaches.append(reach)
             strides.append(strides[i] * stride)
         self.channels, self.bands, self.stride = channels[-1], bands[-1], strides[-1]
+        self.reaches, self.strides = reaches, strides
         self.cut = -(-reaches[-1] // self.stride)
         """Frames cut off at either end."""
         self.receptive_field = 2 * self.cut * self.stride + 1
@@ -302,6 +303,76 @@ class InheritedLayers(nn.Module):
                 values.append(_ACTIVATIONS[layer.op](x))
         x = values[-1]
         return x[..., self.cut : x.shape[3] - self.cut]
+
+    def in_silence(self, x_B1MT: Tensor) -> Tensor:
+        """`forward` of clips between ``cut * stride`` frames of 0: (B, C, M', ceil(T / stride)).
+
+        Far from a clip every layer gives one column over and over. It is computed once, and the
+        layers themselves only where the clip is heard: up to four times as fast for short clips.
+        """
+        frames = x_B1MT.shape[3]
+        values = [_Around(x_B1MT, 0, torch.zeros_like(x_B1MT[:1, ..., :1]))]
+        for number, layer in enumerate(self.layers, 1):
+            x = values[layer.of[0]]
+            if layer.op == "conv":
+                ahead = self.reaches[-1] - self.reaches[number]  # what later layers look around
+                x = x.convolved(self.convolution(number))
+                stride = self.strides[number]
+                x = x.within(ahead // stride, (frames - 1 + ahead) // stride + 1)
+            elif layer.op == "add":
+                x = x.added(values[layer.of[1]])
+            else:
+                act = _ACTIVATIONS[layer.op]
+                x = _Around(act(x.x_BCMT), x.before, act(x.silence_1CM1))
+            values.append(x)
+        return values[-1].within(0, (frames - 1) // self.stride + 1).x_BCMT
+
+
+@dataclass(frozen=True)
+class _Around:
+    """A layer's frames, the first of them ``before`` frame 0, in endless silence."""
+
+    x_BCMT: Tensor
+    before: int
+    silence_1CM1: Tensor
+
+    def within(self, before: int, after: int) -> _Around:
+        """No more than these frames before and from frame 0 on."""
+        first = max(0, self.before - before)
+        return _Around(
+            self.x_BCMT[..., first : self.before + after], self.before - first, self.silence_1CM1
+        )
+
+    def padded(self, left: int, right: int) -> Tensor:
+        """The frames with silence around them."""
+        silence = self.silence_1CM1.expand(len(self.x_BCMT), -1, -1, -1)
+        parts = [silence.expand(-1, -1, -1, left), self.x_BCMT, silence.expand(-1, -1, -1, right)]
+        return torch.cat([part for part in parts if part.shape[3]], 3)
+
+    def convolved(self, conv: nn.Conv2d) -> _Around:
+        """All frames in which a convolution hears these, on its own grid of frames."""
+        stride, pad = int(conv.stride[1]), conv.dilation[1] * (conv.kernel_size[1] - 1) // 2
+        after = self.x_BCMT.shape[3] - self.before
+        before, last = (self.before + pad) // stride, (after - 1 + pad) // stride
+        x = self.padded(stride * before + pad - self.before, stride * last + pad - (after - 1))
+
+        def valid(x: Tensor) -> Tensor:
+            edges = (int(conv.padding[0]), 0)
+            return F.conv2d(
+                x, conv.weight, conv.bias, conv.stride, edges, conv.dilation, conv.groups
+            )
+
+        return _Around(valid(x), before, valid(self.silence_1CM1.expand(-1, -1, -1, 2 * pad + 1)))
+
+    def added(self, other: _Around) -> _Around:
+        """The sum, over the frames of both."""
+        before = max(self.before, other.before)
+        after = max(x.x_BCMT.shape[3] - x.before for x in (self, other))
+        a, b = (
+            x.padded(before - x.before, after - (x.x_BCMT.shape[3] - x.before))
+            for x in (self, other)
+        )
+        return _Around(a + b, before, self.silence_1CM1 + other.silence_1CM1)
 
 
 def build_trunk(arch: StudentArch, n_mels: int) -> tuple[nn.Module, int, int]:
@@ -426,8 +497,10 @@ class StudentNet(nn.Module):
 
     def first(self, x_B1MT: Tensor) -> Tensor:
         """What training does not change: the clips in their context, behind inherited layers."""
-        x = F.pad(x_B1MT, self.context)
-        return self.inherited(x) if self.arch.layers else x
+        if not self.arch.layers:
+            return F.pad(x_B1MT, self.context)
+        far = self.inherited.cut * self.stride
+        return self.inherited.in_silence(F.pad(x_B1MT, [frames - far for frames in self.context]))
 
     def rest(self, first: Tensor, lengths_B: Tensor | None = None) -> Hidden:
         """`hidden`, of what `first` made of the clips."""

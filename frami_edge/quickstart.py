@@ -48,7 +48,7 @@ FETCH_S = 60.0
 CHUNK_S = 0.1
 CONTROL_SHARE = 4
 """The control has a quarter of the student's steps: on its own clips it answers like the teacher
-long before that. With all 2,200 steps it has 28 % on FSDD (docs/RESULTS.md)."""
+long before that. With all 2,200 steps it has 28 % on FSDD (docs/results/fsdd.md)."""
 
 
 @dataclass

@@ -1,41 +1,22 @@
-from __future__ import annotations
-
 import csv
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
+from contextlib import contextmanager
 
-import numpy as np
 import pytest
-import soundfile
 
 from frami_edge.data.sets import set_info
 
-Tone = Callable[..., np.ndarray]
-Wav = Callable[..., Path]
 FILES = 3000 + 2000 + 1 + 8732 + 1
 
 
-def _tone(seconds: float, rate: int, hz: float = 440.0, level: float = 0.3) -> np.ndarray:
-    times = np.arange(int(seconds * rate)) / rate
-    return (level * np.sin(2 * np.pi * hz * times)).astype(np.float32)
-
-
-def _wav(path: Path, samples: np.ndarray, rate: int = 16_000, **options: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, samples, rate, **options)
-    return path
-
-
-def _csv(path: Path, columns: str, rows: list[list[object]]) -> None:
+def _csv(path, columns, rows):
     path.parent.mkdir(parents=True)
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([columns.split(), *rows])
 
 
-def _fsdd(root: Path) -> None:
+def _fsdd(root):
     folder = root / "free-spoken-digit-dataset" / "recordings"
     folder.mkdir(parents=True)
     for speaker in set_info("fsdd-speaker").folds:
@@ -44,9 +25,9 @@ def _fsdd(root: Path) -> None:
                 (folder / f"{digit}_{speaker}_{take}.wav").write_bytes(b"x")
 
 
-def _esc(root: Path) -> None:
+def _esc(root):
     (root / "ESC-50-master" / "audio").mkdir(parents=True)
-    rows: list[list[object]] = []
+    rows = []
     for fold in range(1, 6):
         for target in range(50):
             for take in range(8):
@@ -57,8 +38,8 @@ def _esc(root: Path) -> None:
     _csv(root / "ESC-50-master" / "meta" / "esc50.csv", columns, rows)
 
 
-def _urbansound(root: Path) -> None:
-    rows: list[list[object]] = []
+def _urbansound(root):
+    rows = []
     for i in range(8732):
         fold, label = 1 + i % 10, (i // 10) % 10
         rows.append([f"{i}-{label}-0-0.wav", fold, label, f"kind{label}"])
@@ -70,7 +51,7 @@ def _urbansound(root: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def _whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def _whole(tmp_path_factory):
     """FSDD, ESC-50 and UrbanSound8K, once per session: 14 000 files are slow to make."""
     root = tmp_path_factory.mktemp("sets")
     for make in (_fsdd, _esc, _urbansound):
@@ -80,18 +61,18 @@ def _whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture
-def root(_whole: Path) -> Iterator[Path]:
+def root(_whole):
     """A data root with three whole sets, checked afterwards to be unchanged."""
     yield _whole
     assert sum(len(files) for _, _, files in os.walk(_whole)) == FILES
 
 
 @pytest.fixture
-def without(root: Path) -> Callable[[str], AbstractContextManager[Path]]:
+def without(root):
     """`with without("FOLDER/FILE"):` hides a file of the data root."""
 
     @contextmanager
-    def hide(name: str) -> Iterator[Path]:
+    def hide(name):
         path = root / name
         path.rename(root / "aside")
         try:
@@ -100,13 +81,3 @@ def without(root: Path) -> Callable[[str], AbstractContextManager[Path]]:
             (root / "aside").rename(path)
 
     return hide
-
-
-@pytest.fixture
-def make_tone() -> Tone:
-    return _tone
-
-
-@pytest.fixture
-def make_wav() -> Wav:
-    return _wav

@@ -1,15 +1,10 @@
 """`get_set` against a server on this machine: a whole set arrives, or nothing."""
 
-from __future__ import annotations
-
 import functools
 import http.server
 import stat
 import threading
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
-from pathlib import Path
 
 import pytest
 
@@ -17,24 +12,23 @@ from frami_edge import quickstart
 from frami_edge.data.download import get_set
 from frami_edge.data.sets import expected_set, load_set, set_info
 from frami_edge.errors import DataError, IncompleteSetError
-from frami_edge.progress import Progress
 
 
 class Server:
     """Serves one body at `url`."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.url, self.body, self.status, self.requests = "", b"", 200, 0
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def server(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     state = Server()
 
     class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
+        def do_GET(self):
             state.requests += 1
             if state.status != 200:
                 self.send_error(state.status)
@@ -44,7 +38,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
             self.end_headers()
             self.wfile.write(state.body)
 
-        def log_message(self, *arguments: object) -> None:
+        def log_message(self, *arguments):
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
@@ -56,7 +50,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         thread.join()
 
 
-def archive(folder: Path, names: list[str]) -> bytes:
+def archive(folder, names):
     with zipfile.ZipFile(folder / "a.zip", "w") as file:
         for name in names:
             file.writestr(name, b"x")
@@ -64,16 +58,16 @@ def archive(folder: Path, names: list[str]) -> bytes:
 
 
 @pytest.fixture
-def fsdd(tmp_path: Path) -> bytes:
+def fsdd(tmp_path):
     clips = expected_set(set_info("fsdd"), tmp_path).clips
     others = ["top/", "top/README.md", "top/utils/a.py"]
     return archive(tmp_path, [*others, *(f"top/{clip.name}" for clip in clips)])
 
 
-def test_get_puts_a_whole_set_in_place(tmp_path: Path, server: Server, fsdd: bytes) -> None:
+def test_get_puts_a_whole_set_in_place(tmp_path, server, fsdd):
     server.body = fsdd
     root = tmp_path / "new" / "root"
-    calls: list[Progress] = []
+    calls = []
     arrival = get_set("fsdd-speaker", root, url=server.url, progress=calls.append)
     assert arrival.fetched
     assert arrival.sound_set.name == "fsdd-speaker"
@@ -89,13 +83,7 @@ def test_get_puts_a_whole_set_in_place(tmp_path: Path, server: Server, fsdd: byt
     assert server.requests == 1, "a complete set is not fetched again"
 
 
-def test_the_quickstart_fetches_what_it_lacks(
-    tmp_path: Path,
-    server: Server,
-    fsdd: bytes,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_the_quickstart_fetches_what_it_lacks(tmp_path, server, fsdd, monkeypatch, caplog):
     monkeypatch.setattr(quickstart, "get_set", functools.partial(get_set, url=server.url))
     monkeypatch.setenv("FRAMI_EDGE_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("FRAMI_EDGE_DATA", raising=False)
@@ -112,15 +100,7 @@ def test_the_quickstart_fetches_what_it_lacks(
     assert server.requests == 2
 
 
-def test_a_slow_server_is_given_up(tmp_path: Path, server: Server, fsdd: bytes) -> None:
-    server.body = fsdd
-    with pytest.raises(DataError, match="longer than 0 s"):
-        get_set("fsdd", tmp_path / "root", url=server.url, limit_s=0)
-
-
-def test_an_incomplete_folder_is_not_touched(
-    root: Path, without: Callable[[str], AbstractContextManager[Path]], server: Server
-) -> None:
+def test_an_incomplete_folder_is_not_touched(root, without, server):
     with without("free-spoken-digit-dataset/recordings/0_theo_0.wav"):
         with pytest.raises(IncompleteSetError, match="0_theo_0") as caught:
             get_set("fsdd", root, url=server.url)
@@ -137,9 +117,7 @@ def test_an_incomplete_folder_is_not_touched(
         (lambda _, tmp: archive(tmp, ["top/recordings/../../../evil.wav"]), "leaves its folder"),
     ],
 )
-def test_a_bad_archive_leaves_nothing(
-    tmp_path: Path, server: Server, fsdd: bytes, make: Callable[[bytes, Path], bytes], message: str
-) -> None:
+def test_a_bad_archive_leaves_nothing(tmp_path, server, fsdd, make, message):
     server.body = make(fsdd, tmp_path)
     with pytest.raises(DataError, match=message):
         get_set("fsdd", tmp_path / "root", url=server.url)
@@ -147,17 +125,10 @@ def test_a_bad_archive_leaves_nothing(
     assert not (tmp_path / "evil.wav").exists()
 
 
-def test_addresses_that_do_not_work_are_one_sentence(tmp_path: Path, server: Server) -> None:
+def test_addresses_that_do_not_work_are_one_sentence(tmp_path, server):
     server.status = 404
     for url in (server.url, "http://127.0.0.1:9/x.zip", "ftp://127.0.0.1:9/x.zip"):
         with pytest.raises(DataError) as caught:
             get_set("fsdd", tmp_path, url=url)
         assert caught.value.fix
         assert list(tmp_path.iterdir()) == []
-
-
-def test_urbansound_names_the_form_to_fill_in(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="may not be fetched") as caught:
-        get_set("urbansound8k", tmp_path)
-    assert "https://urbansounddataset.weebly.com" in caught.value.fix
-    assert str(tmp_path / "UrbanSound8K") in caught.value.fix

@@ -1,7 +1,3 @@
-from __future__ import annotations
-
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
@@ -35,7 +31,7 @@ SPECS = {
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_the_front_end_is_the_runtimes(name: str) -> None:
+def test_the_front_end_is_the_runtimes(name):
     spec = SPECS[name]
     samples = np.random.default_rng(1).normal(0, 0.1, 12_345).astype(np.float32)
     got_MT = LogMel(spec)(torch.from_numpy(samples)).numpy()
@@ -43,7 +39,7 @@ def test_the_front_end_is_the_runtimes(name: str) -> None:
     np.testing.assert_allclose(got_MT, log_mel(samples, spec).T, atol=2e-3)
 
 
-def _efficientat(x: torch.Tensor) -> torch.Tensor:
+def _efficientat(x):
     bank, _ = kaldi.get_mel_banks(128, 1024, 32_000, 0.0, 15_000.0, 100.0, -500.0, 1.0)
     x = torch.nn.functional.conv1d(x[None, None], torch.tensor([[[-0.97, 1.0]]]))[0, 0]
     window = torch.hann_window(800, periodic=False)
@@ -52,7 +48,7 @@ def _efficientat(x: torch.Tensor) -> torch.Tensor:
     return ((energy + 1e-5).log() + 4.5) / 5
 
 
-def _panns(x: torch.Tensor) -> torch.Tensor:
+def _panns(x):
     mel = torchaudio.transforms.MelSpectrogram(
         32_000, 1024, hop_length=320, f_min=50, f_max=14_000, n_mels=64, norm="slaney",
         mel_scale="slaney",
@@ -60,18 +56,18 @@ def _panns(x: torch.Tensor) -> torch.Tensor:
     return torch.as_tensor(10 * torch.log10(mel(x).clamp_min(1e-10)))
 
 
-def _ast(x: torch.Tensor) -> torch.Tensor:
+def _ast(x):
     x = x[None] - x.mean()
     y = kaldi.fbank(x, sample_frequency=16_000, num_mel_bins=128, window_type="hanning")
     return (y.T + 4.2677393) / (2 * 4.5689974)
 
 
-def _beats(x: torch.Tensor) -> torch.Tensor:
+def _beats(x):
     y = kaldi.fbank(x[None] * 2**15, sample_frequency=16_000, num_mel_bins=128)
     return (y.T - 15.41663) / (2 * 6.55582)
 
 
-def _yamnet(x: torch.Tensor) -> torch.Tensor:
+def _yamnet(x):
     frames = x.unfold(0, 400, 160) * torch.hann_window(400)
     mel = 1127 * torch.log1p(torch.linspace(0, 8000, 257).double()[1:] / 700)
     edges = torch.linspace(1127 * np.log1p(125 / 700), 1127 * np.log1p(7500 / 700), 66).double()
@@ -91,9 +87,7 @@ def _yamnet(x: torch.Tensor) -> torch.Tensor:
         ("mel/yamnet-16k-64", _yamnet),
     ],
 )
-def test_a_preset_is_its_teachers_front_end_everywhere(
-    preset: str, published: Callable[[torch.Tensor], torch.Tensor]
-) -> None:
+def test_a_preset_is_its_teachers_front_end_everywhere(preset, published):
     spec = MelSpec.from_dict(read_mapping(preset)[1])
     samples = np.random.default_rng(2).normal(0.02, 0.1, 40_123).astype(np.float32)
     want_MT = published(torch.from_numpy(samples)).numpy()
@@ -112,16 +106,15 @@ def test_a_preset_is_its_teachers_front_end_everywhere(
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_gradients_reach_the_samples(name: str) -> None:
+def test_gradients_reach_the_samples(name):
     samples = torch.randn(4_000, generator=torch.Generator().manual_seed(0)).mul_(0.1)
     samples.requires_grad_()
     LogMel(SPECS[name])(samples).square().mean().backward()
-    assert samples.grad is not None
     assert torch.isfinite(samples.grad).all()
     assert samples.grad.abs().max() > 0
 
 
-def test_autocast_does_not_touch_the_mel() -> None:
+def test_autocast_does_not_touch_the_mel():
     log_mel = LogMel(MelSpec())
     samples = torch.randn(8_000, generator=torch.Generator().manual_seed(0)) * 0.1
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -129,7 +122,7 @@ def test_autocast_does_not_touch_the_mel() -> None:
     torch.testing.assert_close(got, log_mel(samples), atol=0, rtol=0)
 
 
-def test_samples_that_cannot_be_used_are_refused() -> None:
+def test_samples_that_cannot_be_used_are_refused():
     log_mel = LogMel(MelSpec())
     with pytest.raises(AudioError, match="float samples"):
         log_mel(torch.zeros(1_000, dtype=torch.int16))
@@ -142,7 +135,7 @@ def test_samples_that_cannot_be_used_are_refused() -> None:
         tile_to_window(torch.zeros(0), MelSpec())
 
 
-def test_short_clips_are_repeated_up_to_one_window() -> None:
+def test_short_clips_are_repeated_up_to_one_window():
     spec = MelSpec()
     short = torch.arange(1.0, 201.0)
     tiled = tile_to_window(short, spec)
@@ -157,9 +150,11 @@ def test_short_clips_are_repeated_up_to_one_window() -> None:
         assert LogMel(other)(tiled).shape[-1] == other.frames(len(tiled)) >= 1
 
 
-@pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 44_101])
-def test_resampling_is_torchaudios(rate: int) -> None:
+@pytest.mark.parametrize(
+    ("rate", "wanted"), [(8_000, 16_000), (22_050, 16_000), (44_100, 16_000), (1_103, 1_000)]
+)
+def test_resampling_is_torchaudios(rate, wanted):
     samples = torch.randn(4_410, generator=torch.Generator().manual_seed(0))
-    want = torchaudio.functional.resample(samples, rate, 16_000)
-    torch.testing.assert_close(resample(samples, rate, 16_000), want, atol=5e-4, rtol=1e-4)
+    want = torchaudio.functional.resample(samples, rate, wanted)  # of 44,101 Hz: 11 GB and a minute
+    torch.testing.assert_close(resample(samples, rate, wanted), want, atol=5e-4, rtol=1e-4)
     assert resample(samples, 16_000, 16_000) is samples

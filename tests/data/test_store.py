@@ -1,55 +1,45 @@
 """Features, their cache, and batches."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kit import tone, wav
 
 from frami_edge.data import store as store_module
 from frami_edge.data.clips import Clip
 from frami_edge.data.store import FeatureStore, collate, length_buckets, measure_normalisation
 from frami_edge.errors import DataError
 from frami_edge.frontend import LogMel
-from frami_edge.progress import Progress
 from frami_edge_runtime.melspec import MelSpec
-
-Tone = Callable[..., np.ndarray]
-Wav = Callable[..., Path]
 
 
 @pytest.fixture
-def clips(tmp_path: Path, make_tone: Tone, make_wav: Wav) -> list[Clip]:
+def clips(tmp_path):
     made = []
     for i in range(8):
         rate = (8_000, 16_000)[i % 2]
-        path = make_wav(
-            tmp_path / "set" / f"{i}.wav", make_tone(0.3 + 0.1 * (i // 4), rate, 200 + 90 * i), rate
+        path = wav(
+            tmp_path / "set" / f"{i}.wav", tone(0.3 + 0.1 * (i // 4), rate, 200 + 90 * i), rate
         )
         made.append(Clip(path, i % 3, "1", path.name))
     return made
 
 
 @pytest.fixture
-def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def decoded(monkeypatch):
     """Counts the files that are decoded, which is what the cache must save."""
-    calls: list[int] = []
+    calls = []
     decode = store_module.decode
     monkeypatch.setattr(store_module, "decode", lambda data: (calls.append(1), decode(data))[1])
     return calls
 
 
-def test_features_are_the_front_end_on_the_file(
-    tmp_path: Path, make_tone: Tone, make_wav: Wav
-) -> None:
+def test_features_are_the_front_end_on_the_file(tmp_path):
     spec = MelSpec(mean=-3.0, std=2.0)
-    samples = make_tone(0.5, 16_000)
-    path = make_wav(tmp_path / "a.wav", samples, subtype="FLOAT")
+    samples = tone(0.5, 16_000)
+    path = wav(tmp_path / "a.wav", samples, subtype="FLOAT")
     got = FeatureStore(spec, tmp_path / "cache").load([Clip(path, 7, "1")])
     torch.testing.assert_close(
         got.mels[0], LogMel(spec)(torch.from_numpy(samples)), atol=1e-5, rtol=1e-5
@@ -58,11 +48,9 @@ def test_features_are_the_front_end_on_the_file(
     assert got.lengths == [spec.frames(8_000)]
 
 
-def test_the_second_load_decodes_nothing_and_gives_the_same(
-    tmp_path: Path, clips: list[Clip], decoded: list[int]
-) -> None:
+def test_the_second_load_decodes_nothing_and_gives_the_same(tmp_path, clips, decoded):
     store = FeatureStore(MelSpec(mean=-4.0, std=3.0), tmp_path / "cache")
-    calls: list[Progress] = []
+    calls = []
     first, second = store.load(clips, calls.append), store.load(clips, calls.append)
     assert len(decoded) == 8
     assert [c.done for c in calls if c.done == c.total] == [8, 8]
@@ -78,17 +66,7 @@ def test_the_second_load_decodes_nothing_and_gives_the_same(
     assert all(torch.equal(a, b) for a, b in zip(first.mels, again.mels, strict=True))
 
 
-def test_a_cache_that_cannot_be_written_only_warns(
-    tmp_path: Path, clips: list[Clip], caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "cache").write_text("a file where the folder should be")
-    assert len(FeatureStore(MelSpec(), tmp_path / "cache").load(clips)) == 8
-    assert "not cached" in caplog.text
-
-
-def test_normalisation_is_applied_after_the_cache(
-    tmp_path: Path, clips: list[Clip], decoded: list[int]
-) -> None:
+def test_normalisation_is_applied_after_the_cache(tmp_path, clips, decoded):
     raw = FeatureStore(MelSpec(), tmp_path / "cache").load(clips)
     mean, std = measure_normalisation(raw)
     everything = torch.cat([m.reshape(-1) for m in raw.mels]).double()
@@ -108,32 +86,28 @@ def test_normalisation_is_applied_after_the_cache(
     assert measure_normalisation(banded) == pytest.approx((mean, std), abs=1e-4)
 
 
-def test_another_front_end_or_another_content_is_computed_anew(
-    tmp_path: Path, clips: list[Clip], decoded: list[int], make_tone: Tone, make_wav: Wav
-) -> None:
+def test_another_front_end_or_another_content_is_computed_anew(tmp_path, clips, decoded):
     cache = tmp_path / "cache"
     before = FeatureStore(MelSpec(), cache).load(clips)
     FeatureStore(MelSpec(n_mels=40), cache).load(clips)
     assert len(decoded) == 16
-    make_wav(clips[0].path, make_tone(0.3, 8_000, 1_000), 8_000)
+    wav(clips[0].path, tone(0.3, 8_000, 1_000), 8_000)
     after = FeatureStore(MelSpec(), cache).load(clips)
     assert len(decoded) == 24
     assert not torch.equal(before.mels[0], after.mels[0])
     assert before.sha256 != after.sha256
 
 
-def test_bad_files_are_listed_and_counted(
-    tmp_path: Path, clips: list[Clip], make_wav: Wav, make_tone: Tone
-) -> None:
+def test_bad_files_are_listed_and_counted(tmp_path, clips):
     bad = {
         "missing.wav": None,
         "silent.wav": np.zeros(4_000),
         "nan.wav": np.full(4_000, np.nan),
-        "cut.wav": make_tone(1.0, 16_000),
+        "cut.wav": tone(1.0, 16_000),
     }
     for name, samples in bad.items():
         if samples is not None:
-            make_wav(tmp_path / "set" / name, samples, subtype="FLOAT")
+            wav(tmp_path / "set" / name, samples, subtype="FLOAT")
     cut = tmp_path / "set" / "cut.wav"
     cut.write_bytes(cut.read_bytes()[:5_000])
     extra = [Clip(tmp_path / "set" / name, 0, "1", name) for name in bad]
@@ -154,39 +128,17 @@ def test_bad_files_are_listed_and_counted(
         FeatureStore(MelSpec(), tmp_path / "cache").load(extra)
 
 
-def test_a_short_clip_is_repeated_not_padded(
-    tmp_path: Path, make_tone: Tone, make_wav: Wav
-) -> None:
-    path = make_wav(tmp_path / "short.wav", make_tone(0.01, 16_000), subtype="FLOAT")
-    got = FeatureStore(MelSpec(), tmp_path / "cache").load([Clip(path, 0, "1")])
-    assert got.mels[0].shape == (64, 1)
-    silence = torch.from_numpy(MelSpec().floor)
-    assert (got.mels[0][:, 0] > silence + 1).any()
-
-
-def test_the_cache_folder_follows_the_environment(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FRAMI_EDGE_CACHE", str(tmp_path))
-    assert FeatureStore(MelSpec()).cache_dir == tmp_path / "features"
-    monkeypatch.delenv("FRAMI_EDGE_CACHE")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert FeatureStore(MelSpec()).cache_dir == tmp_path / ".cache" / "frami-edge" / "features"
-
-
 LENGTHS = st.lists(st.integers(1, 3_000), min_size=0, max_size=200)
 
 
-def _waste(lengths: list[int], batch: list[int]) -> float:
+def _waste(lengths, batch):
     chosen = [lengths[i] for i in batch]
     return 1 - sum(chosen) / (len(chosen) * max(chosen))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(LENGTHS, st.integers(2, 32), st.one_of(st.none(), st.integers(0, 9)), st.floats(0, 0.9))
-def test_every_clip_once_and_little_waste_or_no_batch_of_one(
-    lengths: list[int], size: int, seed: int | None, max_waste: float
-) -> None:
+def test_every_clip_once_and_little_waste_or_no_batch_of_one(lengths, size, seed, max_waste):
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     batches = length_buckets(lengths, size, generator=generator, max_waste=max_waste)
     assert sorted(i for b in batches for i in b) == list(range(len(lengths)))
@@ -197,23 +149,7 @@ def test_every_clip_once_and_little_waste_or_no_batch_of_one(
     assert all(len(b) >= min(2, len(lengths)) for b in pairs)
 
 
-def test_order_is_fixed_without_and_random_with_a_generator() -> None:
-    lengths = [int(n) for n in np.random.default_rng(0).integers(20, 200, 300)]
-    assert length_buckets(lengths, 16, generator=None) == length_buckets(
-        lengths, 16, generator=None
-    )
-    one, two, again = (
-        length_buckets(lengths, 16, generator=torch.Generator().manual_seed(s)) for s in (1, 2, 1)
-    )
-    assert one == again
-    assert one != two
-    neighbours = [
-        {frozenset((a, b)) for batch in x for a in batch for b in batch} for x in (one, two)
-    ]
-    assert neighbours[0] != neighbours[1], "epochs differ in composition, not only in order"
-
-
-def test_padding_lies_right_and_at_the_floor() -> None:
+def test_padding_lies_right_and_at_the_floor():
     mels = [torch.randn(3, n) for n in (5, 9, 7)]
     floor = np.array([-1.0, -2.0, -3.0], dtype=np.float32)
     x_B1MT, lengths_B = collate(mels, [2, 0], pad_value=floor)

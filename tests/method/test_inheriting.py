@@ -98,6 +98,18 @@ def test_inherited_layers_are_the_teachers(tagger: Teacher, spec: MelSpec, name:
     assert len(layers.convolutions) == {"features.4": 5, "features.7": 6}.get(name, 4 + gates)
 
 
+@pytest.mark.parametrize("frames", [1, 2, 15, 40, 41, 90])
+@pytest.mark.parametrize("name", ["features.4", "features.7"])
+def test_silence_around_a_clip_is_computed_once(
+    tagger: Teacher, spec: MelSpec, name: str, frames: int
+) -> None:
+    x = torch.randn(3, 1, spec.n_mels, frames)
+    layers = inherit(tagger.model, name, x)
+    around = layers.cut * layers.stride
+    want = layers(nn.functional.pad(x, (around, around)))
+    torch.testing.assert_close(layers.in_silence(x), want, atol=1e-5, rtol=1e-5)
+
+
 def test_a_student_inherits_streams_and_is_saved(
     tagger: Teacher, spec: MelSpec, cpu: Compute, tmp_path: Path
 ) -> None:
@@ -113,6 +125,8 @@ def test_a_student_inherits_streams_and_is_saved(
     student = distill(tagger, TensorSampler(clips), config, cpu)
     want = inherit(tagger.model, "features.7", clips).state_dict()
     torch.testing.assert_close(student.inherited.state_dict(), want)
+    whole = student.trunk(nn.functional.pad(clips, student.context))
+    torch.testing.assert_close(student.hidden(clips).frames_BCT, whole, atol=1e-5, rtol=1e-5)
     check_streamable(
         student.trunk, student.receptive_field, student.stride, student.channels, spec, 0
     )

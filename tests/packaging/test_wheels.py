@@ -1,7 +1,5 @@
 """The three wheels as users get them: contents, metadata, and a runtime that needs no trainer."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import re
@@ -9,7 +7,6 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from email.message import Message
 from email.parser import Parser
 from pathlib import Path, PurePosixPath
 
@@ -32,7 +29,7 @@ every_wheel = pytest.mark.parametrize("package", FOLDERS)
 
 
 @pytest.fixture(scope="module")
-def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def wheels(tmp_path_factory):
     """Built without a network, by the name that is imported."""
     for module in ("hatchling", "hatch_fancy_pypi_readme"):
         if importlib.util.find_spec(module) is None:
@@ -47,18 +44,18 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
-def members(wheel: Path) -> dict[str, bytes]:
+def members(wheel):
     with zipfile.ZipFile(wheel) as opened:
         return {name: opened.read(name) for name in opened.namelist()}
 
 
-def metadata(wheel: Path) -> Message:
+def metadata(wheel):
     (text,) = (data for name, data in members(wheel).items() if name.endswith("/METADATA"))
     return Parser().parsestr(text.decode())
 
 
 @every_wheel
-def test_the_whole_package_and_nothing_else(wheels: dict[str, Path], package: str) -> None:
+def test_the_whole_package_and_nothing_else(wheels, package):
     files = {n: data for n, data in members(wheels[package]).items() if ".dist-info/" not in n}
     assert {name.partition("/")[0] for name in files} == {package}
     assert {PurePosixPath(name).suffix for name in files} <= KINDS
@@ -71,7 +68,7 @@ def test_the_whole_package_and_nothing_else(wheels: dict[str, Path], package: st
         assert str(ROOT).encode() not in data, f"{name} names a path of this machine"
 
 
-def test_presets_the_page_and_the_embedded_teacher_are_inside(wheels: dict[str, Path]) -> None:
+def test_presets_the_page_and_the_embedded_teacher_are_inside(wheels):
     page = members(wheels["frami_edge_export"])
     assert {"frami_edge_export/page/index.html", "frami_edge_export/page/page.js"} <= set(page)
     files = members(wheels["frami_edge"])
@@ -88,7 +85,7 @@ def test_presets_the_page_and_the_embedded_teacher_are_inside(wheels: dict[str, 
 
 
 @every_wheel
-def test_metadata(wheels: dict[str, Path], package: str) -> None:
+def test_metadata(wheels, package):
     about, files = metadata(wheels[package]), members(wheels[package])
     versions = {metadata(wheel)["Version"] for wheel in wheels.values()}
     assert len(versions) == 1, "one version for all three"
@@ -125,9 +122,7 @@ assert all(str(p).startswith(sys.argv[1]) for p in paths.values()), paths
 @pytest.mark.parametrize(
     ("packages", "code"), [(["frami_edge_runtime"], RUNTIME_ALONE), (list(FOLDERS), PRESETS)]
 )
-def test_installed_copies_are_complete(
-    wheels: dict[str, Path], tmp_path: Path, packages: list[str], code: str
-) -> None:
+def test_installed_copies_are_complete(wheels, tmp_path, packages, code):
     for package in packages:
         with zipfile.ZipFile(wheels[package]) as opened:
             opened.extractall(tmp_path)
@@ -137,7 +132,7 @@ def test_installed_copies_are_complete(
     assert run.returncode == 0, run.stderr
 
 
-def test_constraints_pin_every_direct_dependency() -> None:
+def test_constraints_pin_every_direct_dependency():
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = {Requirement(x).name: Requirement(x) for x in lines if not x.startswith("#")}
     for folder in FOLDERS.values():
