@@ -119,7 +119,8 @@ def test_the_first_layers_are_rounded_once(quantiser: Quantiser) -> None:
     """Rounding between the two would cost a fifth of the speed."""
     ops = [n.op_type for n in quantiser.graph(U8S8, quantiser.layers[:2]).graph.node]
     ops = [op for op in ops if op != "DequantizeLinear"]
-    assert ops[:7] == ["Sub", "Add", "Conv", "Relu", "Conv", "QuantizeLinear", "Conv"]
+    assert ops[:6] == ["Sub", "Add", "Conv", "Relu", "Conv", "Relu"]
+    assert {"Sub", "Add"}.isdisjoint(ops[6:])
 
 
 @settings(deadline=None, max_examples=50)
