@@ -1,8 +1,8 @@
 """Float convolutions of an int8 file with exact sums: the same int8 codes behind them everywhere.
 
 Kernels add the products of a convolution in different orders, with and without fused multiply-add.
-In float32 such sums differ in their last bits, and on one clip of 30 such a bit turned over a
-rounding of the `QuantizeLinear` behind them: one int8 step, up to 0.04 in a logit. Here inputs,
+In float32 such sums differ in their last bits, and on one clip of 60 such a bit turned over a
+rounding of the `QuantizeLinear` behind them: one int8 step, up to 0.03 in a logit. Here inputs,
 weights and biases of a float convolution are multiples of powers of two, so coarse that each sum of
 its products, whole or partial, is a multiple of a power of two and at most 2^24 times as large.
 float32 holds that as it is, so no order of adding rounds anything.
