@@ -8,7 +8,7 @@ Shape legend: N samples, M mel bands, T mel frames, K classes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -82,7 +82,9 @@ class Int8Search:
         self, student: OnnxStudent, sample: CalibrationSet, options: ExportOptions
     ) -> None:
         trunk, self._head = student.trunk, student.head
-        self.quantiser = Quantiser(trunk, sample.ranges)
+        mel = student.info.mel
+        limits = float(mel.floor.min()), float(mel.ceiling.max())
+        self.quantiser = Quantiser(trunk, sample.ranges, limits)
         self.tried: list[dict[str, Any]] = []
         """Every candidate: flavour, float layers, bias correction, agreement, sqnr_db."""
         self._corrector = BiasCorrector(trunk, self.quantiser, sample.ranges)
@@ -162,8 +164,9 @@ class Int8Search:
     def _layer_sqnr(self, flavour: Flavour) -> tuple[dict[str, Any], ...]:
         """SQNR of the frames with one layer int8 and all others float, worst first."""
         expected, rows = run_trunk(self._fp32, self._few), []
+        plain = replace(flavour, aligned=False)
         for layer in self.quantiser.layers:
-            model = self.quantiser.graph(flavour, set(self.quantiser.layers) - {layer})
+            model = self.quantiser.graph(plain, set(self.quantiser.layers) - {layer})
             frames = run_trunk(cpu_session(model, exact=flavour.inputs_only), self._few)
             rows.append({"layer": layer, "sqnr_db": sqnr_db(expected, frames)})
         return tuple(sorted(rows, key=lambda row: (row["sqnr_db"] is None, row["sqnr_db"] or 0.0)))

@@ -26,6 +26,7 @@ from onnxruntime.quantization.calibrate import TensorsData, create_calibrator
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
 from frami_edge_export.graph import check_loadable, strip
+from frami_edge_export.grid import align
 from frami_edge_export.parity import BATCH, Array, cpu_session
 from frami_edge_runtime.modelfile import TRUNK_INPUT
 
@@ -55,6 +56,9 @@ class Flavour:
     """7 makes a file answer alike on every CPU: x86 without VNNI adds two products in 16 bits, and
     2 * 255 * 64 fits. Measured there on two students: 8-bit weights lose up to 23 dB of SQNR to
     saturation; 7-bit ones cost at most 2.4 dB."""
+    aligned: bool = True
+    """Float convolutions on a grid (`grid.align`), so that the int8 codes behind them do not depend
+    on the order in which a CPU adds. TensorRT's kernels round in ways of their own."""
 
     @property
     def op_types(self) -> list[str]:
@@ -68,7 +72,9 @@ FLAVOUR_OF: Final = {"x86": U8S8, "arm": S8S8, "jetson-gpu": S8S8}
 """By target. The grid is the same, only its zero points differ by 128: so are the answers. x86
 kernels take unsigned activations, ARM's signed ones; each CPU reads both, and on x86 both took the
 same time."""
-TENSORRT: Final = Flavour("S8S8 TensorRT", QuantType.QInt8, QuantType.QInt8, True, True, 8)
+TENSORRT: Final = Flavour(
+    "S8S8 TensorRT", QuantType.QInt8, QuantType.QInt8, True, True, weight_bits=8, aligned=False
+)
 PORTABLE: Final = Flavour("S8S8 portable", QuantType.QInt8, QuantType.QInt8, True)
 """Q/DQ behind convolutions too, so that ONNX Runtime finds int8 on both sides of each."""
 
@@ -91,9 +97,15 @@ class Quantiser:
     Args:
         trunk: The fp32 graph.
         mels_N1MT: The clamped calibration set, with its context.
+        limits: Least and largest log-mel of the front end; None for those of the set.
     """
 
-    def __init__(self, trunk: onnx.ModelProto, mels_N1MT: Array) -> None:
+    def __init__(
+        self,
+        trunk: onnx.ModelProto,
+        mels_N1MT: Array,
+        limits: tuple[float, float] | None = None,
+    ) -> None:
         self._trunk = onnx.shape_inference.infer_shapes(trunk)
         convs = [node for node in trunk.graph.node if node.op_type == "Conv"]
         self.layers = tuple(node.name for node in convs)
@@ -106,6 +118,7 @@ class Quantiser:
         320 k weights (docs/LOG.md). They feed no tensor core either, and int8 costs 2 to 3 dB of
         SQNR on the second."""
         self._table = self._calibrate(mels_N1MT)
+        self._limits = limits or self.ranges[TRUNK_INPUT]
 
     @property
     def ranges(self) -> dict[str, tuple[float, float]]:
@@ -157,6 +170,9 @@ class Quantiser:
         )
         quantizer.quantize_model()
         _state_biases(quantizer.model.model)
+        quantizer.model.topological_sort()
+        if flavour.aligned:
+            align(quantizer.model.model, {**self.ranges, TRUNK_INPUT: self._limits})
         _keep_float(quantizer.model.model)
         quantizer.model.topological_sort()
         model = onnx.ModelProto()
