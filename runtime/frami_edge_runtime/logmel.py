@@ -222,6 +222,18 @@ class LogMelStream:
         self.samples_in = 0
         self.frames_out = 0
 
+    def seek(self, frame: int) -> None:
+        """Continue a clip at a later frame: the next sample must be the first that it depends on.
+
+        Args:
+            frame: From the start of the clip, and so far in that no sample before its own is
+                missing: ``frame * hop_length - pad`` must be at least `MelSpec.min_samples`.
+        """
+        self.reset()
+        self._end = 0  # nothing is reflected here
+        self.samples_in = frame * self._hop - self._pad
+        self.frames_out = frame
+
     def push(self, samples: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Take samples and return the frames that became complete.
 

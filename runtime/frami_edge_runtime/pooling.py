@@ -159,7 +159,11 @@ class SlidingWindow(StreamPool):
     @property
     def begins(self) -> float:
         """``at`` of the oldest block that has frames; there must be one."""
-        return float(self._begins[self._filled > 0].min())
+        end = -(-self.slots // self.block)
+        for block in range(max(0, end - self.blocks), end):
+            if self._filled.item(block % self.blocks):
+                return self._begins.item(block % self.blocks)
+        raise StreamError("There are no frames to pool.", fix="Push at least one frame.")
 
     def skip(self, slots: int) -> None:
         """Let time pass: blocks that it enters start empty, old ones leave the window."""

@@ -30,8 +30,8 @@ import numpy.typing as npt
 from frami_edge_runtime.audio import check_rate, check_samples
 from frami_edge_runtime.backends import LONGEST_RUN, Backend
 from frami_edge_runtime.errors import AudioError, ModelFileError, StreamError
-from frami_edge_runtime.gate import OPEN_S, PRE_ROLL_S, Gate
-from frami_edge_runtime.logmel import ROWS, LogMelStream, MelBlock
+from frami_edge_runtime.gate import PRE_ROLL_S, Gate
+from frami_edge_runtime.logmel import LogMelStream, MelBlock
 from frami_edge_runtime.pooling import Forgetting, SlidingWindow, StreamPool, WholeClip
 from frami_edge_runtime.resample import Resampler
 from frami_edge_runtime.state import check_alike, read_state, require, save_state
@@ -124,10 +124,11 @@ class _Meter:
     """Counters and step times, in bounded memory."""
 
     def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
+        names = ("samples_in", "dropped", "gaps", "mel_frames", "frames", "results")
+        self.counts = dict.fromkeys(names, 0)  # a Counter takes four times as long
         self._steps = 0
         self._busy_s = self._longest_s = 0.0
-        self._latest_s = np.zeros(STEPS_KEPT)
+        self._latest_s = [0.0] * STEPS_KEPT
 
     def step(self, started: float) -> None:
         """Count one push, flush or gap that started at this `time.perf_counter`."""
@@ -135,9 +136,10 @@ class _Meter:
         self._latest_s[self._steps % STEPS_KEPT] = took_s
         self._steps += 1
         self._busy_s += took_s
-        self._longest_s = max(self._longest_s, took_s)
+        if took_s > self._longest_s:
+            self._longest_s = took_s
 
-    def stats(self, counts: Counter[str], sample_rate: int, lag_s: float) -> StreamStats:
+    def stats(self, counts: Mapping[str, int], sample_rate: int, lag_s: float) -> StreamStats:
         latest_s = self._latest_s[: max(1, self._steps)]
         p50_s, p99_s = np.percentile(latest_s, (50, 99))
         return StreamStats(
@@ -157,7 +159,7 @@ def _one_thread(method: _Method) -> _Method:
 
     @functools.wraps(method)
     def call(self: Any, *args: Any, **options: Any) -> Any:
-        if not self._inside.acquire(blocking=False):
+        if not self._inside.acquire(False):
             raise StreamError(
                 "A stream was used by two threads at once.",
                 fix="Open one stream per thread, or pass the samples through a queue.Queue.",
@@ -233,14 +235,21 @@ class Stream:
             self._resampler = Resampler(self.sample_rate, mel.sample_rate)
         self._mel = LogMelStream(mel, block=block)
         self._field, self._stride = info.receptive_field, info.stride
+        # Where the audio of trunk frame 0 begins and ends, in samples of the segment.
+        self._period = info.stride * mel.hop_length
+        self._first_begins = -info.context.left * mel.hop_length - mel.pad
+        self._first_ends = info.context.right * mel.hop_length + mel.span - mel.pad
         within = (model.max_mel_frames - self._field) // self._stride + 1
         self._longest = min(LONGEST_RUN, self._hop or LONGEST_RUN, within)
         width = self._field + (self._longest - 1) * self._stride
         self._input = np.zeros((1, 1, mel.n_mels, width), np.float32)
         self._gate = None if gate_db is None else self._make_gate(gate_db)
-        self._last_logits: npt.NDArray[np.float32] | None = None
-        self._scored = _NOTHING, _NOTHING  # logits of the last result, and their scores
+        self._scored = _NOTHING, _NOTHING, 0  # logits of the last result, their scores, the best
         self._offered: npt.NDArray[np.float32]
+        self._held: int  # mel frames in self._input
+        self._frames: int  # trunk frames of the segment
+        self._resting: bool  # log-mel and trunk have not received all that the gate has
+        self._unknown: int  # hops until a window has all its frames again
         self._meter = _Meter()
         self.reset()
 
@@ -328,7 +337,8 @@ class Stream:
             self._pool.reset()
         self._time.clock += int(lost_samples)
         self._time.lost += int(lost_samples)
-        self._meter.counts.update(dropped=int(lost_samples), gaps=1)
+        self._meter.counts["dropped"] += int(lost_samples)
+        self._meter.counts["gaps"] += 1
         self._clear_segment()
         self._meter.step(started)
         return results
@@ -440,53 +450,56 @@ class Stream:
         self._offer(self._mel.push_checked(mono, least=self._needed - self._held))
 
     def _make_gate(self, gate_db: float) -> Gate:
-        mel, hop, blocks = self._info.mel, self._hop, self._blocks
+        hop, blocks = self._hop, self._blocks
         if hop is None or blocks is None or hop > self._longest:
             raise StreamError(
                 "A gate needs window_s, and a hop that the model runs at once.",
                 fix=f"Set window_s, and hop_s of at most {self._longest * self._info.frame_s:g}.",
             )
-        per_block = hop * self._stride  # mel frames
-        # After a jump, the first blocks hold frames from both sides of it.
-        mixed = -(-(self._field + mel.span // mel.hop_length + 2) // per_block) + 1
-        self._exact_from = mixed + blocks
-        samples = per_block * mel.hop_length
-        self._skipped = ROWS // math.gcd(ROWS, per_block)  # keeps each frame in its row of the FFT
-        return Gate(
-            gate_db,
-            mel.sample_rate,
-            kept=self._exact_from * samples + round(PRE_ROLL_S * mel.sample_rate),
-            step=self._skipped * samples,
-            open_for=blocks * samples + round(OPEN_S * mel.sample_rate),
-        )
+        mel = self._info.mel
+        # In samples: the audio of the last answer, at least what a log-mel takes before it seeks.
+        self._window = max(blocks * hop * self._period, mel.min_samples)
+        # From where a hop begins to the end of the window after which answers are exact again, and
+        # the pre-roll behind it; a clip may end anywhere, and its last answer must be exact too.
+        exact = (blocks * hop - 1) * self._period + self._first_ends - self._first_begins
+        self._ahead = exact + max(round(PRE_ROLL_S * mel.sample_rate), hop * self._period)
+        return Gate(gate_db, mel.sample_rate)
 
     def _run_gated(self, gate: Gate) -> list[Result]:
-        """Run what the gate lets through; where it skips, the last answer holds."""
+        """Run the judged blocks, or rest where all that the last answer is about was quiet."""
         results: list[Result] = []
-        while (found := gate.next()) is not None:
-            if isinstance(found, np.ndarray):
-                self._offer(self._mel.push_checked(found, least=self._needed - self._held))
+        while (block := gate.next()) is not None:
+            if gate.loud_to > self._begins - self._window:
+                x = gate.since(self._wake()) if self._resting else block
+                self._offer(self._mel.push_checked(x, least=self._needed - self._held))
                 results += _run([self])[0]
-                continue
-            assert isinstance(self._pool, SlidingWindow)
-            assert self._hop is not None
-            assert self._last_logits is not None
-            for _ in range(self._skipped):
-                self._pool.hold(self._start_s(self._frames))
-                self._frames += self._hop
-                results.append(self._result(self._last_logits))
-            self._since_skip = 0
+            else:
+                self._resting = True
+                while self._begins + self._ahead <= gate.judged:
+                    results.append(self._hold())
+            gate.forget(self._begins)
         return results
 
-    def _settled(self, logits_K: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """The logits, or the last ones where the window holds frames from before a jump."""
-        if self._gate is None:
-            return logits_K
-        self._since_skip += 1
-        if self._since_skip < self._exact_from and self._last_logits is not None:
-            return self._last_logits
-        self._last_logits = logits_K
-        return logits_K
+    @property
+    def _begins(self) -> int:
+        """Where the audio of the next trunk frame begins, in samples of the segment."""
+        return self._first_begins + self._frames * self._period
+
+    def _wake(self) -> int:
+        """Continue with the next trunk frame after a rest; return where its audio begins."""
+        self._resting, self._held = False, 0
+        self._mel.seek(self._frames * self._stride - self._info.context.left)
+        return self._begins
+
+    def _hold(self) -> Result:
+        """Let a hop pass without the model: the last answer holds, here and in the window after."""
+        assert isinstance(self._pool, SlidingWindow)
+        assert self._hop is not None
+        assert self._blocks is not None
+        self._pool.hold(self._at_s(self._begins))
+        self._frames += self._hop
+        self._unknown = self._blocks
+        return self._result(self._scored[0])
 
     def _begin_segment(self) -> None:
         now, pool, mel = self._time, self._pool, self._info.mel
@@ -506,8 +519,9 @@ class Stream:
             return
         rest = [] if self._resampler is None else [self._resampler.flush()]
         if self._gate is not None:
-            self._gate.gather()
-            rest.insert(0, self._gate.take(len(self._gate.pending)))
+            rest.insert(0, self._gate.rest)
+            if self._resting:
+                rest.insert(0, self._gate.since(self._wake()))
         if rest:
             self._offer(self._mel.push_checked(np.concatenate(rest)))
         if self._mel.samples_in:
@@ -524,14 +538,14 @@ class Stream:
         if self._resampler is not None:
             self._resampler.reset()
         self._mel.reset()
-        self._held = context.left  # mel frames in self._input
+        self._held = context.left
         self._input[..., : self._held] = context.value
         self._offered = np.empty((0, self._info.mel.n_mels), np.float32)
         self._ending = False
-        self._frames = 0  # trunk frames of the segment
+        self._frames = self._unknown = 0
+        self._resting = False
         if self._gate is not None:
             self._gate.reset()
-            self._since_skip, self._last_logits = MOST_BLOCKS, None
         self._plan_run()
 
     def _plan_run(self) -> None:
@@ -565,22 +579,24 @@ class Stream:
         self._frames += n
         self._meter.counts["frames"] += n
         self._plan_run()
-        return self._hop is not None and self._pool.slots % self._hop == 0
+        due = self._hop is not None and self._pool.slots % self._hop == 0
+        self._unknown = max(0, self._unknown - due)
+        return due
 
     def _result(self, logits_K: npt.NDArray[np.float32], *, last: bool = False) -> Result:
         """The result of the statistics that gave these logits; the last covers all audio."""
         if logits_K is not self._scored[0]:
-            self._scored = logits_K, scores_of(logits_K, self._info.output)
-        scores_K = self._scored[1].copy()
-        index = int(logits_K.argmax())
+            scores_K = scores_of(logits_K, self._info.output)
+            self._scored = logits_K, scores_K, int(logits_K.argmax())
+        _, scores_K, index = self._scored
         now, pool = self._time, self._pool
         lost, now.lost = now.lost, 0
         self._meter.counts["results"] += 1
         return Result(
             label=self._info.labels[index],
             index=index,
-            score=float(scores_K[index]),
-            scores=scores_K,
+            score=scores_K.item(index),
+            scores=scores_K.copy(),
             logits=logits_K,
             labels=self._info.labels,
             t0=pool.begins if isinstance(pool, SlidingWindow) else now.base / self.sample_rate,
@@ -591,19 +607,16 @@ class Stream:
 
     def _start_s(self, frame: int) -> float:
         """Where the audio of this trunk frame of the segment begins."""
-        first = frame * self._stride - self._info.context.left
-        return self._at_s(first * self._info.mel.hop_length)
+        return self._at_s(self._first_begins + frame * self._period)
 
     def _end_s(self, frame: int) -> float:
         """Where the audio of this trunk frame of the segment ends, within the audio pushed."""
-        last, mel = frame * self._stride + self._info.context.right, self._info.mel
-        end_s = self._at_s(last * mel.hop_length + mel.span)
+        end_s = self._at_s(self._first_ends + frame * self._period)
         return min(end_s, self._time.end / self.sample_rate)
 
     def _at_s(self, sample: int) -> float:
-        mel = self._info.mel
-        sample = max(0, sample - mel.pad)
-        return self._time.origin / self.sample_rate + sample / mel.sample_rate
+        rate = self._info.mel.sample_rate
+        return self._time.origin / self.sample_rate + max(0, sample) / rate
 
     @property
     def _lag_s(self) -> float:
@@ -773,6 +786,9 @@ def _answer(
 ) -> None:
     """Add the result of each stream's pooled statistics; ``last`` if its clip has ended."""
     for part in _batches(streams):
+        if part[0]._unknown:  # a stream with a gate, alone
+            results[part[0]].append(part[0]._result(part[0]._scored[0]))
+            continue
         model = part[0]._model
         logits_BK = model.logits(np.stack([stream._pool.pooled() for stream in part]))
         if not np.isfinite(logits_BK).all():
@@ -781,8 +797,7 @@ def _answer(
                 fix="The model is damaged: export it again with frami-edge export.",
             )
         for stream, logits_K in zip(part, logits_BK, strict=True):
-            answer_K = logits_K if last else stream._settled(logits_K)
-            results[stream].append(stream._result(answer_K, last=last))
+            results[stream].append(stream._result(logits_K, last=last))
 
 
 def _flush(streams: Sequence[Stream]) -> list[Result | None]:

@@ -149,6 +149,24 @@ def test_saved_state_continues_exactly(name: str, cut: int, first: list[int]) ->
     assert np.array_equal(np.concatenate(parts), log_mel(x, spec))
 
 
+@pytest.mark.parametrize("name", SPECS)
+@settings(max_examples=15, deadline=None)
+@given(place=st.floats(0, 1), before=CHUNKS, chunks=CHUNKS)
+def test_continues_exactly_at_a_later_frame(
+    name: str, place: float, before: list[int], chunks: list[int]
+) -> None:
+    spec = SPECS[name]
+    first = -(-(spec.min_samples + spec.pad) // spec.hop_length)
+    last = (len(NOISE) - 1) // spec.hop_length  # with enough samples for the reflection at the end
+    frame = first + round(place * (last - first))
+    stream = LogMelStream(spec)
+    for n in before:
+        stream.push(PCM[:n])
+    stream.seek(frame)
+    x = NOISE[frame * spec.hop_length - spec.pad :]
+    assert np.array_equal(feed(stream, x, chunks), log_mel(NOISE, spec)[frame:])
+
+
 @pytest.mark.filterwarnings("ignore:At least one mel filterbank has all zero values")
 @pytest.mark.parametrize(
     "changes",
