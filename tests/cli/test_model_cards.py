@@ -1,9 +1,6 @@
 """Model cards: the header that hubs read, figures, and code and commands that run as they stand."""
 
-from __future__ import annotations
-
 import contextlib
-import functools
 import io
 import json
 import re
@@ -11,12 +8,12 @@ import shlex
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from kit import LABELS, QUICK
 from typer.testing import CliRunner
 
 import frami_edge_export
@@ -27,10 +24,8 @@ from frami_edge.checkpoint import load_checkpoint
 from frami_edge.cli import app
 from frami_edge.evaluation import Score
 from frami_edge.training import TrainedTeacher
-from frami_edge_export.options import ExportOptions
 from frami_edge_export.report import Artifact, ExportReport
 
-LABELS = ("high", "low")
 MANIFEST = {
     "versions": {"frami-edge": "0.1.0", "python": "3.11.7", "torch": None},
     "git": {"commit": "abc", "modified": True},
@@ -40,19 +35,19 @@ MANIFEST = {
 }
 
 
-def header_of(card: str) -> dict[str, Any]:
+def header_of(card):
     """The header, which the hub's own reader must understand and write back unchanged."""
-    found: dict[str, Any] = yaml.safe_load(card.split("---\n")[1])
+    found = yaml.safe_load(card.split("---\n")[1])
     hub = ModelCard(card)
     assert hub.data.to_dict() == found
     return found
 
 
-def blocks(card: str, language: str) -> list[str]:
+def blocks(card, language):
     return re.findall(rf"```{language}\n(.*?)```", card, re.DOTALL)
 
 
-def run_code(card: str) -> str:
+def run_code(card):
     """Run every Python block, each in a module of its own; what they print."""
     printed = io.StringIO()
     codes = blocks(card, "python")
@@ -63,14 +58,12 @@ def run_code(card: str) -> str:
     return printed.getvalue()
 
 
-def commands(card: str) -> list[list[str]]:
+def commands(card):
     lines = [line for block in blocks(card, "sh") for line in block.splitlines()]
     return [shlex.split(line)[1:] for line in lines if line.startswith("frami-edge ")]
 
 
-def test_the_cards_of_a_run_and_its_export(
-    student: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_cards_of_a_run_and_its_export(student, tmp_path, monkeypatch):
     run_folder = tmp_path / "run"
     shutil.copytree(student["run_dir"], run_folder)
     monkeypatch.chdir(run_folder)
@@ -85,8 +78,7 @@ def test_the_cards_of_a_run_and_its_export(
         assert words in card
     assert str(Path(student["run_dir"]).parent) not in card
 
-    quick = functools.partial(ExportOptions, bench_budget_s=0.02, bench_rounds=15)
-    monkeypatch.setattr(frami_edge_export, "ExportOptions", quick)
+    monkeypatch.setattr(frami_edge_export, "ExportOptions", QUICK)
     (export,) = commands(card)  # makes ./export, which the next block needs
     done = CliRunner().invoke(app, [*export, "--quiet"])
     assert done.exit_code == 0, done.output
@@ -104,7 +96,7 @@ def test_the_cards_of_a_run_and_its_export(
     assert str(tmp_path) not in card
 
 
-def test_a_teachers_card(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_teachers_card(teacher, monkeypatch):
     loaded = load_checkpoint(teacher)
     found = Score(0.875, None, None, torch.tensor([[4, 0], [1, 3]]), 8)
     trained = TrainedTeacher(teacher, loaded.sha256, loaded.card, found, 1234, 2.0)
@@ -120,12 +112,9 @@ def test_a_teachers_card(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert run_code(card).strip() in LABELS
 
 
-def test_real_accuracies_are_results_that_the_hub_reads(
-    teacher: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_real_accuracies_are_results_that_the_hub_reads(teacher, monkeypatch):
     monkeypatch.setattr(cards, "markdown_card", lambda _: "# Export")
     loaded = load_checkpoint(teacher)
-    assert loaded.card.trained_on is not None
     trained_on = loaded.card.trained_on.model_copy(update={"data": "esc10", "test_fold": "3"})
     card = loaded.card.model_copy(update={"trained_on": trained_on})
     score = Score(0.875, None, None, torch.tensor([[4, 0], [1, 3]]), 8)
@@ -139,7 +128,7 @@ def test_real_accuracies_are_results_that_the_hub_reads(
     data = {"name": "esc10", "fold": "3", "clips": 80}
     for text, name, accuracy in (
         (teacher_readme(trained, {}, MANIFEST), "esc10-teacher", 0.875),
-        (export_readme(report, student, data, {}), "s", 0.85),  # type: ignore[arg-type]
+        (export_readme(report, student, data, {}), "s", 0.85),
     ):
         header_of(text)
         found = ModelCard(text).data
@@ -149,10 +138,9 @@ def test_real_accuracies_are_results_that_the_hub_reads(
         assert (result.metric_type, result.metric_value) == ("accuracy", accuracy)
 
 
-def test_the_embedded_teachers_card_agrees_with_its_checkpoint() -> None:
+def test_the_embedded_teachers_card_agrees_with_its_checkpoint():
     card = load_checkpoint(DIGITS_TEACHER, "teacher").card
     header = header_of(DIGITS_TEACHER.with_suffix(".md").read_text(encoding="utf-8"))
-    assert card.trained_on is not None
     assert header["datasets"] == [card.trained_on.data]
     assert header["license"] == header_of(model_header(card.licence, []) + "\n")["license"]
     (result,) = header["model-index"][0]["results"]
@@ -170,7 +158,7 @@ def test_the_embedded_teachers_card_agrees_with_its_checkpoint() -> None:
         ("not stated", {}),
     ],
 )
-def test_a_licence_is_named_only_where_it_is_known(licence: str, expected: dict[str, str]) -> None:
+def test_a_licence_is_named_only_where_it_is_known(licence, expected):
     header = header_of(model_header(licence, ["on"]) + "\n")
     assert {key: value for key, value in header.items() if "license" in key} == expected
     assert header["tags"][1] == "on"  # quoted where YAML would read something else
