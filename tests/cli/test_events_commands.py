@@ -1,24 +1,14 @@
 """`frami-edge evaluate --stream` and `frami-edge tune` on a file of an export."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import soundfile
-from typer.testing import Result
 
 from frami_edge_runtime import Classifier
 
-Call = Callable[..., Result]
 
-
-def test_tuned_to_a_room_the_model_is_quiet_in_it(
-    exported: Path, call: Call, tmp_path: Path
-) -> None:
+def test_tuned_to_a_room_the_model_is_quiet_in_it(exported, call, tmp_path):
     model, room = exported / "student.fp32.onnx", tmp_path / "room" / "day.wav"
     room.parent.mkdir()
     rng = np.random.default_rng(0)
@@ -40,9 +30,7 @@ def test_tuned_to_a_room_the_model_is_quiet_in_it(
     assert "Events in 0.01 h" in call("evaluate", out, "--stream", room).stdout
 
 
-def test_recordings_that_cannot_be_read_are_left_out_and_named(
-    exported: Path, call: Call, tmp_path: Path
-) -> None:
+def test_recordings_that_cannot_be_read_are_left_out_and_named(exported, call, tmp_path):
     model, day, out = exported / "student.fp32.onnx", tmp_path / "day", tmp_path / "tuned.onnx"
     day.mkdir()
     for name in ("a.wav", "b.mp3"):
@@ -62,7 +50,7 @@ def test_recordings_that_cannot_be_read_are_left_out_and_named(
         assert "2 recordings were left out" in " ".join(call(*command).stdout.split())
 
 
-def test_clips_or_recordings(exported: Path, call: Call) -> None:
+def test_clips_or_recordings(exported, call):
     model = exported / "student.fp32.onnx"
     for more in (
         (),
@@ -74,9 +62,7 @@ def test_clips_or_recordings(exported: Path, call: Call) -> None:
         assert "whether clips or long recordings" in result.output
 
 
-def test_checkpoints_teachers_and_labels_of_recordings(
-    student: dict[str, Any], teacher: Path, call: Call, tmp_path: Path
-) -> None:
+def test_checkpoints_teachers_and_labels_of_recordings(student, teacher, call, tmp_path):
     model, short = student["student"], tmp_path / "short.wav"
     soundfile.write(short, np.zeros(800), 8000)
     found = json.loads(call("evaluate", model, "--stream", short, "--json").stdout)

@@ -8,68 +8,51 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-import soundfile
 import torch
-from typer.testing import Result
+from kit import CPU, LABELS, tones
 
 import frami_edge as fe
-from frami_edge import plots
 from frami_edge.checkpoint import load_checkpoint, save_checkpoint
-from frami_edge.progress import Progress
 from frami_edge.runs import read_manifest
 
-Call = Callable[..., Result]
-Teachers = Callable[..., Path]
-CPU = ("--device", "cpu", "--precision", "fp32")
-LABELS = ("high", "low")
 SOURCES = {"inversion": 32, "procedural": 40, "translator": 32}
 
 
-def same_student(a: Path, b: Path) -> bool:
+def same_student(a, b):
     return (a / "student.safetensors").read_bytes() == (b / "student.safetensors").read_bytes()
 
 
-def same_run(a: Path, b: Path) -> bool:
+def same_run(a, b):
     names = ("metrics.jsonl", "bank/bank.json")
     return same_student(a, b) and all((a / n).read_bytes() == (b / n).read_bytes() for n in names)
 
 
-def steps(run: Path) -> dict[str, list[int]]:
+def steps(run):
     """Steps in metrics.jsonl by phase."""
-    found: dict[str, list[int]] = {}
+    found = {}
     for line in (run / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
         found.setdefault(row["phase"], []).append(row["step"])
     return found
 
 
-def stop_at(phase: str, step: int) -> Callable[[Progress], None]:
+def stop_at(phase, step):
     """A progress callback that ends the run as Ctrl-C does."""
 
-    def callback(progress: Progress) -> None:
+    def callback(progress):
         if (progress.phase, progress.done) == (phase, step):
             raise KeyboardInterrupt
 
     return callback
 
 
-@pytest.fixture(autouse=True)
-def _quick_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes half of the time; the run of the `student` fixture draws for all tests."""
-    for name in ("mel_grid", "curves", "diversity", "confusion", "accuracy_bars"):
-        monkeypatch.setattr(plots, name, lambda path, *_: path.write_bytes(b"stub"))
-
-
 # --- invert
 
 
-def test_invert_makes_a_bank_and_writes_wavs(invert: Call, tmp_path: Path) -> None:
+def test_invert_makes_a_bank_and_writes_wavs(invert, tmp_path):
     wavs = tmp_path / "wavs"
     found = json.loads(invert("--listen", wavs, "--json").stdout)
     assert found["clips"] == SOURCES
@@ -78,9 +61,6 @@ def test_invert_makes_a_bank_and_writes_wavs(invert: Call, tmp_path: Path) -> No
     assert {"diversity", "mels-inversion", "curves-inversion"} <= set(found["plots"])
     assert all(Path(picture).is_file() for picture in found["plots"].values())
     assert sorted(found["wavs"]) == sorted(str(p) for p in wavs.iterdir())
-    samples, rate = soundfile.read(found["wavs"][0])
-    assert (rate, len(samples)) == (8000, 256 + 23 * 80)
-    assert 0.85 < abs(samples).max() < 0.9  # -1 dBFS
     assert fe.Bank.open(Path(found["bank"])).index.labels == LABELS
     assert read_manifest(found["run_dir"])["status"] == "finished"
     assert steps(tmp_path / "bank")["inversion"] == [1, 2, 3, 4, 5]
@@ -89,7 +69,7 @@ def test_invert_makes_a_bank_and_writes_wavs(invert: Call, tmp_path: Path) -> No
 # --- distill
 
 
-def test_the_student_records_its_origin(student: dict[str, Any], teacher: Path) -> None:
+def test_the_student_records_its_origin(student, teacher):
     loaded = load_checkpoint(Path(student["student"]), "student")
     theirs = load_checkpoint(teacher, "teacher")
     card = loaded.card
@@ -118,9 +98,7 @@ def test_the_student_records_its_origin(student: dict[str, Any], teacher: Path) 
         assert Path(picture).read_bytes().startswith(b"\x89PNG")
 
 
-def test_bank_sources_and_seed_decide_the_student(
-    distill: Call, student: dict[str, Any], tmp_path: Path
-) -> None:
+def test_bank_sources_and_seed_decide_the_student(distill, student, tmp_path):
     first = Path(student["run_dir"])
     result = distill(tmp_path / "same", "--bank", first / "bank")
     assert "warning: Not ready. " in result.stderr
@@ -138,9 +116,8 @@ def test_bank_sources_and_seed_decide_the_student(
 
 @pytest.mark.parametrize(("phase", "step"), [("translator", 4), ("distill", 3)])
 def test_an_interrupted_run_is_resumed_to_the_same_student(
-    distill: Call, student: dict[str, Any], teacher: Path, config: Path, tmp_path: Path,
-    phase: str, step: int,
-) -> None:  # fmt: skip
+    distill, student, teacher, config, tmp_path, phase, step
+):
     run = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         fe.distill(
@@ -159,12 +136,10 @@ def test_an_interrupted_run_is_resumed_to_the_same_student(
     assert left == [], "what killed processes and finished sources leave"
 
 
-def test_a_full_disk_and_a_damaged_checkpoint(
-    distill: Call, student: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_and_a_damaged_checkpoint(distill, student, tmp_path, monkeypatch):
     run, real, states = tmp_path / "run", Path.write_bytes, list[Path]()
 
-    def full(path: Path, data: bytes) -> int:
+    def full(path, data):
         if path.name.endswith("distill-state.pt"):
             states.append(path)
             if len(states) == 2:
@@ -187,9 +162,7 @@ def test_a_full_disk_and_a_damaged_checkpoint(
     assert "damaged" in distill(run, "--resume", code=1).stderr
 
 
-def test_signals_and_a_second_process(
-    distill: Call, config: Path, teacher: Path, tmp_path: Path
-) -> None:
+def test_signals_and_a_second_process(distill, config, teacher, tmp_path):
     run, long = tmp_path / "run", ("--set", "distill.steps=100000")
     words = ["distill", config, "--teacher", teacher, "--out", run, *CPU, *long]
     command = [sys.executable, "-m", "frami_edge", *map(str, words)]
@@ -211,9 +184,8 @@ def test_signals_and_a_second_process(
 
 
 def test_only_the_same_run_is_resumed(
-    new_teacher: Teachers, distill: Call, call: Call, config: Path, student: dict[str, Any],
-    teacher: Path, tmp_path: Path,
-) -> None:  # fmt: skip
+    new_teacher, distill, call, config, student, teacher, tmp_path
+):
     bank, run = Path(student["run_dir"]) / "bank", tmp_path / "run"
     assert "no run to resume" in distill(run, "--resume", code=1).stderr
     distill(run, "--bank", bank, "-q")
@@ -243,18 +215,14 @@ def test_only_the_same_run_is_resumed(
         (("--device", "cuda:99"), "fix: Use"),
     ],
 )
-def test_options_that_do_not_fit(
-    invert: Call, tmp_path: Path, options: tuple[str, ...], words: str
-) -> None:
+def test_options_that_do_not_fit(invert, tmp_path, options, words):
     error = invert(*options, code=1).stderr
     assert words in error
     assert "fix: " in error
     assert not (tmp_path / "bank").exists()
 
 
-def test_files_that_are_not_what_they_should_be(
-    invert: Call, student: dict[str, Any], teacher: Path, tmp_path: Path
-) -> None:
+def test_files_that_are_not_what_they_should_be(invert, student, teacher, tmp_path):
     torn = tmp_path / "torn.safetensors"
     torn.write_bytes(teacher.read_bytes()[:999])
     file = tmp_path / "file"
@@ -290,8 +258,8 @@ def test_files_that_are_not_what_they_should_be(
     ],
 )
 def test_a_place_that_cannot_be_written_is_refused_before_the_work(
-    command: str, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    command, call, tmp_path, monkeypatch
+):
     """The inputs that are missing, too, have not been looked at."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("mine")
@@ -304,10 +272,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_a_bank_that_does_not_fit(
-    new_teacher: Teachers, distill: Call, call: Call, config: Path, student: dict[str, Any],
-    tmp_path: Path,
-) -> None:  # fmt: skip
+def test_a_bank_that_does_not_fit(new_teacher, distill, call, config, student, tmp_path):
     other = new_teacher(tmp_path / "other.safetensors", seed=1)
     bank, out = Path(student["run_dir"]) / "bank", tmp_path / "run"
     again = ("distill", config, "--teacher", other, "--bank", bank, "--out", out, *CPU)
@@ -324,9 +289,7 @@ def test_a_bank_that_does_not_fit(
     assert not out.exists()
 
 
-def test_what_diverges_or_is_empty_is_never_written(
-    distill: Call, invert: Call, student: dict[str, Any], tmp_path: Path
-) -> None:
+def test_what_diverges_or_is_empty_is_never_written(distill, invert, student, tmp_path):
     bank, run = Path(student["run_dir"]) / "bank", tmp_path / "run"
     error = distill(run, "--bank", bank, "--set", "distill.learning_rate=1e30", code=1).stderr
     assert "distillation diverged" in error
@@ -341,8 +304,8 @@ def test_what_diverges_or_is_empty_is_never_written(
 
 
 @pytest.fixture
-def evaluate(call: Call, student: dict[str, Any], teacher: Path, sounds: Path) -> Call:
-    def run(controls: str, *more: object, model: object = student["student"], code: int = 0) -> Any:
+def evaluate(call, student, teacher, sounds):
+    def run(controls, *more, model=student["student"], code=0):
         return call(
             "evaluate", model, "--data", f"folder:{sounds}", "--teacher", teacher,
             "--controls", controls, *CPU, *more, code=code,
@@ -351,24 +314,10 @@ def evaluate(call: Call, student: dict[str, Any], teacher: Path, sounds: Path) -
     return run
 
 
-@pytest.fixture
-def other_tones(tmp_path: Path) -> Path:
-    rng = np.random.default_rng(7)
-    for side in ("train", "test"):
-        for label in ("bang", "hiss", "hum"):
-            path = tmp_path / "other" / side / label / "0.wav"
-            path.parent.mkdir(parents=True)
-            soundfile.write(path, 0.1 * rng.standard_normal(4000), 8000)
-    return tmp_path / "other"
-
-
-def test_every_control_is_a_row_of_the_same_recipe(
-    evaluate: Call, student: dict[str, Any], other_tones: Path, tmp_path: Path
-) -> None:
+def test_every_control_is_a_row_of_the_same_recipe(evaluate, student, tmp_path):
     bank, out = Path(student["run_dir"]) / "bank", tmp_path / "out"
-    names = (
-        f"white_noise,procedural,inversion,translator,real,scratch,unrelated=folder:{other_tones}"
-    )
+    other = tones(tmp_path / "other", train=3, test=1, seed=7)
+    names = f"white_noise,procedural,inversion,translator,real,scratch,unrelated=folder:{other}"
     found = json.loads(evaluate(names, "--bank", bank, "--out", out, "--json").stdout)
     rows = found["controls"]
     assert list(rows) == [
@@ -381,7 +330,7 @@ def test_every_control_is_a_row_of_the_same_recipe(
         assert 0 < row["kl_nats"] < math.inf, name
         assert (row["seed"], row["steps"]) == (3, 6), name  # scratch: 3 epochs of 2 steps
     assert len({found["kl_nats"], *(row["kl_nats"] for row in rows.values())}) == 9
-    assert (rows["real"]["real_clips"], rows["unrelated"]["real_clips"]) == (12, 6)
+    assert (rows["real"]["real_clips"], rows["unrelated"]["real_clips"]) == (12, 8)
     assert all((out / found["plots"][name]).is_file() for name in ("confusion", "controls"))
     manifest = read_manifest(out)
     assert (manifest["status"], manifest["controls"]) == ("finished", rows)
@@ -390,9 +339,8 @@ def test_every_control_is_a_row_of_the_same_recipe(
 
 
 def test_what_a_control_needs_is_checked_before_any_work(
-    evaluate: Call, call: Call, student: dict[str, Any], teacher: Path, sounds: Path,
-    tmp_path: Path,
-) -> None:  # fmt: skip
+    evaluate, call, student, teacher, sounds, tmp_path
+):
     out, bank = tmp_path / "out", Path(student["run_dir"]) / "bank"
     for controls, words in (
         ("inversion", "needs a bank"),

@@ -1,11 +1,8 @@
 """`frami-edge listen` is the runtime's `frami-edge-listen`."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -15,7 +12,7 @@ from typer.testing import CliRunner
 from frami_edge.cli import app
 
 
-def test_help_arguments_and_errors_are_the_runtime_s(tmp_path: Path) -> None:
+def test_help_arguments_and_errors_are_the_runtime_s(tmp_path):
     shown = CliRunner().invoke(app, ["listen", "--help"])
     assert shown.exit_code == 0
     assert "frami-edge listen student.onnx" in shown.stdout
@@ -27,7 +24,7 @@ def test_help_arguments_and_errors_are_the_runtime_s(tmp_path: Path) -> None:
     assert "\nfix: " in failed.stderr
 
 
-def test_the_command_line_and_the_export_leave_nothing_under_home(tmp_path: Path) -> None:
+def test_the_command_line_and_the_export_leave_nothing_under_home(tmp_path):
     """ONNX Runtime 1.29 and later would write a device id there, and send telemetry."""
     graph = "<ir_version: 8, opset_import: ['': 17]> g (float[N] x) => (float[N] y) {y = Relu(x)}"
     model = onnx.parser.parse_model(graph.replace("'", '"'))
@@ -39,12 +36,9 @@ def test_the_command_line_and_the_export_leave_nothing_under_home(tmp_path: Path
         (["-c", "import frami_edge_export.parity as p; p.ort.InferenceSession('any.onnx')"], ""),
     ):
         done = subprocess.run(
-            [sys.executable, *command],
-            cwd=tmp_path,
-            env={"HOME": str(home), "PATH": os.environ["PATH"]},
-            capture_output=True,
-            text=True,
+            [sys.executable, *command], cwd=tmp_path,
+            env={"HOME": str(home), "PATH": os.environ["PATH"]}, capture_output=True, text=True,
             timeout=120,
-        )
+        )  # fmt: skip
         assert words in done.stderr
         assert list(home.rglob("onnxruntime*")) + list(home.rglob("deviceid")) == []

@@ -1,9 +1,6 @@
 """Model cards: the header that hubs read, figures, and code and commands that run as they stand."""
 
-from __future__ import annotations
-
 import contextlib
-import functools
 import io
 import json
 import re
@@ -11,12 +8,12 @@ import shlex
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from kit import LABELS, QUICK
 from typer.testing import CliRunner
 
 import frami_edge_export
@@ -26,10 +23,8 @@ from frami_edge.checkpoint import DIGITS_TEACHER, load_checkpoint
 from frami_edge.cli import app
 from frami_edge.evaluation import Score
 from frami_edge.training import TrainedTeacher
-from frami_edge_export.options import ExportOptions
 from frami_edge_export.report import Artifact, ExportReport
 
-LABELS = ("high", "low")
 MANIFEST = {
     "versions": {"frami-edge": "0.1.0", "python": "3.11.7", "torch": None},
     "git": {"commit": "abc", "modified": True},
@@ -39,19 +34,19 @@ MANIFEST = {
 }
 
 
-def header_of(card: str) -> dict[str, Any]:
+def header_of(card):
     """The header, which the hub's own reader must understand and write back unchanged."""
-    found: dict[str, Any] = yaml.safe_load(card.split("---\n")[1])
+    found = yaml.safe_load(card.split("---\n")[1])
     hub = ModelCard(card)
     assert hub.data.to_dict() == found
     return found
 
 
-def blocks(card: str, language: str) -> list[str]:
+def blocks(card, language):
     return re.findall(rf"```{language}\n(.*?)```", card, re.DOTALL)
 
 
-def run_code(card: str) -> str:
+def run_code(card):
     """Run every Python block, each in a module of its own; what they print."""
     printed = io.StringIO()
     codes = blocks(card, "python")
@@ -62,14 +57,12 @@ def run_code(card: str) -> str:
     return printed.getvalue()
 
 
-def commands(card: str) -> list[list[str]]:
+def commands(card):
     lines = [line for block in blocks(card, "sh") for line in block.splitlines()]
     return [shlex.split(line)[1:] for line in lines if line.startswith("frami-edge ")]
 
 
-def test_the_cards_of_a_run_and_its_export(
-    student: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_cards_of_a_run_and_its_export(student, tmp_path, monkeypatch):
     run_folder = tmp_path / "run"
     shutil.copytree(student["run_dir"], run_folder)
     monkeypatch.chdir(run_folder)
@@ -84,8 +77,7 @@ def test_the_cards_of_a_run_and_its_export(
         assert words in card
     assert str(Path(student["run_dir"]).parent) not in card
 
-    quick = functools.partial(ExportOptions, bench_budget_s=0.02, bench_rounds=15)
-    monkeypatch.setattr(frami_edge_export, "ExportOptions", quick)
+    monkeypatch.setattr(frami_edge_export, "ExportOptions", QUICK)
     (export,) = commands(card)  # makes ./export, which the next block needs
     done = CliRunner().invoke(app, [*export, "--quiet"])
     assert done.exit_code == 0, done.output
@@ -103,7 +95,7 @@ def test_the_cards_of_a_run_and_its_export(
     assert str(tmp_path) not in card
 
 
-def test_a_teachers_card(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_teachers_card(teacher, monkeypatch):
     loaded = load_checkpoint(teacher)
     found = Score(0.875, None, None, torch.tensor([[4, 0], [1, 3]]), 8)
     trained = TrainedTeacher(teacher, loaded.sha256, loaded.card, found, 1234, 2.0)
@@ -119,12 +111,9 @@ def test_a_teachers_card(teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert run_code(card).strip() in LABELS
 
 
-def test_real_accuracies_are_results_that_the_hub_reads(
-    teacher: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_real_accuracies_are_results_that_the_hub_reads(teacher, monkeypatch):
     monkeypatch.setattr(cards, "markdown_card", lambda _: "# Export")
     loaded = load_checkpoint(teacher)
-    assert loaded.card.trained_on is not None
     trained_on = loaded.card.trained_on.model_copy(update={"data": "esc10", "test_fold": "3"})
     card = loaded.card.model_copy(update={"trained_on": trained_on})
     score = Score(0.875, None, None, torch.tensor([[4, 0], [1, 3]]), 8)
@@ -138,7 +127,7 @@ def test_real_accuracies_are_results_that_the_hub_reads(
     data = {"name": "esc10", "fold": "3", "clips": 80}
     for text, name, accuracy in (
         (teacher_readme(trained, {}, MANIFEST), "esc10-teacher", 0.875),
-        (export_readme(report, student, data, {}), "s", 0.85),  # type: ignore[arg-type]
+        (export_readme(report, student, data, {}), "s", 0.85),
     ):
         header_of(text)
         found = ModelCard(text).data
@@ -148,10 +137,9 @@ def test_real_accuracies_are_results_that_the_hub_reads(
         assert (result.metric_type, result.metric_value) == ("accuracy", accuracy)
 
 
-def test_the_embedded_teachers_card_agrees_with_its_checkpoint() -> None:
+def test_the_embedded_teachers_card_agrees_with_its_checkpoint():
     card = load_checkpoint(DIGITS_TEACHER, "teacher").card
     header = header_of(DIGITS_TEACHER.with_suffix(".md").read_text(encoding="utf-8"))
-    assert card.trained_on is not None
     assert header["datasets"] == [card.trained_on.data]
     assert header["license"] == header_of(model_header(card.licence, []) + "\n")["license"]
     (result,) = header["model-index"][0]["results"]
@@ -169,7 +157,7 @@ def test_the_embedded_teachers_card_agrees_with_its_checkpoint() -> None:
         ("not stated", {}),
     ],
 )
-def test_a_licence_is_named_only_where_it_is_known(licence: str, expected: dict[str, str]) -> None:
+def test_a_licence_is_named_only_where_it_is_known(licence, expected):
     header = header_of(model_header(licence, ["on"]) + "\n")
     assert {key: value for key, value in header.items() if "license" in key} == expected
     assert header["tags"][1] == "on"  # quoted where YAML would read something else

@@ -4,8 +4,6 @@ import errno
 import io
 import json
 import logging
-import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -13,7 +11,7 @@ import textwrap
 import pytest
 import typer
 from rich.console import Console
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from frami_edge.cli import _app
 from frami_edge.cli._app import LINE_SECONDS, Bars, Lines, Output
@@ -21,7 +19,6 @@ from frami_edge.cli._options import Json, Overrides, Precision, Quiet
 from frami_edge.errors import DataError, GateFailed, Terminated
 from frami_edge.progress import Progress
 
-Capture = pytest.CaptureFixture[str]
 log = logging.getLogger("frami_edge")
 
 
@@ -29,7 +26,7 @@ class OutOfMemoryError(RuntimeError):
     """As torch names it."""
 
 
-FAILURES: dict[str, BaseException] = {
+FAILURES = {
     "known": DataError("no such set: [esc].", fix="Use one of [a, b]."),
     "gate": GateFailed("agreement 0.91 is below 0.95."),
     "full": OSError(errno.ENOSPC, "x", "bank.safetensors"),
@@ -44,7 +41,7 @@ FAILURES: dict[str, BaseException] = {
 
 
 @pytest.fixture
-def broken(monkeypatch: pytest.MonkeyPatch) -> typer.Typer:
+def broken(monkeypatch):
     """A program whose command raises the given error."""
     monkeypatch.delenv("FRAMI_DEBUG", raising=False)
     command = _app.command_app()
@@ -77,7 +74,7 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> typer.Typer:
     return program
 
 
-def invoke(program: typer.Typer, *arguments: str) -> Result:
+def invoke(program, *arguments):
     return CliRunner().invoke(program, list(arguments))
 
 
@@ -96,9 +93,7 @@ def invoke(program: typer.Typer, *arguments: str) -> Result:
         ("interrupt", 130, "Interrupted."),
     ],
 )
-def test_a_failure_is_a_sentence_and_an_exit_code(
-    broken: typer.Typer, kind: str, code: int, message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failure_is_a_sentence_and_an_exit_code(broken, kind, code, message, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/bin/frami-edge", "distill", "--out", "a b"])
     result = invoke(broken, "run", kind)
     assert result.exit_code == code
@@ -113,7 +108,7 @@ def test_a_failure_is_a_sentence_and_an_exit_code(
     assert code != 1 or failure["error"]["fix"]
 
 
-def test_one_json_object_whatever_happens(broken: typer.Typer) -> None:
+def test_one_json_object_whatever_happens(broken):
     late = invoke(broken, "run", "late", "--json")
     assert (late.exit_code, json.loads(late.stdout)["overrides"]) == (3, None)
     wrong = invoke(broken, "run", "well", "--json", "--precision", "fp16")
@@ -126,26 +121,7 @@ def test_one_json_object_whatever_happens(broken: typer.Typer) -> None:
     assert invoke(broken, "run", "well").stderr == "a note\n"
 
 
-def test_help_shows_examples_and_near_names(broken: typer.Typer) -> None:
-    shown = invoke(broken, "run", "-h").stdout
-    assert "Fail in a chosen way." in shown
-    assert "$ frami-edge broken known" in shown
-    near = invoke(broken, "othr")
-    assert (near.exit_code, "other" in near.stderr) == (2, True)
-
-
-def test_sigterm_ends_a_run_once_like_ctrl_c() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        _app.catch_sigterm()
-        with pytest.raises(Terminated):
-            os.kill(os.getpid(), signal.SIGTERM)
-        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def test_every_command_has_help_without_torch() -> None:
+def test_every_command_has_help_without_torch():
     code = """
         import sys
         from typer.main import get_command
@@ -168,7 +144,7 @@ def test_every_command_has_help_without_torch() -> None:
 # --- Output
 
 
-def test_people_get_tables_on_stdout_and_the_rest_on_stderr(capsys: Capture) -> None:
+def test_people_get_tables_on_stdout_and_the_rest_on_stderr(capsys):
     output = Output()
     output.result({"a": 1})
     output.table("Scores [x]", ["class", "accuracy"], [["[dog]", 0.98765], ["cat", None]], "[30]")
@@ -182,7 +158,7 @@ def test_people_get_tables_on_stdout_and_the_rest_on_stderr(capsys: Capture) -> 
     assert captured.err == f"next: frami-edge distill {'x' * 200}\nwarning: mind the [gap]\n"
 
 
-def test_a_pipe_gets_a_line_per_tenth_and_per_minute() -> None:
+def test_a_pipe_gets_a_line_per_tenth_and_per_minute():
     now, said = [0.0], list[str]()
     lines = Lines(said.append, clock=lambda: now[0])
     for step in range(1, 201):
@@ -206,7 +182,7 @@ def test_a_pipe_gets_a_line_per_tenth_and_per_minute() -> None:
     assert said == ["read 2, 1:00 elapsed"]
 
 
-def test_a_terminal_gets_one_bar_per_phase_and_its_cursor_back() -> None:
+def test_a_terminal_gets_one_bar_per_phase_and_its_cursor_back():
     file = io.StringIO()
     bars = Bars(Console(file=file, force_terminal=True, width=100, color_system=None))
     bars(Progress("invert [a]", 30, 40))

@@ -1,13 +1,13 @@
 """`frami-edge quickstart`, shortened to seconds: all of its steps, none of its quality."""
 
-import functools
 import json
 from pathlib import Path
 
 import pytest
 import soundfile
 import torch
-from typer.testing import CliRunner, Result
+from kit import QUICK
+from typer.testing import CliRunner
 
 from frami_edge import api, quickstart
 from frami_edge.checkpoint import DIGITS_TEACHER, Teacher, load_checkpoint, parameters
@@ -15,7 +15,6 @@ from frami_edge.cli import app
 from frami_edge.data.clips import Clip
 from frami_edge.data.store import Features
 from frami_edge.sources.procedural import ProceduralAudio
-from frami_edge_export.options import ExportOptions
 from frami_edge_runtime.classifier import Classifier
 
 TINY = (
@@ -29,26 +28,24 @@ TINY = (
 )
 
 
-def run(out: Path, *more: object) -> Result:
+def run(out, *more):
     tiny = [part for change in TINY for part in ("--set", change)]
     arguments = ["quickstart", "--no-fetch", "--out", out, "--device", "cpu", *tiny, *more]
     return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
 @pytest.fixture(autouse=True)
-def _short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
-    quick = functools.partial(ExportOptions, bench_budget_s=0.02, bench_rounds=15)
-    monkeypatch.setattr(api, "ExportOptions", quick)
+def _short_measurements(monkeypatch):
+    monkeypatch.setattr(api, "ExportOptions", QUICK)
     monkeypatch.setattr(quickstart, "SYNTHETIC_TEST_CLIPS", 48)
 
 
-def test_without_data_there_are_all_figures_but_accuracy(tmp_path: Path) -> None:
+def test_without_data_there_are_all_figures_but_accuracy(tmp_path):
     folder = tmp_path / "run"
     result = run(folder, "--json")
     assert result.exit_code == 0, result.output
     figures = json.loads(result.stdout)
     student, teacher = figures["student"], load_checkpoint(DIGITS_TEACHER, "teacher")
-    assert teacher.card.trained_on is not None
     assert (teacher.card.trained_on.data, teacher.card.trained_on.test_fold) == ("fsdd", "test")
     assert figures["teacher"] == {"accuracy": None, "parameters": parameters(teacher.model)}
     assert (student["accuracy"], figures["int8"]["accuracy"]) == (None, None)
@@ -78,12 +75,10 @@ def test_without_data_there_are_all_figures_but_accuracy(tmp_path: Path) -> None
     assert "already holds a finished run" in again.stderr
 
 
-def test_with_data_it_scores_on_the_official_test_split(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_with_data_it_scores_on_the_official_test_split(tmp_path, monkeypatch):
     """The real loader needs all files of FSDD; here thirty clips replace its test split."""
 
-    def clips(teacher: Teacher, root: Path) -> Features:
+    def clips(teacher, root):
         assert root == tmp_path
         found, mels = [], []
         for i, samples in enumerate(ProceduralAudio(teacher.sample_rate, 0.6).clips(30, seed=1)):
@@ -106,7 +101,7 @@ def test_with_data_it_scores_on_the_official_test_split(
     assert accuracy == pytest.approx(float(hits.mean()))
 
 
-def test_mistakes_are_found_before_any_work(tmp_path: Path) -> None:
+def test_mistakes_are_found_before_any_work(tmp_path):
     (tmp_path / "sounds").mkdir()
     for options, words in (
         (("--set", "distill.step=3"), "did you mean 'steps'?"),

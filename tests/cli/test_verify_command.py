@@ -1,18 +1,13 @@
 """`frami-edge verify`: facts, answers and streams of any two files of one model."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from typer.testing import Result
 
 from frami_edge.comparing import compare_logits, compare_stream, length_clips
 from frami_edge.opening import open_model
@@ -20,26 +15,25 @@ from frami_edge_runtime.classifier import Classifier
 from frami_edge_runtime.errors import ModelFileError
 from frami_edge_runtime.modelfile import METADATA_KEY
 
-Call = Callable[..., Result]
 FEW = ("--clips", "12")
 
 
 @pytest.fixture
-def checkpoint(student: dict[str, Any]) -> Path:
+def checkpoint(student):
     return Path(student["run_dir"]) / "student.safetensors"
 
 
 @pytest.fixture
-def bank(student: dict[str, Any]) -> Path:
+def bank(student):
     return Path(student["run_dir"]) / "bank"
 
 
-def verified(call: Call, *arguments: object, code: int = 0) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(call("verify", *arguments, *FEW, "--json", code=code).stdout)
+def verified(call, *arguments, code=0):
+    found = json.loads(call("verify", *arguments, *FEW, "--json", code=code).stdout)
     return found
 
 
-def changed(source: Path, path: Path, scale: float = 1.0, **info: Any) -> Path:
+def changed(source, path, scale=1.0, **info):
     """The same model with scaled weights of its first convolution, or with other facts."""
     model = onnx.load(source)
     first = next(node for node in model.graph.node if node.op_type == "Conv")
@@ -55,9 +49,7 @@ def changed(source: Path, path: Path, scale: float = 1.0, **info: Any) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["fp32", "model"])
-def test_an_export_answers_like_its_checkpoint(
-    kind: str, checkpoint: Path, exported: Path, call: Call
-) -> None:
+def test_an_export_answers_like_its_checkpoint(kind, checkpoint, exported, call):
     other = exported / f"student.{kind}.onnx"
     found = verified(call, checkpoint, other, "--max-difference", "1e-4")
     assert found["passed"]
@@ -71,9 +63,7 @@ def test_an_export_answers_like_its_checkpoint(
     assert all(stream["from_one_run"] < 1e-4 for stream in streams)
 
 
-def test_a_bank_and_real_clips_in_one_run(
-    teacher: Path, checkpoint: Path, exported: Path, bank: Path, sounds: Path, call: Call
-) -> None:
+def test_a_bank_and_real_clips_in_one_run(teacher, checkpoint, exported, bank, sounds, call):
     more = ("--bank", bank, "--data", f"folder:{sounds}", "--min-agreement", "0")
     found = verified(call, teacher, checkpoint, *more)
     assert set(found["answers"]) == {"bank", "real", "lengths"}
@@ -81,12 +71,14 @@ def test_a_bank_and_real_clips_in_one_run(
     assert found["answers"]["real"]["clips"] == 8
     assert {fact["fact"]: fact["same"] for fact in found["facts"]}["teacher"] is True
     files = (exported / "student.fp32.onnx", exported / "student.int8.cpu.onnx")
-    int8 = verified(call, *files, "--bank", bank, "--min-agreement", "0")["answers"]["bank"]
+    found = verified(call, *files, "--bank", bank, "--min-agreement", "0")
+    assert [stream["from_classify"] for stream in found["streams"]] == [0, 0], "fp32 and int8"
+    int8 = found["answers"]["bank"]
     assert 10 < int8["sqnr_db"] < 80
     assert int8["worst_clip"].split()[0] in ("inversion", "procedural", "translator")
 
 
-def test_other_weights_fail_the_gate(exported: Path, call: Call, tmp_path: Path) -> None:
+def test_other_weights_fail_the_gate(exported, call, tmp_path):
     source = exported / "student.fp32.onnx"
     other = changed(source, tmp_path / "other.onnx", scale=1.5)
     result = call("verify", source, other, *FEW, "--max-difference", "1e-4", code=3)
@@ -96,9 +88,7 @@ def test_other_weights_fail_the_gate(exported: Path, call: Call, tmp_path: Path)
     assert found["answers"]["procedural"]["max_abs_difference"] > 1e-4
 
 
-def test_other_facts_are_warned_about(
-    exported: Path, bank: Path, call: Call, tmp_path: Path
-) -> None:
+def test_other_facts_are_warned_about(exported, bank, call, tmp_path):
     source = exported / "student.fp32.onnx"
     mel = Classifier(source).info.mel.replace(mean=-5.0).to_dict()
     other = changed(source, tmp_path / "other.onnx", mel=mel, teacher_sha256="f" * 64)
@@ -113,7 +103,7 @@ def test_other_facts_are_warned_about(
     assert "another front end" in refused.stderr
 
 
-def test_what_cannot_be_compared_is_refused(exported: Path, call: Call, tmp_path: Path) -> None:
+def test_what_cannot_be_compared_is_refused(exported, call, tmp_path):
     source = exported / "student.fp32.onnx"
     other = changed(source, tmp_path / "other.onnx", labels=["low", "high"])
     assert "different classes" in call("verify", source, other, code=1).stderr
@@ -127,23 +117,23 @@ def test_what_cannot_be_compared_is_refused(exported: Path, call: Call, tmp_path
     assert "None of 2 clips" in damaged.stderr
 
 
-def test_a_stream_that_loses_samples_is_caught(exported: Path) -> None:
+def test_a_stream_that_loses_samples_is_caught(exported):
     model = open_model(exported / "student.fp32.onnx")
     assert model.classifier is not None
     clips = length_clips(model.mel, 0)
-    real: Any = model.classifier.stream
+    real = model.classifier.stream
 
-    def lossy(*args: Any, **options: Any) -> Any:
+    def lossy(*args, **options):
         stream = real(*args, **options)
         push = stream.push
         stream.push = lambda samples: push(samples[1:] if len(samples) < 100 else samples)
         return stream
 
-    model.classifier.stream = lossy  # type: ignore[method-assign]
+    model.classifier.stream = lossy
     assert compare_stream(model, clips, 0).from_classify > 1e-6
 
 
-def test_figures_of_a_known_pair() -> None:
+def test_figures_of_a_known_pair():
     a = torch.tensor([[2.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
     b = torch.tensor([[2.0, 0.0], [0.5, 0.0], [1.0, 0.0]])
     found = compare_logits(a, b, ["x", "y", "z"])

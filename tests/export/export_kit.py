@@ -3,10 +3,6 @@
 Shape legend: B batch, M mel bands, T frames, C channels, K classes.
 """
 
-from __future__ import annotations
-
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -25,7 +21,7 @@ class MeanOverFrequency(nn.Module):
         return h.mean(dim=2)
 
 
-def conv_bn(c_in: int, c_out: int, **kw: Any) -> nn.Sequential:
+def conv_bn(c_in, c_out, **kw):
     return nn.Sequential(
         nn.Conv2d(c_in, c_out, bias=False, **kw), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True)
     )
@@ -34,21 +30,17 @@ def conv_bn(c_in: int, c_out: int, **kw: Any) -> nn.Sequential:
 class TinyStudent(nn.Module):
     """Stem with stride (2, 2) and depthwise-separable blocks, no padding along time."""
 
-    def __init__(self, channels: int = 24, blocks: int = 2, classes: int = 6) -> None:
+    def __init__(self, channels=24, blocks=2, classes=6):
         super().__init__()
-        layers: list[nn.Module] = [conv_bn(1, channels, kernel_size=3, stride=2, padding=(1, 0))]
+        layers = [conv_bn(1, channels, kernel_size=3, stride=2, padding=(1, 0))]
         for _ in range(blocks):
             layers += [
                 conv_bn(
-                    channels,
-                    channels,
-                    kernel_size=3,
-                    stride=(2, 1),
-                    padding=(1, 0),
+                    channels, channels, kernel_size=3, stride=(2, 1), padding=(1, 0),
                     groups=channels,
                 ),
                 conv_bn(channels, channels, kernel_size=1),
-            ]
+            ]  # fmt: skip
         self.trunk = nn.Sequential(*layers, MeanOverFrequency())
         self.receptive_field = 3 + 2 * 2 * blocks
         self.stride = 2
@@ -64,13 +56,11 @@ class TinyStudent(nn.Module):
         h_BCT = self.trunk(nn.functional.pad(mel_BMT, self.context))
         var_BC = h_BCT.var(dim=2, correction=0)
         std_BC = torch.sqrt(var_BC.clamp_min(0) + self.pool_eps)
-        logits: Tensor = self.head(torch.cat([h_BCT.mean(dim=2), std_BC], dim=1))
+        logits = self.head(torch.cat([h_BCT.mean(dim=2), std_BC], dim=1))
         return logits
 
 
-def synthetic_mels(
-    count: int, frames: int, classes: int = 6, seed: int = 0
-) -> tuple[Tensor, Tensor]:
+def synthetic_mels(count, frames, classes=6, seed=0):
     """Smooth log-mels with one ridge a class: (N, 1, M, T) normalised, and labels (N,)."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, classes, count)
@@ -88,7 +78,7 @@ def synthetic_mels(
     return torch.from_numpy(x.astype(np.float32))[:, None], torch.from_numpy(labels)
 
 
-def train(student: TinyStudent, steps: int, seed: int = 0) -> TinyStudent:
+def train(student, steps, seed=0):
     torch.manual_seed(seed)
     optimiser = torch.optim.Adam(student.parameters(), lr=1e-2)
     student.train()

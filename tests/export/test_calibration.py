@@ -1,13 +1,9 @@
 """The calibration set, its gate, and log-mels through a model file."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from export_kit import MEL, TinyStudent
+from export_kit import MEL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -21,7 +17,6 @@ from frami_edge_export.calibration import (
     prepare_calibration,
 )
 from frami_edge_export.errors import CalibrationError
-from frami_edge_export.graph import OnnxStudent
 from frami_edge_export.options import ExportOptions
 from frami_edge_export.parity import with_context
 from frami_edge_runtime.classifier import Classifier
@@ -31,7 +26,7 @@ OPTIONS = ExportOptions()
 SHAPE = (64, 1, MEL.n_mels, 40)
 
 
-def test_outliers_are_clamped_to_what_a_microphone_can_give(calibration: np.ndarray) -> None:
+def test_outliers_are_clamped_to_what_a_microphone_can_give(calibration):
     spoilt = calibration.copy()
     spoilt[::2, :, :, 3] = 17.0
     spoilt[::2, :, :, 4] = -17.0
@@ -48,7 +43,7 @@ def test_outliers_are_clamped_to_what_a_microphone_can_give(calibration: np.ndar
 
 @given(st.integers(16, 90), st.integers(1, 50), st.integers(0, 5))
 @settings(max_examples=20, deadline=None)
-def test_the_holdout_never_sets_a_range(count: int, most: int, seed: int) -> None:
+def test_the_holdout_never_sets_a_range(count, most, seed):
     mels = np.zeros((count, 1, MEL.n_mels, 12), np.float32)
     mels[:, 0, 0, 0] = np.linspace(0, 1, count)
     options = ExportOptions(max_calibration=most, seed=seed)
@@ -74,13 +69,13 @@ def test_the_holdout_never_sets_a_range(count: int, most: int, seed: int) -> Non
         (np.full(SHAPE, -40.0, np.float32), "100% of the calibration values are outside"),
     ],
 )
-def test_what_cannot_be_log_mels_is_refused(mels: np.ndarray | None, said: str) -> None:
+def test_what_cannot_be_log_mels_is_refused(mels, said):
     with pytest.raises(CalibrationError, match=said) as caught:
         prepare_calibration(mels, MEL, (5, 5), OPTIONS)
     assert caught.value.fix
 
 
-def test_the_students_own_mels_pass(student: TinyStudent, calibration: np.ndarray) -> None:
+def test_the_students_own_mels_pass(student, calibration):
     layers = calibration_ranges(student.trunk, with_context(calibration, student.context))
     assert [layer.name for layer in layers] == ["0.1", "1.1", "2.1", "3.1", "4.1"]
     assert all(layer.ratio < 1.3 and layer.shift < 0.3 for layer in layers)
@@ -90,7 +85,7 @@ def test_the_students_own_mels_pass(student: TinyStudent, calibration: np.ndarra
 
 
 @pytest.mark.parametrize("noise", ["uniform", "loud", "constant"])
-def test_random_numbers_are_refused(student: TinyStudent, noise: str) -> None:
+def test_random_numbers_are_refused(student, noise):
     rng = np.random.default_rng(0)
     mels = {
         "uniform": rng.random(SHAPE),
@@ -103,7 +98,7 @@ def test_random_numbers_are_refused(student: TinyStudent, noise: str) -> None:
     assert "bank" in caught.value.fix
 
 
-def test_the_statistics_are_those_of_torch(student: TinyStudent, calibration: np.ndarray) -> None:
+def test_the_statistics_are_those_of_torch(student, calibration):
     first = calibration_ranges(student.trunk, calibration)[0]
     conv, norm = student.trunk.get_submodule("0.0"), student.trunk.get_submodule("0.1")
     assert isinstance(norm, nn.BatchNorm2d)
@@ -118,7 +113,7 @@ def test_the_statistics_are_those_of_torch(student: TinyStudent, calibration: np
     assert first.spread == pytest.approx(float(spread), rel=1e-4)
 
 
-def test_a_gain_shifts_a_log_mel_inside_the_physical_range() -> None:
+def test_a_gain_shifts_a_log_mel_inside_the_physical_range():
     t = np.arange(8000) / MEL.sample_rate
     samples = (0.05 * np.sin(2 * np.pi * 800 * t)).astype(np.float32)
     mel = log_mel(samples, MEL).T.copy()[None, None]
@@ -137,13 +132,13 @@ def test_a_gain_shifts_a_log_mel_inside_the_physical_range() -> None:
 
 
 @pytest.fixture(scope="module")
-def model(made: OnnxStudent) -> bytes:
+def model(made):
     return made.described(made.trunk, made.info)
 
 
 def test_mels_of_many_lengths_are_classified_as_by_torch_and_the_runtime(
-    student: TinyStudent, model: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    student, model, tmp_path, monkeypatch
+):
     monkeypatch.setattr(module, "BATCH_FRAMES", 60)  # several runs of one length
     rng = np.random.default_rng(0)
     clips = [rng.standard_normal((MEL.n_mels, t)) for t in (1, 40, 2, 9, 40, 9, 9, 9, 9, 300)]

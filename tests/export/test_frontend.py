@@ -1,9 +1,6 @@
 """The waveform graph: its log-mel and its logits are the runtime's, at every length."""
 
-from __future__ import annotations
-
 import json
-from typing import Any
 
 import numpy as np
 import onnx
@@ -19,13 +16,12 @@ from frami_edge_export.frontend import (
     parity_clips,
     waveform_graph,
 )
-from frami_edge_export.graph import OnnxStudent
 from frami_edge_export.parity import cpu_session
 from frami_edge_runtime.logmel import log_mel
 from frami_edge_runtime.melspec import MelSpec
 from frami_edge_runtime.modelfile import WAVEFORM_KEY, ModelInfo
 
-SPECS: dict[str, dict[str, Any]] = {
+SPECS = {
     "default": {},
     "magnitude": {"power": 1.0, "log": "log10"},
     "slaney": {"mel_scale": "slaney", "norm": "slaney", "center": True},
@@ -42,14 +38,14 @@ SPECS: dict[str, dict[str, Any]] = {
 }
 
 
-def noise(samples: int, seed: int = 0) -> np.ndarray:
+def noise(samples, seed=0):
     rng = np.random.default_rng(seed)
     return np.clip(rng.normal(0, 0.1, samples), -1, 1).astype(np.float32)
 
 
 @pytest.mark.filterwarnings("ignore:At least one mel filterbank")
 @pytest.mark.parametrize("name", SPECS)
-def test_the_log_mel_is_the_runtimes(name: str) -> None:
+def test_the_log_mel_is_the_runtimes(name):
     spec = MelSpec(**{"mean": -5.0, "std": 3.0, **SPECS[name]})
     session = cpu_session(frontend_graph(spec))
     for samples in (1, 3, spec.min_samples - 1, spec.min_samples, spec.min_samples + 1, 16_000):
@@ -65,9 +61,7 @@ def test_the_log_mel_is_the_runtimes(name: str) -> None:
         session.run(None, {WAVEFORM: np.zeros((1, 0), np.float32)})
 
 
-def test_logits_are_the_runtimes_at_every_length_and_the_file_says_how_to_feed_it(
-    made: OnnxStudent,
-) -> None:
+def test_logits_are_the_runtimes_at_every_length_and_the_file_says_how_to_feed_it(made):
     trunk, head, info = made.trunk, made.head, made.info
     before = trunk.SerializeToString(deterministic=True)
     data = described_waveform(waveform_graph(trunk, head, info), info)
@@ -90,7 +84,7 @@ def test_logits_are_the_runtimes_at_every_length_and_the_file_says_how_to_feed_i
     assert ModelInfo.from_json(json.dumps(about["model"])) == info
 
 
-def test_the_check_sees_a_wrong_front_end(made: OnnxStudent) -> None:
+def test_the_check_sees_a_wrong_front_end(made):
     trunk, head, info = made.trunk, made.head, made.info
     other = info.replace(mel=MEL.replace(log_floor="clamp", log_eps=1e-4))
     clips = parity_clips(MEL, 0, longest_s=2)

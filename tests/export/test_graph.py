@@ -1,14 +1,12 @@
 """torch to ONNX: what the graphs hold, that they equal torch, and what is refused."""
 
-from __future__ import annotations
-
 import copy
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from export_kit import MEL, TinyStudent
+from export_kit import MEL
 from onnx import numpy_helper
 from torch import nn
 
@@ -32,25 +30,21 @@ FRAMES, LOGITS, TOLERANCE = ("mel", "frames"), ("mel", "logits"), 1e-5
 
 
 @pytest.fixture(scope="module")
-def graphs(
-    student: TinyStudent, trunk: onnx.ModelProto, whole: onnx.ModelProto
-) -> dict[str, onnx.ModelProto]:
+def graphs(student, trunk, whole):
     return {"trunk": trunk, "whole": whole, "head": head_graph(student)}
 
 
 @pytest.fixture(scope="module")
-def inputs(student: TinyStudent) -> list[np.ndarray]:
+def inputs(student):
     return parity_inputs(parity_lengths(student.receptive_field, student.stride, MEL), MEL, seed=0)
 
 
-def test_batchnorm_is_folded_layers_keep_their_names_and_axes_have_names(
-    trunk: onnx.ModelProto,
-) -> None:
+def test_batchnorm_is_folded_layers_keep_their_names_and_axes_have_names(trunk):
     assert {node.op_type for node in trunk.graph.node} == {"Conv", "Relu", "AveragePool", "Squeeze"}
     names = [node.name for node in trunk.graph.node if node.op_type == "Conv"]
     assert names == ["0.0", "1.0", "2.0", "3.0", "4.0"]
 
-    def axes(value: onnx.ValueInfoProto) -> list[str | int]:
+    def axes(value):
         return [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
 
     assert axes(trunk.graph.input[0]) == ["batch", 1, MEL.n_mels, "time"]
@@ -58,9 +52,7 @@ def test_batchnorm_is_folded_layers_keep_their_names_and_axes_have_names(
 
 
 @pytest.mark.parametrize(("batch", "extra"), [(1, 0), (3, 1), (2, 57)])
-def test_axes_are_dynamic_and_only_the_whole_graph_holds_the_context(
-    graphs: dict[str, onnx.ModelProto], student: TinyStudent, batch: int, extra: int
-) -> None:
+def test_axes_are_dynamic_and_only_the_whole_graph_holds_the_context(graphs, student, batch, extra):
     mel = np.zeros((batch, 1, MEL.n_mels, student.receptive_field + extra), np.float32)
     h_BCT = cpu_session(graphs["trunk"]).run(["frames"], {"mel": mel})[0]
     assert h_BCT.shape == (batch, student.channels, extra // student.stride + 1)
@@ -72,9 +64,7 @@ def test_axes_are_dynamic_and_only_the_whole_graph_holds_the_context(
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_an_unfoldable_batchnorm_and_weights_that_are_not_finite_are_refused(
-    student: TinyStudent,
-) -> None:
+def test_an_unfoldable_batchnorm_and_weights_that_are_not_finite_are_refused(student):
     mine = copy.deepcopy(student)
     mine.trunk = nn.Sequential(nn.BatchNorm2d(1), nn.ReLU(), *mine.trunk.children()).eval()
     with pytest.raises(GraphError, match="BatchNorm could not be folded") as caught:
@@ -86,9 +76,7 @@ def test_an_unfoldable_batchnorm_and_weights_that_are_not_finite_are_refused(
         head_graph(mine)
 
 
-def test_the_mean_over_frequency_is_a_pooling_and_a_mean_over_time_stays(
-    trunk: onnx.ModelProto, whole: onnx.ModelProto
-) -> None:
+def test_the_mean_over_frequency_is_a_pooling_and_a_mean_over_time_stays(trunk, whole):
     mean = copy.deepcopy(trunk)
     pool, squeeze = mean.graph.node[-2:]
     assert (pool.op_type, squeeze.op_type) == ("AveragePool", "Squeeze")
@@ -104,9 +92,7 @@ def test_the_mean_over_frequency_is_a_pooling_and_a_mean_over_time_stays(
     assert [n.op_type for n in whole.graph.node].count("ReduceMean") == 2
 
 
-def test_parity_runs_from_one_frame_to_30_s_in_the_physical_range(
-    student: TinyStudent, inputs: list[np.ndarray]
-) -> None:
+def test_parity_runs_from_one_frame_to_30_s_in_the_physical_range(student, inputs):
     lengths = [x.shape[3] for x in inputs]
     assert len(set(lengths)) >= 15
     assert lengths[0] == 1
@@ -117,9 +103,7 @@ def test_parity_runs_from_one_frame_to_30_s_in_the_physical_range(
         assert (x <= MEL.ceiling[:, None] + 1e-6).all()
 
 
-def test_both_forms_equal_torch_and_a_changed_weight_is_found(
-    student: TinyStudent, trunk: onnx.ModelProto, whole: onnx.ModelProto, inputs: list[np.ndarray]
-) -> None:
+def test_both_forms_equal_torch_and_a_changed_weight_is_found(student, trunk, whole, inputs):
     module, classifier = frozen_trunk(student), WholeClassifier(student)
     x = torch.from_numpy(inputs[5])
     with torch.inference_mode():
@@ -138,9 +122,7 @@ def test_both_forms_equal_torch_and_a_changed_weight_is_found(
     assert not check_parity(module, spoilt, few, names=FRAMES, tolerance=TOLERANCE, label="t")
 
 
-def test_names_then_shapes_then_values(
-    student: TinyStudent, trunk: onnx.ModelProto, inputs: list[np.ndarray]
-) -> None:
+def test_names_then_shapes_then_values(student, trunk, inputs):
     same, mel = nn.Identity(), inputs[-1][..., :40].copy()
     with pytest.raises(ParityError, match="must map mel to logits"):
         check_parity(same, trunk, [mel], names=LOGITS, tolerance=TOLERANCE, label="t")

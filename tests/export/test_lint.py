@@ -1,9 +1,5 @@
 """The lint: our graphs are clean, and every rule of TensorRT's parser finds its fault."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import numpy as np
 import onnx
 import pytest
@@ -13,13 +9,13 @@ from frami_edge_export.lint import Finding, lint_tensorrt
 from frami_edge_export.quantise import PORTABLE, TENSORRT, U8S8, Quantiser
 
 
-def rules(findings: tuple[Finding, ...]) -> set[str]:
+def rules(findings):
     return {finding.rule for finding in findings}
 
 
 def test_our_graphs_for_tensorrt_are_clean_and_the_one_for_the_cpu_is_not(
-    trunk: onnx.ModelProto, whole: onnx.ModelProto, calibration: np.ndarray
-) -> None:
+    trunk, whole, calibration
+):
     assert lint_tensorrt(trunk) == lint_tensorrt(whole) == ()
     quantiser = Quantiser(trunk, calibration[:40])
     for flavour in (TENSORRT, PORTABLE):
@@ -34,9 +30,7 @@ def test_our_graphs_for_tensorrt_are_clean_and_the_one_for_the_cpu_is_not(
     )
 
 
-def graph(
-    body: str, constants: dict[str, Any], shape: str = "b, 2, 4, t", opset: int = 20
-) -> onnx.ModelProto:
+def graph(body, constants, shape="b, 2, 4, t", opset=20):
     opsets = f'opset_import: ["" : {opset}, "com.microsoft" : 1]'
     ports = f"(float[{shape}] x) => (float y)"
     model = onnx.parser.parse_model(f"<ir_version: 10, {opsets}> g {ports} {{ {body} }}")
@@ -51,7 +45,7 @@ S, Z = np.float32(0.1), np.int8(0)
 REDUCE, RELU = "y = ReduceMean (x, axes)", "y = Relu (x)"
 
 
-def weights(axis: int, scales: int, op: str = "Conv") -> onnx.ModelProto:
+def weights(axis, scales, op="Conv"):
     body = f"wf = DequantizeLinear <axis = {axis}> (w, ws, wz) y = {op} (x, wf)"
     zeros = np.zeros(scales, np.int8)
     w = np.ones((3, 2, 1, 1), np.int8)
@@ -85,6 +79,6 @@ def weights(axis: int, scales: int, op: str = "Conv") -> onnx.ModelProto:
         (graph(REDUCE, {}), "constant-input"),
     ],
 )
-def test_every_rule_finds_its_fault(model: onnx.ModelProto, rule: str) -> None:
+def test_every_rule_finds_its_fault(model, rule):
     assert rule in rules(lint_tensorrt(model))
     assert all(finding.message and finding.fix for finding in lint_tensorrt(model))

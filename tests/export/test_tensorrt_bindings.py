@@ -5,15 +5,12 @@ nine symbols. ``python tests/export/tensorrt_stub/fetch.py`` fetches them once; 
 without a C compiler, these tests are skipped and say so.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tensorrt_stub.fetch import RELEASES, binding_folder
@@ -51,7 +48,7 @@ print("refused")
 
 
 @pytest.fixture(scope="module")
-def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def stubs(tmp_path_factory):
     """Folders ``10`` and ``11`` with the three libraries that the bindings load."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if sys.platform != "linux" or compiler is None:
@@ -67,7 +64,7 @@ def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(params=list(RELEASES))
-def bindings(request: pytest.FixtureRequest, stubs: Path) -> dict[str, str]:
+def bindings(request, stubs):
     """Environment of a subprocess that can import one release's bindings."""
     folder = binding_folder(request.param)
     if not (folder / "tensorrt_bindings").is_dir():
@@ -80,32 +77,27 @@ def bindings(request: pytest.FixtureRequest, stubs: Path) -> dict[str, str]:
     return {**os.environ, "LD_LIBRARY_PATH": stub, "PYTHONPATH": path}
 
 
-def check(env: dict[str, str], *sources: Path) -> dict[str, Any]:
+def check(env, *sources):
     command = [sys.executable, STUB / "names.py", *sources]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
+    found = json.loads(done.stdout)
     return found
 
 
-def test_every_name_exists(bindings: dict[str, str]) -> None:
+def test_every_name_exists(bindings):
     found = check(bindings, *SOURCES)
     assert found["missing"] == []
     assert set(found["used"]) >= {
-        "Builder.build_serialized_network",
-        "BuilderFlag.TF32",
-        "IBuilderConfig.set_timing_cache",
-        "ICudaEngine.get_tensor_profile_shape",
-        "IExecutionContext.execute_async_v3",
-        "IExecutionContext.set_input_shape",
-        "ILogger.Severity.WARNING",
-        "NetworkDefinitionCreationFlag.STRONGLY_TYPED",
-        "ParserError.node_name",
+        "Builder.build_serialized_network", "BuilderFlag.TF32", "IBuilderConfig.set_timing_cache",
+        "ICudaEngine.get_tensor_profile_shape", "IExecutionContext.execute_async_v3",
+        "IExecutionContext.set_input_shape", "ILogger.Severity.WARNING",
+        "NetworkDefinitionCreationFlag.STRONGLY_TYPED", "ParserError.node_name",
         "Runtime.deserialize_cuda_engine",
-    }
+    }  # fmt: skip
 
 
-def test_a_wrong_name_is_found(bindings: dict[str, str], tmp_path: Path) -> None:
+def test_a_wrong_name_is_found(bindings, tmp_path):
     """The check itself: two names that no release has, and one that TensorRT 11 removed."""
     wrong = tmp_path / "wrong.py"
     wrong.write_text(
@@ -119,7 +111,7 @@ def test_a_wrong_name_is_found(bindings: dict[str, str], tmp_path: Path) -> None
     assert found["missing"] == [*removed, "EngineBuilder", "IBuilderConfig.max_workspace_size"]
 
 
-def test_without_a_driver_the_real_bindings_give_our_sentence(bindings: dict[str, str]) -> None:
+def test_without_a_driver_the_real_bindings_give_our_sentence(bindings):
     command = [sys.executable, "-c", NO_DRIVER]
     done = subprocess.run(command, env=bindings, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "refused", done.stderr

@@ -1,24 +1,18 @@
 """Tiny models in the contract's format, built with the onnx helpers: the exporter is elsewhere."""
 
-from __future__ import annotations
-
 import os
 import sys
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from stream_kit import ARECORD_OPENS, write_wav
 
 from frami_edge_runtime.classifier import Classifier
 from frami_edge_runtime.melspec import MelSpec
 from frami_edge_runtime.modelfile import Context, ModelInfo, model_metadata
-
-# pytest's importlib mode puts no test folder on the path.
-sys.path.insert(0, str(Path(__file__).parent))
 
 LABELS = ("dog", "rain", "siren", "glass breaking", "silence")
 
@@ -33,22 +27,22 @@ class TinyModel:
     head: tuple[np.ndarray, np.ndarray]
 
 
-def make_spec(**changes: Any) -> MelSpec:
+def make_spec(**changes):
     base = {"sample_rate": 8000, "n_fft": 256, "win_length": 200, "hop_length": 80, "n_mels": 16}
     return MelSpec(**{**base, "mean": -6.0, "std": 3.0, **changes})
 
 
 def build(
-    spec: MelSpec | None = None,
+    spec=None,
     *,
-    channels: int = 12,
-    stride: int = 2,
-    seed: int = 0,
-    labels: tuple[str, ...] = LABELS,
-    pad_time: bool = False,
-    metadata: dict[str, str] | None = None,
-    **info_changes: Any,
-) -> TinyModel:
+    channels=12,
+    stride=2,
+    seed=0,
+    labels=LABELS,
+    pad_time=False,
+    metadata=None,
+    **info_changes,
+):
     """Two valid convolutions, ReLU between and after: (M, 5) with a stride, then (1, 3)."""
     onnx = pytest.importorskip("onnx")
     spec = spec or make_spec()
@@ -59,7 +53,7 @@ def build(
     weight = rng.normal(0, 0.5, (2 * channels, len(labels))).astype(np.float32)
     offset = rng.normal(0, 0.5, len(labels)).astype(np.float32)
 
-    def graph(text: str, **tensors: np.ndarray) -> Any:
+    def graph(text, **tensors):
         model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> {text}')
         for name, tensor in tensors.items():
             model.graph.initializer.append(onnx.numpy_helper.from_array(tensor, name))
@@ -86,16 +80,11 @@ def build(
         w=weight,
         b=offset,
     )
-    values: dict[str, Any] = {
-        "mel": spec,
-        "labels": labels,
-        "receptive_field": 5 + 2 * stride,
-        "stride": stride,
-        "channels": channels,
-        "versions": {"frami-edge-export": "0.1.0"},
-        "licence": "Apache-2.0",
+    values = {
+        "mel": spec, "labels": labels, "receptive_field": 5 + 2 * stride, "stride": stride,
+        "channels": channels, "versions": {"frami-edge-export": "0.1.0"}, "licence": "Apache-2.0",
         "created": "2026-11-22T00:00:00Z",
-    }
+    }  # fmt: skip
     info = ModelInfo(**{**values, **info_changes})
     entries = model_metadata(info, head.SerializeToString())
     onnx.helper.set_model_props(trunk, entries if metadata is None else {**entries, **metadata})
@@ -105,15 +94,13 @@ def build(
 
 
 @pytest.fixture
-def fake_arecord(tmp_path: Path) -> Callable[[str], dict[str, str]]:
+def fake_arecord(tmp_path):
     """`fake_arecord(script)`: an environment whose only microphone is an arecord that runs it.
 
     It opens any device, unless the script begins with ``# fails``.
     """
 
-    from stream_kit import ARECORD_OPENS
-
-    def make(script: str) -> dict[str, str]:
+    def make(script):
         path = tmp_path / "bin" / "arecord"
         path.parent.mkdir(exist_ok=True)
         head = "import random, struct, sys, time\nout = sys.stdout.buffer\nrandom.seed(0)\n"
@@ -133,47 +120,45 @@ def fake_arecord(tmp_path: Path) -> Callable[[str], dict[str, str]]:
 
 
 @pytest.fixture(scope="session")
-def build_model() -> Callable[..., TinyModel]:
+def build_model():
     return build
 
 
 @pytest.fixture(scope="session")
-def tiny() -> TinyModel:
+def tiny():
     return build()
 
 
 @pytest.fixture(scope="session")
-def causal() -> TinyModel:
+def causal():
     """All context before the start, and of another value: no look-ahead."""
     return build(context=Context(8, 0, -0.5))
 
 
 @pytest.fixture(scope="session")
-def classifier(tiny: TinyModel) -> Classifier:
+def classifier(tiny):
     return Classifier(tiny.data)
 
 
 @pytest.fixture(scope="session")
-def clip() -> np.ndarray:
+def clip():
     """3.75 s at 8 kHz, (30001,) float32."""
     return noise(30_001)
 
 
 @pytest.fixture
-def model_path(tiny: TinyModel, tmp_path: Path) -> Path:
+def model_path(tiny, tmp_path):
     path = tmp_path / "student.onnx"
     path.write_bytes(tiny.data)
     return path
 
 
 @pytest.fixture
-def wav_path(clip: np.ndarray, tmp_path: Path) -> Path:
-    from stream_kit import write_wav
-
+def wav_path(clip, tmp_path):
     return write_wav(tmp_path / "street.wav", clip)
 
 
-def noise(samples: int, seed: int = 0) -> np.ndarray:
+def noise(samples, seed=0):
     """Noise whose loudness and pitch wander, so that frames differ."""
     rng = np.random.default_rng(seed)
     t = np.arange(samples) / 8000
@@ -183,39 +168,34 @@ def noise(samples: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
-def build_quantised() -> Callable[[], bytes]:
+def build_quantised():
     """The tiny model, statically quantised to int8 with QDQ nodes as the exporter does."""
 
-    def quantise() -> bytes:
+    def quantise():
         return _quantised(build())
 
     return quantise
 
 
-def _quantised(model: TinyModel) -> bytes:
+def _quantised(model):
     onnx = pytest.importorskip("onnx")
     quantization = pytest.importorskip("onnxruntime.quantization")
     rng = np.random.default_rng(0)
     mels = [{"mel": rng.standard_normal((1, 1, 16, 40)).astype(np.float32)} for _ in range(4)]
 
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc,name-defined]
-        def get_next(self) -> dict[str, np.ndarray] | None:
+    class Reader(quantization.CalibrationDataReader):
+        def get_next(self):
             return mels.pop() if mels else None
 
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder, "fp32.onnx"), Path(folder, "int8.onnx")
         source.write_bytes(model.data)
         quantization.quantize_static(
-            source,
-            target,
-            Reader(),
-            quant_format=quantization.QuantFormat.QDQ,
-            per_channel=True,
-            weight_type=quantization.QuantType.QInt8,
-            activation_type=quantization.QuantType.QInt8,
-        )
+            source, target, Reader(), quant_format=quantization.QuantFormat.QDQ, per_channel=True,
+            weight_type=quantization.QuantType.QInt8, activation_type=quantization.QuantType.QInt8,
+        )  # fmt: skip
         quantised = onnx.load(target)
     entries = {p.key: p.value for p in onnx.load_from_string(model.data).metadata_props}
     onnx.helper.set_model_props(quantised, entries)
-    data: bytes = quantised.SerializeToString()
+    data = quantised.SerializeToString()
     return data

@@ -1,18 +1,12 @@
 """What the tests of streams share: pooling modes, answers by definition, and comparisons."""
 
-from __future__ import annotations
-
 import math
 import wave
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from frami_edge_runtime.classifier import Classifier
 from frami_edge_runtime.errors import AudioError
 from frami_edge_runtime.logmel import log_mel
-from frami_edge_runtime.stream import Result, Stream
 
 ARECORD_OPENS = """\
 HW Params of device "{device}":
@@ -32,7 +26,7 @@ Its setup is:
 """Part of what arecord 1.2.8 prints with our flags; test_capture compares it with the program."""
 
 NO_SOXR = "soxr, the runtime's extra 'resample', is not installed"
-MODES: dict[str, dict[str, Any]] = {
+MODES = {
     "whole clip": {},
     "whole clip, hop": {"hop_s": 0.2},
     "window": {"window_s": 0.6, "hop_s": 0.2},
@@ -47,10 +41,10 @@ class Offline:
         classifier: The model; only its trunk and head are used.
     """
 
-    def __init__(self, classifier: Classifier) -> None:
+    def __init__(self, classifier):
         self.info, self._model = classifier.info, classifier._model
 
-    def frames(self, x: np.ndarray) -> np.ndarray:
+    def frames(self, x):
         """(C, n) float64 trunk frames of one whole segment (N,) at the model's rate."""
         context = self.info.context
         around = (context.left, context.right)
@@ -58,17 +52,17 @@ class Offline:
         frames = self._model.frames(np.ascontiguousarray(mel_TM.T[None, None]))
         return frames[0].astype(np.float64)
 
-    def logits(self, frames_Cn: np.ndarray, weights_n: np.ndarray) -> np.ndarray:
+    def logits(self, frames_Cn, weights_n):
         """(K,) logits of the weighted statistics of the frames."""
         mean_C = np.average(frames_Cn, axis=1, weights=weights_n)
         var_C = np.average((frames_Cn - mean_C[:, None]) ** 2, axis=1, weights=weights_n)
         pooled = np.concatenate([mean_C, np.sqrt(var_C + self.info.pooling.eps)])
-        logits_K: np.ndarray = self._model.logits(pooled[None].astype(np.float32))[0]
+        logits_K = self._model.logits(pooled[None].astype(np.float32))[0]
         return logits_K
 
-    def slots(self, segments: list[tuple[int, int]], rate: int) -> np.ndarray:
+    def slots(self, segments, rate):
         """Slots of the frames of segments (start in samples, frames), one after the other."""
-        slots: list[int] = []
+        slots = []
         for start, frames in segments:
             seconds = (start - segments[0][0]) / rate
             passed = math.floor(seconds / self.info.frame_s + 0.5 + 1e-9)
@@ -76,7 +70,7 @@ class Offline:
             slots += range(first, first + frames)
         return np.array(slots)
 
-    def weights(self, slots: np.ndarray, n: int, options: dict[str, Any]) -> np.ndarray:
+    def weights(self, slots, n, options):
         """Weights of frames in these slots for a result after slot n - 1."""
         weights = np.where(slots < n, 1.0, 0.0)
         hop = round(options.get("hop_s", 0) / self.info.frame_s)
@@ -88,11 +82,11 @@ class Offline:
         return weights
 
 
-def as_int16(clip: np.ndarray) -> np.ndarray:
+def as_int16(clip):
     return (clip * 32767).clip(-32768, 32767).astype("<i2")
 
 
-def write_wav(path: Path, clip: np.ndarray) -> Path:
+def write_wav(path, clip):
     """Write a float clip as 16-bit mono at 8 kHz."""
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
@@ -102,7 +96,7 @@ def write_wav(path: Path, clip: np.ndarray) -> Path:
     return path
 
 
-def listen(stream: Stream, x: np.ndarray, chunks: list[int]) -> list[Result]:
+def listen(stream, x, chunks):
     """All results of a clip in these chunks, the rest in one, flushed."""
     results, start = [], 0
     for n in chunks:
@@ -111,7 +105,7 @@ def listen(stream: Stream, x: np.ndarray, chunks: list[int]) -> list[Result]:
     return results + stream.push(x[start:]) + ended(stream)
 
 
-def ended(stream: Stream) -> list[Result]:
+def ended(stream):
     """The last result, if there is one."""
     try:
         last = stream.flush()
@@ -120,7 +114,7 @@ def ended(stream: Stream) -> list[Result]:
     return [] if last is None else [last]
 
 
-def same(one: list[Result], two: list[Result], *, tolerance: float = 0.0) -> bool:
+def same(one, two, *, tolerance=0.0):
     """Whether two lists of results are equal, logits within a tolerance."""
     return len(one) == len(two) and all(
         np.abs(a.logits - b.logits).max() <= tolerance

@@ -1,15 +1,11 @@
 """Samples and files: every PCM width exactly, bounded memory, no damage left unexplained."""
 
-from __future__ import annotations
-
 import contextlib
 import struct
 import subprocess
 import sys
 import tracemalloc
 import wave
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -37,30 +33,21 @@ GUID = b"\x01\0\0\0\0\0\x10\0\x80\0\0\xaa\0\x38\x9b\x71"
         ([[1.0], [1.0, 2.0]], "array of numbers"),
     ],
 )
-def test_what_is_no_audio_is_refused(samples: Any, words: str) -> None:
+def test_what_is_no_audio_is_refused(samples, words):
     with pytest.raises(AudioError) as caught:
         check_samples(samples)
     assert words in str(caught.value)
     assert caught.value.fix
 
 
-def test_audio_is_passed_on_as_it_is() -> None:
-    pcm = np.zeros(5, np.int16)
-    assert check_samples(pcm) is pcm
-    assert check_samples(WAVE).dtype == np.float32
-    assert len(check_samples([])) == 0
-
-
 @pytest.mark.parametrize("rate", [0, 8000.5, 10**12, float("nan"), "8000", None])
-def test_absurd_rates_are_refused(rate: Any) -> None:
+def test_absurd_rates_are_refused(rate):
     with pytest.raises(AudioError, match=r"1000\.\.768000"):
         check_rate(rate)
     assert check_rate(8000.0) == check_rate(np.int32(8000)) == 8000
 
 
-def write_wav(
-    path: Path, data: bytes, *, width: int = 2, channels: int = 1, rate: int = 8000
-) -> Path:
+def write_wav(path, data, *, width=2, channels=1, rate=8000):
     with wave.open(str(path), "wb") as file:
         file.setnchannels(channels)
         file.setsampwidth(width)
@@ -69,12 +56,12 @@ def write_wav(
     return path
 
 
-def read_all(path: Path, channel: int | str = "mix") -> np.ndarray:
-    with AudioFile(path, channel) as file:  # type: ignore[arg-type]
+def read_all(path, channel="mix"):
+    with AudioFile(path, channel) as file:
         return np.concatenate([*file.blocks(), np.empty(0, np.int16)])
 
 
-def pcm(x: np.ndarray, width: int) -> bytes:
+def pcm(x, width):
     full = 2 ** (8 * width - 1)
     values = np.round(x * full).clip(-full, full - 1).astype(np.int64)
     if width == 1:
@@ -83,9 +70,7 @@ def pcm(x: np.ndarray, width: int) -> bytes:
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 4])
-def test_every_pcm_width_without_soundfile(
-    tmp_path: Path, width: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_pcm_width_without_soundfile(tmp_path, width, monkeypatch):
     monkeypatch.setitem(sys.modules, "soundfile", None)
     path = write_wav(tmp_path / "a.wav", pcm(WAVE, width), width=width)
     read = read_all(path)
@@ -96,9 +81,7 @@ def test_every_pcm_width_without_soundfile(
         assert file.sample_rate == 8000
 
 
-def test_the_extensible_header_of_24_bit_files_is_understood(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_extensible_header_of_24_bit_files_is_understood(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "soundfile", None)
     data = pcm(WAVE, 3)
     fmt = struct.pack("<HHIIHHHHI", 0xFFFE, 1, 8000, 24_000, 3, 24, 22, 24, 4) + GUID
@@ -113,7 +96,7 @@ def test_the_extensible_header_of_24_bit_files_is_understood(
     assert "frami-edge-runtime[audio]" in error.value.fix
 
 
-def test_channels_are_mixed_or_chosen(tmp_path: Path) -> None:
+def test_channels_are_mixed_or_chosen(tmp_path):
     stereo = np.array([[1000, 3000], [-500, 500]], "<i2").tobytes()
     path = write_wav(tmp_path / "a.wav", stereo, channels=2)
     assert (read_all(path) * 32768).tolist() == [2000, 0]
@@ -121,7 +104,7 @@ def test_channels_are_mixed_or_chosen(tmp_path: Path) -> None:
     assert read_all(path, 2).tolist() == [3000, 500]
     for channel in (0, 3, "left"):
         with pytest.raises(AudioError, match="has no channel") as error:
-            AudioFile(path, channel)  # type: ignore[arg-type]
+            AudioFile(path, channel)
         assert "1..2" in error.value.fix
 
 
@@ -129,7 +112,7 @@ def test_channels_are_mixed_or_chosen(tmp_path: Path) -> None:
     ("suffix", "subtype"),
     [("flac", "PCM_16"), ("wav", "FLOAT"), ("ogg", "VORBIS"), ("aiff", "PCM_24")],
 )
-def test_the_rest_is_read_by_soundfile(tmp_path: Path, suffix: str, subtype: str) -> None:
+def test_the_rest_is_read_by_soundfile(tmp_path, suffix, subtype):
     soundfile = pytest.importorskip("soundfile")
     path = tmp_path / f"a.{suffix}"
     soundfile.write(path, WAVE, 16_000, subtype=subtype)
@@ -140,7 +123,7 @@ def test_the_rest_is_read_by_soundfile(tmp_path: Path, suffix: str, subtype: str
     assert np.abs(read[:1000] - WAVE).max() < (0.1 if suffix == "ogg" else 1e-4)
 
 
-def test_what_is_no_file_or_no_audio(tmp_path: Path) -> None:
+def test_what_is_no_file_or_no_audio(tmp_path):
     pytest.importorskip("soundfile")
     (tmp_path / "text.wav").write_text("hello, this is not audio at all")
     write_wav(tmp_path / "slow.wav", pcm(WAVE, 2), rate=7)
@@ -157,17 +140,7 @@ def test_what_is_no_file_or_no_audio(tmp_path: Path) -> None:
         assert error.value.fix
 
 
-def test_a_recording_that_was_cut_off_is_read_to_its_end(tmp_path: Path) -> None:
-    path = write_wav(tmp_path / "a.wav", pcm(WAVE, 2))
-    data = path.read_bytes()
-    path.write_bytes(data[: 44 + 501])
-    assert len(read_all(path)) == 250
-    # A recorder that writes to a pipe does not know the sizes.
-    path.write_bytes(data[:4] + b"\xff" * 4 + data[8:40] + b"\xff" * 4 + data[44:])
-    assert len(read_all(path)) == 1000
-
-
-def wav_bytes(samples: int, riff: int, data: int, tail: bytes = b"") -> bytes:
+def wav_bytes(samples, riff, data, tail=b""):
     """A mono 16-bit WAV file whose header states these sizes."""
     fmt = struct.pack("<HHIIHH", 1, 1, 8000, 16_000, 2, 16)
     head = b"RIFF" + struct.pack("<I", riff) + b"WAVEfmt " + struct.pack("<I", 16) + fmt
@@ -191,9 +164,7 @@ LIST = b"LIST\x04\0\0\0junk"
         (wav_bytes(250, 2036, 2000), 250, True),  # cut off
     ],
 )
-def test_a_wav_file_is_read_to_its_end_whatever_its_header_states(
-    tmp_path: Path, data: bytes, samples: int, warned: bool
-) -> None:
+def test_a_wav_file_is_read_to_its_end_whatever_its_header_states(tmp_path, data, samples, warned):
     path = tmp_path / "a.wav"
     path.write_bytes(data)
     with AudioFile(path) as file:
@@ -208,11 +179,11 @@ def test_a_wav_file_is_read_to_its_end_whatever_its_header_states(
 class LongFile:
     """A head, this many zeros, and a tail, without the time that a disk takes for 4 GiB."""
 
-    def __init__(self, head: bytes, zeros: int, tail: bytes) -> None:
+    def __init__(self, head, zeros, tail):
         self._parts, self._zeros = [head, tail], zeros
         self._block = bytes(1 << 26)
 
-    def read1(self, most: int) -> bytes:
+    def read1(self, most):
         if not self._parts[0] and self._zeros:
             data = self._block[: min(most, self._zeros)]
             self._zeros -= len(data)
@@ -224,7 +195,7 @@ class LongFile:
 
 
 @pytest.mark.parametrize("rf64", [False, True])
-def test_a_wav_file_beyond_4_gib_is_read_to_its_end(rf64: bool) -> None:
+def test_a_wav_file_beyond_4_gib_is_read_to_its_end(rf64):
     """The length has wrapped around in the header, or is in RF64's own chunk."""
     size = (1 << 32) + 40_000  # bytes of samples
     head = wav_bytes(0, 0, 0)[12:-4]
@@ -234,7 +205,7 @@ def test_a_wav_file_beyond_4_gib_is_read_to_its_end(rf64: bool) -> None:
     else:
         head = b"RIFF\0\0\0\0WAVE" + head + struct.pack("<I", size - (1 << 32))
     file = AudioFile(ByteStream(LongFile(head, size - 4, b"\x39\x30\x39\x30" + LIST)))
-    take = file._decoder._take  # type: ignore[union-attr]  # bytes: decoding takes a minute
+    take = file._decoder._take  # bytes: decoding takes a minute
     found, last = 0, b""
     while data := take(1 << 26):
         found, last = found + len(data), data
@@ -243,7 +214,7 @@ def test_a_wav_file_beyond_4_gib_is_read_to_its_end(rf64: bool) -> None:
 
 
 @pytest.mark.parametrize("way", ["fifo", "substitution", "stdin"])
-def test_wav_files_are_streamed_from_whatever_cannot_seek(tmp_path: Path, way: str) -> None:
+def test_wav_files_are_streamed_from_whatever_cannot_seek(tmp_path, way):
     path = write_wav(tmp_path / "a.wav", pcm(WAVE, 2))
     code = (
         "import sys, numpy as np; from frami_edge_runtime.audio import AudioFile; "
@@ -261,20 +232,20 @@ def test_wav_files_are_streamed_from_whatever_cannot_seek(tmp_path: Path, way: s
     assert (done.stdout, done.stderr) == ("1000\n", "")
 
 
-def kinds(monitor: InputMonitor, x_NC: np.ndarray, block: int = 1600) -> set[str]:
+def kinds(monitor, x_NC, block=1600):
     for start in range(0, len(x_NC), block):
         monitor.mono(x_NC[start : start + block])
     monitor.review()
     return {kind for kind, _ in monitor.take_warnings()}
 
 
-def test_input_that_no_model_can_answer_about_is_noticed() -> None:
+def test_input_that_no_model_can_answer_about_is_noticed():
     rng = np.random.default_rng(0)
     noise = (rng.normal(0, 3000, (8000 * 70, 1))).astype(np.int16)
     zeros = np.zeros_like(noise)
     tone = (32767 * np.sin(np.arange(8000) * 2 * np.pi * 50 / 8000)).astype(np.int16)[:, None]
 
-    def monitor() -> InputMonitor:
+    def monitor():
         return InputMonitor("a", 8000, "mix")
 
     assert kinds(monitor(), noise) == set()
@@ -297,7 +268,7 @@ def test_input_that_no_model_can_answer_about_is_noticed() -> None:
     assert kinds(monitor(), many) == set()  # independent channels: 12 dB
 
 
-def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_file(tmp_path):
     path = write_wav(tmp_path / "a.wav", bytes(40_000_000), channels=2)
     with AudioFile(path) as file:
         tracemalloc.start()
@@ -312,16 +283,14 @@ EDITS = st.tuples(st.integers(0, 60), st.sampled_from([0, 1, 2, 3, 127, 128, 254
 
 
 @settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     edits=st.lists(EDITS, min_size=1, max_size=6),
     keep=st.integers(0, 244),
     width=st.sampled_from([1, 2, 3, 4]),
 )
-def test_any_damage_is_read_or_refused(
-    tmp_path: Path, edits: list[tuple[int, int]], keep: int, width: int
-) -> None:
+def test_any_damage_is_read_or_refused(tmp_path, edits, keep, width):
     """Nothing but the documented error, and no endless read."""
     path = write_wav(tmp_path / "a.wav", bytes(range(200)), width=width)
     data = bytearray(path.read_bytes())

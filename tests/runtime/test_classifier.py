@@ -1,25 +1,18 @@
 """The classifier against a reference that shares no code with it, and what it refuses."""
 
-from __future__ import annotations
-
-import contextlib
 import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from frami_edge_runtime.classifier import Classifier
-from frami_edge_runtime.errors import AudioError, FramiEdgeError, ModelFileError, StreamError
+from frami_edge_runtime.errors import ModelFileError, StreamError
 from frami_edge_runtime.modelfile import HEAD_KEY, METADATA_KEY, Context, model_metadata
 
 
-def reference(tiny: Any, x: np.ndarray) -> np.ndarray:
+def reference(tiny, x):
     """Logits in float64, by the definitions: mel, two convolutions, statistics, affine head."""
     spec, info = tiny.info.mel, tiny.info
     x = np.resize(x.astype(np.float64), max(len(x), spec.n_fft))
@@ -53,9 +46,7 @@ def reference(tiny: Any, x: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("samples", [30_001, 256, 255, 1])
 @pytest.mark.parametrize("context", [(4, 4), (8, 0, 1.5), (3, 5, -2)])
-def test_agrees_with_the_reference(
-    build_model: Any, clip: np.ndarray, samples: int, context: tuple[Any, ...]
-) -> None:
+def test_agrees_with_the_reference(build_model, clip, samples, context):
     tiny = build_model(context=Context(*context))
     x = clip[5000 : 5000 + samples] if samples < 25_000 else clip
     result, expected = Classifier(tiny.data).classify(x), reference(tiny, x)
@@ -64,9 +55,7 @@ def test_agrees_with_the_reference(
     assert np.abs(result.scores - scores).max() < 1e-3
 
 
-def test_detectors_score_each_label_by_itself(
-    tiny: Any, build_model: Any, clip: np.ndarray
-) -> None:
+def test_detectors_score_each_label_by_itself(tiny, build_model, clip):
     result = Classifier(build_model(output="sigmoid").data).classify(clip)
     assert (result.logits == Classifier(tiny.data).classify(clip).logits).all()
     expected = 1 / (1 + np.exp(-result.logits.astype(np.float64)))
@@ -74,29 +63,16 @@ def test_detectors_score_each_label_by_itself(
     assert result.index == int(np.argmax(result.scores))
 
 
-def test_a_result_is_consistent(classifier: Classifier, clip: np.ndarray) -> None:
-    result = classifier.classify(clip)
-    assert result.labels == classifier.labels == classifier.info.labels
-    assert result.index == int(np.argmax(result.scores)) == int(np.argmax(result.logits))
-    assert result.label == result.labels[result.index]
-    assert result.score == result.scores[result.index]
-    assert result.scores.dtype == result.logits.dtype == np.float32
-    assert result.scores.sum() == pytest.approx(1, abs=1e-6)
-    assert (result.t0, result.t1) == (0.0, len(clip) / 8000)
-
-
-def test_path_bytes_and_dtypes_give_the_same_answer(
-    classifier: Classifier, model_path: Path, clip: np.ndarray
-) -> None:
+def test_path_bytes_and_dtypes_give_the_same_answer(classifier, model_path, clip):
     pcm = (clip * 32767).astype(np.int16)
     from_path = Classifier(model_path).classify(pcm)
     from_string = Classifier(str(model_path), threads=2).classify(pcm / 32768, 8000)
-    expected = classifier.classify(pcm.astype(np.float32) / 32768, sample_rate=8000.0)  # type: ignore[arg-type]
+    expected = classifier.classify(pcm.astype(np.float32) / 32768, sample_rate=8000.0)
     assert np.array_equal(from_path.logits, expected.logits)
     assert np.allclose(from_string.logits, expected.logits, atol=1e-5)
 
 
-def test_one_classifier_serves_threads(classifier: Classifier, clip: np.ndarray) -> None:
+def test_one_classifier_serves_threads(classifier, clip):
     parts = [clip[i * 3000 : (i + 1) * 3000 + 500 * i] for i in range(8)]
     expected = [classifier.classify(p).logits for p in parts]
     with ThreadPoolExecutor(8) as pool:
@@ -104,14 +80,7 @@ def test_one_classifier_serves_threads(classifier: Classifier, clip: np.ndarray)
     assert np.array_equal(found, expected)
 
 
-def test_the_extremes(classifier: Classifier) -> None:
-    for x in (np.zeros(4000), np.resize([-1.0, 1.0], 4000), np.full(4000, 15.9)):
-        assert np.isfinite(classifier.classify(x).logits).all()
-    with pytest.raises(AudioError, match="no samples"):
-        classifier.classify(np.zeros(0, np.float32))
-
-
-def test_a_trunk_that_pads_time_is_refused(build_model: Any) -> None:
+def test_a_trunk_that_pads_time_is_refused(build_model):
     with pytest.raises(ModelFileError, match=r"is not a function|mel frames give"):
         Classifier(build_model(pad_time=True).data)
 
@@ -126,9 +95,7 @@ def test_a_trunk_that_pads_time_is_refused(build_model: Any) -> None:
         ({"labels": ("a", "b")}, "logits"),
     ],
 )
-def test_metadata_that_the_graph_contradicts_is_refused(
-    build_model: Any, changes: dict[str, Any], words: str
-) -> None:
+def test_metadata_that_the_graph_contradicts_is_refused(build_model, changes, words):
     tiny = build_model()
     entries = {METADATA_KEY: tiny.info.replace(**changes).to_json()}
     data = build_model(metadata=entries).data
@@ -137,7 +104,7 @@ def test_metadata_that_the_graph_contradicts_is_refused(
     assert caught.value.fix
 
 
-def test_files_that_are_no_model_are_refused(tmp_path: Path, tiny: Any, build_model: Any) -> None:
+def test_files_that_are_no_model_are_refused(tmp_path, tiny, build_model):
     for name, data in (
         ("plain.onnx", b"this is no protocol buffer"),
         ("empty.onnx", b""),
@@ -164,21 +131,7 @@ def test_files_that_are_no_model_are_refused(tmp_path: Path, tiny: Any, build_mo
         Classifier(headless)
 
 
-@settings(max_examples=100, deadline=None)
-@given(
-    edits=st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), min_size=1, max_size=5)
-)
-def test_any_damaged_bytes_are_refused_or_answered(
-    tiny: Any, clip: np.ndarray, edits: list[tuple[int, int]]
-) -> None:
-    data = bytearray(tiny.data)
-    for at, value in edits:
-        data[at % len(data)] = value
-    with contextlib.suppress(FramiEdgeError):  # else a weight or a name has changed
-        assert np.isfinite(Classifier(bytes(data)).classify(clip[:2000]).logits).all()
-
-
-def test_a_model_that_gives_nan_is_reported(build_model: Any, clip: np.ndarray) -> None:
+def test_a_model_that_gives_nan_is_reported(build_model, clip):
     onnx = pytest.importorskip("onnx")
     model = onnx.load_from_string(build_model().data)
     bias = next(t for t in model.graph.initializer if t.name == "b1")
@@ -187,9 +140,7 @@ def test_a_model_that_gives_nan_is_reported(build_model: Any, clip: np.ndarray) 
         Classifier(model.SerializeToString()).classify(clip)
 
 
-def test_a_classifier_is_pickled_by_its_file(
-    model_path: Path, clip: np.ndarray, monkeypatch: pytest.MonkeyPatch, build_model: Any
-) -> None:
+def test_a_classifier_is_pickled_by_its_file(model_path, clip, monkeypatch, build_model):
     monkeypatch.chdir(model_path.parent)
     saved = pickle.dumps(Classifier(model_path.name, threads=2))
     monkeypatch.chdir("/")
@@ -204,15 +155,13 @@ def test_a_classifier_is_pickled_by_its_file(
         pickle.dumps(again.stream())
 
 
-def test_a_stream_refuses_a_second_thread(
-    model_path: Path, clip: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_stream_refuses_a_second_thread(model_path, clip, monkeypatch):
     model = Classifier(model_path)
     stream, expected = model.stream(), model.classify(clip)
     inside, leave = threading.Event(), threading.Event()
     frames = model.model.frames
 
-    def slow(mel_BMT: np.ndarray) -> np.ndarray:
+    def slow(mel_BMT):
         inside.set()
         assert leave.wait(10)
         return frames(mel_BMT)
@@ -227,5 +176,4 @@ def test_a_stream_refuses_a_second_thread(
         leave.set()
         assert first.result(10) == []
     result = stream.flush()  # of the first thread's samples alone
-    assert result is not None
     np.testing.assert_array_equal(result.logits, expected.logits)

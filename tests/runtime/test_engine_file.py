@@ -1,17 +1,10 @@
 """Engine files: sidecar and header, exact and strict, and the refusals of what does not fit."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
-import json
 import sys
-from pathlib import Path
-from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from frami_edge_runtime.classifier import Classifier
 from frami_edge_runtime.errors import BackendError, EngineError, ModelFileError
@@ -27,9 +20,9 @@ from frami_edge_runtime.tensorrt import (
 PLAN = b"ftrt" + bytes(20) + bytes([10, 3, 0, 30]) + b"the rest"
 
 
-def make_card(tiny: Any, plan: bytes = PLAN, **changes: Any) -> EngineCard:
+def make_card(tiny, plan=PLAN, **changes):
     bands, field = tiny.info.mel.n_mels, tiny.info.receptive_field
-    values: dict[str, Any] = {
+    values = {
         "engine_sha256": hashlib.sha256(plan).hexdigest(),
         "engine_bytes": len(plan),
         "onnx_name": "student.int8.trt.onnx",
@@ -53,7 +46,7 @@ def make_card(tiny: Any, plan: bytes = PLAN, **changes: Any) -> EngineCard:
     return EngineCard(**{**values, **changes})
 
 
-def test_a_sidecar_survives_the_disk(tiny: Any, tmp_path: Path) -> None:
+def test_a_sidecar_survives_the_disk(tiny, tmp_path):
     card = make_card(tiny)
     path = write_sidecar(tmp_path / "student.int8.engine", card)
     assert path.name == "student.int8.engine.json"
@@ -68,34 +61,7 @@ def test_a_sidecar_survives_the_disk(tiny: Any, tmp_path: Path) -> None:
         write_sidecar(tmp_path / "no" / "folder" / "a.engine", card)
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner),
-    max_leaves=6,
-)
-
-
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
-@given(data=st.data())
-def test_mutated_sidecars_are_read_whole_or_refused(tiny: Any, data: st.DataObject) -> None:
-    text = make_card(tiny).to_json()
-    if data.draw(st.booleans()):
-        values = json.loads(text)
-        values[data.draw(st.sampled_from(sorted(values)))] = data.draw(JSON)
-        text = json.dumps(values)
-    else:
-        at = data.draw(st.integers(0, len(text) - 1))
-        more, skipped = data.draw(st.text(max_size=3)), data.draw(st.integers(0, 9))
-        text = text[:at] + more + text[at + skipped :]
-    try:
-        card = EngineCard.from_json(text)
-    except EngineError:
-        return
-    assert EngineCard.from_json(card.to_json()) == card
-    assert card.info.labels
-
-
-def test_the_plan_holds_its_version(tmp_path: Path) -> None:
+def test_the_plan_holds_its_version(tmp_path):
     path = tmp_path / "a.engine"
     path.write_bytes(b"ftrt" + bytes(20) + bytes([11, 4, 0, 106]))
     assert read_plan_version(path) == read_plan_version(str(path)) == (11, 4, 0, 106)
@@ -109,7 +75,7 @@ def test_the_plan_holds_its_version(tmp_path: Path) -> None:
         read_plan_version(tmp_path / "none.engine")
 
 
-def test_another_engine_than_the_sidecars_is_refused(tiny: Any) -> None:
+def test_another_engine_than_the_sidecars_is_refused(tiny):
     card = make_card(tiny)
     check_content(card, PLAN)
     for plan in (PLAN[:-1], PLAN[:-1] + b"!"):
@@ -117,7 +83,7 @@ def test_another_engine_than_the_sidecars_is_refused(tiny: Any) -> None:
             check_content(card, plan, "a.engine")
 
 
-def test_engines_of_another_version_or_gpu_are_refused_with_both_named(tiny: Any) -> None:
+def test_engines_of_another_version_or_gpu_are_refused_with_both_named(tiny):
     card, plan = make_card(tiny), (10, 3, 0, 30)
     check_loadable(card, plan, "10.3.0.30", "8.7")
     check_loadable(card, plan, "10.3.0", "8.7")  # the version in JetPack's bindings
@@ -136,9 +102,7 @@ def test_engines_of_another_version_or_gpu_are_refused_with_both_named(tiny: Any
     assert issubclass(EngineError, ModelFileError)
 
 
-def test_an_engine_is_checked_before_tensorrt_is_imported(
-    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_engine_is_checked_before_tensorrt_is_imported(tiny, tmp_path, monkeypatch):
     path = tmp_path / "student.int8.engine"
     path.write_bytes(PLAN)
     with pytest.raises(EngineError, match="beside it"):

@@ -1,9 +1,5 @@
 """Many streams in one group answer as each would alone, in phase or out of it."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,7 +8,7 @@ from stream_kit import MODES, ended, same
 
 from frami_edge_runtime.classifier import Classifier
 from frami_edge_runtime.errors import AudioError, ModelFileError, StreamError
-from frami_edge_runtime.stream import CPU_BATCH, Result, StreamGroup
+from frami_edge_runtime.stream import CPU_BATCH, StreamGroup
 
 N = 5
 STEPS = st.lists(
@@ -25,22 +21,20 @@ STEPS = st.lists(
 
 
 @pytest.fixture(scope="module", params=["fp32", "int8"])
-def classifier(request: pytest.FixtureRequest, build_quantised: Any) -> Classifier:
+def classifier(request, build_quantised):
     return Classifier(
         build_quantised() if request.param == "int8" else request.getfixturevalue("tiny").data
     )
 
 
-def alike(one: list[Result], two: list[Result]) -> bool:
+def alike(one, two):
     return same(one, two, tolerance=1e-5)
 
 
 @pytest.mark.parametrize("mode", MODES)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(steps=STEPS)
-def test_a_group_answers_as_streams_of_their_own(
-    classifier: Classifier, clip: np.ndarray, mode: str, steps: list[Any]
-) -> None:
+def test_a_group_answers_as_streams_of_their_own(classifier, clip, mode, steps):
     group = classifier.streams(N, **MODES[mode])
     alone = [classifier.stream(**MODES[mode]) for _ in range(N)]
     at = np.arange(N) * 3000
@@ -71,25 +65,23 @@ def test_a_group_answers_as_streams_of_their_own(
 class Watched:
     """A model that notes the batches of its trunk, and gives NaN once it is ``broken``."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model):
         self.model, self.batches, self.broken = model, set[int](), False
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name):
         return getattr(self.model, name)
 
-    def frames(self, mel_BMT: np.ndarray) -> Any:
+    def frames(self, mel_BMT):
         self.batches.add(len(mel_BMT))
         return self.model.frames(mel_BMT)
 
-    def logits(self, pooled_BD: np.ndarray) -> Any:
+    def logits(self, pooled_BD):
         return self.model.logits(pooled_BD) * np.float32(np.nan if self.broken else 1)
 
 
 @pytest.mark.parametrize(("n", "batches"), [(9, {9}), (CPU_BATCH + 7, {CPU_BATCH, 7})])
-def test_runs_due_together_are_one_call(
-    tiny: Any, clip: np.ndarray, n: int, batches: set[int]
-) -> None:
-    model: Any = Watched(Classifier(tiny.data)._model)
+def test_runs_due_together_are_one_call(tiny, clip, n, batches):
+    model = Watched(Classifier(tiny.data)._model)
     group = StreamGroup(model, n, hop_s=0.2)
     for start in range(0, 8000, 400):
         group.push([clip[start : start + 400]] * n)
@@ -98,7 +90,7 @@ def test_runs_due_together_are_one_call(
     assert group.stats.frames == n * group[0].stats.frames > 0
 
 
-def test_bad_chunks_change_no_stream(classifier: Classifier, clip: np.ndarray) -> None:
+def test_bad_chunks_change_no_stream(classifier, clip):
     group = classifier.streams(2)
     group.push([clip[:5000], None])
     for bad in ([clip], [clip] * 3):
@@ -113,24 +105,9 @@ def test_bad_chunks_change_no_stream(classifier: Classifier, clip: np.ndarray) -
     assert alike([last], [classifier.classify(clip)])
 
 
-def test_the_counters_add_up(classifier: Classifier, clip: np.ndarray) -> None:
-    group = classifier.streams(3, hop_s=0.2)
-    group.push([clip[:9000], None, clip[:3000]])
-    group[2].gap(40)
-    one, total = group[0].stats, group.stats
-    assert (total.samples_in, total.dropped, total.gaps, total.steps) == (12_000, 40, 1, 1)
-    assert total.results == sum(group[i].stats.results for i in range(3))
-    assert total.lag_s == one.lag_s
-    assert total.busy_s > 0
-    group.reset()
-    assert group.flush_all() == [None] * 3
-    with pytest.raises(StreamError, match="at least one"):
-        classifier.streams(0)
-
-
-def test_a_model_that_fails_leaves_streams_reset(tiny: Any, clip: np.ndarray) -> None:
+def test_a_model_that_fails_leaves_streams_reset(tiny, clip):
     classifier = Classifier(tiny.data)
-    model: Any = Watched(classifier._model)
+    model = Watched(classifier._model)
     group = StreamGroup(model, 2, hop_s=0.2)
     group.push([clip[:3000], clip[:100]])
     model.broken = True

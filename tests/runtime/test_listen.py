@@ -1,7 +1,5 @@
 """The listening program: the library's answers, from any source, to any reader."""
 
-from __future__ import annotations
-
 import io
 import json
 import os
@@ -12,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +18,6 @@ import numpy as np
 import pytest
 from stream_kit import as_int16, write_wav
 
-from frami_edge_runtime.classifier import Classifier
 from frami_edge_runtime.events import EventDetector, EventSpec
 from frami_edge_runtime.listen import LevelMeter, main
 from frami_edge_runtime.monitor import CaptureStats
@@ -32,19 +28,17 @@ PROGRAM = [sys.executable, "-m", "frami_edge_runtime.listen"]
 EASY = ["--window", "0.4", "--hop", "0.1", "--on", "0.25", "--off", "0.2", "--min-on", "0.1"]
 
 Records = list[dict[str, Any]]
-Listen = Callable[..., Records]
-FakeArecord = Callable[[str], dict[str, str]]
 
 
-def of(records: Records, kind: str) -> Records:
+def of(records, kind):
     return [{k: v for k, v in r.items() if k != "type"} for r in records if r["type"] == kind]
 
 
 @pytest.fixture
-def listen(model_path: Path, capsys: pytest.CaptureFixture[str]) -> Listen:
+def listen(model_path, capsys):
     """`listen(path, "--once")` returns the records of --json."""
 
-    def run(*arguments: object) -> Records:
+    def run(*arguments):
         assert main([str(model_path), *map(str, arguments), "--json"]) == 0
         out, err = capsys.readouterr()
         assert err == ""
@@ -53,7 +47,7 @@ def listen(model_path: Path, capsys: pytest.CaptureFixture[str]) -> Listen:
     return run
 
 
-def start(*arguments: object, **settings: Any) -> subprocess.Popen[str]:
+def start(*arguments, **settings):
     command = [*PROGRAM, *map(str, arguments)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, **settings)
@@ -61,17 +55,12 @@ def start(*arguments: object, **settings: Any) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize("source", ["file", "pipe", "file in a pipe"])
 def test_any_source_gives_the_library_s_results_and_events(
-    listen: Listen,
-    wav_path: Path,
-    classifier: Classifier,
-    clip: np.ndarray,
-    monkeypatch: pytest.MonkeyPatch,
-    source: str,
-) -> None:
+    listen, wav_path, classifier, clip, monkeypatch, source
+):
     pcm = as_int16(clip)
     data = pcm.tobytes() if source == "pipe" else wav_path.read_bytes()
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
-    given: dict[str, list[Any]] = {"file": [wav_path], "pipe": ["-", "--rate", RATE]}
+    given = {"file": [wav_path], "pipe": ["-", "--rate", RATE]}
     records = listen(*given.get(source, ["-"]), *EASY)
     assert [records[0]["type"], records[-1]["type"]] == ["start", "summary"]
     stream = classifier.stream(window_s=0.4, hop_s=0.1)
@@ -107,7 +96,7 @@ def test_any_source_gives_the_library_s_results_and_events(
     assert summary["audio_s"] == pytest.approx(len(clip) / RATE, abs=1e-6)
 
 
-def test_options_choose_what_is_reported(listen: Listen, wav_path: Path) -> None:
+def test_options_choose_what_is_reported(listen, wav_path):
     (summary,) = of(listen(wav_path, *EASY, "--duration", 1.5), "summary")
     assert (summary["reason"], summary["audio_s"]) == ("duration", 1.5)
     records = listen(wav_path, *EASY, "--once")
@@ -139,15 +128,8 @@ def test_options_choose_what_is_reported(listen: Listen, wav_path: Path) -> None
     ],
 )
 def test_errors_name_the_reason_and_the_fix(
-    model_path: Path,
-    wav_path: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    code: int,
-    words: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    model_path, wav_path, tmp_path, capsys, arguments, code, words, monkeypatch
+):
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(bytes(100))))
     empty = write_wav(tmp_path / "empty.wav", np.empty(0))
     filled = [a.format(wav=wav_path, empty=empty) for a in arguments]
@@ -160,12 +142,7 @@ def test_errors_name_the_reason_and_the_fix(
     assert words in err
 
 
-def test_plain_lines_show_no_control_characters(
-    build_model: Callable[..., Any],
-    wav_path: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_plain_lines_show_no_control_characters(build_model, wav_path, tmp_path, capsys):
     path = tmp_path / "evil.onnx"
     path.write_bytes(build_model(labels=("a\x1b[2J", "b\rc")).data)
     assert main([str(path), str(wav_path), *EASY, "--plain"]) == 0
@@ -177,7 +154,7 @@ def test_plain_lines_show_no_control_characters(
     assert not {"\x1b", "\r"} & set(out + err)
 
 
-def test_levels_follow_the_sample_clock() -> None:
+def test_levels_follow_the_sample_clock():
     tone = (np.sin(2 * np.pi * 1000 * np.arange(RATE) / RATE) * 32767).astype(np.int16)
     whole, split = LevelMeter(RATE, 5.0), LevelMeter(RATE, 5.0)
     whole.push(tone)
@@ -200,13 +177,10 @@ def test_levels_follow_the_sample_clock() -> None:
 @pytest.mark.parametrize(
     ("source", "number"), [(["mic"], signal.SIGTERM), (["-", "--rate", "8000"], signal.SIGINT)]
 )
-def test_signals_end_with_a_summary_and_success(
-    model_path: Path, fake_arecord: FakeArecord, source: list[str], number: int
-) -> None:
+def test_signals_end_with_a_summary_and_success(model_path, fake_arecord, source, number):
     endless = "while True: out.write(random.randbytes(800)); out.flush(); time.sleep(0.02)"
     settings = {"env": fake_arecord(endless), "stdin": subprocess.PIPE}  # the pipe stays silent
     with start(model_path, *source, *EASY, "--json", **settings) as process:
-        assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.readline()
         time.sleep(0.3)
@@ -219,9 +193,7 @@ def test_signals_end_with_a_summary_and_success(
     assert kinds.count("start") == kinds.count("end")
 
 
-def test_losses_are_counted_exactly_and_the_readme_names_every_field(
-    model_path: Path, fake_arecord: FakeArecord
-) -> None:
+def test_losses_are_counted_exactly_and_the_readme_names_every_field(model_path, fake_arecord):
     environment = fake_arecord(
         "out.write(random.randbytes(16000)); out.flush(); time.sleep(0.5)\n"
         "print('overrun!!! (at least 250.000 ms long)', file=sys.stderr, flush=True)\n"
@@ -248,18 +220,12 @@ def test_losses_are_counted_exactly_and_the_readme_names_every_field(
         assert set(named) - {record["type"]} == set(record) - {"type"}
 
 
-def test_heavy_losses_are_a_warning(
-    listen: Listen, monkeypatch: pytest.MonkeyPatch, clip: np.ndarray
-) -> None:
-    blocks: Any = iter([(clip, 0), (clip, 310 * RATE), None])
+def test_heavy_losses_are_a_warning(listen, monkeypatch, clip):
+    blocks = iter([(clip, 0), (clip, 310 * RATE), None])
     source = SimpleNamespace(
-        name="slow",
-        live=True,
-        device_note="",
-        sample_rate=RATE,
-        stats=CaptureStats(),
+        name="slow", live=True, device_note="", sample_rate=RATE, stats=CaptureStats(),
         close=lambda: None,
-    )
+    )  # fmt: skip
     source.read, source.take_warnings = lambda: next(blocks), list
     monkeypatch.setattr("frami_edge_runtime.listen.open_source", lambda *a: source)
     (warning,) = of(listen("any"), "warning")
@@ -267,11 +233,11 @@ def test_heavy_losses_are_a_warning(
     assert warning["message"].startswith("98 % of the audio of the last 5 minutes was lost")
 
 
-def test_a_reader_that_goes_away_and_a_full_disk(model_path: Path, tmp_path: Path) -> None:
+def test_a_reader_that_goes_away_and_a_full_disk(model_path, tmp_path):
     path = write_wav(tmp_path / "long.wav", np.zeros(RATE * 600))
     command = shlex.join([*PROGRAM, str(model_path), str(path), "--json"])
 
-    def shell(line: str) -> tuple[int, str]:
+    def shell(line):
         settings = {"executable": "/bin/bash", "stdout": subprocess.DEVNULL}
         run = subprocess.run(
             line, shell=True, stderr=subprocess.PIPE, text=True, timeout=60, **settings
@@ -286,7 +252,7 @@ def test_a_reader_that_goes_away_and_a_full_disk(model_path: Path, tmp_path: Pat
     assert err.startswith("error: The output could not be written: No space left on device.\nfix: ")
 
 
-def test_on_a_terminal_it_is_live_and_restores_it(model_path: Path, wav_path: Path) -> None:
+def test_on_a_terminal_it_is_live_and_restores_it(model_path, wav_path):
     pytest.importorskip("rich")
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}

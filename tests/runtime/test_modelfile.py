@@ -1,9 +1,6 @@
 """The model file's contract: round trip, strictness, bounds, and sentences that help."""
 
-from __future__ import annotations
-
 import json
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -23,25 +20,16 @@ from frami_edge_runtime.modelfile import (
 )
 
 INFO = ModelInfo(
-    mel=MelSpec(mean=(0.5,) * 64),
-    labels=("dog", "café"),
-    receptive_field=35,
-    stride=4,
-    channels=96,
-    context=Context(20, 14, -0.25),
-    pooling=Pooling(eps=1e-4),
-    precision="int8",
-    quantisation={"scheme": "S8S8", "per_channel": True},
-    calibration={"sha256": "ab" * 32},
-    teacher_sha256="0" * 64,
-    versions={"onnx": "1.23"},
-    licence="Apache-2.0",
+    mel=MelSpec(mean=(0.5,) * 64), labels=("dog", "café"), receptive_field=35, stride=4,
+    channels=96, context=Context(20, 14, -0.25), pooling=Pooling(eps=1e-4), precision="int8",
+    quantisation={"scheme": "S8S8", "per_channel": True}, calibration={"sha256": "ab" * 32},
+    teacher_sha256="0" * 64, versions={"onnx": "1.23"}, licence="Apache-2.0",
     created="2026-11-22T00:00:00Z",
-)
-GOOD: dict[str, Any] = json.loads(INFO.to_json())
+)  # fmt: skip
+GOOD = json.loads(INFO.to_json())
 
 
-def test_round_trip_and_derived_numbers() -> None:
+def test_round_trip_and_derived_numbers():
     entries = model_metadata(INFO, b"\x08\x08head")
     assert set(entries) == {METADATA_KEY, HEAD_KEY}
     assert read_model_info(entries) == INFO
@@ -51,7 +39,7 @@ def test_round_trip_and_derived_numbers() -> None:
     assert [INFO.trunk_frames(t) for t in (1, 4, 5, 8, 9)] == [1, 1, 2, 2, 3]
 
 
-def test_a_file_of_the_first_release_opens() -> None:
+def test_a_file_of_the_first_release_opens():
     """Schema 1 as the first exporter wrote it: changing it needs another schema number."""
     mel = (
         '{"center":false,"f_max":0.0,"f_min":0.0,"hop_length":160,"log":"ln","log_eps":1e-06,'
@@ -89,7 +77,7 @@ def test_a_file_of_the_first_release_opens() -> None:
         ({"teacher_sha256": "ABC"}, "64 lower-case hex"),
     ],
 )
-def test_what_does_not_fit_is_named_with_a_fix(changes: dict[str, Any], words: str) -> None:
+def test_what_does_not_fit_is_named_with_a_fix(changes, words):
     with pytest.raises(ModelFileError) as caught:
         ModelInfo.from_json(json.dumps({**GOOD, **changes}))
     assert words in str(caught.value)
@@ -97,25 +85,19 @@ def test_what_does_not_fit_is_named_with_a_fix(changes: dict[str, Any], words: s
 
 
 @pytest.mark.parametrize("text", ["", "[]", "[" * 100_000, INFO.to_json()[:-9]])
-def test_damaged_json_is_refused(text: str) -> None:
+def test_damaged_json_is_refused(text):
     with pytest.raises(ModelFileError, match="JSON"):
         ModelInfo.from_json(text)
 
 
-def test_missing_and_damaged_entries() -> None:
+def test_missing_and_damaged_entries():
     with pytest.raises(ModelFileError, match="not made by frami-edge export"):
         read_model_info({})
     with pytest.raises(ModelFileError, match="not base64"):
         read_head({HEAD_KEY: "ä!"})
 
 
-def test_what_json_cannot_express_is_refused() -> None:
-    for value in (float("nan"), b"bytes"):
-        with pytest.raises(ModelFileError, match="cannot be written"):
-            INFO.replace(calibration={"x": value}).to_json()
-
-
-def read_or_refuse(text: str) -> None:
+def read_or_refuse(text):
     """Anything but a known error escapes and fails the test."""
     try:
         info = ModelInfo.from_json(text)
@@ -135,8 +117,8 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(key=st.sampled_from(sorted(GOOD)), name=st.sampled_from(sorted(GOOD["mel"])), value=VALUES)
-def test_any_value_is_read_or_refused(key: str, name: str, value: Any) -> None:
+def test_any_value_is_read_or_refused(key, name, value):
     read_or_refuse(json.dumps({**GOOD, key: value}))
     read_or_refuse(json.dumps({**GOOD, "mel": {**GOOD["mel"], name: value}}))

@@ -1,7 +1,5 @@
 """MQTT with a real broker, mosquitto: what Home Assistant sees, and brokers that come and go."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -10,35 +8,31 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from stream_kit import as_int16
 
 PROGRAM = [sys.executable, "-m", "frami_edge_runtime.listen"]
 EASY = ["--window", "0.4", "--hop", "0.1", "--on", "0.25", "--off", "0.2", "--min-on", "0.1"]
 MOSQUITTO = shutil.which("mosquitto", path=os.environ["PATH"] + ":/usr/sbin")
-Broker = Callable[..., subprocess.Popen[bytes]]
 
 
 @pytest.fixture
-def port() -> int:
+def port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
 
 
 @pytest.fixture
-def broker(port: int, tmp_path: Path) -> Iterator[Broker]:
+def broker(port, tmp_path):
     """`broker(*settings)` starts mosquitto on `port`."""
     if MOSQUITTO is None:
         pytest.skip("no mosquitto (apt-get install mosquitto): MQTT IS NOT TESTED HERE")
     started = []
 
-    def start(*settings: str) -> subprocess.Popen[bytes]:
+    def start(*settings):
         lines = [
             f"listener {port} 127.0.0.1",
             "user root",
@@ -63,7 +57,7 @@ def broker(port: int, tmp_path: Path) -> Iterator[Broker]:
 class Home:
     """A client that sees everything, as Home Assistant does."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port):
         client = pytest.importorskip("paho.mqtt.client", reason="no paho-mqtt: NOT TESTED HERE")
         enums = pytest.importorskip("paho.mqtt.enums")
         self.seen: dict[str, list[str]] = defaultdict(list)
@@ -73,19 +67,19 @@ class Home:
         self._client.connect("127.0.0.1", port)
         self._client.loop_start()
 
-    def wait(self, topic: str, payload: str) -> None:
+    def wait(self, topic, payload):
         for _ in range(200):
             if self.seen[topic][-1:] == [payload]:
                 return
             time.sleep(0.05)
         raise AssertionError(f"{topic}: {self.seen[topic]}")
 
-    def close(self) -> None:
+    def close(self):
         self._client.disconnect()
         self._client.loop_stop()
 
 
-def listener(model: Path, port: int, *options: str, **environment: str) -> subprocess.Popen[bytes]:
+def listener(model, port, *options, **environment):
     """It reads raw PCM from its pipe, and stays alive until the pipe is closed."""
     address = ["--mqtt", f"127.0.0.1:{port}", "--mqtt-topic", "home/ear"]
     return subprocess.Popen(
@@ -98,21 +92,18 @@ def listener(model: Path, port: int, *options: str, **environment: str) -> subpr
     )
 
 
-def feed(process: subprocess.Popen[bytes], clip: np.ndarray) -> None:
-    assert process.stdin is not None
+def feed(process, clip):
     process.stdin.write(as_int16(clip).tobytes())
     process.stdin.flush()
 
 
-def records_of(process: subprocess.Popen[bytes]) -> list[dict[str, Any]]:
+def records_of(process):
     out, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (0, b"")
     return [json.loads(line) for line in out.splitlines()]
 
 
-def test_home_assistant_sees_sensors_states_and_a_dead_listener(
-    model_path: Path, clip: np.ndarray, broker: Broker, port: int
-) -> None:
+def test_home_assistant_sees_sensors_states_and_a_dead_listener(model_path, clip, broker, port):
     broker()
     home = Home(port)
     first = listener(model_path, port, "--ignore", "rain")
@@ -146,12 +137,9 @@ def test_home_assistant_sees_sensors_states_and_a_dead_listener(
     home.close()
 
 
-def test_the_audio_does_not_wait_for_a_broker_and_nothing_is_lost(
-    model_path: Path, clip: np.ndarray, broker: Broker, port: int
-) -> None:
+def test_the_audio_does_not_wait_for_a_broker_and_nothing_is_lost(model_path, clip, broker, port):
     process = listener(model_path, port, "--stall-timeout", "60")
     feed(process, clip)
-    assert process.stdout is not None
     lines = [process.stdout.readline()]
     while b'"event"' not in lines[-1]:  # it hears, and no broker is there
         lines.append(process.stdout.readline())
@@ -185,9 +173,7 @@ def test_the_audio_does_not_wait_for_a_broker_and_nothing_is_lost(
     again.close()
 
 
-def test_a_user_with_a_password_and_one_without(
-    model_path: Path, clip: np.ndarray, broker: Broker, port: int, tmp_path: Path
-) -> None:
+def test_a_user_with_a_password_and_one_without(model_path, clip, broker, port, tmp_path):
     passwords = tmp_path / "passwords"
     program = shutil.which("mosquitto_passwd")
     if program is None:
@@ -211,9 +197,7 @@ def test_a_user_with_a_password_and_one_without(
 
 
 @pytest.mark.parametrize("address", ["http://a", "a:b", "a:99999999"])
-def test_an_address_that_cannot_be_used_is_refused(
-    model_path: Path, wav_path: Path, address: str
-) -> None:
+def test_an_address_that_cannot_be_used_is_refused(model_path, wav_path, address):
     pytest.importorskip("paho.mqtt.client")
     done = subprocess.run(
         [*PROGRAM, str(model_path), str(wav_path), "--mqtt", address],

@@ -1,14 +1,11 @@
 """The runtime's examples, and the programs of its README and of docs/JETPACK.md, run as printed."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,22 +21,17 @@ MICROPHONE = (
     "out.write(random.randbytes(48_000)); out.flush(); time.sleep(0.5); "
     "sys.exit('arecord: pcm_read:1: unplugged')"
 )
-Run = Callable[..., str]
 
 
 @pytest.fixture
-def run(model_path: Path, fake_arecord: Callable[[str], dict[str, str]]) -> Run:
+def run(model_path, fake_arecord):
     """`run(*arguments)`: Python's output beside student.onnx, or its errors."""
 
-    def start(*arguments: object, code: int = 0) -> str:
+    def start(*arguments, code=0):
         done = subprocess.run(
-            [sys.executable, *map(str, arguments)],
-            cwd=model_path.parent,
-            env=fake_arecord(MICROPHONE),
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+            [sys.executable, *map(str, arguments)], cwd=model_path.parent,
+            env=fake_arecord(MICROPHONE), capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
         assert done.returncode == code, done.stderr
         return (done.stderr if code else done.stdout).strip()
 
@@ -61,7 +53,7 @@ def run(model_path: Path, fake_arecord: Callable[[str], dict[str, str]]) -> Run:
         ),
     ],
 )
-def test_examples(run: Run, wav_path: Path, line: str, expected: str) -> None:
+def test_examples(run, wav_path, line, expected):
     name, *arguments = line.split()
     found = run(EXAMPLES / name, *arguments)
     assert re.fullmatch(expected, found), found
@@ -70,8 +62,8 @@ def test_examples(run: Run, wav_path: Path, line: str, expected: str) -> None:
         assert lines[: len(lines) // 2] == lines[len(lines) // 2 :]
 
 
-def test_the_example_that_restarts_gives_the_events_of_one_run(run: Run, wav_path: Path) -> None:
-    def events(state: str, *seconds: float) -> list[str]:
+def test_the_example_that_restarts_gives_the_events_of_one_run(run, wav_path):
+    def events(state, *seconds):
         arguments = (EXAMPLES / "save_and_restore.py", "student.onnx", wav_path, state)
         return [line for s in seconds for line in run(*arguments, "--seconds", s).splitlines()]
 
@@ -89,15 +81,13 @@ def test_the_example_that_restarts_gives_the_events_of_one_run(run: Run, wav_pat
         ("merge_gap_s=", 0, r"start (.*\n)+end .*"),
     ],
 )
-def test_the_readme_s_programs(run: Run, word: str, code: int, expected: str) -> None:
+def test_the_readme_s_programs(run, word, code, expected):
     (text,) = (p for p in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if word in p)
     found = run("-c", text.replace("student.engine", "student.onnx"), code=code)
     assert re.fullmatch(expected, found), found
 
 
-def test_the_jetpack_page_reports_the_fallback_and_names_every_backend(
-    run: Run, model_path: Path
-) -> None:
+def test_the_jetpack_page_reports_the_fallback_and_names_every_backend(run, model_path):
     model_path.rename(model_path.with_name("student.int8.cpu.onnx"))
     (text,) = re.findall(r"```python\n(.*?)```", JETPACK, re.DOTALL)
     found = run("-c", text)
@@ -106,7 +96,7 @@ def test_the_jetpack_page_reports_the_fallback_and_names_every_backend(
     assert set(re.findall(r"^\| `([a-z-]+)` \|", JETPACK, re.MULTILINE)) == set(BACKENDS)
 
 
-def test_the_service_and_the_container_start_the_program_as_it_is(tmp_path: Path) -> None:
+def test_the_service_and_the_container_start_the_program_as_it_is(tmp_path):
     folder = ROOT / "examples" / "listen"
     unit = (folder / "frami-edge-listen.service").read_text(encoding="utf-8")
     (line,) = re.findall(r"^ExecStart=(.*)$", unit, re.MULTILINE)

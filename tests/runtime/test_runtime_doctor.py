@@ -1,42 +1,33 @@
 """The runtime's doctor: real child processes, and machines made up of files and answers."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
-from collections.abc import Callable
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from frami_edge_runtime import doctor
 
-Fake = Callable[..., None]
 L4T = "etc/nv_tegra_release"
 ORIN = {"files": {"proc/device-tree/model": "NVIDIA Jetson Orin Nano Developer Kit\0"}}
 
 
-def answers(command: str, out: str, problem: str = "") -> dict[str, Any]:
+def answers(command, out, problem=""):
     return {"commands": {command: (out, problem)}}
 
 
 @pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
+def fake(tmp_path, monkeypatch):
     """`fake(facts, files, commands, packages)`; nothing else is on the machine."""
 
-    def make(
-        facts: Any = None, files: Any = None, commands: Any = None, packages: Any = ()
-    ) -> None:
+    def make(facts=None, files=None, commands=None, packages=()):
         for name, text in (files or {}).items():
             path = tmp_path / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
         missing = {"error": "ModuleNotFoundError: No module named 'it'"}
 
-        def run(*command: str) -> tuple[str, str]:
+        def run(*command):
             return (commands or {}).get(command[0], ("", f"{command[0]}: not found"))
 
         monkeypatch.setattr(doctor, "ROOT", tmp_path)
@@ -47,7 +38,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
     return make
 
 
-def test_this_machine_is_ready_and_nothing_heavy_is_imported() -> None:
+def test_this_machine_is_ready_and_nothing_heavy_is_imported():
     code = (
         "import sys; from frami_edge_runtime.doctor import main; code = main(['--json']); "
         "print('LOADED', *sorted({m.split('.')[0] for m in sys.modules})); sys.exit(code)"
@@ -62,17 +53,11 @@ def test_this_machine_is_ready_and_nothing_heavy_is_imported() -> None:
     assert set(checks["Python"]) == {"name", "status", "found", "fix", "group", "needed"}
     assert all(c["fix"] for c in report["checks"] if c["status"] in ("warn", "fail"))
     assert not set(loaded.split()) & {
-        "onnxruntime",
-        "tensorrt",
-        "sounddevice",
-        "soundfile",
-        "torch",
-    }
+        "onnxruntime", "tensorrt", "sounddevice", "soundfile", "torch",
+    }  # fmt: skip
 
 
-def test_a_machine_without_packages_is_not_ready(
-    fake: Fake, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_machine_without_packages_is_not_ready(fake, capsys):
     fake()
     assert doctor.main([]) == 3
     assert "fix: pip install numpy\n" in capsys.readouterr().out
@@ -87,9 +72,7 @@ def test_a_machine_without_packages_is_not_ready(
         ("import frami_no_such", {}, "ModuleNotFoundError: No module named 'frami_no_such'"),
     ],
 )
-def test_children_that_hang_crash_or_raise_are_named(
-    code: str, facts: dict[str, int], error: str
-) -> None:
+def test_children_that_hang_crash_or_raise_are_named(code, facts, error):
     found = doctor.probe(code, 1.5)
     assert found.pop("error").endswith(error)
     assert found == facts
@@ -105,7 +88,7 @@ def test_children_that_hang_crash_or_raise_are_named(
         ("R36 REVISION: 4", "cannot be read", "warn"),
     ],
 )
-def test_l4t_names_the_jetpack(fake: Fake, release: str, version: str, status: str) -> None:
+def test_l4t_names_the_jetpack(fake, release, version, status):
     fake(files={L4T: f"# {release}, GCID: 1"})
     (check,) = doctor.check_jetpack()
     assert (check.status, version in check.found) == (status, True), check
@@ -137,9 +120,7 @@ CARD = answers("arecord", "card 1: Device [USB PnP], device 0\n")
         ("microphone", {}, {}, "absent", "alsa-utils"),
     ],
 )
-def test_what_is_found_and_its_fix(
-    fake: Fake, what: str, facts: Any, machine: Any, status: str, words: str
-) -> None:
+def test_what_is_found_and_its_fix(fake, what, facts, machine, status, words):
     fake(facts, **machine)
     check = {
         "tensorrt": lambda: doctor.check_tensorrt()[1],
@@ -149,39 +130,3 @@ def test_what_is_found_and_its_fix(
     }[what]()
     assert (check.status, words in f"{check.found} {check.fix}") == (status, True), check
     assert check.fix or status in ("ok", "absent")
-
-
-def test_memory_within_a_container_and_limits(fake: Fake) -> None:
-    fake(files={"proc/meminfo": "MemTotal: 16000000 kB\nMemAvailable: 9000000 kB\n"})
-    assert doctor.check_memory(1.0).found == "9.2 GB free"
-    cgroup = "sys/fs/cgroup/memory"
-    fake(files={f"{cgroup}.max": "2000000000", f"{cgroup}.current": "1500000000"})
-    assert doctor.check_memory(1.0).blocks
-    assert doctor.check_python((9, 9)).blocks
-
-
-def test_an_engine_fits_only_its_tensorrt_and_gpu(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    card = SimpleNamespace(tensorrt="10.3.0.30", sm="8.7", gpu="", onnx_name="s.onnx")
-    monkeypatch.setattr(doctor, "read_plan_version", lambda path: (10, 3, 0, 30))
-    monkeypatch.setattr(doctor, "read_sidecar", lambda path: card)
-    monkeypatch.setattr(doctor, "check_content", lambda card, plan, name: None)
-    (tmp_path / "student.engine").touch()
-    for machine, status in {
-        ("10.3.0", "8.7"): "ok",
-        ("10.16.1", "8.7"): "fail",
-        ("10.3.0", "8.9"): "fail",
-        ("", "8.7"): "absent",
-    }.items():
-        (check,) = doctor.check_engines([tmp_path], *machine)
-        assert (check.status, check.blocks) == (status, status == "fail"), check
-
-
-def test_engines_that_cannot_be_read(tmp_path: Path) -> None:
-    (tmp_path / "x.engine").write_bytes(b"ftrt" + bytes(60))
-    (tmp_path / "empty").mkdir()
-    places = [tmp_path / "x.engine", tmp_path / "gone.engine", tmp_path / "empty"]
-    checks = doctor.check_engines(places, "10.3.0", "8.9")
-    assert [check.status for check in checks] == ["fail", "fail", "absent"]
-    assert all(check.fix for check in checks)

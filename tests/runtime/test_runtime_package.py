@@ -1,18 +1,13 @@
 """What the package promises around its code: a short API and nothing heavy behind it."""
 
-from __future__ import annotations
-
 import inspect
 import json
 import os
 import pickle
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pytest
 
 import frami_edge_runtime
 from frami_edge_runtime import logmel
@@ -21,12 +16,12 @@ from frami_edge_runtime.errors import AudioError, FramiEdgeError
 HEAVY = {"torch", "scipy", "typer", "pydantic", "rich", "torchaudio", "librosa", "onnx", "soxr"}
 
 
-def test_public_names() -> None:
+def test_public_names():
     for name in frami_edge_runtime.__all__:
         assert getattr(frami_edge_runtime, name).__doc__
 
 
-def loaded_after(code: str) -> list[str]:
+def loaded_after(code):
     code += "; import sys, json; print(json.dumps(sorted(sys.modules)))"
     run = subprocess.run(
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60
@@ -34,7 +29,7 @@ def loaded_after(code: str) -> list[str]:
     return list(json.loads(run.stdout))
 
 
-def test_classifying_imports_nothing_heavy(model_path: Path) -> None:
+def test_classifying_imports_nothing_heavy(model_path):
     loaded = loaded_after(
         "import numpy; from frami_edge_runtime import Classifier; "
         f"Classifier({str(model_path)!r}).classify(numpy.zeros(9000))"
@@ -46,7 +41,7 @@ def test_classifying_imports_nothing_heavy(model_path: Path) -> None:
     assert "frami_edge_runtime.tensorrt" not in modules, "it is imported for an engine only"
 
 
-def test_features_alone_do_not_load_onnx_runtime() -> None:
+def test_features_alone_do_not_load_onnx_runtime():
     loaded = loaded_after(
         "import numpy; from frami_edge_runtime import MelSpec, log_mel; "
         "log_mel(numpy.zeros(9000), MelSpec())"
@@ -62,7 +57,7 @@ print(os.environ["ORT_DISABLE_TELEMETRY"], [fd for fd in fds if "socket" in fd])
 """
 
 
-def test_nothing_is_sent_and_nothing_is_kept(model_path: Path, tmp_path: Path) -> None:
+def test_nothing_is_sent_and_nothing_is_kept(model_path, tmp_path):
     """ONNX Runtime 1.29 and later would write a device id and a database under HOME."""
     home = tmp_path / "home"
     home.mkdir()
@@ -73,7 +68,7 @@ def test_nothing_is_sent_and_nothing_is_kept(model_path: Path, tmp_path: Path) -
     environment = {"HOME": str(home), "PATH": os.environ["PATH"]}
     command = [sys.executable, "-c", code]
 
-    def run(**more: str) -> str:
+    def run(**more):
         return subprocess.run(
             command, env=environment | more, check=True, capture_output=True, text=True, timeout=60
         ).stdout
@@ -83,7 +78,7 @@ def test_nothing_is_sent_and_nothing_is_kept(model_path: Path, tmp_path: Path) -
     assert run(ORT_DISABLE_TELEMETRY="0").startswith("0 ")  # the user decides
 
 
-def test_errors_keep_both_sentences() -> None:
+def test_errors_keep_both_sentences():
     error = AudioError("It broke.", fix="Mend it.")
     assert str(error) == "It broke. Mend it."
     again = pickle.loads(pickle.dumps(error))
@@ -92,14 +87,12 @@ def test_errors_keep_both_sentences() -> None:
     assert str(FramiEdgeError("Only this.")) == "Only this."
 
 
-def test_few_calls_lie_between_a_push_and_the_fft(
-    model_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_few_calls_lie_between_a_push_and_the_fft(model_path, monkeypatch):
     """`Stream.push`, its share of the log-mel, the block's arithmetic, NumPy."""
-    calls: list[int] = []
+    calls = []
     plain = logmel.rfft
 
-    def recorded(*args: Any, **options: Any) -> Any:
+    def recorded(*args, **options):
         frames = [frame.function for frame in inspect.stack(0)]
         calls.append(frames.index("push"))
         return plain(*args, **options)

@@ -1,11 +1,6 @@
 """Golden vectors: the same machine passes, another one is named."""
 
-from __future__ import annotations
-
 import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +12,7 @@ from frami_edge_runtime.selftest import TOLERANCE, golden_clip, golden_vectors
 
 
 @pytest.fixture
-def tested(build_model: Callable[..., Any], tmp_path: Path) -> Path:
+def tested(build_model, tmp_path):
     """A model file that carries its own answers."""
     plain = build_model()
     clip = golden_clip(plain.info.mel, 50)
@@ -28,7 +23,7 @@ def tested(build_model: Callable[..., Any], tmp_path: Path) -> Path:
     return path
 
 
-def test_this_machine_passes_and_the_entry_is_small(tested: Path) -> None:
+def test_this_machine_passes_and_the_entry_is_small(tested):
     classifier = Classifier(tested)
     found = classifier.selftest()
     assert found
@@ -36,7 +31,7 @@ def test_this_machine_passes_and_the_entry_is_small(tested: Path) -> None:
     assert len(json.dumps(classifier.info.golden)) < 1000
 
 
-def test_the_clip_is_loud_noisy_and_silent_and_never_changes(tiny: Any) -> None:
+def test_the_clip_is_loud_noisy_and_silent_and_never_changes(tiny):
     clip = golden_clip(tiny.info.mel, 50)
     assert clip.dtype == np.int16
     assert clip[:5].tolist() == [8064, 7906, 7772, 7317, 7093]
@@ -46,13 +41,11 @@ def test_the_clip_is_loud_noisy_and_silent_and_never_changes(tiny: Any) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["front end", "weights"])
-def test_a_machine_that_differs_exits_with_3(
-    tested: Path, wrong: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_machine_that_differs_exits_with_3(tested, wrong, monkeypatch, capsys):
     if wrong == "front end":
         exact = logmel.rfft
 
-        def louder(*given: Any, **named: Any) -> np.ndarray:
+        def louder(*given, **named):
             spectrum = exact(*given, **named)
             spectrum *= 1.01
             return spectrum
@@ -68,9 +61,7 @@ def test_a_machine_that_differs_exits_with_3(
     assert found["logit_difference"] > TOLERANCE["fp32"]
 
 
-def test_files_without_golden_vectors_or_with_damaged_ones_are_refused(
-    tiny: Any, build_model: Callable[..., Any]
-) -> None:
+def test_files_without_golden_vectors_or_with_damaged_ones_are_refused(tiny, build_model):
     with pytest.raises(ModelFileError, match="carries no golden vectors"):
         Classifier(tiny.data).selftest()
     damaged = build_model(golden={"frames": 50, "mel": "AAAA", "logits": "?"}).data

@@ -1,10 +1,6 @@
 """A saved stream continues with the same bits, at every rate, across gaps and across a restart."""
 
-from __future__ import annotations
-
 import pickle
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +10,6 @@ from stream_kit import MODES, NO_SOXR, ended, listen, same
 
 from frami_edge_runtime.classifier import Classifier
 from frami_edge_runtime.errors import StreamError
-from frami_edge_runtime.stream import Result
 
 
 @pytest.mark.parametrize("rate", [8000, 48_000])
@@ -25,15 +20,13 @@ from frami_edge_runtime.stream import Result
     lost=st.integers(0, 100_000),
     keep=st.booleans(),
 )
-def test_a_restarted_stream_continues_with_the_same_bits(
-    classifier: Classifier, mode: str, rate: int, cuts: list[float], lost: int, keep: bool
-) -> None:
+def test_a_restarted_stream_continues_with_the_same_bits(classifier, mode, rate, cuts, lost, keep):
     if rate != 8000:
         pytest.importorskip("soxr", reason=NO_SOXR)
     x = np.random.default_rng(2).uniform(-0.5, 0.5, int(2.7 * rate)).astype(np.float32)
     pieces = np.split(x, sorted(int(cut * len(x)) for cut in cuts))
     streams = [classifier.stream(rate, **MODES[mode]) for _ in range(2)]
-    found: list[list[Result]] = [[], []]
+    found = [[], []]
     for k, piece in enumerate(pieces):
         for i in range(2):
             found[i] += streams[i].push(piece)
@@ -49,9 +42,7 @@ def test_a_restarted_stream_continues_with_the_same_bits(
 
 
 @pytest.mark.parametrize("rate", [8000, 44_100])
-def test_a_state_survives_a_file(
-    classifier: Classifier, clip: np.ndarray, tmp_path: Path, rate: int
-) -> None:
+def test_a_state_survives_a_file(classifier, clip, tmp_path, rate):
     if rate != 8000:
         pytest.importorskip("soxr", reason=NO_SOXR)
     stream, other = (classifier.stream(rate, window_s=0.5) for _ in range(2))
@@ -66,9 +57,7 @@ def test_a_state_survives_a_file(
     assert same(listen(stream, clip, []), listen(other, clip, []))
 
 
-def test_damaged_files_are_refused_and_change_nothing(
-    classifier: Classifier, clip: np.ndarray, tmp_path: Path
-) -> None:
+def test_damaged_files_are_refused_and_change_nothing(classifier, clip, tmp_path):
     stream = classifier.stream(forget_s=0.5)
     before = stream.push(clip[:9000])
     path = tmp_path / "state"
@@ -101,16 +90,14 @@ def test_damaged_files_are_refused_and_change_nothing(
     assert same(before + stream.push(clip[9000:]), classifier.stream(forget_s=0.5).push(clip))
 
 
-def test_states_that_do_not_fit_are_refused_and_change_nothing(
-    classifier: Classifier, build_model: Any, clip: np.ndarray
-) -> None:
+def test_states_that_do_not_fit_are_refused_and_change_nothing(classifier, build_model, clip):
     options = {"window_s": 0.5, "hop_s": 0.1}
     stream = classifier.stream(**options)
     before = stream.push(clip[:9000])
     good = stream.state()
     stranger = Classifier(build_model(seed=1).data).stream(**options)
     carry = good["trunk"]["mel"]
-    bad: list[tuple[Any, str]] = [
+    bad = [
         (None, "it"),
         ({**good, "extra": 1}, "it"),
         (stranger.state(), "model"),

@@ -6,8 +6,6 @@ About 1.2 MB each, from PyPI, by pip; TensorRT itself is neither needed nor fetc
 $FRAMI_EDGE_TRT_BINDINGS, or .cache/tensorrt-bindings in the repository.
 """
 
-from __future__ import annotations
-
 import os
 import platform
 import subprocess
@@ -26,24 +24,24 @@ RELEASES = {
 _GLIBC = range(17, 40)
 
 
-def cache_folder() -> Path:
+def cache_folder():
     """Where the bindings are kept."""
     chosen = os.environ.get("FRAMI_EDGE_TRT_BINDINGS")
     root = Path(__file__).resolve().parents[3]
     return Path(chosen) if chosen else root / ".cache" / "tensorrt-bindings"
 
 
-def python_tag() -> str:
+def python_tag():
     """The wheels hold one compiled module for one Python."""
     return f"cp{sys.version_info.major}{sys.version_info.minor}-{platform.machine()}"
 
 
-def binding_folder(release: str) -> Path:
+def binding_folder(release):
     """Where ``import tensorrt_bindings`` finds this release."""
     return cache_folder() / python_tag() / release
 
 
-def fetch(release: str) -> None:
+def fetch(release):
     """Download and unpack one release; nothing is done where it is there already."""
     target = binding_folder(release)
     if (target / "tensorrt_bindings").is_dir():

@@ -5,8 +5,6 @@ that the bindings lack. A name is read from ``trt.A.B`` and from ``variable.memb
 variable is one of `VARIABLES` inside one of `SCOPES`.
 """
 
-from __future__ import annotations
-
 import ast
 import json
 import sys
@@ -16,25 +14,18 @@ import tensorrt_bindings
 
 SCOPES = ("build_engine", "count_layers", "make_logger", "EngineModel")
 VARIABLES = {
-    "builder": "Builder",
-    "network": "INetworkDefinition",
-    "parser": "OnnxParser",
-    "e": "ParserError",
-    "config": "IBuilderConfig",
-    "shapes": "IOptimizationProfile",
-    "times": "ITimingCache",
-    "runtime": "Runtime",
-    "engine": "ICudaEngine",
-    "context": "IExecutionContext",
-    "inspector": "EngineInspector",
-}
+    "builder": "Builder", "network": "INetworkDefinition", "parser": "OnnxParser",
+    "e": "ParserError", "config": "IBuilderConfig", "shapes": "IOptimizationProfile",
+    "times": "ITimingCache", "runtime": "Runtime", "engine": "ICudaEngine",
+    "context": "IExecutionContext", "inspector": "EngineInspector",
+}  # fmt: skip
 
 
-def names(node: ast.AST) -> set[str]:
+def names(node):
     """Dotted names of the bindings under a node of our source."""
     found = set()
     for child in ast.walk(node):
-        parts: list[str] = []
+        parts = []
         while isinstance(child, ast.Attribute):
             parts.insert(0, child.attr)
             child = child.value
@@ -48,9 +39,9 @@ def names(node: ast.AST) -> set[str]:
     return found
 
 
-def resolves(dotted: str) -> bool:
+def resolves(dotted):
     """Whether the bindings have the name."""
-    value: object = tensorrt_bindings
+    value = tensorrt_bindings
     for part in dotted.split("."):
         if not hasattr(value, part):
             return False
@@ -58,7 +49,7 @@ def resolves(dotted: str) -> bool:
     return True
 
 
-used: set[str] = set()
+used = set()
 for path in sys.argv[1:]:
     for scope in ast.walk(ast.parse(Path(path).read_text(encoding="utf-8"))):
         if getattr(scope, "name", "") in SCOPES:
