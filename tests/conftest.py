@@ -22,4 +22,4 @@ def _quick_pictures(request, monkeypatch):
     """Drawing takes half of a small run; test_plots.py and runs of session fixtures draw."""
     if kit and request.path.name != "test_plots.py":
         for name in ("mel_grid", "curves", "diversity", "confusion", "accuracy_bars"):
-            monkeypatch.setattr(plots, name, lambda path, *_: path.write_bytes(b"\x89PNG"))
+            monkeypatch.setattr(plots, name, lambda path, *_, **__: path.write_bytes(b"\x89PNG"))
