@@ -121,9 +121,9 @@ class Classifier:
             hop_s: Seconds between results, rounded to whole trunk frames. Default: a quarter of
                 ``window_s`` or ``forget_s``, at most 0.5 s; without both, one result, at flush.
             gate_db: Level in dB of full scale. While the input is quieter and steady the model does
-                not run: the last answer holds, in results that come about a window later, and that
-                a flush leaves out. From 0.25 s before anything else on, answers are those of a
-                stream without a gate. Needs ``window_s``.
+                not run: the last answer holds, in one result per window, up to two windows late;
+                a flush leaves out those to come. From 0.25 s before anything else on, answers are
+                those of a stream without a gate. Needs ``window_s``.
 
         Raises:
             AudioError: The rate is absurd, or needs soxr, which is not installed.

@@ -322,7 +322,10 @@ class _Session:
             "model": result.model,
         }
         self._shown_to = result.t1
-        level_db = self._meter.level_db(max(result.t0, result.t1 - self._look_back_s), result.t1)
+        level_db = None
+        if self._spec.min_level_db is not None:
+            begin = max(result.t0, result.t1 - self._look_back_s)
+            level_db = self._meter.level_db(begin, result.t1)
         wall_t1 = None if self._wall_s is None else self._wall_s + result.t1
         yield from self._show(self._detector.push(result, level_db=level_db, wall_t1=wall_t1))
 
