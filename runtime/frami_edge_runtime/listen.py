@@ -161,6 +161,8 @@ class _Session:
         self._stream = classifier.stream(rate, window_s, forget_s, options.hop_s, options.gate_db)
         given = {f.name: getattr(options, f.name, None) for f in dataclasses.fields(EventSpec)}
         settings = {name: value for name, value in given.items() if value is not None}
+        if options.on_at_most is not None:
+            settings["on_at_most"] = options.on_at_most
         # Where one sound gives way to another, a few windows contain both and may name neither:
         # half a window as the shortest event leaves those out.
         shortest = {"min_on_s": (window_s or forget_s) / 2}
@@ -493,6 +495,7 @@ _OPTIONS: Final[dict[str, tuple[tuple[str, str, Any, str, str], ...]]] = {
         ("--smooth", "smooth_s", float, "S", "half-life of an average over the scores"),
         ("--update", "update_s", float, "S", "time between updates of an event (default 1)"),
         ("--min-level", "min_level_db", float, "DB", "ignore windows quieter than this, as -55"),
+        ("--on-at-most", "on_at_most", float, "P", "lower the model's thresholds above this to it"),
         ("--threshold", "overrides", threshold, "LABEL=ON[:OFF]", "for one label; repeatable"),
         ("--watch", "watch", str, "LABEL", "only this label; repeatable"),
         ("--ignore", "ignore", str, "LABEL", "not this label; repeatable"),
