@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import csv
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +40,7 @@ from frami_edge_runtime.thresholds import (
     WINDOW_S,
     Thresholds,
     background_scores,
+    log_odds,
     tuned,
     with_thresholds,
 )
@@ -49,8 +51,10 @@ T = TypeVar("T")
 
 TOLERANCE_S: Final = 0.5
 """An event this far from a sound still belongs to it."""
-SHIFTS: Final = np.linspace(-6, 8, 29)
-"""Points of the detection error trade-off: how far all thresholds move, in log-odds."""
+STEP: Final = 0.5
+"""Between points of the detection error trade-off, in log-odds of thresholds."""
+LOWEST, RAISED_BY = -6.0, 8.0
+"""How low the last ceiling is, and how far thresholds rise."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,16 @@ class Sound:
     onset: float
     offset: float
     label: str
+
+
+class Point(NamedTuple):
+    """One point of the detection error trade-off."""
+
+    false_alarms_per_hour: float
+    hit_rate: float | None
+    highest: float
+    """The highest threshold of all labels: where it is below the model's own, a ceiling, as of
+    `frami-edge listen --on-at-most`; above, all are raised by the same log-odds."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +86,10 @@ class EventScore:
         hits: Those that an event of their label overlaps.
         false_alarms: Events that overlap no sound of their label.
         latency_s: Median time from the onset of a sound to the audio that started its event.
-        curve: (false alarms per hour, hit rate) as all thresholds rise, in `SHIFTS`.
+        curve: The detection error trade-off, from low thresholds to high ones: up to the model's
+            own, those above a ceiling are lowered to it; from there on, all rise together. So it
+            goes through what the model does, and ends as one threshold for all labels: lowering
+            all together would flood a model whose labels have very different ones.
     """
 
     hours: float
@@ -80,7 +97,7 @@ class EventScore:
     hits: int
     false_alarms: int
     latency_s: float | None = None
-    curve: tuple[tuple[float, float | None], ...] = ()
+    curve: tuple[Point, ...] = ()
 
     @property
     def false_alarms_per_hour(self) -> float:
@@ -92,10 +109,13 @@ class EventScore:
         """Share of the sounds that were found; None where there are none."""
         return self.hits / self.sounds if self.sounds else None
 
-    def at_hit_rate(self, wanted: float) -> float | None:
-        """False alarms per hour at the highest thresholds that still find this share."""
-        rates = [false for false, hit in self.curve if hit is not None and hit >= wanted]
-        return min(rates, default=None)
+    def at_hit_rate(self, wanted: float) -> Point | None:
+        """The highest thresholds that find this share; None where none do.
+
+        Not the fewest false alarms: an event that never ends is none, and finds everything.
+        """
+        found = [p for p in self.curve if p.hit_rate is not None and p.hit_rate >= wanted]
+        return found[-1] if found else None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -208,13 +228,10 @@ def score_events(
         raise DataError("There is no audio.", fix="Give --stream files with samples.")
     total = sum(len(sounds) for _, sounds in heard)
 
-    def count(shift: float) -> tuple[int, int, list[float]]:
+    def count(changed: EventSpec) -> tuple[int, int, list[float]]:
         hits, false_alarms, latencies = 0, 0, list[float]()
-        rules = spec.rules(model.labels)
-        moved = {label: {"on": _moved(rule.on, shift)} for label, rule in rules.items()}
-        shifted = replace(spec, overrides=moved) if shift else spec
         for results, sounds in heard:
-            detector = EventDetector(shifted, model.labels)
+            detector = EventDetector(changed, model.labels)
             events = [event for result in results for event in detector.push(result)]
             events += detector.finish()
             started = {(e.label, e.t0): e.at for e in events if e.kind == "start"}
@@ -234,19 +251,23 @@ def score_events(
             latencies += found.values()
         return hits, false_alarms, latencies
 
-    hits, false_alarms, latencies = count(0.0)
+    hits, false_alarms, latencies = count(spec)
     hours, curve = seconds / 3600, []
-    for shift in SHIFTS:
-        more_hits, more_false, _ = count(float(shift))
-        curve.append((more_false / hours, more_hits / total if total else None))
+    rules = spec.rules(model.labels)
+    given = {label: float(log_odds(np.array(rule.on))) for label, rule in rules.items()}
+    highest = max(given.values())
+    ceilings = np.arange(highest, LOWEST, -STEP)[::-1]
+    moves = [{label: min(x, ceiling) for label, x in given.items()} for ceiling in ceilings]
+    raised = np.arange(STEP, RAISED_BY + STEP, STEP)
+    moves += [{label: x + by for label, x in given.items()} for by in raised]
+    for move in moves:
+        on = {label: min(1 / (1 + math.exp(-x)), 1 - 1e-7) for label, x in move.items()}
+        moved = replace(spec, overrides={label: {"on": value} for label, value in on.items()})
+        more_hits, more_false, _ = count(moved)
+        hit_rate = more_hits / total if total else None
+        curve.append(Point(more_false / hours, hit_rate, max(on.values())))
     latency_s = float(np.median(latencies)) if latencies else None
     return EventScore(hours, total, hits, false_alarms, latency_s, tuple(curve))
-
-
-def _moved(threshold: float, shift: float) -> float:
-    """A threshold moved by so much in log-odds."""
-    odds = threshold / max(1e-9, 1 - threshold) * np.exp(shift)
-    return float(np.clip(odds / (1 + odds), 1e-6, 1 - 1e-7))
 
 
 @dataclass(frozen=True)
@@ -277,10 +298,19 @@ class StreamEvaluation:
             + f" {len(self.left_out)} recordings were left out." * bool(self.left_out),
         )
         wanted = [rate for rate in (0.5, 0.7, 0.8, 0.9, 0.95) if self.model.sounds]
+        points = {name: [e.at_hit_rate(rate) for rate in wanted] for name, e in rows.items()}
         trade = Table(
             "False alarms per hour at a hit rate",
             ["", *(f"{100 * rate:.0f} %" for rate in wanted)],
-            [(name, *(e.at_hit_rate(rate) for rate in wanted)) for name, e in rows.items()],
+            [
+                *(
+                    (name, *(p and p.false_alarms_per_hour for p in row))
+                    for name, row in points.items()
+                ),
+                ("highest threshold", *(p and p.highest for p in points["model"])),
+            ],
+            "From the model's own thresholds, those above a ceiling fall to it (frami-edge listen "
+            "--on-at-most), or all rise by the same log-odds.",
         )
         return [summary, trade] if wanted else [summary]
 
@@ -359,7 +389,7 @@ def evaluate_stream(
     scores = score(opened), score(reference) if reference else None
     found = StreamEvaluation(*scores, tuple(map(str, left_out)))
     curves = {
-        name: [(false, hit) for false, hit in e.curve if hit is not None]
+        name: [(p.false_alarms_per_hour, p.hit_rate) for p in e.curve if p.hit_rate is not None]
         for name, e in (("model", found.model), ("teacher", found.teacher))
         if e is not None and e.sounds
     }

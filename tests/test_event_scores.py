@@ -5,7 +5,6 @@ import pytest
 
 from frami_edge.errors import DataError
 from frami_edge.event_scores import (
-    SHIFTS,
     Sound,
     StreamEvaluation,
     audio_files,
@@ -55,12 +54,38 @@ def test_hits_false_alarms_and_latency(monkeypatch):
     assert found.hit_rate == 0.5
     assert found.false_alarms_per_hour == pytest.approx(60)
     assert found.latency_s == pytest.approx(0.9, abs=0.4)
-    assert len(found.curve) == len(SHIFTS)
-    assert found.curve[-1] == (0.0, 0.0)  # no score reaches such thresholds
-    assert found.at_hit_rate(0.5) == min(false for false, hit in found.curve if hit and hit >= 0.5)
+    assert found.curve[-1][:2] == (0.0, 0.0)  # no score reaches such thresholds
+    half = found.at_hit_rate(0.5)
+    assert half is not None
+    assert half.highest == max(p.highest for p in found.curve if p.hit_rate and p.hit_rate >= 0.5)
     assert found.at_hit_rate(1.1) is None
     text = "\n".join(map(str, StreamEvaluation(found).tables()))
     assert "Events in 0.03 h" in text
+
+
+def test_the_curve_goes_through_the_model_s_thresholds_and_ends_as_one_for_all(
+    monkeypatch,
+):
+    monkeypatch.setattr("frami_edge.event_scores.window_results", lambda *_: model.results(120))
+    model = Heard([(10, 14, 0), (30, 34, 0), (50, 54, 1)])  # each with a score of 0.95
+    recording = (np.zeros(36_000, np.float32), 300, [Sound(10, 14, "dog"), Sound(50, 54, "bell")])
+
+    def scored(**on):
+        spec = EventSpec(min_on_s=0.5, overrides={name: {"on": x} for name, x in on.items()})
+        return score_events(model, [recording], spec)
+
+    own = scored(dog=0.7, bell=0.99)
+    assert (own.hits, own.false_alarms) == (1, 1)
+    highest = [point.highest for point in own.curve]
+    assert highest == sorted(highest)
+    through = highest.index(pytest.approx(0.99))
+    assert own.curve[through][:2] == (own.false_alarms_per_hour, own.hit_rate)
+    # Below, only the bell's threshold falls, until both are one.
+    assert own.at_hit_rate(1.0).highest < 0.96
+    assert own.at_hit_rate(1.0).false_alarms_per_hour == own.false_alarms_per_hour
+    lowest = own.curve[0]
+    assert lowest[:2] == scored(dog=lowest.highest, bell=lowest.highest).curve[-17][:2]
+    assert "highest threshold" in str(StreamEvaluation(own).tables()[1])
 
 
 def test_labels_and_files_are_read_and_refused(tmp_path):

@@ -20,6 +20,7 @@ from frami_edge_runtime.logmel import log_mel
 from frami_edge_runtime.stream import scores_of
 from frami_edge_runtime.thresholds import (
     HOP_S,
+    MIN_LABEL_HIT_RATE,
     WINDOW_S,
     Thresholds,
     choose,
@@ -173,6 +174,14 @@ def find_thresholds(
         for k, label in enumerate(labels)
         if tops[loudest_K[k], k] > SURE
     ]
+    for k, (label, deciles) in enumerate(zip(labels, found.hits, strict=False)):  # known or none
+        score = log_odds(np.array(found.on[k])).item()
+        hit = 1 - float(np.interp(score, deciles, np.linspace(0, 1, len(deciles))))
+        if hit < MIN_LABEL_HIT_RATE:
+            notes.append(
+                f"{label}: only {hit:.0%} of its sounds are expected to start an event, because "
+                f"{names[loudest_K[k]]} must not. --on-at-most of frami-edge listen lowers that."
+            )
     if found.false_alarms_per_hour > 1.05 * target:
         notes.append(
             f"{found.false_alarms_per_hour:.2g} false alarms per hour are expected, not "

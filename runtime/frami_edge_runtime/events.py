@@ -91,11 +91,15 @@ class EventSpec:
             )
 
     @classmethod
-    def for_model(cls, info: ModelInfo, **settings: Any) -> EventSpec:
+    def for_model(
+        cls, info: ModelInfo, *, on_at_most: float | None = None, **settings: Any
+    ) -> EventSpec:
         """Settings with the thresholds of a model file.
 
         Args:
             info: `Classifier.info`.
+            on_at_most: The file's thresholds above this are lowered to it, so that more sounds of
+                their labels are found.
             settings: Those of `EventSpec`. With ``on`` or ``off`` the file's thresholds are not
                 used; ``overrides`` win over them.
 
@@ -105,9 +109,16 @@ class EventSpec:
         """
         found = Thresholds.of(info)
         if found is None or {"on", "off"} & set(settings):
+            if on_at_most is not None:
+                raise StreamError(
+                    "on_at_most lowers thresholds of the model file, which are not used.",
+                    fix="Give `on` alone, or export the model anew if it has no thresholds.",
+                )
             return cls(**settings)
         overrides: dict[str, dict[str, float | None]] = {
             label: {"on": on, "off": off}
+            if on_at_most is None or on <= on_at_most
+            else {"on": on_at_most}
             for label, on, off in zip(info.labels, found.on, found.off, strict=True)
         }
         for label, changes in settings.pop("overrides", {}).items():

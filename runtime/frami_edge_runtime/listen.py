@@ -161,6 +161,8 @@ class _Session:
         self._stream = classifier.stream(rate, window_s, forget_s, options.hop_s, options.gate_db)
         given = {f.name: getattr(options, f.name, None) for f in dataclasses.fields(EventSpec)}
         settings = {name: value for name, value in given.items() if value is not None}
+        if options.on_at_most is not None:
+            settings["on_at_most"] = options.on_at_most
         # Where one sound gives way to another, a few windows contain both and may name neither:
         # half a window as the shortest event leaves those out.
         shortest = {"min_on_s": (window_s or forget_s) / 2}
@@ -322,7 +324,10 @@ class _Session:
             "model": result.model,
         }
         self._shown_to = result.t1
-        level_db = self._meter.level_db(max(result.t0, result.t1 - self._look_back_s), result.t1)
+        level_db = None
+        if self._spec.min_level_db is not None:
+            begin = max(result.t0, result.t1 - self._look_back_s)
+            level_db = self._meter.level_db(begin, result.t1)
         wall_t1 = None if self._wall_s is None else self._wall_s + result.t1
         yield from self._show(self._detector.push(result, level_db=level_db, wall_t1=wall_t1))
 
@@ -490,6 +495,7 @@ _OPTIONS: Final[dict[str, tuple[tuple[str, str, Any, str, str], ...]]] = {
         ("--smooth", "smooth_s", float, "S", "half-life of an average over the scores"),
         ("--update", "update_s", float, "S", "time between updates of an event (default 1)"),
         ("--min-level", "min_level_db", float, "DB", "ignore windows quieter than this, as -55"),
+        ("--on-at-most", "on_at_most", float, "P", "lower the model's thresholds above this to it"),
         ("--threshold", "overrides", threshold, "LABEL=ON[:OFF]", "for one label; repeatable"),
         ("--watch", "watch", str, "LABEL", "only this label; repeatable"),
         ("--ignore", "ignore", str, "LABEL", "not this label; repeatable"),

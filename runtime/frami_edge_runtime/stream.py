@@ -459,24 +459,26 @@ class Stream:
         mel = self._info.mel
         # In samples: the audio of the last answer, at least what a log-mel takes before it seeks.
         self._window = max(blocks * hop * self._period, mel.min_samples)
-        # From where a hop begins to the end of the window after which answers are exact again, and
+        # From where a frame begins to the end of the window before which no answer is exact, and
         # the pre-roll behind it; a clip may end anywhere, and its last answer must be exact too.
-        exact = (blocks * hop - 1) * self._period + self._first_ends - self._first_begins
-        self._ahead = exact + max(round(PRE_ROLL_S * mel.sample_rate), hop * self._period)
+        inexact = ((blocks - 1) * hop - 1) * self._period + self._first_ends - self._first_begins
+        self._ahead = inexact + max(round(PRE_ROLL_S * mel.sample_rate), hop * self._period)
         return Gate(gate_db, mel.sample_rate)
 
     def _run_gated(self, gate: Gate) -> list[Result]:
         """Run the judged blocks, or rest where all that the last answer is about was quiet."""
         results: list[Result] = []
         while (block := gate.next()) is not None:
-            if gate.loud_to > self._begins - self._window:
-                x = gate.since(self._wake()) if self._resting else block
-                self._offer(self._mel.push_checked(x, least=self._needed - self._held))
-                results += _run([self])[0]
-            else:
+            if gate.loud_to <= self._begins - self._window:
                 self._resting = True
-                while self._begins + self._ahead <= gate.judged:
-                    results.append(self._hold())
+                if gate.judged >= self._begins + self._ahead + self._window:
+                    results += self._hold(gate.judged)
+            else:
+                if self._resting:
+                    results += self._hold(gate.judged - len(block))
+                    block = gate.since(self._wake())
+                self._offer(self._mel.push_checked(block, least=self._needed - self._held))
+                results += _run([self])[0]
             gate.forget(self._begins)
         return results
 
@@ -491,15 +493,22 @@ class Stream:
         self._mel.seek(self._frames * self._stride - self._info.context.left)
         return self._begins
 
-    def _hold(self) -> Result:
-        """Let a hop pass without the model: the last answer holds, here and in the window after."""
+    def _hold(self, quiet_to: int) -> list[Result]:
+        """Let hops pass without the model, as many as no exact answer needs after this sample.
+
+        The last answer holds: here in one result, and in the window after.
+        """
         assert isinstance(self._pool, SlidingWindow)
         assert self._hop is not None
         assert self._blocks is not None
-        self._pool.hold(self._at_s(self._begins))
-        self._frames += self._hop
+        hops = (quiet_to - self._ahead - self._begins) // (self._hop * self._period)
+        if hops < 1:
+            return []
+        for _ in range(hops):
+            self._pool.hold(self._at_s(self._begins))
+            self._frames += self._hop
         self._unknown = self._blocks
-        return self._result(self._scored[0])
+        return [self._result(self._scored[0])]
 
     def _begin_segment(self) -> None:
         now, pool, mel = self._time, self._pool, self._info.mel

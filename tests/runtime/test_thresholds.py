@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from frami_edge_runtime import Classifier, ModelFileError
+from frami_edge_runtime import Classifier, ModelFileError, StreamError
 from frami_edge_runtime.events import EventDetector, EventSpec
 from frami_edge_runtime.listen import main
 from frami_edge_runtime.thresholds import (
@@ -92,6 +92,11 @@ def test_events_take_the_thresholds_of_the_file_unless_told_otherwise(
     assert [rules[x].on for x in info.labels] == [0.9, 0.55, 0.7, 0.6, 0.5]
     assert [rules[x].threshold_off for x in info.labels] == [0.5, pytest.approx(0.4), 0.5, 0.5, 0.5]
     assert (spec.reject, spec.min_on_s) == (1.5, 0.3)
+    rules = EventSpec.for_model(info, on_at_most=0.75).rules(info.labels)
+    assert [rules[x].on for x in info.labels] == [0.75, 0.75, 0.7, 0.6, 0.5]
+    assert [rules[x].threshold_off for x in info.labels] == [0.6, 0.6, 0.5, 0.5, 0.5]
+    with pytest.raises(StreamError, match="on_at_most lowers thresholds of the model file"):
+        EventSpec.for_model(info, on=0.4, on_at_most=0.75)
     assert EventSpec.for_model(info, on=0.4) == EventSpec(on=0.4)
     assert EventSpec.for_model(Classifier(build_model().data).info) == EventSpec()
 
