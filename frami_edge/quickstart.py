@@ -44,8 +44,8 @@ resemble no digit, and noise suffices to copy the answer that they get."""
 FETCH_S = 60.0
 """Seconds after which the download of 10 MB is given up."""
 CHUNK_S = 0.1
-CONTROL_SHARE = 4
-"""The control has a quarter of the student's steps: on its own clips it answers like the teacher
+CONTROL_SHARE = 6
+"""The control has a sixth of the student's steps: on its own clips it answers like the teacher
 long before that. With all 2,200 steps it has 28 % on FSDD (docs/results/fsdd.md)."""
 
 
