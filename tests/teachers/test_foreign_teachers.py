@@ -1,7 +1,6 @@
 """Teachers that are not ours: what is found in them, and that it is right."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 import teacher_zoo as zoo
@@ -167,7 +166,7 @@ class Returns(zoo.KeywordNet):
         super().__init__()
         self.how = how
 
-    def forward(self, x: Tensor) -> Any:
+    def forward(self, x):
         logits = super().forward(x)
         hidden = logits.new_zeros(len(x), 7)
         return {
@@ -194,7 +193,7 @@ class Pictures(nn.Module):
         super().__init__()
         self.trunk, self.fc = nn.Sequential(zoo.conv(3, 8, 2), zoo.conv(8, 12, 2)), nn.Linear(12, K)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         assert x.shape[2] == M
         return self.fc(self.trunk(x).mean((2, 3)))
 
@@ -232,7 +231,7 @@ def test_an_assumed_order_of_axes_is_reported():
 
 
 class Random(zoo.KeywordNet):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return F.dropout(super().forward(x), 0.5)
 
 
@@ -246,7 +245,7 @@ class Waveforms(nn.Conv1d):
 
 
 class WithLengths(zoo.KeywordNet):
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+    def forward(self, x, lengths):
         return super().forward(x)
 
 
