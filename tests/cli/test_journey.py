@@ -223,6 +223,10 @@ def test_options_that_do_not_fit(invert, tmp_path, options, words):
     assert not (tmp_path / "bank").exists()
 
 
+def test_a_value_out_of_range_is_wrong_usage(invert):
+    assert "--sample-rate" in invert("--sample-rate", 7, code=2).stderr
+
+
 def test_files_that_are_not_what_they_should_be(invert, student, teacher, tmp_path):
     torn = tmp_path / "torn.safetensors"
     torn.write_bytes(teacher.read_bytes()[:999])
