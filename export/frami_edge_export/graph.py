@@ -19,9 +19,10 @@ from importlib import metadata
 from typing import Any, Final, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, compose, helper, numpy_helper
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -154,7 +155,7 @@ def golden_frames(info: ModelInfo) -> int:
 
 
 class WholeClassifier(nn.Module):
-    """Mel (B, 1, M, T) to logits (B, K): context, trunk, two-pass float32 pooling, head."""
+    """`classifier_graph` in torch, which its file is compared with: mel (B, 1, M, T) to logits."""
 
     weight: Tensor
     bias: Tensor
@@ -196,20 +197,30 @@ def trunk_graph(student: ExportableStudent, n_mels: int) -> onnx.ModelProto:
     Raises:
         GraphError: The graph cannot be loaded by a device, or holds non-finite weights.
     """
-    model = _export(frozen_trunk(student), student, n_mels, TRUNK_OUTPUT)
-    _name_axes(model, {0: "batch", 2: "frames"})
+    frames = student.receptive_field + 8 * student.stride
+    with _quiet():
+        program = torch.onnx.export(
+            frozen_trunk(student),
+            (torch.zeros(2, 1, n_mels, frames),),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[TRUNK_INPUT],
+            output_names=[TRUNK_OUTPUT],
+            dynamic_shapes=({0: Dim.DYNAMIC, 3: Dim.DYNAMIC},),
+            verbose=False,
+        )
+    if program is None:
+        raise GraphError("torch.onnx.export gave no graph.", fix="Use torch 2.11 to 2.14.")
+    model = onnx.ModelProto()
+    model.CopyFrom(program.model_proto)
+    ports = (
+        (model.graph.input[0], {0: "batch", 3: "time"}),
+        (model.graph.output[0], {0: "batch", 2: "frames"}),
+    )
+    for port, axes in ports:
+        for axis, name in axes.items():
+            port.type.tensor_type.shape.dim[axis].dim_param = name
     return _finish(model, "frami_trunk")
-
-
-def whole_graph(student: ExportableStudent, n_mels: int) -> onnx.ModelProto:
-    """Mel (B, 1, M, T) -> logits (B, K), batch and time dynamic, T >= 1: the context is inside.
-
-    Raises:
-        GraphError: The graph cannot be loaded by a device, or holds non-finite weights.
-    """
-    model = _export(WholeClassifier(student), student, n_mels, HEAD_OUTPUT)
-    _name_axes(model, {0: "batch"})
-    return _finish(model, "frami_classifier")
 
 
 def head_graph(student: ExportableStudent) -> onnx.ModelProto:
@@ -232,6 +243,76 @@ def head_graph(student: ExportableStudent) -> onnx.ModelProto:
     )
     opset = [helper.make_opsetid("", OPSET)]
     return _finish(helper.make_model(graph, opset_imports=opset, ir_version=MAX_IR), "frami_head")
+
+
+def classifier_graph(trunk: onnx.ModelProto, head: Head, info: ModelInfo) -> onnx.ModelProto:
+    """Mel (B, 1, M, T) -> logits (B, K), batch and time dynamic, T >= 1: the context is inside.
+
+    The trunk (fp32 or int8) is not changed; the head is computed in float32, the variance in two
+    passes.
+
+    Raises:
+        GraphError: The result cannot be loaded by a device.
+    """
+    bands, context = info.mel.n_mels, info.context
+    pad = parsed(
+        "context",
+        f"(float[batch, 1, {bands}, time] {TRUNK_INPUT}) => (float[batch, 1, {bands}, padded] "
+        "around)",
+        f"around = Pad ({TRUNK_INPUT}, frames, value)",
+        {
+            "frames": np.array([0, 0, 0, context.left, 0, 0, 0, context.right], np.int64),
+            "value": np.array(context.value, np.float32),
+        },
+    )
+    pool = parsed(
+        "head",
+        f"(float[batch, {info.channels}, frames] {TRUNK_OUTPUT}) => "
+        f"(float[batch, {len(head.bias)}] {HEAD_OUTPUT})",
+        f"""
+            mean = ReduceMean <keepdims = 1> ({TRUNK_OUTPUT}, time_axis)
+            centred = Sub ({TRUNK_OUTPUT}, mean)
+            squares = Mul (centred, centred)
+            var = ReduceMean <keepdims = 0> (squares, time_axis)
+            var_eps = Add (var, eps)
+            std = Sqrt (var_eps)
+            mean_flat = Squeeze (mean, time_axis)
+            pooled = Concat <axis = 1> (mean_flat, std)
+            {HEAD_OUTPUT} = Gemm <transB = 1> (pooled, weight, bias)
+        """,
+        {
+            "time_axis": np.array([2], np.int64),
+            "eps": np.array(head.eps, np.float32),
+            "weight": head.weight.astype(np.float32),
+            "bias": head.bias.astype(np.float32),
+        },
+    )
+    inner = copy.deepcopy(trunk)
+    inner.ir_version = MAX_IR
+    inner.ClearField("metadata_props")
+    model = compose.merge_models(pad, inner, io_map=[("around", TRUNK_INPUT)])
+    model = compose.merge_models(model, pool, io_map=[(TRUNK_OUTPUT, TRUNK_OUTPUT)])
+    strip(model)
+    model.graph.name = "frami_classifier"
+    check_loadable(model)
+    return model
+
+
+def parsed(
+    name: str, ports: str, body: str, constants: Mapping[str, npt.NDArray[Any]]
+) -> onnx.ModelProto:
+    """A model from ONNX's text form; tensors and nodes get ``name`` as prefix, ports do not."""
+    header = f'<ir_version: {MAX_IR}, opset_import: ["" : {OPSET}]> {name} {ports}'
+    model = onnx.parser.parse_model(f"{header} {{ {body} }}")
+    used = {tensor for node in model.graph.node for tensor in node.input}
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), key)
+        for key, value in constants.items()
+        if key in used
+    )
+    for i, node in enumerate(model.graph.node):
+        node.name = f"{node.op_type.lower()}_{i}"
+    return compose.add_prefix(model, f"{name}.", rename_inputs=False, rename_outputs=False)
 
 
 def mean_as_pooling(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -305,28 +386,6 @@ def check_loadable(model: onnx.ModelProto) -> None:
     onnx.checker.check_model(model, full_check=True)
 
 
-def _export(
-    module: nn.Module, student: ExportableStudent, n_mels: int, output: str
-) -> onnx.ModelProto:
-    frames = student.receptive_field + 8 * student.stride
-    with _quiet():
-        program = torch.onnx.export(
-            module,
-            (torch.zeros(2, 1, n_mels, frames),),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=[TRUNK_INPUT],
-            output_names=[output],
-            dynamic_shapes=({0: Dim.DYNAMIC, 3: Dim.DYNAMIC},),
-            verbose=False,
-        )
-    if program is None:
-        raise GraphError("torch.onnx.export gave no graph.", fix="Use torch 2.11 to 2.14.")
-    model = onnx.ModelProto()
-    model.CopyFrom(program.model_proto)
-    return model
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Mute the exporter's warnings about torchvision and itself; a user cannot act on them."""
@@ -339,13 +398,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def _name_axes(model: onnx.ModelProto, output_axes: Mapping[int, str]) -> None:
-    graph = model.graph
-    for port, axes in ((graph.input[0], {0: "batch", 3: "time"}), (graph.output[0], output_axes)):
-        for axis, name in axes.items():
-            port.type.tensor_type.shape.dim[axis].dim_param = name
 
 
 def _finish(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
