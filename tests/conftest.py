@@ -1,4 +1,4 @@
-"""What makes the tests quick: few clips, each student traced once, few pictures."""
+"""What makes the tests quick: few clips, short timing, each student traced once, few pictures."""
 
 import pytest
 
@@ -12,6 +12,7 @@ except ImportError:  # the runtime stands alone
 def _quick():
     if kit:
         kit.few_clips()
+        kit.quick_exports()
         kit.trace_once()
 
 

@@ -8,10 +8,10 @@ import soundfile
 import torch
 from torch import nn
 
-from frami_edge import inversion, journey, plots, readiness
+from frami_edge import api, inversion, journey, plots, readiness
 from frami_edge.io import sha256_tensors
 from frami_edge.sources.procedural import procedural_mels
-from frami_edge_export import exporter
+from frami_edge_export import exporter, options
 from frami_edge_export.graph import trunk_graph
 from frami_edge_export.options import ExportOptions
 from frami_edge_runtime.melspec import MelSpec
@@ -36,6 +36,11 @@ def few_clips():
     """Fewer clips for verdicts and thresholds than users get."""
     inversion.HELD_OUT = readiness.CLIPS = 80
     journey.BACKGROUND_CLIPS = 40
+
+
+def quick_exports():
+    """Seconds of timing per export are milliseconds."""
+    options.ExportOptions = api.ExportOptions = QUICK
 
 
 def trace_once():

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
-from kit import LABELS, QUICK
+from kit import LABELS
 from typer.testing import CliRunner
 
 from frami_edge import cards
@@ -22,7 +22,6 @@ from frami_edge.checkpoint import DIGITS_TEACHER, load_checkpoint
 from frami_edge.cli import app
 from frami_edge.evaluation import Score
 from frami_edge.training import TrainedTeacher
-from frami_edge_export import options
 from frami_edge_export.report import Artifact, ExportReport
 
 MANIFEST = {
@@ -77,7 +76,6 @@ def test_the_cards_of_a_run_and_its_export(student, tmp_path, monkeypatch):
         assert words in card
     assert str(Path(student["run_dir"]).parent) not in card
 
-    monkeypatch.setattr(options, "ExportOptions", QUICK)
     (export,) = commands(card)  # makes ./export, which the next block needs
     done = CliRunner().invoke(app, [*export, "--quiet"])
     assert done.exit_code == 0, done.output

@@ -36,6 +36,7 @@ def serve(folder):
     import kit
 
     kit.few_clips()
+    kit.quick_exports()
     kit.no_pictures()
     # The first export imports what every other one needs: six seconds of CPU time.
     warm_up = torch.nn.Conv2d(1, 2, 3).eval()

@@ -221,13 +221,13 @@ def checkout(reader):
 def model(reader):
     """Exports of a student whose weights are random, and a clip."""
     import torch
+    from kit import QUICK
     from torch import nn
 
     from frami_edge.config import StudentArch
     from frami_edge.models import StudentNet
     from frami_edge_export.exporter import export_student
     from frami_edge_export.graph import StudentFacts
-    from frami_edge_export.options import ExportOptions
     from frami_edge_runtime.melspec import MelSpec
 
     torch.manual_seed(0)
@@ -239,8 +239,7 @@ def model(reader):
     facts = StudentFacts(MelSpec(sample_rate=16000, n_mels=32, mean=-6.0, std=4.0), labels)
     export_student(
         student.eval().collapse(), facts, reader.work,
-        int8=False, calibration=None, source="", waveform=True,
-        options=ExportOptions(bench_budget_s=0.02, bench_rounds=15),
+        int8=False, calibration=None, source="", waveform=True, options=QUICK(),
     )  # fmt: skip
     (reader.work / "student.onnx").write_bytes((reader.work / "student.fp32.onnx").read_bytes())
     samples = np.random.default_rng(0).normal(0, 3000, 20_800).clip(-32768, 32767)
