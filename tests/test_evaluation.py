@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from kit import LABELS, SPEC
+from kit import LABELS, SPEC, tones
 from torch import nn
 
 from frami_edge.api import evaluate
@@ -153,17 +153,7 @@ def test_training_clips_are_never_scored(data, fold, refused):
 
 @pytest.fixture(scope="module")
 def sounds(tmp_path_factory):
-    """Two classes of tones at 8 and 16 kHz, of several lengths."""
-    root = tmp_path_factory.mktemp("sounds")
-    for side in ("train", "test"):
-        for label, hz in zip(LABELS, (2000.0, 300.0), strict=True):
-            for i in range(4):
-                rate = (8000, 16000)[i % 2]
-                t = np.arange(int(rate * (0.2 + 0.1 * i))) / rate + 0.3777 * (side == "test")
-                path = root / side / label / f"{i}.wav"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                soundfile.write(path, 0.3 * np.sin(2 * np.pi * hz * t), rate)
-    return root
+    return tones(tmp_path_factory.mktemp("sounds"), train=4)
 
 
 @pytest.fixture(scope="module")
