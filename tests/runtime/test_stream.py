@@ -305,6 +305,7 @@ def test_lag_is_the_audio_that_no_frame_covers(classifier, clip):
     assert stream.stats.lag_s == 0.0
 
 
+@pytest.mark.parametrize("classifier", ["tiny"], indirect=True)
 def test_an_endless_stream_keeps_its_memory(classifier, clip):
     stream = classifier.stream(window_s=1.0, hop_s=0.1)
 
