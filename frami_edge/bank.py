@@ -177,7 +177,7 @@ class Bank:
 
     def append(self, source: str, clips: Clips, first_step: int, next_step: int) -> None:
         """Write one shard, then name it in the index."""
-        name = f"shard-{len(self.index.shards):05d}-{source}.safetensors"
+        name = f"shard-{source}-{first_step:06d}.safetensors"
         tensors = {
             **self._stored(clips.mels_N1MT if clips.audio_NS is None else clips.audio_NS),
             "labels": clips.labels_N.contiguous(),
@@ -192,7 +192,8 @@ class Bank:
             next_step=next_step,
             sha256=sha256_file(self.folder / name),
         )
-        self.update(shards=(*self.index.shards, shard))
+        shards = sorted((*self.index.shards, shard), key=lambda s: (s.source, s.first_step))
+        self.update(shards=tuple(shards))
 
     def _stored(self, clips: Tensor) -> dict[str, Tensor]:
         if self.index.samples:

@@ -21,7 +21,7 @@ from frami_edge.config import (
 from frami_edge.device import read_every
 from frami_edge.distillation import Sampler, TensorSampler, distill
 from frami_edge.errors import ConfigError
-from frami_edge.inversion import source_context
+from frami_edge.inversion import source_context, sources_at_once, threads_of_one
 from frami_edge.models import build_trunk
 from frami_edge.sources import SourceContext, make_source
 from frami_edge.sources.procedural import procedural_audio, procedural_mels
@@ -161,9 +161,13 @@ def fitted(
         begin = time.perf_counter()
         context = source_context(teacher, config.bank, compute, config.seed, audio=audio)
         fixed += time.perf_counter() - begin
-        for name in config.bank.shares:
-            first, each, steps = _source_seconds(name, context)
-            fixed, growing = fixed + first, growing + each * steps
+        at_once = sources_at_once(context)
+        with threads_of_one(at_once) as share_cores:
+            share_cores()
+            found_s = [_source_seconds(name, context) for name in config.bank.shares]
+        fixed += sum(first for first, _, _ in found_s) / at_once
+        steps_s = [each * steps for _, each, steps in found_s]
+        growing = max(sum(steps_s) / at_once, *steps_s)
         clips = 4 * config.distill.batch_size
         if context.samples:
             made = procedural_audio(context.spec.sample_rate, clips, context.samples, 0)

@@ -112,7 +112,8 @@ def export_student(
     check_streamable(torch_trunk, field, stride, student.channels, mel, options.seed)
     sample = prepare_calibration(calibration, mel, context, options) if int8 else None
 
-    trunk, whole = trunk_graph(student, mel.n_mels), whole_graph(student, mel.n_mels)
+    trunk = trunk_graph(student, mel.n_mels)
+    whole = whole_graph(student, trunk)
     weight_KD, bias_K = (t.double().numpy() for t in frozen_head(student))
     head = Head(weight_KD, bias_K, student.pool_eps)
     made = OnnxStudent(name, trunk, head, serialised(head_graph(student)), info)

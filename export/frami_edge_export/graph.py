@@ -196,19 +196,74 @@ def trunk_graph(student: ExportableStudent, n_mels: int) -> onnx.ModelProto:
     Raises:
         GraphError: The graph cannot be loaded by a device, or holds non-finite weights.
     """
-    model = _export(frozen_trunk(student), student, n_mels, TRUNK_OUTPUT)
-    _name_axes(model, {0: "batch", 2: "frames"})
+    frames = student.receptive_field + 8 * student.stride
+    with _quiet():
+        program = torch.onnx.export(
+            frozen_trunk(student),
+            (torch.zeros(2, 1, n_mels, frames),),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[TRUNK_INPUT],
+            output_names=[TRUNK_OUTPUT],
+            dynamic_shapes=({0: Dim.DYNAMIC, 3: Dim.DYNAMIC},),
+            verbose=False,
+        )
+    if program is None:
+        raise GraphError("torch.onnx.export gave no graph.", fix="Use torch 2.11 to 2.14.")
+    model = onnx.ModelProto()
+    model.CopyFrom(program.model_proto)
+    for port, names in (
+        (model.graph.input[0], {0: "batch", 3: "time"}),
+        (model.graph.output[0], {0: "batch", 2: "frames"}),
+    ):
+        for axis, name in names.items():
+            port.type.tensor_type.shape.dim[axis].dim_param = name
     return _finish(model, "frami_trunk")
 
 
-def whole_graph(student: ExportableStudent, n_mels: int) -> onnx.ModelProto:
+def whole_graph(student: ExportableStudent, trunk: onnx.ModelProto) -> onnx.ModelProto:
     """Mel (B, 1, M, T) -> logits (B, K), batch and time dynamic, T >= 1: the context is inside.
 
+    Written around the nodes of `trunk_graph`, so that no answer depends on a second trace.
+
     Raises:
-        GraphError: The graph cannot be loaded by a device, or holds non-finite weights.
+        GraphError: It holds non-finite weights.
     """
-    model = _export(WholeClassifier(student), student, n_mels, HEAD_OUTPUT)
-    _name_axes(model, {0: "batch"})
+    weight_KD, bias_K = (t.numpy() for t in frozen_head(student))
+    (left, right), eps = student.context, np.float32(student.pool_eps)
+    pads = np.array([0, 0, 0, left, 0, 0, 0, right], np.int64)
+    constants = {
+        "pads": pads, "time": np.array([2], np.int64), "two": np.float32(2),
+        "zero": np.float32(0), "eps": eps, "weight": weight_KD, "bias": bias_K,
+    }  # fmt: skip
+    model = onnx.ModelProto()
+    model.CopyFrom(trunk)
+    graph = model.graph
+    for node in graph.node:
+        for i, name in enumerate(node.input):
+            if name == TRUNK_INPUT:
+                node.input[i] = "padded"
+    node = helper.make_node
+    graph.node.insert(0, node("Pad", [TRUNK_INPUT, "head.pads"], ["padded"]))
+    graph.node.extend([
+        node("ReduceMean", [TRUNK_OUTPUT, "head.time"], ["mean_BC1"]),
+        node("Sub", [TRUNK_OUTPUT, "mean_BC1"], ["centred"]),
+        node("Pow", ["centred", "head.two"], ["squared"]),
+        node("ReduceMean", ["squared", "head.time"], ["variance"], keepdims=0),
+        node("Clip", ["variance", "head.zero"], ["clipped"]),
+        node("Add", ["clipped", "head.eps"], ["positive"]),
+        node("Sqrt", ["positive"], ["std"]),
+        node("Squeeze", ["mean_BC1", "head.time"], ["mean"]),
+        node("Concat", ["mean", "std"], ["pooled"], axis=1),
+        node("Gemm", ["pooled", "head.weight", "head.bias"], [HEAD_OUTPUT], transB=1),
+    ])  # fmt: skip
+    graph.initializer.extend(
+        numpy_helper.from_array(np.asarray(value), f"head.{key}")
+        for key, value in constants.items()
+    )
+    logits = helper.make_tensor_value_info(HEAD_OUTPUT, TensorProto.FLOAT, ["batch", len(bias_K)])
+    graph.ClearField("output")
+    graph.output.append(logits)
     return _finish(model, "frami_classifier")
 
 
@@ -305,28 +360,6 @@ def check_loadable(model: onnx.ModelProto) -> None:
     onnx.checker.check_model(model, full_check=True)
 
 
-def _export(
-    module: nn.Module, student: ExportableStudent, n_mels: int, output: str
-) -> onnx.ModelProto:
-    frames = student.receptive_field + 8 * student.stride
-    with _quiet():
-        program = torch.onnx.export(
-            module,
-            (torch.zeros(2, 1, n_mels, frames),),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=[TRUNK_INPUT],
-            output_names=[output],
-            dynamic_shapes=({0: Dim.DYNAMIC, 3: Dim.DYNAMIC},),
-            verbose=False,
-        )
-    if program is None:
-        raise GraphError("torch.onnx.export gave no graph.", fix="Use torch 2.11 to 2.14.")
-    model = onnx.ModelProto()
-    model.CopyFrom(program.model_proto)
-    return model
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Mute the exporter's warnings about torchvision and itself; a user cannot act on them."""
@@ -339,13 +372,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-def _name_axes(model: onnx.ModelProto, output_axes: Mapping[int, str]) -> None:
-    graph = model.graph
-    for port, axes in ((graph.input[0], {0: "batch", 3: "time"}), (graph.output[0], output_axes)):
-        for axis, name in axes.items():
-            port.type.tensor_type.shape.dim[axis].dim_param = name
 
 
 def _finish(model: onnx.ModelProto, name: str) -> onnx.ModelProto:

@@ -23,6 +23,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     SpinnerColumn,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -343,28 +344,33 @@ class _Handler(logging.Handler):
         (self.output.warn if urgent else self.output.note)(record.getMessage())
 
 
-class _Runs:
+class _Phases:
     """Tells where a phase begins: by its name, or because it counts from the start again."""
 
-    _last: Progress | None = None
+    def __init__(self) -> None:
+        self._last: dict[str, Progress] = {}
 
     def _begins(self, progress: Progress) -> bool:
-        last, self._last = self._last, progress
-        return last is None or progress.phase != last.phase or progress.done < last.done
+        last = self._last.get(progress.phase)
+        self._last[progress.phase] = progress
+        return last is None or progress.done < last.done
 
 
-class Bars(_Runs):
+class Bars(_Phases):
     """A live bar per phase, with count, elapsed time, time left and metrics."""
 
     def __init__(self, console: Console) -> None:
+        super().__init__()
         self._console = console
-        self._bar: RichProgress | None = None
+        self._bars: RichProgress | None = None
+        self._tasks: dict[str, TaskID] = {}
 
     def __call__(self, progress: Progress) -> None:
         """Show one update."""
-        if self._begins(progress) or self._bar is None:
+        begins, bars = self._begins(progress), self._bars
+        if bars is None or (begins and all(t.finished or t.total is None for t in bars.tasks)):
             self.close()
-            self._bar = RichProgress(
+            bars = self._bars = RichProgress(
                 SpinnerColumn(),
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=None),
@@ -377,47 +383,53 @@ class Bars(_Runs):
                 redirect_stdout=False,  # results keep going to stdout
                 expand=True,
             )
-            self._bar.add_task(progress.phase, total=progress.total, metrics="")
-            self._bar.start()
-        self._bar.update(
-            self._bar.task_ids[0],
+            bars.start()
+            begins = True
+        if begins:  # beside phases that are still running
+            self._tasks[progress.phase] = bars.add_task(progress.phase, total=None, metrics="")
+        bars.update(
+            self._tasks[progress.phase],
             completed=progress.done,
             total=progress.total,
             metrics=_figures(progress.metrics),
         )
 
     def close(self) -> None:
-        """Draw the bar a last time and give the cursor back."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        """Draw the bars a last time and give the cursor back."""
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None
 
 
-class Lines(_Runs):
+class Lines(_Phases):
     """A plain line at every tenth of a phase, and at least once a minute."""
 
     def __init__(
         self, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic
     ) -> None:
+        super().__init__()
         self._say, self._clock = say, clock
+        self._starts: dict[str, tuple[float, int]] = {}
+        self._lines: dict[str, tuple[float, int]] = {}
 
     def __call__(self, progress: Progress) -> None:
         """Print a line where one is due."""
-        now = self._clock()
+        now, phase, total = self._clock(), progress.phase, progress.total
         if self._begins(progress):
-            self._start, self._first = now, progress.done - 1
-            self._line, self._tenth = now, _tenth(self._first, progress.total)
-        tenth = _tenth(progress.done, progress.total)
-        if tenth == self._tenth and now - self._line < LINE_SECONDS:
+            self._starts[phase] = now, progress.done - 1
+            self._lines[phase] = now, _tenth(progress.done - 1, total)
+        tenth, (line, last) = _tenth(progress.done, total), self._lines[phase]
+        if tenth == last and now - line < LINE_SECONDS:
             return
-        self._tenth, self._line = tenth, now
-        elapsed, total = now - self._start, progress.total
-        parts = [f"{progress.phase} {progress.done}"]
+        self._lines[phase] = now, tenth
+        start, first = self._starts[phase]
+        elapsed = now - start
+        parts = [f"{phase} {progress.done}"]
         if total:
             parts[0] += f"/{total} ({progress.done / total:.0%})"
         parts.append(f"{_minutes(elapsed)} elapsed")
         if total and progress.done < total:
-            left = elapsed / (progress.done - self._first) * (total - progress.done)
+            left = elapsed / (progress.done - first) * (total - progress.done)
             parts.append(f"{_minutes(left)} left")
         if figures := _figures(progress.metrics):
             parts.append(figures)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -297,15 +298,19 @@ class ForeignTeacher(nn.Module):
         """Keep a copy of a module's input or output in its run ``number`` of a pass."""
         module = self.module.get_submodule(name.removesuffix("@in"))
 
-        def keep(value: Any) -> None:
-            run = self._runs[key] = self._runs.get(key, -1) + 1
-            tensor = first_tensor(value)
-            if run == number and tensor is not None:
-                self._kept[key] = tensor.clone()  # an in-place activation may follow
-
+        # No closures: the hooks of a copied teacher must not keep tensors for this one.
         if name.endswith("@in"):
-            return module.register_forward_pre_hook(lambda _, inputs: keep(inputs))
-        return module.register_forward_hook(lambda _, __, out: keep(out))
+            return module.register_forward_pre_hook(partial(self._keep_input, key, number))
+        return module.register_forward_hook(partial(self._keep_output, key, number))
+
+    def _keep_input(self, key: str, number: int, _: nn.Module, inputs: Any) -> None:
+        run = self._runs[key] = self._runs.get(key, -1) + 1
+        tensor = first_tensor(inputs)
+        if run == number and tensor is not None:
+            self._kept[key] = tensor.clone()  # an in-place activation may follow
+
+    def _keep_output(self, key: str, number: int, module: nn.Module, _: Any, output: Any) -> None:
+        self._keep_input(key, number, module, output)
 
     def _geometry(
         self, events: Sequence[TracedTensor], event: TracedTensor

@@ -43,8 +43,8 @@ def trunk(student):
 
 
 @pytest.fixture(scope="session")
-def whole(student):
-    return whole_graph(student, MEL.n_mels)
+def whole(student, trunk):
+    return whole_graph(student, trunk)
 
 
 @pytest.fixture(scope="session")

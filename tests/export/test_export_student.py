@@ -160,12 +160,9 @@ def export_int8(student, folder, calibration, **changes):
     return export(student, folder, FACTS, **arguments, **changes)
 
 
-def test_two_exports_are_equal_files(
-    exported, student, calibration, trunk, whole, tmp_path, monkeypatch
-):
+def test_two_exports_are_equal_files(exported, student, calibration, trunk, tmp_path, monkeypatch):
     """Whatever the clock and the stopwatch say; the graphs come from another run of torch's."""
     monkeypatch.setattr(exporter, "trunk_graph", lambda *_: copy.deepcopy(trunk))
-    monkeypatch.setattr(exporter, "whole_graph", lambda *_: copy.deepcopy(whole))
     clock = itertools.count()
     monkeypatch.setattr("time.perf_counter", lambda: float(next(clock) ** 1.5))
     export_int8(student, tmp_path, calibration, portable=True)

@@ -90,6 +90,22 @@ def test_a_killed_bank_continues_to_the_same_bank(tmp_path, make, whole, kill):
     assert same_bank(make(tmp_path), whole)
 
 
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_sources_side_by_side_give_the_same_bank(tmp_path, make, opened, config, two_threads):
+    ours = {name: 1 for name in config.sources if name != "white_noise"}
+    config = config.model_copy(update={"sources": ours})
+    together = make(tmp_path / "together", config=config)
+    torch.set_num_threads(1)
+    assert same_bank(make(tmp_path / "in-turn", config=config), together)
+
+
 def test_a_finished_bank_is_not_begun_again(make, whole, monkeypatch):
     monkeypatch.setattr("frami_edge.inversion.source_context", None)  # it may distil a prior
     assert same_bank(make(whole.folder), whole)

@@ -1,5 +1,6 @@
 """Teachers that are not ours: what is found in them, and that it is right."""
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +66,9 @@ def test_hidden_states_are_found_and_right(name):
     if made.anatomy.clip_length is None:
         longer = made.hidden(mels(frames=90 + 8 * made.frame_stride))
         assert longer.frames_BCT.shape[2] - hidden.frames_BCT.shape[2] == 8
+    copied = copy.deepcopy(made)  # as for a thread of its own
+    made.hidden(mels(seed=3))
+    assert torch.equal(copied.hidden(mels()).frames_BCT, hidden.frames_BCT)
     # Gradients against a central difference: torch's BatchNorm is wrong for (B, M, T, 1) on CPUs.
     made.double()
     x, direction = mels(2, 40).double().requires_grad_(), mels(2, 40, seed=2).double()
