@@ -74,6 +74,9 @@ def test_the_curve_goes_through_the_model_s_thresholds_and_ends_as_one_for_all(m
     # Below, only the bell's threshold falls, until both are one.
     assert own.at_hit_rate(1.0).highest < 0.96
     assert own.at_hit_rate(1.0).false_alarms_per_hour == own.false_alarms_per_hour
+    never = scored(dog=1.0, bell=0.9)
+    (at_own,) = [p for p in never.curve if p.highest == 1][:1]
+    assert at_own[:2] == (0, 0.5) == (never.false_alarms_per_hour, never.hit_rate)
     lowest = own.curve[0]
     assert lowest[:2] == scored(dog=lowest.highest, bell=lowest.highest).curve[-17][:2]
     assert "highest threshold" in str(StreamEvaluation(own).tables()[1])

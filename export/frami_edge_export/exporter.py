@@ -197,6 +197,7 @@ def export_student(
         bench=bench,
         options=options.to_dict(),
         versions=dict(info.versions),
+        labels=tuple(info.labels),
         thresholds=None if thresholds is None else thresholds.to_dict(),
         notes=tuple(notes),
         stale=tuple(stale),

@@ -89,6 +89,9 @@ def test_the_cards_of_a_run_and_its_export(student, tmp_path, monkeypatch):
     assert run_code(card).split()[0] in LABELS
     for artifact in json.loads(Path("export_report.json").read_text())["artifacts"]:
         assert artifact["sha256"] in card
+    events = card.partition("## Events")[2]
+    for label in LABELS:
+        assert re.search(rf"\| `{label}` \| (0\.\d+|never) \| 0\.\d+ \|", events)
     assert "plots/export.png" in card
     assert str(tmp_path) not in card
 
