@@ -28,7 +28,7 @@ _HUB_LICENCES: Final = re.compile(
 )
 _CLASSES_SHOWN: Final = 60
 _ANY_SOUND: Final = (
-    "Every sound gets one of these classes, also silence and noise: set a threshold."
+    "Every sound gets one of these classes, also silence and noise; events have thresholds."
 )
 
 

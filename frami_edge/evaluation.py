@@ -522,13 +522,14 @@ def training_clips(
         DataError: The teacher was trained on all of them.
     """
     if known is None or not known.audio:
+        note = ""
         if known and not (same_set(known, data) and known.test_fold == fold):
-            log.info(
-                "The teacher's card names its training set, %s, and holds no hashes of its clips: "
-                "copies of them under another name are not noticed.",
-                known.data,
+            note = (
+                f"The teacher was trained on {known.data}, and its card holds no hashes of the "
+                "clips: copies of them under another name are not noticed, and would be scored."
             )
-        return TrainingClips([False] * len(features), False, "")
+            log.warning(note)
+        return TrainingClips([False] * len(features), False, note)
     heard = known.heard(features.audio)
     count, official = sum(heard), not data.name.startswith("folder:")
     kept = official and same_set(known, data) and known.test_fold == fold

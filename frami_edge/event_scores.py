@@ -37,6 +37,7 @@ from frami_edge_runtime.stream import Result, scores_of
 from frami_edge_runtime.thresholds import (
     HOP_S,
     MIN_ON_S,
+    NEVER,
     WINDOW_S,
     Thresholds,
     background_scores,
@@ -255,13 +256,13 @@ def score_events(
     hours, curve = seconds / 3600, []
     rules = spec.rules(model.labels)
     given = {label: float(log_odds(np.array(rule.on))) for label, rule in rules.items()}
-    highest = max(given.values())
+    highest, surest = max(given.values()), float(log_odds(np.array(NEVER)))
     ceilings = np.arange(highest, LOWEST, -STEP)[::-1]
     moves = [{label: min(x, ceiling) for label, x in given.items()} for ceiling in ceilings]
     raised = np.arange(STEP, RAISED_BY + STEP, STEP)
     moves += [{label: x + by for label, x in given.items()} for by in raised]
     for move in moves:
-        on = {label: min(1 / (1 + math.exp(-x)), 1 - 1e-7) for label, x in move.items()}
+        on = {label: NEVER if x >= surest else 1 / (1 + math.exp(-x)) for label, x in move.items()}
         moved = replace(spec, overrides={label: {"on": value} for label, value in on.items()})
         more_hits, more_false, _ = count(moved)
         hit_rate = more_hits / total if total else None

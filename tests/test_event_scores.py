@@ -4,13 +4,7 @@ import numpy as np
 import pytest
 
 from frami_edge.errors import DataError
-from frami_edge.event_scores import (
-    Sound,
-    StreamEvaluation,
-    audio_files,
-    read_sounds,
-    score_events,
-)
+from frami_edge.event_scores import Sound, StreamEvaluation, audio_files, read_sounds, score_events
 from frami_edge.plots import detection_error
 from frami_edge_runtime.events import EventSpec
 from frami_edge_runtime.stream import Result, scores_of
@@ -56,16 +50,13 @@ def test_hits_false_alarms_and_latency(monkeypatch):
     assert found.latency_s == pytest.approx(0.9, abs=0.4)
     assert found.curve[-1][:2] == (0.0, 0.0)  # no score reaches such thresholds
     half = found.at_hit_rate(0.5)
-    assert half is not None
     assert half.highest == max(p.highest for p in found.curve if p.hit_rate and p.hit_rate >= 0.5)
     assert found.at_hit_rate(1.1) is None
     text = "\n".join(map(str, StreamEvaluation(found).tables()))
     assert "Events in 0.03 h" in text
 
 
-def test_the_curve_goes_through_the_model_s_thresholds_and_ends_as_one_for_all(
-    monkeypatch,
-):
+def test_the_curve_goes_through_the_model_s_thresholds_and_ends_as_one_for_all(monkeypatch):
     monkeypatch.setattr("frami_edge.event_scores.window_results", lambda *_: model.results(120))
     model = Heard([(10, 14, 0), (30, 34, 0), (50, 54, 1)])  # each with a score of 0.95
     recording = (np.zeros(36_000, np.float32), 300, [Sound(10, 14, "dog"), Sound(50, 54, "bell")])
@@ -83,6 +74,9 @@ def test_the_curve_goes_through_the_model_s_thresholds_and_ends_as_one_for_all(
     # Below, only the bell's threshold falls, until both are one.
     assert own.at_hit_rate(1.0).highest < 0.96
     assert own.at_hit_rate(1.0).false_alarms_per_hour == own.false_alarms_per_hour
+    never = scored(dog=1.0, bell=0.9)
+    (at_own,) = [p for p in never.curve if p.highest == 1][:1]
+    assert at_own[:2] == (0, 0.5) == (never.false_alarms_per_hour, never.hit_rate)
     lowest = own.curve[0]
     assert lowest[:2] == scored(dog=lowest.highest, bell=lowest.highest).curve[-17][:2]
     assert "highest threshold" in str(StreamEvaluation(own).tables()[1])

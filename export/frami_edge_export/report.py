@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from frami_edge_runtime.thresholds import Thresholds
+from frami_edge_runtime.thresholds import NEVER, Thresholds
 
 if TYPE_CHECKING:
     import onnx
@@ -138,6 +137,8 @@ class ExportReport:
     """What a reader should know before using a file."""
     stale: tuple[str, ...] = ()
     """Files of an earlier export in the same folder."""
+    labels: tuple[str, ...] = ()
+    """In the order of the logits, and of ``thresholds``."""
     thresholds: dict[str, Any] | None = None
     """`Thresholds` of the events, and what they are expected to cost; None where not set."""
     engines: Any = None
@@ -339,6 +340,7 @@ def _describe(gates: Sequence[Gate]) -> str:
 
 MAX_FINDINGS: Final = 5
 """Lint findings per file in the card; ``export_report.json`` has them all."""
+MAX_LABELS: Final = 60
 _FILE_COLUMNS = (
     "file | size | smaller | p50 / p95 ms, 1 s | chunk p50 ms | faster (1 s / chunk) | "
     "max difference | agreement | SQNR dB | accuracy | TensorRT lint | verdict"
@@ -400,16 +402,22 @@ def _events_section(report: ExportReport) -> list[str]:
     if report.thresholds is None:
         return []
     t = Thresholds(**report.thresholds)
+    hits = t.hit_rates or (None,) * len(t.on)
+    worst_first = sorted(
+        zip(report.labels, t.on, t.off, hits, strict=True), key=lambda row: row[3] or 0.0
+    )
+    rows = [
+        [f"`{label}`", "never" if on == NEVER else f"{on:.7g}", f"{off:.4g}", _number(hit, ".0%")]
+        for label, on, off, hit in worst_first
+    ]
     return [
         "## Events",
         "",
         f"Thresholds in every file: {t}. No recording was used; measure on your own with "
         "`frami-edge evaluate --stream`, adapt them with `frami-edge tune`.",
         "",
-        *_table(
-            ["event starts at a score of", "labels"],
-            [[f"{on:.3f}", str(n)] for on, n in sorted(Counter(t.on).items())[:12]],
-        ),
+        *_table(["label", "starts at", "ends below", "expected hit rate"], rows[:MAX_LABELS]),
+        *([f"And {len(rows) - MAX_LABELS} others.", ""] if len(rows) > MAX_LABELS else []),
     ]
 
 

@@ -21,6 +21,7 @@ from frami_edge_runtime.stream import scores_of
 from frami_edge_runtime.thresholds import (
     HOP_S,
     MIN_LABEL_HIT_RATE,
+    NEVER,
     WINDOW_S,
     Thresholds,
     choose,
@@ -36,8 +37,10 @@ SOUND_SHARE: Final = 0.1
 STEADY_S: Final = 20.0
 MARGIN: Final = 0.7
 """Log-odds between the largest score of steady noise and the least threshold."""
-SURE: Final = 4.6
-"""Log-odds of 0.99: a label for which steady noise scores more is reported."""
+SURE: Final = 0.99
+"""A label for which steady noise scores more is reported."""
+LOWER: Final = "--on-at-most of frami-edge listen lowers that threshold."
+NONE: Final = f"none starts an event. {LOWER}"
 QUIET_DBFS: Final = -80.0
 REJECT_QUANTILES: Final = (0.02, 0.1, 0.2)
 """Energies of sounds of the classes that are tried as `Thresholds.reject`."""
@@ -168,19 +171,19 @@ def find_thresholds(
         background=f"synthetic background with unknown sounds {SOUND_SHARE:.0%} of the time",
     )
     loudest_K = tops.argmax(axis=0)
-    notes = [
-        f"{label}: {names[loudest_K[k]]} scores {1 / (1 + np.exp(-tops[loudest_K[k], k])):.4f}, so "
-        "only surer sounds start its events."
-        for k, label in enumerate(labels)
-        if tops[loudest_K[k], k] > SURE
-    ]
-    for k, (label, deciles) in enumerate(zip(labels, found.hits, strict=False)):  # known or none
-        score = log_odds(np.array(found.on[k])).item()
-        hit = 1 - float(np.interp(score, deciles, np.linspace(0, 1, len(deciles))))
-        if hit < MIN_LABEL_HIT_RATE:
+    notes = []
+    for k, label in enumerate(labels):
+        loudest, score = names[loudest_K[k]], 1 / (1 + np.exp(-tops[loudest_K[k], k]))
+        if found.on[k] == NEVER:
+            notes.append(f"{label}: {loudest} scores {score:.4f}, and no sound scores more: {NONE}")
+        elif found.hits and found.hit_rates[k] < MIN_LABEL_HIT_RATE:
             notes.append(
-                f"{label}: only {hit:.0%} of its sounds are expected to start an event, because "
-                f"{names[loudest_K[k]]} must not. --on-at-most of frami-edge listen lowers that."
+                f"{label}: only {found.hit_rates[k]:.0%} of its sounds are expected to start an "
+                f"event, because {loudest} must not. {LOWER}"
+            )
+        elif score > SURE:
+            notes.append(
+                f"{label}: {loudest} scores {score:.4f}, so only surer sounds start its events."
             )
     if found.false_alarms_per_hour > 1.05 * target:
         notes.append(

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from frami_edge_runtime.errors import StreamError
 from frami_edge_runtime.modelfile import ModelInfo
 from frami_edge_runtime.stream import Result
-from frami_edge_runtime.thresholds import Thresholds, decision_scores
+from frami_edge_runtime.thresholds import NEVER, Thresholds, decision_scores
 
 LONGEST_S: Final = 86_400.0
 ROUNDING_S: Final = 1e-9
@@ -39,7 +39,7 @@ class EventSpec:
     """
 
     on: float = 0.5
-    """An event starts where the score stays at or above this threshold."""
+    """An event starts where the score stays at or above this threshold; 1: none starts."""
     off: float | None = None
     """An event ends where the score stays below this threshold. Default, as in silero-vad:
     ``max(on - 0.15, 0.01)``, or ``on`` where that is lower."""
@@ -210,9 +210,9 @@ class EventDetector:
         self.labels = tuple(labels)
         self._forget_s = forget_s
         self._rules = spec.rules(self.labels)
-        # An ignored label has a threshold that no score reaches.
-        thresholds = [self._rules[x].on if x in self._rules else math.inf for x in self.labels]
-        self._on_K = np.array(thresholds, np.float64)
+        on = [self._rules[x].on if x in self._rules else NEVER for x in self.labels]
+        # A score of 1 - 1e-9 is 1 in float32: no score may reach a threshold of 1.
+        self._on_K = np.array([math.inf if y >= NEVER else y for y in on])
         self.reset()
 
     def reset(self) -> None:

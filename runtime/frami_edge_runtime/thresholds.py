@@ -44,7 +44,9 @@ PEAK_S: Final = 5.0
 _TAIL: Final = 30  # largest peaks of a label, from which the exponential tail is estimated
 _LEAST_DECAY: Final = 0.2
 _HIGHEST: Final = math.log(0.9995 / 0.0005)  # thresholds beyond it would depend on rounding
-_NEVER: Final = math.log(0.999999 / 0.000001)  # where even steady noise scores higher than that
+_SUREST: Final = 15.0  # beyond it, float32 scores are too coarse for a threshold
+NEVER: Final = 1.0
+"""Threshold of a label that no sound may start, because steady noise scores as high as any."""
 _HIGHEST_BLIND: Final = math.log(0.95 / 0.05)  # where nothing is known about hits
 _OFF: Final = 0.15  # as in silero-vad
 
@@ -84,7 +86,7 @@ class Thresholds:
     """
 
     on: tuple[float, ...]
-    """(K,) scores at which events start."""
+    """(K,) scores at which events start; `NEVER` for none."""
     off: tuple[float, ...]
     """(K,) scores below which they end."""
     reject: float | None = None
@@ -109,7 +111,8 @@ class Thresholds:
                 object.__setattr__(self, name, tuple(float(x) for x in getattr(self, name)))
             object.__setattr__(self, "hits", tuple(tuple(map(float, row)) for row in self.hits))
             sound = k > 0 and len(self.off) == k
-            sound = sound and all(0 < b <= a < 1 for a, b in zip(self.on, self.off, strict=True))
+            pairs = zip(self.on, self.off, strict=True)
+            sound = sound and all(0 < off <= on <= NEVER for on, off in pairs)
             sound = sound and len(self.least) in (0, k) and len(self.hits) in (0, k)
             sound = sound and all(len(row) == 11 for row in self.hits)
             numbers = [self.target, self.false_alarms_per_hour, self.reject or 0.0, *self.least]
@@ -135,6 +138,15 @@ class Thresholds:
         if len(thresholds.on) != len(info.labels):
             raise ModelFileError("The thresholds of the model are damaged.", fix=EXPORT_AGAIN)
         return thresholds
+
+    @property
+    def hit_rates(self) -> tuple[float, ...]:
+        """(K,) expected share of each label's sounds that start an event; empty: not known."""
+        shares, on_K = np.linspace(0, 1, 11), log_odds(np.array(self.on))
+        return tuple(
+            0.0 if on == NEVER else round(1 - float(np.interp(at, row, shares)), 3)
+            for on, at, row in zip(self.on, on_K, self.hits, strict=False)
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -196,7 +208,8 @@ def choose(
         reject: See `Thresholds.reject`; the peaks already contain it.
         background: Describes the audio.
     """
-    least_K = np.minimum(least, _NEVER)
+    # 17 is beyond what `log_odds` gives.
+    least_K = np.where(np.array(least) > _SUREST, 17.0, least)
     top_K = np.maximum(least_K, _HIGHEST if hits else _HIGHEST_BLIND)
     grid = np.unique([*np.linspace(min(0.0, *least_K), max(top_K), 400), *least_K, *top_K])
     rows = np.arange(len(least))
@@ -226,7 +239,7 @@ def choose(
         never_K = ~(false_KG <= target / len(least)).any(axis=1)
         index_K[never_K] = np.searchsorted(grid, top_K[never_K])
         rate, hit = float(false_KG[rows, index_K].sum()), 0.0
-    on = [round(float(1 / (1 + math.exp(-grid[i]))), 7) for i in index_K]
+    on = [NEVER if x > _SUREST else round(1 / (1 + math.exp(-x)), 7) for x in grid[index_K]]
     return Thresholds(
         on=tuple(on),
         off=tuple(round(min(x, max(x - _OFF, 0.01)), 6) for x in on),

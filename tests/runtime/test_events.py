@@ -52,6 +52,11 @@ def test_an_event_has_the_times_of_the_sound():
     assert [(e.kind, e.t1, e.at) for e in events] == [("start", 2.0, 2.5), ("end", 5.0, 5.75)]
 
 
+def test_a_threshold_of_1_is_never_reached():
+    assert run(EventSpec(on=1.0), one(1.0, 1.0, 1.0)) == []
+    assert run(EventSpec(on=1 - 1e-7), one(1.0, 1.0, 1.0))
+
+
 def test_the_middle_of_an_exponential_window_has_half_of_the_weight_on_each_side():
     results = []
     for t in np.arange(1, 60) * HOP:

@@ -143,7 +143,7 @@ class Events {
       if (track.event) {
         if (y >= off[k]) Object.assign(track.event, { t1: end, score: Math.max(track.event.score, raw) });
         else found.push(this.report("end", track, at));
-      } else if (y < on[k]) {
+      } else if (y < on[k] || on[k] >= 1) {
         track.run = null;
       } else {
         if (track.run === null) Object.assign(track, { run: begin, best: 0 });
