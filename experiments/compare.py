@@ -33,7 +33,7 @@ from frami_edge import api
 from frami_edge.bank import Bank, BankSampler
 from frami_edge.checkpoint import Teacher, parameters
 from frami_edge.controls import control_sampler, scratch_student
-from frami_edge.data.clips import check_disjoint
+from frami_edge.data.clips import check_unrelated
 from frami_edge.data.sets import load_set
 from frami_edge.data.store import FeatureStore
 from frami_edge.device import choose_compute
@@ -107,7 +107,8 @@ class Maker:
             self.data.split(fold)
         for method in plan.protocol.methods.values():
             if method.unrelated:
-                check_disjoint(load_set(method.unrelated, root), self.data)
+                others = load_set(method.unrelated, root)
+                check_unrelated(others.name, others.files, self.data.files)
 
     def missing(self, runs: list[Run]) -> list[Run]:
         """The students without a row.

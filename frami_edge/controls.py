@@ -19,7 +19,7 @@ from torch import Tensor
 from frami_edge.bank import Bank, BankSampler, check_bank
 from frami_edge.checkpoint import Student, Teacher
 from frami_edge.config import BASELINES, JourneyConfig, TrainConfig, frames_in
-from frami_edge.data.clips import SoundSet, check_disjoint, read_audio
+from frami_edge.data.clips import SoundSet, check_unrelated, read_audio
 from frami_edge.data.sets import load_set
 from frami_edge.data.store import Features, length_buckets, load_features
 from frami_edge.device import Compute, named_seed
@@ -31,7 +31,7 @@ from frami_edge.distillation import (
     distill,
     new_student,
 )
-from frami_edge.errors import CheckpointError, ConfigError, DataError
+from frami_edge.errors import CheckpointError, ConfigError
 from frami_edge.evaluation import Control, Score, predict
 from frami_edge.frontend import Renderer, resample
 from frami_edge.models import StudentNet
@@ -226,7 +226,7 @@ class ControlPlan:
         """
         found, c = {}, self.config
         if UNRELATED in self.real:
-            check_unrelated(self.real[UNRELATED].audio, tests.audio, self.wanted[UNRELATED])
+            check_unrelated(self.wanted[UNRELATED], self.real[UNRELATED].audio, tests.audio)
         hear = Hearing(self.teacher, self.mel, self.compute.device)
         audio = hear.needs_audio
         for name, data in self.wanted.items():
@@ -261,19 +261,6 @@ class ControlPlan:
             result = scored(predict(student, tests.mels))
             found[name] = Control(CONTROLS[name], result, facts)
         return found
-
-
-def check_unrelated(others: Sequence[str], tests: Sequence[str], name: str) -> None:
-    """Check that an unrelated set has none of the scored clips, under whatever name.
-
-    Raises:
-        DataError: It does.
-    """
-    if shared := len(set(others) & set(tests)):
-        raise DataError(
-            f"{name} is not unrelated: {shared} clips of it have the audio of a scored clip.",
-            fix="Name a set of other recordings (for esc10: esc40).",
-        )
 
 
 def _samples(path: Path, rate: int) -> Tensor:
@@ -313,7 +300,7 @@ def plan_controls(
     real: dict[str, Features] = {}
     if wanted.get(UNRELATED):
         others = load_set(wanted[UNRELATED], root)
-        check_disjoint(others, data)
+        check_unrelated(others.name, others.files, data.files)
         real[UNRELATED] = load_features(teacher.mel, others.clips, progress)
     for name, own in (("real", teacher.mel), (SCRATCH, mel)):
         if name in wanted:

@@ -1,12 +1,12 @@
-"""The Python interface: the notebook example as printed in the documentation, and its contract."""
+"""The contract of the Python interface; docs/test_pages.py runs the examples of its page."""
 
 import subprocess
 import sys
 
 import pytest
 import torch
-from kit import LABELS, SPEC, UNGATED, tones
-from torch import Tensor, nn
+from kit import LABELS, SPEC, tones
+from torch import nn
 
 import frami_edge as fe
 from frami_edge.config import (
@@ -44,7 +44,7 @@ class Net(nn.Module):
         self.norm = nn.BatchNorm2d(12)
         self.head = nn.Linear(12, 2)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         logits = self.head(self.norm(self.conv(x)).relu().mean(dim=(2, 3)))
         return logits
 
@@ -88,33 +88,8 @@ def test_the_package_and_its_configs_load_without_torch():
     assert done.stdout == "False\n"
 
 
-def test_a_module_in_memory_becomes_files_on_disk(net, tmp_path, monkeypatch):
-    """The example of the documentation, with a small config and a folder of sounds."""
-    monkeypatch.chdir(tmp_path)
-    sounds = tones(tmp_path / "tones", train=3, test=3)
-    seen = []
-    teacher = fe.load_teacher(net, mel=SPEC, labels=LABELS)
-    bank = fe.invert(teacher, config=TINY, seed=0, progress=seen.append)
-    student = fe.distill(teacher, bank, steps=8, progress=seen.append)
-    files = fe.export(student, bank=bank, int8=True, out="export", samples=64, options=UNGATED())
-    print(fe.evaluate(student, data=f"folder:{sounds}", fold="test", teacher=teacher))
-
-    assert {p.phase for p in seen} >= {"inversion", "translator", "distill"}
-    assert (seen[-1].done, seen[-1].total) == (8, 8)
-    assert {"loss", "agreement"} <= set(seen[-1].metrics)
-    x = procedural_mels(SPEC, 3, 40, seed=1)
-    assert student(x).shape == (3, 2)
-    assert repr(teacher).startswith("Teacher(2 classes, ")
-    assert (tmp_path / "export" / "student.int8.cpu.onnx").is_file()
-    assert bool(files) is all(gate.passed for gate in files.gates)
-    assert "student.fp32.onnx" in str(files)
-    student.save("student.safetensors")
-    again = fe.evaluate("student.safetensors", data=f"folder:{sounds}", fold="test")
-    assert again.sha256 == student.sha256
-
-
 def test_temporary_folders_live_as_long_as_their_result(teacher):
-    bank = fe.invert(teacher, config=TINY, **ON)
+    bank = fe.invert(teacher, config=TINY, sources=["procedural"], **ON)
     folder = bank.folder
     assert (folder / "bank.json").is_file()
     assert str(len(bank)) in repr(bank)
@@ -123,18 +98,33 @@ def test_temporary_folders_live_as_long_as_their_result(teacher):
 
 
 def test_a_bank_gives_its_config_and_seed_to_the_student(teacher, bank, tmp_path):
-    overrides = {"distill.batch_size": 8, "student": TINY.student.model_dump()}
-    student = fe.distill(teacher, bank, steps=2, overrides=overrides, out=tmp_path / "run", **ON)
+    changes = {"distill.batch_size": 8, "student": TINY.student.model_dump()}
+    seen, how = [], {"steps": 2, "overrides": changes, "out": tmp_path / "run"} | ON
+    student = fe.distill(teacher, bank, progress=seen.append, **how)
+    assert (seen[-1].phase, seen[-1].done, seen[-1].total) == ("distill", 2, 2)
+    assert {"loss", "agreement"} <= set(seen[-1].metrics)
     recipe = JourneyConfig.model_validate(student.card.recipe)
     assert (recipe.bank, recipe.seed, recipe.distill.steps) == (TINY.bank, 3, 2)
     assert recipe.distill.crop_max_s == 0.24
     assert student.card.teacher_sha256 == teacher.sha256
     with pytest.raises(RunError, match="already holds a finished run"):
-        fe.distill(teacher, bank, steps=2, out=tmp_path / "run", **ON)
-    same = fe.distill(
-        teacher, bank, steps=2, overrides=overrides, out=tmp_path / "run", resume=True, **ON
+        fe.distill(teacher, bank, **how)
+    assert fe.distill(teacher, bank, resume=True, **how).sha256 == student.sha256
+    assert student(procedural_mels(SPEC, 3, 40, seed=1)).shape == (3, 2)
+    assert repr(teacher).startswith("Teacher(2 classes, ")
+
+
+def test_a_student_is_scored_in_memory_and_from_its_file(teacher, bank, tmp_path, monkeypatch):
+    monkeypatch.setenv("FRAMI_EDGE_CACHE", str(tmp_path / "cache"))
+    data = {"data": f"folder:{tones(tmp_path / 'tones', train=3, test=3)}", "fold": "test"}
+    student = fe.distill(teacher, bank, steps=1, config=TINY, **ON)
+    student.save(tmp_path / "student.safetensors")
+    found, again = (
+        fe.evaluate(student, teacher=teacher, **data),
+        fe.evaluate(tmp_path / "student.safetensors", **data),
     )
-    assert same.sha256 == student.sha256
+    assert found.sha256 == again.sha256 == student.sha256
+    assert (found.accuracy, found.score.clips) == (again.accuracy, 6)
 
 
 def test_any_sampler_of_clips_is_a_bank(teacher):

@@ -4,13 +4,7 @@ import numpy as np
 import pytest
 
 from frami_edge.errors import DataError
-from frami_edge.event_scores import (
-    Sound,
-    StreamEvaluation,
-    audio_files,
-    read_sounds,
-    score_events,
-)
+from frami_edge.event_scores import Sound, StreamEvaluation, audio_files, read_sounds, score_events
 from frami_edge.plots import detection_error
 from frami_edge_runtime.events import EventSpec
 from frami_edge_runtime.stream import Result, scores_of
@@ -56,16 +50,13 @@ def test_hits_false_alarms_and_latency(monkeypatch):
     assert found.latency_s == pytest.approx(0.9, abs=0.4)
     assert found.curve[-1][:2] == (0.0, 0.0)  # no score reaches such thresholds
     half = found.at_hit_rate(0.5)
-    assert half is not None
     assert half.highest == max(p.highest for p in found.curve if p.hit_rate and p.hit_rate >= 0.5)
     assert found.at_hit_rate(1.1) is None
     text = "\n".join(map(str, StreamEvaluation(found).tables()))
     assert "Events in 0.03 h" in text
 
 
-def test_the_curve_goes_through_the_model_s_thresholds_and_ends_as_one_for_all(
-    monkeypatch,
-):
+def test_the_curve_goes_through_the_model_s_thresholds_and_ends_as_one_for_all(monkeypatch):
     monkeypatch.setattr("frami_edge.event_scores.window_results", lambda *_: model.results(120))
     model = Heard([(10, 14, 0), (30, 34, 0), (50, 54, 1)])  # each with a score of 0.95
     recording = (np.zeros(36_000, np.float32), 300, [Sound(10, 14, "dog"), Sound(50, 54, "bell")])

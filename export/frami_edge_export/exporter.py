@@ -24,6 +24,7 @@ from frami_edge_export.graph import (
     OnnxStudent,
     StudentFacts,
     WholeClassifier,
+    classifier_graph,
     frozen_head,
     frozen_trunk,
     head_graph,
@@ -32,7 +33,6 @@ from frami_edge_export.graph import (
     serialised,
     sha256,
     trunk_graph,
-    whole_graph,
     with_entries,
 )
 from frami_edge_export.half import half_drafts
@@ -113,9 +113,9 @@ def export_student(
     sample = prepare_calibration(calibration, mel, context, options) if int8 else None
 
     trunk = trunk_graph(student, mel.n_mels)
-    whole = whole_graph(student, trunk)
     weight_KD, bias_K = (t.double().numpy() for t in frozen_head(student))
     head = Head(weight_KD, bias_K, student.pool_eps)
+    whole = classifier_graph(trunk, head, info)
     made = OnnxStudent(name, trunk, head, serialised(head_graph(student)), info)
     thresholds, notes = None, list[str]()
     if clips is not None:

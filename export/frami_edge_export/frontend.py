@@ -15,17 +15,23 @@ T mel frames, C channels, T' trunk frames, D = 2C, K classes.
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import compose, numpy_helper
+from onnx import compose
 
-from frami_edge_export.graph import MAX_IR, OPSET, OnnxStudent, check_loadable, strip, with_entries
+from frami_edge_export.graph import (
+    OnnxStudent,
+    check_loadable,
+    classifier_graph,
+    parsed,
+    strip,
+    with_entries,
+)
 from frami_edge_export.options import ExportOptions
 from frami_edge_export.parity import (
     Array,
@@ -43,7 +49,6 @@ from frami_edge_runtime.melspec import MelSpec
 from frami_edge_runtime.modelfile import (
     HEAD_OUTPUT,
     TRUNK_INPUT,
-    TRUNK_OUTPUT,
     WAVEFORM_KEY,
     ModelInfo,
 )
@@ -145,7 +150,7 @@ def frontend_graph(mel: MelSpec) -> onnx.ModelProto:
         shifted = Add (scaled, shift)
         {MEL} = Unsqueeze (shifted, one)
     """
-    return _parsed(
+    return parsed(
         "frontend",
         f"(float[batch, samples] {WAVEFORM}) => (float[batch, 1, {mel.n_mels}, time] {MEL})",
         body,
@@ -178,73 +183,17 @@ def frontend_graph(mel: MelSpec) -> onnx.ModelProto:
 
 
 def waveform_graph(trunk: onnx.ModelProto, head: Head, info: ModelInfo) -> onnx.ModelProto:
-    """Waveform (B, N) -> logits (B, K), N >= 1 and B dynamic.
-
-    The trunk (fp32 or int8) is not changed; the head is computed in float32, the variance in two
-    passes.
+    """Waveform (B, N) -> logits (B, K), N >= 1 and B dynamic; see `classifier_graph`.
 
     Raises:
         GraphError: The result cannot be loaded by a device.
     """
-    bands, context = info.mel.n_mels, info.context
-    pad = _parsed(
-        "context",
-        f"(float[batch, 1, {bands}, time] {MEL}) => (float[batch, 1, {bands}, padded] around)",
-        f"around = Pad ({MEL}, frames, value)",
-        {
-            "frames": np.array([0, 0, 0, context.left, 0, 0, 0, context.right], np.int64),
-            "value": np.array(context.value, np.float32),
-        },
-    )
-    pool = _parsed(
-        "head",
-        f"(float[batch, {info.channels}, frames] {TRUNK_OUTPUT}) => "
-        f"(float[batch, {len(head.bias)}] {HEAD_OUTPUT})",
-        f"""
-            mean = ReduceMean <keepdims = 1> ({TRUNK_OUTPUT}, time_axis)
-            centred = Sub ({TRUNK_OUTPUT}, mean)
-            squares = Mul (centred, centred)
-            var = ReduceMean <keepdims = 0> (squares, time_axis)
-            var_eps = Add (var, eps)
-            std = Sqrt (var_eps)
-            mean_flat = Squeeze (mean, time_axis)
-            pooled = Concat <axis = 1> (mean_flat, std)
-            {HEAD_OUTPUT} = Gemm <transB = 1> (pooled, weight, bias)
-        """,
-        {
-            "time_axis": np.array([2], np.int64),
-            "eps": np.array(head.eps, np.float32),
-            "weight": head.weight.astype(np.float32),
-            "bias": head.bias.astype(np.float32),
-        },
-    )
-    inner = copy.deepcopy(trunk)
-    inner.ir_version = MAX_IR
-    inner.ClearField("metadata_props")
-    model = compose.merge_models(frontend_graph(info.mel), pad, io_map=[(MEL, MEL)])
-    model = compose.merge_models(model, inner, io_map=[("around", TRUNK_INPUT)])
-    model = compose.merge_models(model, pool, io_map=[(TRUNK_OUTPUT, TRUNK_OUTPUT)])
+    classifier = classifier_graph(trunk, head, info)
+    model = compose.merge_models(frontend_graph(info.mel), classifier, io_map=[(MEL, TRUNK_INPUT)])
     strip(model)
     model.graph.name = "frami_waveform"
     check_loadable(model)
     return model
-
-
-def _parsed(
-    name: str, ports: str, body: str, constants: Mapping[str, npt.NDArray[Any]]
-) -> onnx.ModelProto:
-    """A model from ONNX's text form; tensors and nodes get ``name`` as prefix, ports do not."""
-    header = f'<ir_version: {MAX_IR}, opset_import: ["" : {OPSET}]> {name} {ports}'
-    model = onnx.parser.parse_model(f"{header} {{ {body} }}")
-    used = {tensor for node in model.graph.node for tensor in node.input}
-    model.graph.initializer.extend(
-        numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), key)
-        for key, value in constants.items()
-        if key in used
-    )
-    for i, node in enumerate(model.graph.node):
-        node.name = f"{node.op_type.lower()}_{i}"
-    return compose.add_prefix(model, f"{name}.", rename_inputs=False, rename_outputs=False)
 
 
 def described_waveform(model: onnx.ModelProto, info: ModelInfo) -> bytes:

@@ -19,9 +19,10 @@ from importlib import metadata
 from typing import Any, Final, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, compose, helper, numpy_helper
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -154,7 +155,7 @@ def golden_frames(info: ModelInfo) -> int:
 
 
 class WholeClassifier(nn.Module):
-    """Mel (B, 1, M, T) to logits (B, K): context, trunk, two-pass float32 pooling, head."""
+    """`classifier_graph` in torch, which its file is compared with: mel (B, 1, M, T) to logits."""
 
     weight: Tensor
     bias: Tensor
@@ -212,59 +213,14 @@ def trunk_graph(student: ExportableStudent, n_mels: int) -> onnx.ModelProto:
         raise GraphError("torch.onnx.export gave no graph.", fix="Use torch 2.11 to 2.14.")
     model = onnx.ModelProto()
     model.CopyFrom(program.model_proto)
-    for port, names in (
+    ports = (
         (model.graph.input[0], {0: "batch", 3: "time"}),
         (model.graph.output[0], {0: "batch", 2: "frames"}),
-    ):
-        for axis, name in names.items():
+    )
+    for port, axes in ports:
+        for axis, name in axes.items():
             port.type.tensor_type.shape.dim[axis].dim_param = name
     return _finish(model, "frami_trunk")
-
-
-def whole_graph(student: ExportableStudent, trunk: onnx.ModelProto) -> onnx.ModelProto:
-    """Mel (B, 1, M, T) -> logits (B, K), batch and time dynamic, T >= 1: the context is inside.
-
-    Written around the nodes of `trunk_graph`, so that no answer depends on a second trace.
-
-    Raises:
-        GraphError: It holds non-finite weights.
-    """
-    weight_KD, bias_K = (t.numpy() for t in frozen_head(student))
-    (left, right), eps = student.context, np.float32(student.pool_eps)
-    pads = np.array([0, 0, 0, left, 0, 0, 0, right], np.int64)
-    constants = {
-        "pads": pads, "time": np.array([2], np.int64), "two": np.float32(2),
-        "zero": np.float32(0), "eps": eps, "weight": weight_KD, "bias": bias_K,
-    }  # fmt: skip
-    model = onnx.ModelProto()
-    model.CopyFrom(trunk)
-    graph = model.graph
-    for node in graph.node:
-        for i, name in enumerate(node.input):
-            if name == TRUNK_INPUT:
-                node.input[i] = "padded"
-    node = helper.make_node
-    graph.node.insert(0, node("Pad", [TRUNK_INPUT, "head.pads"], ["padded"]))
-    graph.node.extend([
-        node("ReduceMean", [TRUNK_OUTPUT, "head.time"], ["mean_BC1"]),
-        node("Sub", [TRUNK_OUTPUT, "mean_BC1"], ["centred"]),
-        node("Pow", ["centred", "head.two"], ["squared"]),
-        node("ReduceMean", ["squared", "head.time"], ["variance"], keepdims=0),
-        node("Clip", ["variance", "head.zero"], ["clipped"]),
-        node("Add", ["clipped", "head.eps"], ["positive"]),
-        node("Sqrt", ["positive"], ["std"]),
-        node("Squeeze", ["mean_BC1", "head.time"], ["mean"]),
-        node("Concat", ["mean", "std"], ["pooled"], axis=1),
-        node("Gemm", ["pooled", "head.weight", "head.bias"], [HEAD_OUTPUT], transB=1),
-    ])  # fmt: skip
-    graph.initializer.extend(
-        numpy_helper.from_array(np.asarray(value), f"head.{key}")
-        for key, value in constants.items()
-    )
-    logits = helper.make_tensor_value_info(HEAD_OUTPUT, TensorProto.FLOAT, ["batch", len(bias_K)])
-    graph.ClearField("output")
-    graph.output.append(logits)
-    return _finish(model, "frami_classifier")
 
 
 def head_graph(student: ExportableStudent) -> onnx.ModelProto:
@@ -287,6 +243,76 @@ def head_graph(student: ExportableStudent) -> onnx.ModelProto:
     )
     opset = [helper.make_opsetid("", OPSET)]
     return _finish(helper.make_model(graph, opset_imports=opset, ir_version=MAX_IR), "frami_head")
+
+
+def classifier_graph(trunk: onnx.ModelProto, head: Head, info: ModelInfo) -> onnx.ModelProto:
+    """Mel (B, 1, M, T) -> logits (B, K), batch and time dynamic, T >= 1: the context is inside.
+
+    The trunk (fp32 or int8) is not changed; the head is computed in float32, the variance in two
+    passes.
+
+    Raises:
+        GraphError: The result cannot be loaded by a device.
+    """
+    bands, context = info.mel.n_mels, info.context
+    pad = parsed(
+        "context",
+        f"(float[batch, 1, {bands}, time] {TRUNK_INPUT}) => (float[batch, 1, {bands}, padded] "
+        "around)",
+        f"around = Pad ({TRUNK_INPUT}, frames, value)",
+        {
+            "frames": np.array([0, 0, 0, context.left, 0, 0, 0, context.right], np.int64),
+            "value": np.array(context.value, np.float32),
+        },
+    )
+    pool = parsed(
+        "head",
+        f"(float[batch, {info.channels}, frames] {TRUNK_OUTPUT}) => "
+        f"(float[batch, {len(head.bias)}] {HEAD_OUTPUT})",
+        f"""
+            mean = ReduceMean <keepdims = 1> ({TRUNK_OUTPUT}, time_axis)
+            centred = Sub ({TRUNK_OUTPUT}, mean)
+            squares = Mul (centred, centred)
+            var = ReduceMean <keepdims = 0> (squares, time_axis)
+            var_eps = Add (var, eps)
+            std = Sqrt (var_eps)
+            mean_flat = Squeeze (mean, time_axis)
+            pooled = Concat <axis = 1> (mean_flat, std)
+            {HEAD_OUTPUT} = Gemm <transB = 1> (pooled, weight, bias)
+        """,
+        {
+            "time_axis": np.array([2], np.int64),
+            "eps": np.array(head.eps, np.float32),
+            "weight": head.weight.astype(np.float32),
+            "bias": head.bias.astype(np.float32),
+        },
+    )
+    inner = copy.deepcopy(trunk)
+    inner.ir_version = MAX_IR
+    inner.ClearField("metadata_props")
+    model = compose.merge_models(pad, inner, io_map=[("around", TRUNK_INPUT)])
+    model = compose.merge_models(model, pool, io_map=[(TRUNK_OUTPUT, TRUNK_OUTPUT)])
+    strip(model)
+    model.graph.name = "frami_classifier"
+    check_loadable(model)
+    return model
+
+
+def parsed(
+    name: str, ports: str, body: str, constants: Mapping[str, npt.NDArray[Any]]
+) -> onnx.ModelProto:
+    """A model from ONNX's text form; tensors and nodes get ``name`` as prefix, ports do not."""
+    header = f'<ir_version: {MAX_IR}, opset_import: ["" : {OPSET}]> {name} {ports}'
+    model = onnx.parser.parse_model(f"{header} {{ {body} }}")
+    used = {tensor for node in model.graph.node for tensor in node.input}
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), key)
+        for key, value in constants.items()
+        if key in used
+    )
+    for i, node in enumerate(model.graph.node):
+        node.name = f"{node.op_type.lower()}_{i}"
+    return compose.add_prefix(model, f"{name}.", rename_inputs=False, rename_outputs=False)
 
 
 def mean_as_pooling(model: onnx.ModelProto) -> onnx.ModelProto:

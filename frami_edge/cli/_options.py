@@ -154,8 +154,8 @@ def _fact(kind: Any, option: str, help: str, metavar: str | None = None, **more:
     return Annotated[kind | None, typer.Option(option, metavar=metavar, help=help, **more)], None
 
 
-def _code(*args: Any, default: str | None = None) -> Any:
-    return _fact(*args, rich_help_panel=PANEL, show_default=default or True)
+def _code(*args: Any, default: str | None = None, **more: Any) -> Any:
+    return _fact(*args, rich_help_panel=PANEL, show_default=default or True, **more)
 
 
 FOUND = "found automatically"
@@ -166,7 +166,12 @@ CODE = options(
     weights=_code(Path, "--weights", "Weights: safetensors, or a torch file."),
     mel=_code(str, "--mel", "Mel front end: YAML file with the keys of MelSpec, or a preset."),
     sample_rate=_code(
-        int, "--sample-rate", "Sample rate of a module that takes audio, instead of --mel.", "HZ"
+        int,
+        "--sample-rate",
+        "Sample rate of a module that takes audio, instead of --mel.",
+        "HZ",
+        min=1000,
+        max=768_000,
     ),
     labels=_code(Path, "--labels", "Class names, one per line, in the order of the logits."),
     arguments=_code(

@@ -8,7 +8,7 @@ import os
 import re
 import struct
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,6 +64,11 @@ class SoundSet:
     notes: tuple[str, ...] = ()
     """What was left out or assumed, in sentences."""
 
+    @property
+    def files(self) -> set[Path]:
+        """Where the clips lie, links followed."""
+        return {clip.path.resolve() for clip in self.clips}
+
     def split(self, fold: str | int) -> tuple[list[Clip], list[Clip]]:
         """(train, test) clips of one fold.
 
@@ -112,17 +117,15 @@ def resolve_fold(sound_set: SoundSet, fold: str | int | None) -> str:
     raise DataError(f"{sound_set.name} {what}.", fix=f"Its folds are {', '.join(folds)}.")
 
 
-def check_disjoint(others: SoundSet, scored: SoundSet) -> None:
-    """Check that an unrelated set shares no file with the set that is scored.
+def check_unrelated(name: str, others: Iterable[Path | str], scored: Iterable[Path | str]) -> None:
+    """Check that an unrelated set shares no file, or no hash of audio, with the scored clips.
 
     Raises:
         DataError: It does.
     """
-    scored_paths = {clip.path.resolve() for clip in scored.clips}
-    shared = sum(clip.path.resolve() in scored_paths for clip in others.clips)
-    if shared:
+    if shared := len(set(others) & set(scored)):
         raise DataError(
-            f"{others.name} is not unrelated to {scored.name}: {shared} clips are in both.",
+            f"{name} is not unrelated: {shared} of its clips are among those that are scored.",
             fix="Name a set of other recordings (for esc10: esc40).",
         )
 

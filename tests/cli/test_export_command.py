@@ -44,11 +44,6 @@ def checkpoint(tmp_path_factory):
     return path
 
 
-@pytest.fixture(autouse=True)
-def _fast(monkeypatch):
-    monkeypatch.setattr(options, "ExportOptions", QUICK)
-
-
 def make_bank(folder, sources=("inversion", "procedural"), teacher=TEACHER):
     index = BankIndex(
         mel=SPEC.to_dict(), frames=40, labels=LABELS, teacher_sha256=teacher, config={}, seed=0

@@ -162,9 +162,10 @@ def test_a_full_disk_and_a_damaged_checkpoint(distill, student, tmp_path, monkey
     assert "damaged" in distill(run, "--resume", code=1).stderr
 
 
-def test_signals_and_a_second_process(distill, config, teacher, tmp_path):
+def test_signals_and_a_second_process(distill, config, student, teacher, tmp_path):
     run, long = tmp_path / "run", ("--set", "distill.steps=100000")
-    words = ["distill", config, "--teacher", teacher, "--out", run, *CPU, *long]
+    bank = ("--bank", Path(student["run_dir"]) / "bank")
+    words = ["distill", config, "--teacher", teacher, "--out", run, *CPU, *long, *bank]
     command = [sys.executable, "-m", "frami_edge", *map(str, words)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -173,7 +174,7 @@ def test_signals_and_a_second_process(distill, config, teacher, tmp_path):
                 assert process.poll() is None, process.communicate()
                 assert time.monotonic() < end
                 time.sleep(0.05)
-            assert f"{run} is in use by another run" in distill(run, *long, code=1).stderr
+            assert f"{run} is in use by another run" in distill(run, *long, *bank, code=1).stderr
             process.send_signal(signal.SIGTERM)
             message = process.communicate(timeout=240)[1]
         finally:
@@ -220,6 +221,10 @@ def test_options_that_do_not_fit(invert, tmp_path, options, words):
     assert words in error
     assert "fix: " in error
     assert not (tmp_path / "bank").exists()
+
+
+def test_a_value_out_of_range_is_wrong_usage(invert):
+    assert "--sample-rate" in invert("--sample-rate", 7, code=2).stderr
 
 
 def test_files_that_are_not_what_they_should_be(invert, student, teacher, tmp_path):
@@ -346,7 +351,7 @@ def test_what_a_control_needs_is_checked_before_any_work(
         ("inversion", "needs a bank"),
         ("unrelated=folder:nowhere", "no folder"),
         ("unrelated=esc40", "data root"),
-        (f"unrelated=folder:{sounds}", "20 clips are in both"),
+        (f"unrelated=folder:{sounds}", "20 of its clips are among"),
     ):
         assert words in evaluate(controls, "--out", out, code=1).stderr
     assert "no clips of cmi" in evaluate("cmi", "--bank", bank, "--out", out, code=1).stderr

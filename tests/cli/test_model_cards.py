@@ -13,10 +13,9 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
-from kit import LABELS, QUICK
+from kit import LABELS
 from typer.testing import CliRunner
 
-import frami_edge_export
 from frami_edge import cards
 from frami_edge.cards import export_readme, model_header, teacher_readme
 from frami_edge.checkpoint import DIGITS_TEACHER, load_checkpoint
@@ -77,7 +76,6 @@ def test_the_cards_of_a_run_and_its_export(student, tmp_path, monkeypatch):
         assert words in card
     assert str(Path(student["run_dir"]).parent) not in card
 
-    monkeypatch.setattr(frami_edge_export, "ExportOptions", QUICK)
     (export,) = commands(card)  # makes ./export, which the next block needs
     done = CliRunner().invoke(app, [*export, "--quiet"])
     assert done.exit_code == 0, done.output

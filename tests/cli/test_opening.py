@@ -12,7 +12,6 @@ from frami_edge.sources.procedural import ProceduralAudio
 from frami_edge_runtime.classifier import Classifier
 from frami_edge_runtime.errors import ModelFileError
 from frami_edge_runtime.logmel import log_mel
-from frami_edge_runtime.modelfile import METADATA_KEY
 
 
 @pytest.fixture
@@ -55,24 +54,17 @@ def test_the_runtime_names_the_files_that_it_can_stream(name, files):
 
 
 def test_what_is_not_a_model_is_refused(files, tmp_path):
-    whole = files["fp32"].read_bytes()
     plain = onnx.load(files["fp32"])
     plain.ClearField("metadata_props")
     onnx.save(plain, tmp_path / "plain.onnx")
     odd = onnx.load(files["model"])
     odd.graph.node[0].op_type = "Convolution"
     onnx.save(odd, tmp_path / "odd.onnx")
-    damaged = onnx.load(files["fp32"])
-    next(e for e in damaged.metadata_props if e.key == METADATA_KEY).value = "{}"
-    onnx.save(damaged, tmp_path / "damaged.onnx")
-    (tmp_path / "cut.onnx").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.safetensors").write_text("not a model")
     for name, error, words in (
         ("absent.onnx", CheckpointError, "There is no model"),
-        ("cut.onnx", ModelFileError, "not a whole ONNX file"),
         ("plain.onnx", ModelFileError, "no description of frami-edge"),
         ("odd.onnx", ModelFileError, "cannot load odd.onnx"),
-        ("damaged.onnx", ModelFileError, "schema"),
         ("text.safetensors", CheckpointError, "not a whole safetensors file"),
     ):
         with pytest.raises(error, match=words):

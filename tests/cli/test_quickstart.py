@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
-from kit import QUICK
 from typer.testing import CliRunner
 
-from frami_edge import api, quickstart
+from frami_edge import quickstart
 from frami_edge.checkpoint import DIGITS_TEACHER, Teacher, load_checkpoint, parameters
 from frami_edge.cli import app
 from frami_edge.data.clips import Clip
@@ -34,13 +33,8 @@ def run(out, *more):
     return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
-@pytest.fixture(autouse=True)
-def _short_measurements(monkeypatch):
-    monkeypatch.setattr(api, "ExportOptions", QUICK)
+def test_without_data_there_are_all_figures_but_accuracy(tmp_path, monkeypatch):
     monkeypatch.setattr(quickstart, "SYNTHETIC_TEST_CLIPS", 48)
-
-
-def test_without_data_there_are_all_figures_but_accuracy(tmp_path):
     folder = tmp_path / "run"
     result = run(folder, "--json")
     assert result.exit_code == 0, result.output

@@ -182,10 +182,7 @@ def tiny(server, tmp_path, monkeypatch):
 
     row = replace(
         known,
-        files=(
-            file(known.files[0], "/w.pt", "md5"),
-            file(known.files[1], "/labels.csv", "sha256"),
-        ),
+        files=(file(known.files[0], "/w.pt", "md5"), file(known.files[1], "/labels.csv", "sha256")),
         description={
             **(known.description or {}),
             "factory": "tiny_net:Net",

@@ -5,8 +5,6 @@ page stands a client that hands its arguments, folder, environment and open file
 which forks and runs the same entry point in a process of its own.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import runpy
@@ -27,13 +25,19 @@ sys.exit((s.recv(1) or b"\\x45")[0])
 """
 
 
-def serve(folder: Path) -> None:
+def serve(folder):
     """Put a client for each program into a folder, and answer them until killed."""
     import matplotlib.pyplot  # noqa: F401
     import onnxruntime  # noqa: F401
     import torch
     import torchaudio  # noqa: F401
 
+    sys.path.append(str(Path(__file__).parents[1]))
+    import kit
+
+    kit.few_clips()
+    kit.quick_exports()
+    kit.no_pictures()
     # The first export imports what every other one needs: six seconds of CPU time.
     warm_up = torch.nn.Conv2d(1, 2, 3).eval()
     torch.onnx.export(warm_up, (torch.zeros(1, 1, 8, 8),), dynamo=True, verbose=False)
@@ -51,11 +55,12 @@ def serve(folder: Path) -> None:
             if os.fork() == 0:
                 server.close()
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                sys.executable = str(folder / "python")  # its own programs come back here
                 answer(client)
             client.close()
 
 
-def answer(client: socket.socket) -> None:
+def answer(client):
     """Run what a client asks for and send its exit code; a process that dies sends none."""
     length, files, _, _ = socket.recv_fds(client, 4, 3)
     job = b""
@@ -71,7 +76,7 @@ def answer(client: socket.socket) -> None:
     os.environ.update(environment)
     try:
         run(program, arguments)
-        code: object = 0
+        code = 0
     except SystemExit as end:
         code = end.code
         if isinstance(code, str):
@@ -84,7 +89,7 @@ def answer(client: socket.socket) -> None:
     os._exit(0)
 
 
-def run(program: str, arguments: list[str]) -> None:
+def run(program, arguments):
     """Do as Python would: a script has its own folder first on the path, `-m` the current one."""
     sys.argv = [program, *arguments]
     sys.path[0] = ""

@@ -6,8 +6,6 @@ page, may contain `test: skip because REASON` or `test: prints A | B`. Everythin
 printed, except for the shorter settings in `CHANGES`, beside the files that the page expects.
 """
 
-from __future__ import annotations
-
 import csv
 import os
 import re
@@ -16,7 +14,6 @@ import subprocess
 import sys
 import time
 import wave
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,7 +63,7 @@ STUDENT = {
     "distill.steps": 40,
 }
 """
-CHANGES: dict[str, dict[str, str]] = {
+CHANGES = {
     "README.md": {
         "quickstart --out runs/quickstart": f"quickstart --out runs/quickstart --no-fetch {INT8}",
         "distill --teacher net:Net": f"distill {INT8} --allow-weak --teacher net:Net",
@@ -111,12 +108,12 @@ class Block(NamedTuple):
     prints: list[str]
 
     @property
-    def runs(self) -> bool:
+    def runs(self):
         """Whether the tests run or save it."""
         return not self.skipped and (self.language in ("sh", "bash", "python") or bool(self.file))
 
 
-def blocks(page: str) -> list[Block]:
+def blocks(page):
     """Every fenced block of a page, in order."""
     text = (ROOT / page).read_text(encoding="utf-8")
     found = []
@@ -135,13 +132,13 @@ def blocks(page: str) -> list[Block]:
 class Reader:
     """Runs blocks in `work`; variables, `cd` and files last from block to block."""
 
-    def __init__(self, home: Path, programs: Path, changes: dict[str, str]) -> None:
+    def __init__(self, home, programs, changes):
         self.home, self.programs, self.changes = home, programs, changes
-        self.used: set[str] = set()
+        self.used = set()
         self.work = home / "work"
         self.work.mkdir(parents=True)
 
-    def follow(self, block: Block) -> None:
+    def follow(self, block):
         """Save or run a block; it must end well and print what the page promises."""
         text = block.text
         for printed, typed in self.changes.items():
@@ -167,24 +164,20 @@ class Reader:
         assert "Traceback" not in done.stdout, end
         assert [words for words in block.prints if words.strip() not in done.stdout] == [], end
 
-    def _environment(self) -> dict[str, str]:
+    def _environment(self):
         path = [self.home / "bin", self.programs, os.environ.get("PATH", os.defpath)]
         return {
-            "HOME": str(self.home),
-            "PATH": os.pathsep.join(map(str, path)),
-            "PYTHONPATH": str(self.home / "bin"),
-            "FRAMI_EDGE_CACHE": str(self.home / "cache"),
-            "MPLCONFIGDIR": str(self.home / "matplotlib"),
-            "OMP_NUM_THREADS": "1",
-            "COLUMNS": "120",
+            "HOME": str(self.home), "PATH": os.pathsep.join(map(str, path)),
+            "PYTHONPATH": str(self.home / "bin"), "FRAMI_EDGE_CACHE": str(self.home / "cache"),
+            "MPLCONFIGDIR": str(self.home / "matplotlib"), "OMP_NUM_THREADS": "1", "COLUMNS": "120",
             "LC_ALL": "C.UTF-8",
-        }
+        }  # fmt: skip
 
 
 # Files that a page expects its reader to have: small and synthetic.
 
 
-def keyword_net(reader: Reader) -> None:
+def keyword_net(reader):
     """The network of MY_TEACHER.md, with its weights, front end and labels, under other names."""
     files = {b.file: b.text for b in blocks("docs/MY_TEACHER.md") if b.file}
     changes = {k: v for k, v in CHANGES["docs/MY_TEACHER.md"].items() if "arange" in k}
@@ -198,7 +191,7 @@ def keyword_net(reader: Reader) -> None:
         theirs.rename(reader.work / f"{name}{suffix.removeprefix('-mel')}")
 
 
-def esc50(reader: Reader) -> None:
+def esc50(reader):
     """ESC-50 in its official layout; the clips of the ESC-10 subset are half a second of sound."""
     folder = reader.home / "sounds" / "ESC-50-master"
     for name in ("audio", "meta"):
@@ -219,22 +212,22 @@ def esc50(reader: Reader) -> None:
                 (folder / "audio" / name).write_bytes(b"x")
 
 
-def checkout(reader: Reader) -> None:
+def checkout(reader):
     """The folders that are in the repository only."""
     for name in ("benchmarks", "experiments"):
         (reader.work / name).symlink_to(ROOT / name)
 
 
-def model(reader: Reader) -> None:
+def model(reader):
     """Exports of a student whose weights are random, and a clip."""
     import torch
+    from kit import QUICK
     from torch import nn
 
     from frami_edge.config import StudentArch
     from frami_edge.models import StudentNet
     from frami_edge_export.exporter import export_student
     from frami_edge_export.graph import StudentFacts
-    from frami_edge_export.options import ExportOptions
     from frami_edge_runtime.melspec import MelSpec
 
     torch.manual_seed(0)
@@ -246,8 +239,7 @@ def model(reader: Reader) -> None:
     facts = StudentFacts(MelSpec(sample_rate=16000, n_mels=32, mean=-6.0, std=4.0), labels)
     export_student(
         student.eval().collapse(), facts, reader.work,
-        int8=False, calibration=None, source="", waveform=True,
-        options=ExportOptions(bench_budget_s=0.02, bench_rounds=15),
+        int8=False, calibration=None, source="", waveform=True, options=QUICK(),
     )  # fmt: skip
     (reader.work / "student.onnx").write_bytes((reader.work / "student.fp32.onnx").read_bytes())
     samples = np.random.default_rng(0).normal(0, 3000, 20_800).clip(-32768, 32767)
@@ -256,7 +248,7 @@ def model(reader: Reader) -> None:
         file.writeframes(samples.astype("<i2").tobytes())
 
 
-def microphone(reader: Reader) -> None:
+def microphone(reader):
     """An `arecord` that plays noise for some seconds, first on the PATH, and no sounddevice."""
     (reader.home / "bin").mkdir()
     path = reader.home / "bin" / "arecord"
@@ -268,7 +260,7 @@ def microphone(reader: Reader) -> None:
     (path.parent / "sounddevice.py").write_text("raise ImportError")
 
 
-GIVEN: dict[str, tuple[Callable[[Reader], None], ...]] = {
+GIVEN = {
     "README.md": (keyword_net, esc50, checkout),
     "docs/MY_MICROPHONE.md": (model, microphone),
     "docs/CPP.md": (model,),
@@ -277,7 +269,7 @@ GIVEN: dict[str, tuple[Callable[[Reader], None], ...]] = {
 
 
 @pytest.fixture(scope="session")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def programs(tmp_path_factory):
     """A folder for the PATH with `frami-edge`, `frami-edge-listen` and `python`."""
     folder = tmp_path_factory.mktemp("programs")
     with subprocess.Popen([sys.executable, str(SERVER), str(folder)]) as process:
@@ -291,7 +283,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", CHANGES)
-def test_a_page_runs_from_top_to_bottom(page: str, programs: Path, tmp_path: Path) -> None:
+def test_a_page_runs_from_top_to_bottom(page, programs, tmp_path):
     reader = Reader(tmp_path / "home", programs, CHANGES[page])
     for give in GIVEN.get(page, ()):
         give(reader)
@@ -301,7 +293,7 @@ def test_a_page_runs_from_top_to_bottom(page: str, programs: Path, tmp_path: Pat
     assert reader.used == set(CHANGES[page]), "a change that changes nothing"
 
 
-def test_no_page_goes_unrun() -> None:
+def test_no_page_goes_unrun():
     pages = {"README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))}
     running = {page for page in pages - NOT_FOLLOWED if any(block.runs for block in blocks(page))}
     assert running == set(CHANGES)
@@ -310,7 +302,7 @@ def test_no_page_goes_unrun() -> None:
 
 
 @pytest.mark.slow
-def test_the_cpp_example_gives_pythons_answer(programs: Path, tmp_path: Path) -> None:
+def test_the_cpp_example_gives_pythons_answer(programs, tmp_path):
     """Needs a compiler, CMake and ONNX Runtime's headers, in the system or under $ORT_ROOT."""
     import onnxruntime
 

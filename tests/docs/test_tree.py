@@ -1,7 +1,5 @@
 """Links, places and options that the pages name exist, and the packages keep their direction."""
 
-from __future__ import annotations
-
 import ast
 import re
 import subprocess
@@ -34,7 +32,7 @@ a_page = pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relati
 
 
 @a_page
-def test_links_and_places_exist(page: Path) -> None:
+def test_links_and_places_exist(page):
     text = page.read_text(encoding="utf-8")
     for target, anchor in re.findall(r"\]\(([^)#\s]+)?(#[^)\s]+)?\)", text):
         if target.startswith(("http:", "https:")):
@@ -51,7 +49,7 @@ def test_links_and_places_exist(page: Path) -> None:
 
 
 @cache
-def options_of(program: str, command: str) -> set[str]:
+def options_of(program, command):
     """Every option of a command, and of its subcommands."""
     if program == "frami-edge-listen" or command == "listen":
         return set(listen_parser()._option_string_actions)
@@ -65,7 +63,7 @@ def options_of(program: str, command: str) -> set[str]:
 
 
 @a_page
-def test_commands_and_options_exist(page: Path) -> None:
+def test_commands_and_options_exist(page):
     text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     for program, command, rest in _COMMAND.findall(text):
         options = set(re.findall(r"(?<= )--[a-z][a-z0-9-]*", rest))
@@ -73,14 +71,14 @@ def test_commands_and_options_exist(page: Path) -> None:
             assert options <= options_of(program, command), f"{program} {command}{rest}"
 
 
-def test_the_reference_is_fresh() -> None:
+def test_the_reference_is_fresh():
     page = (ROOT / "docs/CLI.md").read_text(encoding="utf-8")
     made = subprocess.run([sys.executable, ROOT / "docs/reference.py"], capture_output=True)
     assert page == made.stdout.decode(), "python docs/reference.py > docs/CLI.md"
 
 
 @pytest.mark.parametrize(("package", "allowed"), PACKAGES.items())
-def test_dependence_has_one_direction(package: str, allowed: set[str]) -> None:
+def test_dependence_has_one_direction(package, allowed):
     for path in sorted((ROOT / package).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             modules = (

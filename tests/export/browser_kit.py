@@ -1,7 +1,5 @@
 """A headless Chromium, driven over its debugging pipe, and a web server for a folder."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import http.server
@@ -10,9 +8,6 @@ import os
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
@@ -22,7 +17,7 @@ CHROMIUM = next(
 class Page:
     """One page; every call waits for its answer."""
 
-    def __init__(self, sink: int, source: int) -> None:
+    def __init__(self, sink, source):
         self._sink, self._source = os.fdopen(sink, "wb"), os.fdopen(source, "rb")
         self._count, self._left, self._session = 0, b"", {}
         (target,) = (
@@ -33,7 +28,7 @@ class Page:
         found = self.call("Target.attachToTarget", targetId=target, flatten=True)
         self._session = {"sessionId": found["sessionId"]}
 
-    def call(self, method: str, **params: Any) -> dict[str, Any]:
+    def call(self, method, **params):
         """A method of the Chrome DevTools Protocol."""
         self._count += 1
         message = {"id": self._count, "method": method, "params": params} | self._session
@@ -50,7 +45,7 @@ class Page:
                 assert "error" not in answer, answer
                 return dict(answer["result"])
 
-    def run(self, script: str) -> Any:
+    def run(self, script):
         """The value of a JavaScript expression; a promise is awaited."""
         found = self.call(
             "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True
@@ -58,18 +53,18 @@ class Page:
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
-    def open(self, url: str, before: str = "") -> None:
+    def open(self, url, before=""):
         """Go to an address; ``before`` runs ahead of the page's scripts."""
         self.call("Page.enable")
         self.call("Page.addScriptToEvaluateOnNewDocument", source=before)
         self.call("Page.navigate", url=url)
 
-    def click(self, selector: str) -> None:
+    def click(self, selector):
         """A click of the user: a script's own may not start audio."""
         script = f"document.querySelector({json.dumps(selector)}).click()"
         self.call("Runtime.evaluate", expression=script, userGesture=True)
 
-    def choose_file(self, selector: str, path: Path) -> None:
+    def choose_file(self, selector, path):
         """As a user does in the dialogue of a file input."""
         root = self.call("DOM.getDocument")["root"]["nodeId"]
         node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
@@ -77,7 +72,7 @@ class Page:
 
 
 @contextlib.contextmanager
-def chromium(profile: Path, *flags: str) -> Iterator[Page]:
+def chromium(profile, *flags):
     """A page of a new browser."""
     (from_us, sink), (source, to_us) = os.pipe(), os.pipe()
     # The browser reads from descriptor 3 and writes to 4.
@@ -102,14 +97,14 @@ def chromium(profile: Path, *flags: str) -> Iterator[Page]:
 
 
 @contextlib.contextmanager
-def served(folder: Path) -> Iterator[str]:
+def served(folder):
     """The address of a folder, served as ``python -m http.server`` does."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_: Any) -> None:
+        def log_message(self, *_):
             pass
 
-        def end_headers(self) -> None:
+        def end_headers(self):
             self.send_header("Cache-Control", "no-store")  # a test may change a file
             super().end_headers()
 

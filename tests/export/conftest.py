@@ -7,12 +7,12 @@ from export_kit import MEL, TinyStudent, synthetic_mels, train
 from frami_edge_export.graph import (
     OnnxStudent,
     StudentFacts,
+    classifier_graph,
     frozen_head,
     head_graph,
     model_info,
     serialised,
     trunk_graph,
-    whole_graph,
 )
 from frami_edge_export.parity import Head
 
@@ -43,8 +43,8 @@ def trunk(student):
 
 
 @pytest.fixture(scope="session")
-def whole(student, trunk):
-    return whole_graph(student, trunk)
+def whole(made):
+    return classifier_graph(made.trunk, made.head, made.info)
 
 
 @pytest.fixture(scope="session")

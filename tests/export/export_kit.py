@@ -5,7 +5,7 @@ Shape legend: B batch, M mel bands, T frames, C channels, K classes.
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from frami_edge_export.options import ExportOptions
 from frami_edge_runtime.melspec import MelSpec
@@ -17,7 +17,7 @@ FAST = ExportOptions(bench_budget_s=0.05, bench_rounds=15)
 
 
 class MeanOverFrequency(nn.Module):
-    def forward(self, h: Tensor) -> Tensor:
+    def forward(self, h):
         return h.mean(dim=2)
 
 
@@ -49,10 +49,10 @@ class TinyStudent(nn.Module):
         self.pool_eps = 1e-5
         self.head = nn.Linear(2 * channels, classes)
 
-    def collapsed_head(self) -> tuple[Tensor, Tensor]:
+    def collapsed_head(self):
         return self.head.weight, self.head.bias
 
-    def forward(self, mel_BMT: Tensor) -> Tensor:
+    def forward(self, mel_BMT):
         h_BCT = self.trunk(nn.functional.pad(mel_BMT, self.context))
         var_BC = h_BCT.var(dim=2, correction=0)
         std_BC = torch.sqrt(var_BC.clamp_min(0) + self.pool_eps)

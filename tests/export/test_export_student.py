@@ -161,7 +161,7 @@ def export_int8(student, folder, calibration, **changes):
 
 
 def test_two_exports_are_equal_files(exported, student, calibration, trunk, tmp_path, monkeypatch):
-    """Whatever the clock and the stopwatch say; the graphs come from another run of torch's."""
+    """Whatever the clock and the stopwatch say; the trunk comes from another run of torch's."""
     monkeypatch.setattr(exporter, "trunk_graph", lambda *_: copy.deepcopy(trunk))
     clock = itertools.count()
     monkeypatch.setattr("time.perf_counter", lambda: float(next(clock) ** 1.5))
@@ -244,7 +244,7 @@ def pad_along_time(student):
 
 
 class SqueezeExcite(nn.Module):
-    def forward(self, h: torch.Tensor) -> torch.Tensor:
+    def forward(self, h):
         return h * torch.sigmoid(h.mean(dim=2, keepdim=True))
 
 

@@ -1,7 +1,5 @@
 """Float layers of int8 files: the order in which a kernel adds does not change their sums."""
 
-from __future__ import annotations
-
 import copy
 
 import numpy as np
@@ -15,18 +13,16 @@ from onnx import helper, numpy_helper
 
 from frami_edge_export.grid import MANTISSA, Grid, fit
 from frami_edge_export.parity import cpu_session
-from frami_edge_export.quantise import PORTABLE, U8S8, Flavour, Quantiser
+from frami_edge_export.quantise import PORTABLE, U8S8, Quantiser
 
 LIMITS = float(MEL.floor.min()), float(MEL.ceiling.max())
 
 
-def attribute(node: onnx.NodeProto, name: str, default: list[int]) -> list[int]:
+def attribute(node, name, default):
     return next((list(a.ints) for a in node.attribute if a.name == name), default)
 
 
-def sums(
-    node: onnx.NodeProto, x: np.ndarray, w: np.ndarray, b: np.ndarray, order: str
-) -> np.ndarray:
+def sums(node, x, w, b, order):
     """A convolution of float32 as a kernel computes it that adds in this order; (B, C, positions).
 
     ``fused`` rounds each product together with its sum, once, as FMA does.
@@ -62,7 +58,7 @@ def sums(
 ORDERS = ("forwards", "backwards", "shuffled", "fused", "bias first")
 
 
-def orders_differ(model: onnx.ModelProto, mels: np.ndarray) -> dict[str, bool]:
+def orders_differ(model, mels):
     """Whether some order changes a bit of what the float convolutions give on this CPU."""
     model = copy.deepcopy(model)
     tensors = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
@@ -88,12 +84,12 @@ def orders_differ(model: onnx.ModelProto, mels: np.ndarray) -> dict[str, bool]:
 
 
 @pytest.fixture(scope="module")
-def quantiser(trunk: onnx.ModelProto, calibration: np.ndarray) -> Quantiser:
+def quantiser(trunk, calibration):
     return Quantiser(trunk, calibration[:60], LIMITS)
 
 
 @pytest.fixture(scope="module")
-def mels(calibration: np.ndarray) -> np.ndarray:
+def mels(calibration):
     """Plausible ones, and bands between digital silence and full scale from frame to frame."""
     few = calibration[60:64]
     return np.concatenate([few, np.random.default_rng(0).choice(LIMITS, few.shape)]).astype(
@@ -103,19 +99,17 @@ def mels(calibration: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("kept", [(0,), (0, 1), (0, 1, 2), (0, 2), (0, 1, 3, 4)], ids=str)
 @pytest.mark.parametrize("flavour", [U8S8, PORTABLE], ids=lambda flavour: flavour.name)
-def test_no_order_of_adding_changes_a_bit(
-    quantiser: Quantiser, mels: np.ndarray, flavour: Flavour, kept: tuple[int, ...]
-) -> None:
+def test_no_order_of_adding_changes_a_bit(quantiser, mels, flavour, kept):
     layers = [quantiser.layers[i] for i in kept]
     assert orders_differ(quantiser.graph(flavour, layers), mels) == dict.fromkeys(layers, False)
 
 
-def test_float_sums_depend_on_the_order_otherwise(trunk: onnx.ModelProto, mels: np.ndarray) -> None:
+def test_float_sums_depend_on_the_order_otherwise(trunk, mels):
     """So that the test above cannot pass for want of differences."""
     assert all(orders_differ(trunk, mels).values())
 
 
-def test_the_first_layers_are_rounded_once(quantiser: Quantiser) -> None:
+def test_the_first_layers_are_rounded_once(quantiser):
     """Rounding between the two would cost a fifth of the speed."""
     ops = [n.op_type for n in quantiser.graph(U8S8, quantiser.layers[:2]).graph.node]
     ops = [op for op in ops if op != "DequantizeLinear"]
@@ -131,9 +125,7 @@ def test_the_first_layers_are_rounded_once(quantiser: Quantiser) -> None:
     shape=st.sampled_from([(4, 1, 3, 3), (4, 8, 1, 1), (8, 4, 3, 3), (2, 256, 3, 3)]),
     groups=st.sampled_from([1, 2]),
 )
-def test_every_sum_fits_float32(
-    seed: int, size: int, spread: int, shape: tuple[int, ...], groups: int
-) -> None:
+def test_every_sum_fits_float32(seed, size, spread, shape, groups):
     """Channels of any sizes side by side, one of them dead, and a bias that dwarfs or vanishes."""
     rng = np.random.default_rng(seed)
     size_C = 10.0 ** (size - rng.uniform(0, spread, shape[0]))

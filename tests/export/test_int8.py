@@ -4,8 +4,6 @@ Files for CPUs have 7-bit weights, whose sums saturate nowhere; graphs for Tenso
 float, as they are written. `qemu-x86_64 -cpu max` (qemu-user) runs these tests on an AVX2 CPU.
 """
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 
@@ -13,46 +11,38 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from export_kit import MEL, TinyStudent
+from export_kit import MEL
 from onnx import numpy_helper
 from torch import nn
 
 from frami_edge_export.calibration import CalibrationSet
-from frami_edge_export.graph import OnnxStudent, trunk_graph
-from frami_edge_export.int8 import Int8Result, Int8Search
+from frami_edge_export.graph import trunk_graph
+from frami_edge_export.int8 import Int8Search
 from frami_edge_export.options import ExportOptions
-from frami_edge_export.parity import Comparison, Head, cpu_session, run_trunk
-from frami_edge_export.quantise import (
-    PORTABLE,
-    S8S8,
-    TENSORRT,
-    U8S8,
-    BiasCorrector,
-    Flavour,
-    Quantiser,
-)
+from frami_edge_export.parity import Comparison, cpu_session, run_trunk
+from frami_edge_export.quantise import PORTABLE, S8S8, TENSORRT, U8S8, BiasCorrector, Quantiser
 
 FLOAT, INT8 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT8
 FLAVOURS = (U8S8, S8S8)
 
 
 @pytest.fixture(scope="module")
-def quantiser(trunk: onnx.ModelProto, calibration: np.ndarray) -> Quantiser:
+def quantiser(trunk, calibration):
     return Quantiser(trunk, calibration[:100])
 
 
 @pytest.fixture(scope="module")
-def head(made: OnnxStudent) -> Head:
+def head(made):
     return made.head
 
 
-def search(made: OnnxStudent, calibration: np.ndarray) -> tuple[Int8Search, Int8Result]:
+def search(made, calibration):
     sample = CalibrationSet(calibration[:100], calibration[100:], 0.0, "")
     found = Int8Search(made, sample, ExportOptions())
     return found, found.settle(U8S8, layers=True)
 
 
-def extreme_layer(flavour: Flavour) -> onnx.ModelProto:
+def extreme_layer(flavour):
     """A quantised convolution of the largest weights, over 64 channels of the largest input."""
     trunk = onnx.parser.parse_model(
         """<ir_version: 10, opset_import: ["" : 20]>
@@ -73,7 +63,7 @@ def extreme_layer(flavour: Flavour) -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("flavour", [*FLAVOURS, PORTABLE], ids=lambda flavour: flavour.name)
-def test_the_most_extreme_layer_fits_16_bits(flavour: Flavour) -> None:
+def test_the_most_extreme_layer_fits_16_bits(flavour):
     """x86 without VNNI adds two products of an activation in 0..255 and a weight in 16 bits."""
     model = extreme_layer(flavour)
     (weights,) = (
@@ -89,9 +79,7 @@ def test_the_most_extreme_layer_fits_16_bits(flavour: Flavour) -> None:
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS, ids=lambda flavour: flavour.name)
-def test_weights_are_int8_per_channel_and_nothing_is_dynamic(
-    quantiser: Quantiser, flavour: Flavour
-) -> None:
+def test_weights_are_int8_per_channel_and_nothing_is_dynamic(quantiser, flavour):
     model = quantiser.graph(flavour, quantiser.layers[:1])
     tensors = {t.name: t for t in model.graph.initializer}
     ops = [node.op_type for node in model.graph.node]
@@ -113,7 +101,7 @@ def test_weights_are_int8_per_channel_and_nothing_is_dynamic(
     assert "Relu" not in [n.op_type for n in quantiser.graph(FLAVOURS[0], ()).graph.node]
 
 
-def test_tensorrt_gets_float_biases_and_quantised_inputs_alone(quantiser: Quantiser) -> None:
+def test_tensorrt_gets_float_biases_and_quantised_inputs_alone(quantiser):
     model = quantiser.graph(TENSORRT, quantiser.layers[:1])
     tensors = {t.name: t for t in model.graph.initializer}
     producers = {name: node for node in model.graph.node for name in node.output}
@@ -126,7 +114,7 @@ def test_tensorrt_gets_float_biases_and_quantised_inputs_alone(quantiser: Quanti
         assert tensors[conv.input[2]].data_type == FLOAT
         quantize = producers[data.input[0]]
         assert producers[quantize.input[0]].op_type == "Relu"  # TensorRT fuses Conv, Relu, Q
-    consumers: dict[str, list[str]] = {}
+    consumers = {}
     portable = quantiser.graph(PORTABLE, quantiser.layers[:1])
     for node in portable.graph.node:
         for name in node.input:
@@ -135,9 +123,7 @@ def test_tensorrt_gets_float_biases_and_quantised_inputs_alone(quantiser: Quanti
     assert all(consumers[conv.output[0]] == ["QuantizeLinear"] for conv in convs[1:])
 
 
-def test_one_table_holds_the_true_ranges(
-    quantiser: Quantiser, student: TinyStudent, calibration: np.ndarray
-) -> None:
+def test_one_table_holds_the_true_ranges(quantiser, student, calibration):
     low, high = quantiser.ranges["mel"]
     assert low == pytest.approx(float(calibration[:100].min()))
     assert high == pytest.approx(float(calibration[:100].max()))
@@ -146,7 +132,7 @@ def test_one_table_holds_the_true_ranges(
     assert any(high == pytest.approx(top, rel=1e-4) for _, high in quantiser.ranges.values())
 
 
-def with_a_dead_channel(trunk: onnx.ModelProto) -> onnx.ModelProto:
+def with_a_dead_channel(trunk):
     """A channel of a later layer whose weights are all but 0, behind a bias that is not."""
     mine = copy.deepcopy(trunk)
     tensors = {t.name: t for t in mine.graph.initializer}
@@ -160,13 +146,7 @@ def with_a_dead_channel(trunk: onnx.ModelProto) -> onnx.ModelProto:
 
 @pytest.mark.parametrize("kept", [(0,), (0, 1), (0, 2), (0, 1, 3)], ids=str)
 @pytest.mark.parametrize("flavour", [*FLAVOURS, PORTABLE, TENSORRT], ids=lambda f: f.name)
-def test_onnx_runtime_answers_what_the_file_says(
-    trunk: onnx.ModelProto,
-    head: Head,
-    calibration: np.ndarray,
-    flavour: Flavour,
-    kept: tuple[int, ...],
-) -> None:
+def test_onnx_runtime_answers_what_the_file_says(trunk, head, calibration, flavour, kept):
     """The optimised graph on this CPU gives the logits that the graph states in float.
 
     So no sum saturates, no bias is rounded that the file does not round, none overflows, and no
@@ -183,9 +163,7 @@ def test_onnx_runtime_answers_what_the_file_says(
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS, ids=lambda f: f.name)
-def test_int8_streams_bit_for_bit(
-    quantiser: Quantiser, student: TinyStudent, calibration: np.ndarray, flavour: Flavour
-) -> None:
+def test_int8_streams_bit_for_bit(quantiser, student, calibration, flavour):
     session = cpu_session(quantiser.graph(flavour, quantiser.layers[:2]))
     mel = calibration[:1]
     offline = run_trunk(session, mel)
@@ -199,9 +177,7 @@ def test_int8_streams_bit_for_bit(
     np.testing.assert_array_equal(online, offline[:, :, : online.shape[2]])
 
 
-def test_bias_correction_takes_back_the_shift(
-    head: Head, trunk: onnx.ModelProto, calibration: np.ndarray, quantiser: Quantiser
-) -> None:
+def test_bias_correction_takes_back_the_shift(head, trunk, calibration, quantiser):
     kept, mels = quantiser.layers[:1], calibration[100:]
     biases = BiasCorrector(trunk, quantiser, calibration[:100]).biases(TENSORRT, kept)
     assert len(biases) == 4
@@ -214,13 +190,11 @@ def test_bias_correction_takes_back_the_shift(
         found.append(Comparison.of(head(fp32), head(frames)).sqnr_db)
     # On mels that set no bias, and nothing of the trunk itself was changed.
     assert shifts[1] < 0.8 * shifts[0]
-    assert found[1] > found[0] + 1  # type: ignore[operator]
+    assert found[1] > found[0] + 1
     assert quantiser.graph(TENSORRT, kept) == quantiser.graph(TENSORRT, kept, {})
 
 
-def test_a_graph_that_passes_keeps_its_first_layers_float_alone(
-    made: OnnxStudent, calibration: np.ndarray
-) -> None:
+def test_a_graph_that_passes_keeps_its_first_layers_float_alone(made, calibration):
     tried, found = search(made, calibration)
     assert found.chosen.comparison.agreement >= 0.98
     assert found.chosen.comparison.sqnr_db is not None
@@ -232,7 +206,7 @@ def test_a_graph_that_passes_keeps_its_first_layers_float_alone(
     assert found.chosen.flavour.name in found.reason
 
 
-def with_an_outlier_channel(student: TinyStudent, size: float = 1e5) -> TinyStudent:
+def with_an_outlier_channel(student, size=1e5):
     """The same function, but one channel between two layers dwarfs the others' int8 steps."""
     mine = copy.deepcopy(student)
     with torch.no_grad():
@@ -245,9 +219,7 @@ def with_an_outlier_channel(student: TinyStudent, size: float = 1e5) -> TinyStud
     return mine
 
 
-def test_the_worst_layers_go_back_to_float(
-    student: TinyStudent, made: OnnxStudent, calibration: np.ndarray
-) -> None:
+def test_the_worst_layers_go_back_to_float(student, made, calibration):
     rigged = with_an_outlier_channel(student)
     with torch.inference_mode():
         x = torch.from_numpy(calibration[:20])
@@ -263,9 +235,7 @@ def test_the_worst_layers_go_back_to_float(
     assert "back to float by SQNR: " in found.reason
 
 
-def test_where_nothing_helps_the_reason_says_so(
-    made: OnnxStudent, calibration: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_nothing_helps_the_reason_says_so(made, calibration, monkeypatch):
     poor = Comparison(0.5, 1.0, 3.0)
     monkeypatch.setattr(Comparison, "of", classmethod(lambda cls, a, b: poor))
     _, found = search(made, calibration)

@@ -1,12 +1,9 @@
 """Thresholds that an export sets from synthetic clips alone."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from export_kit import MEL, synthetic_mels
 
-from frami_edge_export.graph import OnnxStudent
 from frami_edge_export.thresholds import (
     ThresholdClips,
     find_thresholds,
@@ -15,13 +12,13 @@ from frami_edge_export.thresholds import (
 )
 from frami_edge_runtime.classifier import Classifier
 from frami_edge_runtime.events import EventDetector, EventSpec
-from frami_edge_runtime.thresholds import HOP_S, MIN_ON_S, WINDOW_S, Thresholds
+from frami_edge_runtime.thresholds import HOP_S, MIN_ON_S, WINDOW_S
 
 RATE = MEL.sample_rate
 
 
 @pytest.fixture(scope="module")
-def clips() -> ThresholdClips:
+def clips():
     """Five minutes of noise bursts and tones, and clips of the six classes."""
     rng = np.random.default_rng(3)
     t = np.arange(5 * RATE) / RATE
@@ -37,16 +34,14 @@ def clips() -> ThresholdClips:
 
 
 @pytest.fixture(scope="module")
-def judged(made: OnnxStudent, clips: ThresholdClips) -> tuple[bytes, Thresholds]:
+def judged(made, clips):
     found, notes = find_thresholds(made.described(made.trunk, made.info), clips, 0.5)
     assert any(note.startswith("b: clipped sine scores 1.0000, and no sound") for note in notes)
     info = made.info.replace(thresholds=found.to_dict())
     return made.described(made.trunk, info), found
 
 
-def test_every_label_has_thresholds_and_an_expected_cost(
-    judged: tuple[bytes, Thresholds], clips: ThresholdClips, made: OnnxStudent
-) -> None:
+def test_every_label_has_thresholds_and_an_expected_cost(judged, clips, made):
     _, found = judged
     assert len(found.on) == 6
     assert found.target == 0.5
@@ -60,9 +55,7 @@ def test_every_label_has_thresholds_and_an_expected_cost(
     assert blind.reject is None
 
 
-def test_silence_noise_hum_dc_and_clipping_start_no_event(
-    judged: tuple[bytes, Thresholds],
-) -> None:
+def test_silence_noise_hum_dc_and_clipping_start_no_event(judged):
     model, found = judged
     classifier = Classifier(model)
     spec = EventSpec.for_model(classifier.info, min_on_s=MIN_ON_S)
@@ -79,7 +72,7 @@ def test_silence_noise_hum_dc_and_clipping_start_no_event(
     assert max(found.on[:1] + found.on[2:]) < 1
 
 
-def test_windows_are_those_of_a_stream(made: OnnxStudent) -> None:
+def test_windows_are_those_of_a_stream(made):
     classifier = Classifier(made.described(made.trunk, made.info))
     samples = np.random.default_rng(0).normal(0, 0.1, 10 * RATE).astype(np.float32)
     expected = [r.logits for r in classifier.stream(window_s=WINDOW_S, hop_s=HOP_S).push(samples)]

@@ -4,13 +4,8 @@ The browser's part needs Chromium (Debian: ``apt install chromium``) and onnxrun
 first run fetches; where one is missing those tests are skipped, and say so.
 """
 
-from __future__ import annotations
-
 import json
 import time
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import browser_kit
 import numpy as np
@@ -22,16 +17,14 @@ from export_kit import MEL
 from frami_edge_export.errors import ExportError
 from frami_edge_export.frontend import MEL as MEL_OUTPUT
 from frami_edge_export.frontend import WAVEFORM, described_waveform, waveform_graph
-from frami_edge_export.graph import OnnxStudent
 from frami_edge_export.parity import cpu_session
 from frami_edge_export.web import CONTEXT, ORT_FILES, onnxruntime_web, page_graph, write_page
 from frami_edge_runtime.classifier import Classifier
 from frami_edge_runtime.events import EventDetector, EventSpec
-from frami_edge_runtime.stream import Result
 
 RATE = MEL.sample_rate
 TONES_HZ = (300, 1100, 2600, 700)
-KINDS: dict[str, dict[str, Any]] = {
+KINDS = {
     "softmax": {"thresholds": {"on": [0.6] * 6, "off": [0.4] * 6, "reject": 1.0}},
     "sigmoid, centred": {
         "output": "sigmoid",
@@ -41,7 +34,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(params=KINDS)
-def files(request: pytest.FixtureRequest, made: OnnxStudent, tmp_path: Path) -> tuple[Path, Path]:
+def files(request, made, tmp_path):
     """The streaming file and the waveform file of one student."""
     info = made.info.replace(**KINDS[request.param])
     streaming, wave = tmp_path / "s.fp32.onnx", tmp_path / "s.wave.onnx"
@@ -51,7 +44,7 @@ def files(request: pytest.FixtureRequest, made: OnnxStudent, tmp_path: Path) -> 
 
 
 @pytest.fixture
-def sounds(tmp_path: Path) -> Path:
+def sounds(tmp_path):
     """Seven seconds of tones and pauses, so that classes change and events end.
 
     Float samples: Chromium scales positive int16 by 1/32767, which these tones show.
@@ -67,7 +60,7 @@ def sounds(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def ort() -> dict[str, bytes]:
+def ort():
     if not browser_kit.CHROMIUM:
         pytest.skip("NOT TESTED: the web page in a browser; there is no Chromium")
     try:
@@ -77,19 +70,19 @@ def ort() -> dict[str, bytes]:
 
 
 @pytest.fixture
-def folder(files: tuple[Path, Path], ort: dict[str, bytes], tmp_path: Path) -> Path:
+def folder(files, ort, tmp_path):
     write_page(files[1], tmp_path / "page", ort)
     return tmp_path / "page"
 
 
-def by_the_runtime(model: Path, samples: np.ndarray, ended: bool) -> list[dict[str, Any]]:
+def by_the_runtime(model, samples, ended):
     """Results and events as `frami-edge-listen` would give them."""
     classifier = Classifier(model)
     spec = EventSpec.for_model(classifier.info, min_on_s=0.5, update_s=None)
     detector, stream = EventDetector(spec, classifier.labels), classifier.stream(window_s=1.0)
-    records: list[dict[str, Any]] = []
+    records = []
 
-    def take(result: Result) -> None:
+    def take(result):
         records.append(vars(result))
         records.extend(vars(event) for event in detector.push(result))
 
@@ -97,7 +90,6 @@ def by_the_runtime(model: Path, samples: np.ndarray, ended: bool) -> list[dict[s
         take(result)
     if ended:
         last = stream.flush()
-        assert last is not None
         take(last)
         records.extend(vars(event) for event in detector.finish())
         if len(samples) <= 30 * RATE:
@@ -105,7 +97,7 @@ def by_the_runtime(model: Path, samples: np.ndarray, ended: bool) -> list[dict[s
     return records
 
 
-def same(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> None:
+def same(found, wanted):
     for ours, theirs in zip(found, wanted, strict=True):
         assert ours["label"] == theirs["label"]
         assert ours.get("kind") == theirs.get("kind")
@@ -135,7 +127,7 @@ HOOKS = """
 """
 
 
-def wait(page: browser_kit.Page, condition: str) -> None:
+def wait(page, condition):
     for _ in range(300):
         if page.run(condition):
             return
@@ -143,12 +135,12 @@ def wait(page: browser_kit.Page, condition: str) -> None:
     pytest.fail(f"{condition}: {page.run('document.body.innerText')}")
 
 
-def said(text: str) -> str:
+def said(text):
     return f"(document.getElementById('status')?.textContent ?? '').includes({json.dumps(text)})"
 
 
 @pytest.fixture
-def page(folder: Path, sounds: Path, tmp_path: Path) -> Iterator[browser_kit.Page]:
+def page(folder, sounds, tmp_path):
     flags = ("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream")
     fake = f"--use-file-for-fake-audio-capture={sounds}"
     with (
@@ -160,9 +152,7 @@ def page(folder: Path, sounds: Path, tmp_path: Path) -> Iterator[browser_kit.Pag
         yield page
 
 
-def test_a_file_gives_the_answers_of_the_runtime(
-    page: browser_kit.Page, files: tuple[Path, Path], sounds: Path
-) -> None:
+def test_a_file_gives_the_answers_of_the_runtime(page, files, sounds):
     page.choose_file("#file", sounds)
     wait(page, said("As a whole"))
     found = page.run("records")
@@ -183,9 +173,7 @@ def test_a_file_gives_the_answers_of_the_runtime(
         page.run("fetch('http://127.0.0.1:9/')")
 
 
-def test_a_microphone_gives_the_answers_of_the_runtime(
-    page: browser_kit.Page, files: tuple[Path, Path], sounds: Path
-) -> None:
+def test_a_microphone_gives_the_answers_of_the_runtime(page, files, sounds):
     page.click("#microphone")
     wait(page, "records.length >= 12")
     page.click("#microphone")
@@ -201,12 +189,12 @@ def test_a_microphone_gives_the_answers_of_the_runtime(
 
 
 @pytest.mark.parametrize("files", ["softmax"], indirect=True)
-def test_a_fault_ends_listening_in_words(page: browser_kit.Page, folder: Path) -> None:
+def test_a_fault_ends_listening_in_words(page, folder):
     script = (folder / "page.js").read_text()
     start = "process([[channel]]) {"  # of the audio thread's part, which each click loads
     assert script.count(start) == 1
 
-    def fails(words: str, fault: str = "", processor: str = start) -> None:
+    def fails(words, fault="", processor=start):
         (folder / "page.js").write_text(script.replace(start, processor))
         page.click("#microphone")
         if fault:
@@ -229,7 +217,7 @@ def test_a_fault_ends_listening_in_words(page: browser_kit.Page, folder: Path) -
 
 
 @pytest.mark.parametrize("files", ["softmax"], indirect=True)
-def test_a_file_dropped_while_listening_is_not_ignored_in_silence(page: browser_kit.Page) -> None:
+def test_a_file_dropped_while_listening_is_not_ignored_in_silence(page):
     page.click("#microphone")
     wait(page, "records.length >= 1")
     page.run("""
@@ -243,7 +231,7 @@ def test_a_file_dropped_while_listening_is_not_ignored_in_silence(page: browser_
     assert not page.run(said("notes.txt"))
 
 
-def test_the_graph_of_the_page(files: tuple[Path, Path]) -> None:
+def test_the_graph_of_the_page(files):
     """Without a browser: with the context of a clip it is the waveform graph."""
     wave = onnx.load(files[1])
     context = Classifier(files[0]).info.context
@@ -256,9 +244,7 @@ def test_the_graph_of_the_page(files: tuple[Path, Path]) -> None:
     assert mel.shape[:3] == (1, 1, MEL.n_mels)
 
 
-def test_the_folder_is_small_and_onnxruntime_comes_from_a_folder(
-    files: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_the_folder_is_small_and_onnxruntime_comes_from_a_folder(files, tmp_path):
     package = tmp_path / "package" / "dist"
     package.mkdir(parents=True)
     with pytest.raises(ExportError, match=r"does not contain .*mjs"):
@@ -281,9 +267,7 @@ def test_the_folder_is_small_and_onnxruntime_comes_from_a_folder(
         ("registry.example", "neither NPM_CONFIG_REGISTRY nor npm names one"),
     ],
 )
-def test_without_a_registry_the_error_names_the_way_around(
-    registry: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_registry_the_error_names_the_way_around(registry, said, tmp_path, monkeypatch):
     monkeypatch.setenv("NPM_CONFIG_REGISTRY", registry)
     monkeypatch.setenv("FRAMI_EDGE_CACHE", str(tmp_path))
     monkeypatch.setenv("PATH", "")  # no npm

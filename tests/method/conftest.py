@@ -1,12 +1,12 @@
 import pytest
 import torch
+from kit import SPEC
 
 from frami_edge.checkpoint import Card, Teacher
 from frami_edge.config import BankConfig, StudentArch, TeacherArch
 from frami_edge.device import Compute
 from frami_edge.models import ResNetTeacher, ReusedHead, StudentNet
 from frami_edge.sources import SourceContext
-from frami_edge_runtime.melspec import MelSpec
 
 LABELS = ("a", "b", "c", "d", "e")
 
@@ -18,9 +18,7 @@ def cpu():
 
 @pytest.fixture
 def spec():
-    return MelSpec(
-        sample_rate=8000, n_fft=256, win_length=200, hop_length=80, n_mels=16, mean=-6.0, std=4.0
-    )
+    return SPEC
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from frami_edge import api
 from frami_edge.bank import FULL_SCALE, Bank, BankSampler, to_int16
@@ -18,7 +18,6 @@ from frami_edge.errors import BankError, ConfigError, DataError
 from frami_edge.frontend import LogMel, Renderer
 from frami_edge.inversion import invert
 from frami_edge.journey import calibration_mels, changed, threshold_clips
-from frami_edge.models import Hidden
 from frami_edge.opening import OpenedModel
 from frami_edge.readiness import judge
 from frami_edge.sources.procedural import ProceduralAudio, measured, procedural_mels
@@ -49,10 +48,10 @@ class Ears(nn.Module):
         self.frame_offset = spec.n_fft / 2
         self.head = body.head
 
-    def hidden(self, x_BN: Tensor, lengths_B: Tensor | None = None) -> Hidden:
+    def hidden(self, x_BN, lengths_B=None):
         return self.body.hidden(self.front_end(x_BN)[:, None])
 
-    def forward(self, x_BN: Tensor) -> Tensor:
+    def forward(self, x_BN):
         return self.hidden(x_BN).logits_BK
 
 

@@ -1,30 +1,23 @@
 """The distillation loop: what it trains, and that a killed run gives the same student."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from pydantic import ValidationError
-from torch import Tensor
 
 from frami_edge.checkpoint import Teacher
 from frami_edge.config import JourneyConfig
-from frami_edge.device import Compute
 from frami_edge.distillation import ClipSampler, TensorSampler, distill
 from frami_edge.errors import ConfigError
 from frami_edge.losses import kl_from, logits_loss
 from frami_edge.models import StudentNet
-from frami_edge.progress import Progress
 from frami_edge.runs import RunFolder
 from frami_edge.teachers.selection import select_classes
 
 OWN, REUSED = False, True
-VARIANTS: dict[str, tuple[dict[str, float], bool, set[str]]] = {
+VARIANTS = {
     "logits only": ({"before_pooling": 0, "after_pooling": 0}, OWN, {"logits"}),
     "head reuse only": ({"before_pooling": 0, "after_pooling": 0}, REUSED, {"logits"}),
     "logits and before pooling": ({"after_pooling": 0}, OWN, {"logits", "before"}),
@@ -41,12 +34,12 @@ Run = Callable[..., StudentNet]
 class Noise:
     """Samples smooth noise."""
 
-    def batch(self, n: int, generator: torch.Generator) -> Tensor:
+    def batch(self, n, generator):
         return torch.randn(n, 1, 16, 24, generator=generator).cumsum(3) / 3
 
 
-def journey(seed: int = 0, channels: int = 16, **changes: Any) -> JourneyConfig:
-    recipe: dict[str, Any] = {
+def journey(seed=0, channels=16, **changes):
+    recipe = {
         "steps": 6, "batch_size": 8, "crop_min_s": 0.12, "crop_max_s": 0.2, "mixup": 0.5,
         "mask_bands": 3, "mask_frames": 3, "checkpoint_steps": 2,
     }  # fmt: skip
@@ -56,17 +49,11 @@ def journey(seed: int = 0, channels: int = 16, **changes: Any) -> JourneyConfig:
 
 
 @pytest.fixture
-def run(opened: Teacher, cpu: Compute) -> Run:
+def run(opened, cpu):
     """`run(steps=3, rows=[])`: a student; the metrics of every step are appended to `rows`."""
 
-    def distilled(
-        seed: int = 0,
-        channels: int = 16,
-        rows: list[dict[str, float]] | None = None,
-        folder: RunFolder | None = None,
-        **changes: Any,
-    ) -> StudentNet:
-        def progress(p: Progress) -> None:
+    def distilled(seed=0, channels=16, rows=None, folder=None, **changes):
+        def progress(p):
             assert (p.phase, p.total) == ("distill", changes.get("steps", 6))
             if rows is not None:
                 rows.append(dict(p.metrics))
@@ -77,7 +64,7 @@ def run(opened: Teacher, cpu: Compute) -> Run:
     return distilled
 
 
-def equal(a: StudentNet, b: StudentNet) -> bool:
+def equal(a, b):
     x, y = a.state_dict(), b.state_dict()
     return x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
 
@@ -86,16 +73,13 @@ class Killed(BaseException):
     """What a signal would do."""
 
 
-@pytest.mark.parametrize("reuse", [True, False])
-@pytest.mark.parametrize("steps_done", [1, 3, 5])
-def test_a_killed_run_continues_to_the_same_student(
-    run: Run, tmp_path: Path, reuse: bool, steps_done: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows: list[dict[str, float]] = []
+@pytest.mark.parametrize(("reuse", "steps_done"), [(True, 1), (True, 5), (False, 3)])
+def test_a_killed_run_continues_to_the_same_student(run, tmp_path, reuse, steps_done, monkeypatch):
+    rows = []
     whole = run(reuse_head=reuse, rows=rows)
     real, calls = Noise.batch, [0]
 
-    def batch(self: Noise, n: int, generator: torch.Generator) -> Tensor:
+    def batch(self, n, generator):
         calls[0] += n == 8
         if calls[0] > steps_done:
             raise Killed
@@ -107,7 +91,7 @@ def test_a_killed_run_continues_to_the_same_student(
             with pytest.raises(Killed):
                 run(reuse_head=reuse, folder=folder)
         torch.manual_seed(99)  # the global stream must not matter
-        again: list[dict[str, float]] = []
+        again = []
         resumed = run(reuse_head=reuse, folder=folder, rows=again)
         assert again == rows[steps_done // 2 * 2 :]
         logged = folder.metrics()
@@ -116,13 +100,11 @@ def test_a_killed_run_continues_to_the_same_student(
     assert [r["loss"] for r in logged] == [r["loss"] for r in rows]
 
 
-def test_a_batch_is_learned_from_again(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    drawn: list[int] = []
+def test_a_batch_is_learned_from_again(run, tmp_path, monkeypatch):
+    drawn = []
     real = Noise.batch
 
-    def batch(self: Noise, n: int, generator: torch.Generator) -> Tensor:
+    def batch(self, n, generator):
         drawn.append(n)
         if len(drawn) == stop:
             raise Killed
@@ -144,21 +126,19 @@ def test_a_batch_is_learned_from_again(
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_variant_has_its_terms_alone_and_moves_towards_the_teacher(
-    name: str, run: Run, opened: Teacher
-) -> None:
+def test_a_variant_has_its_terms_alone_and_moves_towards_the_teacher(name, run, opened):
     weights, reuse, terms = VARIANTS[name]
     x = Noise().batch(128, torch.Generator().manual_seed(7))
     target = opened(x)
 
-    def distance(student: StudentNet) -> float:
+    def distance(student):
         student.train()  # statistics of a batch: the averages start far from any
         with torch.no_grad():
             return float(logits_loss(student(x), target, 1.0))
 
-    recipe: dict[str, Any] = {"batch_size": 16, "crop_min_s": 0.16, "crop_max_s": 0.24, "mixup": 0}
+    recipe = {"batch_size": 16, "crop_min_s": 0.16, "crop_max_s": 0.24, "mixup": 0}
     recipe |= {"mask_bands": 0, "mask_frames": 0, "reuse_head": reuse} | weights
-    rows: list[dict[str, float]] = []
+    rows = []
     trained = run(steps=60, rows=rows, **recipe)
     assert set(rows[0]) == {"loss", "agreement"} | terms
     assert rows[0]["loss"] == pytest.approx(sum(rows[0][t] for t in terms), rel=1e-5)
@@ -168,7 +148,7 @@ def test_a_variant_has_its_terms_alone_and_moves_towards_the_teacher(
     assert distance(trained) < 0.8 * distance(run(steps=1, learning_rate=1e-9, **recipe))
 
 
-def test_the_teacher_stays_unchanged(run: Run, opened: Teacher) -> None:
+def test_the_teacher_stays_unchanged(run, opened):
     before = copy.deepcopy(opened.model.state_dict())
     run(learning_rate=0.1)
     after = opened.model.state_dict()
@@ -176,9 +156,7 @@ def test_the_teacher_stays_unchanged(run: Run, opened: Teacher) -> None:
     assert not opened.model.training
 
 
-def test_a_head_that_nothing_trains_is_refused(
-    run: Run, opened: Teacher, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_head_that_nothing_trains_is_refused(run, opened, monkeypatch):
     with pytest.raises(ValidationError, match="needs reuse_head"):
         run(logits=0, reuse_head=False)
     with pytest.raises(ConfigError, match="No term would train the student's head"):
@@ -188,7 +166,7 @@ def test_a_head_that_nothing_trains_is_refused(
         run(logits=0)
 
 
-def test_samplers_of_controls() -> None:
+def test_samplers_of_controls():
     rng = torch.Generator().manual_seed(0)
     drawn = TensorSampler(torch.arange(3.0)[:, None, None, None]).batch(50, rng)
     assert drawn.shape == (50, 1, 1, 1)
@@ -201,7 +179,7 @@ def test_samplers_of_controls() -> None:
     assert (x[x[:, 0, 0, 0] >= 100].diff(dim=3) == 1).all()
 
 
-def test_detectors_are_distilled(opened: Teacher, cpu: Compute) -> None:
+def test_detectors_are_distilled(opened, cpu):
     card = opened.card.model_copy(update={"output": "sigmoid"})
     tagger = Teacher(opened.model, card, opened.mel, opened.sha256)
     x = Noise().batch(128, torch.Generator().manual_seed(7))
@@ -209,17 +187,15 @@ def test_detectors_are_distilled(opened: Teacher, cpu: Compute) -> None:
     assert far[1] < 0.5 * far[0]
 
 
-def train(teacher: Teacher, cpu: Compute, steps: int) -> StudentNet:
+def train(teacher, cpu, steps):
     config = journey(steps=steps, batch_size=16, mixup=0, mask_bands=0, mask_frames=0)
     return distill(teacher, Noise(), config, cpu)
 
 
-def test_a_selection_also_learns_the_classes_that_are_not_kept(
-    opened: Teacher, cpu: Compute
-) -> None:
+def test_a_selection_also_learns_the_classes_that_are_not_kept(opened, cpu):
     selected, rows = select_classes(opened, ["a", "c"]), []
 
-    def progress(p: Progress) -> None:
+    def progress(p):
         rows.append(dict(p.metrics))
 
     student = distill(selected, Noise(), journey(roll=True), cpu, progress=progress)

@@ -20,7 +20,7 @@ class Gate(nn.Module):
         super().__init__()
         self.squeeze, self.excite = nn.Linear(c, 4), nn.Linear(4, c)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         gate = torch.sigmoid(self.excite(torch.relu(self.squeeze(x.mean((2, 3))))))
         return torch.stack([x * gate[:, :, None, None]]).amax(0)  # as published taggers write it
 
@@ -37,7 +37,7 @@ class Residual(nn.Module):
             nn.Conv2d(2 * c, c, 1, bias=False), nn.BatchNorm2d(c),
         )  # fmt: skip
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return x + self.block(x)
 
 
@@ -53,7 +53,7 @@ class Tagger(nn.Module):
         self.recur = nn.GRU(8 * 3, 12, batch_first=True)
         self.classify = nn.Linear(12, 5)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         h = self.features(x).flatten(1, 2).transpose(1, 2)
         out = self.classify(self.recur(h)[0].mean(1).squeeze())
         if out.dim() == 1:  # torch.fx cannot go on here

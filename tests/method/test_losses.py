@@ -1,11 +1,10 @@
 """Every loss is its formula, by hand arithmetic where that is short."""
 
 import math
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from frami_edge import losses as L
@@ -239,10 +238,10 @@ class Sizes(nn.Module):
             setattr(self, name, value)
 
     @property
-    def pooled_size(self) -> int:
+    def pooled_size(self):
         return 2 * self.channels
 
-    def frame_centres(self, frames: int, device: Any = None) -> Tensor:
+    def frame_centres(self, frames, device=None):
         return torch.arange(frames) * float(self.stride)
 
 

@@ -27,8 +27,10 @@ def _a_device_without_values(monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
 
 
-@pytest.mark.parametrize("output", ["softmax", "sigmoid"])
-@pytest.mark.parametrize("name", ["inversion", "translator", "refinement"])
+@pytest.mark.parametrize(
+    ("name", "output"),
+    [("inversion", "sigmoid"), ("translator", "softmax"), ("refinement", "sigmoid")],
+)
 def test_a_source_never_waits(teacher, spec, name, output):
     learned = {"steps": 6, "burn_in": 0, "batch_size": 10}
     config = BankConfig.model_validate({
@@ -47,8 +49,9 @@ def test_a_source_never_waits(teacher, spec, name, output):
         assert all(value.device.type == "meta" for value in batch.metrics.values())
 
 
-@pytest.mark.parametrize("own", [{}, {"n_mels": 10, "hop_length": 160}])
-@pytest.mark.parametrize("output", ["softmax", "sigmoid"])
+@pytest.mark.parametrize(
+    ("output", "own"), [("softmax", {"n_mels": 10, "hop_length": 160}), ("sigmoid", {})]
+)
 def test_distillation_never_waits(opened, spec, monkeypatch, output, own):
     steps = []
 

@@ -83,8 +83,9 @@ def test_the_teachers_frame_features_are_centred_where_they_say():
     assert int(reached.max() - reached.min()) + 1 == model.receptive_field
 
 
-@pytest.mark.parametrize("kernels", [(3, 3, 3, 3), (3, 3, 1, 3), (3, 3, 1, 1)])
-@pytest.mark.parametrize("chunks", [[1] * 60, [7, 1, 30, 2, 20], [60]])
+@pytest.mark.parametrize(
+    ("kernels", "chunks"), [((3, 3, 3, 3), [1] * 60), ((3, 3, 1, 3), [7, 1, 30, 2, 20])]
+)
 def test_chunks_with_a_carry_are_the_whole(kernels, chunks):
     torch.manual_seed(0)
     arch = StudentArch(channels=(8, 8, 12, 12), time_kernels=kernels, out_channels=8)
@@ -106,16 +107,15 @@ def test_chunks_with_a_carry_are_the_whole(kernels, chunks):
     torch.testing.assert_close(torch.cat(out, dim=2), whole, atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("frames", LENGTHS)
-def test_the_context_gives_every_length_its_frames(student, frames):
-    x = torch.randn(1, 1, 16, frames)
+def test_the_context_gives_every_length_its_frames(student):
     left, right = student.context
     assert left + right == student.receptive_field - 1
-    hidden = student.hidden(x)
-    expected = -(-frames // student.stride)
-    assert hidden.frames_BCT.shape[2] == expected
-    assert int(student.frame_lengths(torch.tensor([frames]))) == expected
-    torch.testing.assert_close(hidden.frames_BCT, student.trunk(F.pad(x, (left, right))))
+    for frames in LENGTHS:
+        x = torch.randn(1, 1, 16, frames)
+        hidden, expected = student.hidden(x), -(-frames // student.stride)
+        assert hidden.frames_BCT.shape[2] == expected
+        assert int(student.frame_lengths(torch.tensor([frames]))) == expected
+        torch.testing.assert_close(hidden.frames_BCT, student.trunk(F.pad(x, (left, right))))
 
 
 def test_the_collapsed_head_is_projector_and_head(student):

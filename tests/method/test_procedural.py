@@ -38,17 +38,14 @@ def test_a_clip_depends_on_its_seed_and_index_only():
 
 
 @pytest.mark.parametrize("family", [family for family, _ in FAMILIES])
-@pytest.mark.parametrize(("rate", "n"), [(8000, 16), (8000, 6400), (44_100, 22_050)])
-def test_every_family_sounds_at_every_length(family, rate, n):
-    spectra = SpectrumFactory(rate)
-    heard = 0
-    for seed in range(8):
-        x = family(np.random.default_rng(seed), n, spectra)
-        assert x.shape == (n,)
-        assert x.dtype == np.float32
-        assert np.isfinite(x).all()
-        heard += bool(np.abs(x).max() > 0)
-    assert heard == 8
+def test_every_family_sounds_at_every_length(family):
+    for rate, n in ((8000, 16), (8000, 6400), (44_100, 22_050)):
+        spectra = SpectrumFactory(rate)
+        for seed in range(8):
+            x = family(np.random.default_rng(seed), n, spectra)
+            assert (x.shape, x.dtype) == ((n,), np.float32)
+            assert np.isfinite(x).all()
+            assert np.abs(x).max() > 0
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import io
 
 import pytest
 import torch
-from torch import Tensor
+from kit import same
 
 from frami_edge.config import BASELINES
 from frami_edge.errors import TeacherError
@@ -16,14 +16,6 @@ from frami_edge.sources.translator import Translator
 
 LEARNED = ("inversion", "translator")
 OURS = [name for name in SOURCES if name not in (*BASELINES, "recordings")]
-
-
-def same(a, b):
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return torch.equal(a, b) if isinstance(a, Tensor) else bool(a == b)
 
 
 @pytest.mark.parametrize("name", OURS)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from kit import few_clips
+from kit import SPEC, few_clips
 
 from frami_edge.bank import BankSampler
 from frami_edge.checkpoint import Card, Teacher
@@ -18,7 +18,6 @@ from frami_edge.distillation import distill
 from frami_edge.inversion import invert
 from frami_edge.models import ResNetTeacher
 from frami_edge.readiness import judge
-from frami_edge_runtime.melspec import MelSpec
 
 CONFIG = {
     "bank": {
@@ -38,13 +37,12 @@ def run(folder):
     """One process: a bank, a student, and the bank again after a kill; writes what it found."""
     few_clips()
     torch.manual_seed(0)
-    spec = MelSpec(8000, n_fft=256, win_length=200, hop_length=80, n_mels=16, mean=-6.0, std=4.0)
-    model = ResNetTeacher(TeacherArch(channels=(8, 16), blocks=1), spec.n_mels, 3)
+    model = ResNetTeacher(TeacherArch(channels=(8, 16), blocks=1), SPEC.n_mels, 3)
     with torch.no_grad():
         for _ in range(20):
             model(torch.randn(8, 1, 16, 24))
-    card = Card(kind="teacher", arch={}, mel=spec.to_dict(), labels=("a", "b", "c"))
-    teacher = Teacher(model.eval().requires_grad_(False), card, spec, "0" * 64)
+    card = Card(kind="teacher", arch={}, mel=SPEC.to_dict(), labels=("a", "b", "c"))
+    teacher = Teacher(model.eval().requires_grad_(False), card, SPEC, "0" * 64)
     cpu = Compute(torch.device("cpu"), torch.float32, "a test")
     config = JourneyConfig.model_validate(CONFIG)
     bank = invert(teacher, config.bank, folder / "bank", cpu, config.seed)
@@ -53,7 +51,7 @@ def run(folder):
     if ranks > 1:
         student = distill(teacher, BankSampler(bank, config.bank.shares), config, cpu)
         found["student"] = student.state_dict()
-        found["agreement"] = judge(teacher, student, config, cpu, spec).agreement["procedural"]
+        found["agreement"] = judge(teacher, student, config, cpu, SPEC).agreement["procedural"]
         if rank == 1:  # as after a kill in which rank 1 had written nothing
             shutil.rmtree(folder / "bank" / "rank-1")
             (folder / "bank" / "bank.json").unlink()

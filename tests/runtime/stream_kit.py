@@ -1,6 +1,7 @@
 """What the tests of streams share: pooling modes, answers by definition, and comparisons."""
 
 import math
+import sys
 import wave
 
 import numpy as np
@@ -25,6 +26,9 @@ Its setup is:
 """
 """Part of what arecord 1.2.8 prints with our flags; test_capture compares it with the program."""
 
+PROGRAM = [sys.executable, "-m", "frami_edge_runtime.listen"]
+EASY = ["--window", "0.4", "--hop", "0.1", "--on", "0.25", "--off", "0.2", "--min-on", "0.1"]
+"""A program, and options with which the tiny models begin and end events within a second."""
 NO_SOXR = "soxr, the runtime's extra 'resample', is not installed"
 MODES = {
     "whole clip": {},
@@ -86,13 +90,11 @@ def as_int16(clip):
     return (clip * 32767).clip(-32768, 32767).astype("<i2")
 
 
-def write_wav(path, clip):
-    """Write a float clip as 16-bit mono at 8 kHz."""
+def write_wav(path, clip, width=2, channels=1, rate=8000):
+    """Write a float clip as 16-bit mono, or the bytes of PCM."""
     with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(8000)
-        file.writeframes(as_int16(clip).tobytes())
+        file.setparams((channels, width, rate, 0, "NONE", ""))
+        file.writeframes(clip if isinstance(clip, bytes) else as_int16(clip).tobytes())
     return path
 
 

@@ -5,12 +5,12 @@ import struct
 import subprocess
 import sys
 import tracemalloc
-import wave
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from stream_kit import write_wav
 
 from frami_edge_runtime.audio import AudioFile, ByteStream, check_rate, check_samples
 from frami_edge_runtime.errors import AudioError
@@ -45,15 +45,6 @@ def test_absurd_rates_are_refused(rate):
     with pytest.raises(AudioError, match=r"1000\.\.768000"):
         check_rate(rate)
     assert check_rate(8000.0) == check_rate(np.int32(8000)) == 8000
-
-
-def write_wav(path, data, *, width=2, channels=1, rate=8000):
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(channels)
-        file.setsampwidth(width)
-        file.setframerate(rate)
-        file.writeframes(data)
-    return path
 
 
 def read_all(path, channel="mix"):

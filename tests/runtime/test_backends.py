@@ -5,7 +5,6 @@ providers, and what was asked of them is recorded.
 """
 
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -25,10 +24,10 @@ class Recorder:
     """Stands in for ``onnxruntime.InferenceSession`` and remembers what it was asked."""
 
     def __init__(self):
-        self.asked: list[Any] = []
-        self.shapes: list[tuple[int, ...]] = []
-        self.running: list[str] | None = None
-        self.stray: str | None = None
+        self.asked = []
+        self.shapes = []
+        self.running = None
+        self.stray = None
         self.broken = ""
         self.told = True
         self.fallback_off = 0

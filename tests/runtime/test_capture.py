@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -68,7 +67,7 @@ class FakeSoundDevice:
 
     def __init__(self, *rates):
         self.rates = rates
-        self.opened: dict[str, Any] = {}
+        self.opened = {}
 
     def check_input_settings(self, *, samplerate, device, **others):
         if device == "nowhere":

@@ -1,10 +1,6 @@
 """The gate: no onset is lost, answers behind the pre-roll are exact, a quiet room costs little."""
 
-from __future__ import annotations
-
 import time
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +17,7 @@ SOUND_S = 0.4
 STREAM = {"window_s": 1.0, "hop_s": 0.25}
 
 
-def room() -> np.ndarray:
+def room():
     """A quiet room with three sounds."""
     rng = np.random.default_rng(0)
     x = 3e-4 * rng.standard_normal(45 * RATE)
@@ -31,14 +27,14 @@ def room() -> np.ndarray:
     return x.astype(np.float32)
 
 
-def run(classifier: Classifier, chunks: list[np.ndarray], **more: Any) -> list[Any]:
+def run(classifier, chunks, **more):
     stream = classifier.stream(**{**STREAM, **more})
     results = [result for chunk in chunks for result in stream.push(chunk)]
     last = stream.flush()
     return results if last is None else [*results, last]
 
 
-def same_near(onset: float, plain: list[Any], gated: list[Any]) -> bool:
+def same_near(onset, plain, gated):
     """Whether there are results from the pre-roll of an onset on, and they are the same."""
     one, two = (
         [r for r in results if onset - PRE_ROLL_S <= r.t1 <= onset + 1.4]
@@ -53,14 +49,10 @@ def same_near(onset: float, plain: list[Any], gated: list[Any]) -> bool:
     as_int16=st.booleans(),
     window=st.sampled_from([(1.0, 0.25), (0.6, 0.2), (2.0, 0.5)]),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_answers_from_the_pre_roll_on_are_exact_in_any_chunking(
-    classifier: Classifier,
-    cuts: list[int],
-    end: int,
-    as_int16: bool,
-    window: tuple[float, float],
-) -> None:
+    classifier, cuts, end, as_int16, window
+):
     x = room()[:end]
     if as_int16:
         x = np.round(x * 32768).astype(np.int16)
@@ -88,7 +80,7 @@ def test_answers_from_the_pre_roll_on_are_exact_in_any_chunking(
     assert held_s > end / RATE - (1 + len(ONSETS)) * (2 * window[0] + 2)
 
 
-def test_a_soft_hiss_over_rumble_opens_the_gate(classifier: Classifier) -> None:
+def test_a_soft_hiss_over_rumble_opens_the_gate(classifier):
     rng = np.random.default_rng(1)
     t = np.arange(20 * RATE) / RATE
     x = 3e-3 * np.sin(2 * np.pi * 40 * t) + 1e-5 * rng.standard_normal(len(t))
@@ -97,7 +89,7 @@ def test_a_soft_hiss_over_rumble_opens_the_gate(classifier: Classifier) -> None:
     assert same_near(15.0, plain, gated)
 
 
-def test_gaps_resets_and_other_rates(build_model: Callable[..., Any]) -> None:
+def test_gaps_resets_and_other_rates(build_model):
     pytest.importorskip("soxr")
     classifier = Classifier(build_model(context=None).data)
     x = np.repeat(room(), 2)
@@ -107,8 +99,6 @@ def test_gaps_resets_and_other_rates(build_model: Callable[..., Any]) -> None:
         each.gap(16_000)
         each.push(x[160_000:])
     first, second = stream.flush(), plain.flush()
-    assert first is not None
-    assert second is not None
     assert (first.t0, first.t1) == (second.t0, second.t1)
     np.testing.assert_array_equal(first.logits, second.logits)
 
@@ -116,7 +106,7 @@ def test_gaps_resets_and_other_rates(build_model: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     "front_end", [{"center": True}, {"pre_emphasis": 0.97, "center": True, "hop_length": 77}]
 )
-def test_other_front_ends(build_model: Callable[..., Any], front_end: dict[str, Any]) -> None:
+def test_other_front_ends(build_model, front_end):
     tiny = build_model(stride=1)
     classifier = Classifier(build_model(tiny.info.mel.replace(**front_end), stride=1).data)
     plain, gated = run(classifier, [room()]), run(classifier, [room()], gate_db=-50)
@@ -124,7 +114,7 @@ def test_other_front_ends(build_model: Callable[..., Any], front_end: dict[str, 
     np.testing.assert_array_equal(gated[-1].logits, plain[-1].logits)
 
 
-def test_a_quiet_room_needs_no_model_and_no_log_mel(classifier: Classifier) -> None:
+def test_a_quiet_room_needs_no_model_and_no_log_mel(classifier):
     quiet = (3e-4 * np.random.default_rng(2).standard_normal(120 * RATE)).astype(np.float32)
     stream = classifier.stream(**STREAM, gate_db=-50)
     stream.push(quiet[: 5 * RATE])
@@ -141,7 +131,7 @@ def test_a_quiet_room_needs_no_model_and_no_log_mel(classifier: Classifier) -> N
     assert cpu_s[stream] < 0.5 * sum(cpu_s.values())
 
 
-def test_a_sound_costs_the_windows_that_contain_it(classifier: Classifier) -> None:
+def test_a_sound_costs_the_windows_that_contain_it(classifier):
     stream = classifier.stream(**STREAM, gate_db=-50)
     x = room()
     for i in range(0, len(x), RATE // 10):
@@ -153,7 +143,7 @@ def test_a_sound_costs_the_windows_that_contain_it(classifier: Classifier) -> No
     assert stream.stats.mel_frames * classifier.info.mel.hop_s < most_s + 0.1 * len(ONSETS)
 
 
-def test_what_a_gate_cannot_do_is_refused(classifier: Classifier) -> None:
+def test_what_a_gate_cannot_do_is_refused(classifier):
     for options in ({}, {"forget_s": 1.0}, {"window_s": 8.0, "hop_s": 4.0}):
         with pytest.raises(StreamError, match="A gate needs window_s"):
             classifier.stream(gate_db=-50, **options)

@@ -12,11 +12,10 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
-from stream_kit import as_int16, write_wav
+from stream_kit import EASY, PROGRAM, as_int16, write_wav
 
 from frami_edge_runtime.events import EventDetector, EventSpec
 from frami_edge_runtime.listen import LevelMeter, main
@@ -24,10 +23,6 @@ from frami_edge_runtime.monitor import CaptureStats
 
 RATE = 8000
 README = Path(__file__).parents[2] / "runtime" / "README.md"
-PROGRAM = [sys.executable, "-m", "frami_edge_runtime.listen"]
-EASY = ["--window", "0.4", "--hop", "0.1", "--on", "0.25", "--off", "0.2", "--min-on", "0.1"]
-
-Records = list[dict[str, Any]]
 
 
 def of(records, kind):

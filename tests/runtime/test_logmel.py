@@ -147,9 +147,7 @@ def test_saved_state_continues_exactly(name, cut, first):
 @pytest.mark.parametrize("name", SPECS)
 @settings(max_examples=15, deadline=None)
 @given(place=st.floats(0, 1), before=CHUNKS, chunks=CHUNKS)
-def test_continues_exactly_at_a_later_frame(
-    name: str, place: float, before: list[int], chunks: list[int]
-) -> None:
+def test_continues_exactly_at_a_later_frame(name, place, before, chunks):
     spec = SPECS[name]
     first = -(-(spec.min_samples + spec.pad) // spec.hop_length)
     last = (len(NOISE) - 1) // spec.hop_length  # with enough samples for the reflection at the end

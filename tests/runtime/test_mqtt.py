@@ -5,16 +5,12 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from collections import defaultdict
-from typing import Any
 
 import pytest
-from stream_kit import as_int16
+from stream_kit import EASY, PROGRAM, as_int16
 
-PROGRAM = [sys.executable, "-m", "frami_edge_runtime.listen"]
-EASY = ["--window", "0.4", "--hop", "0.1", "--on", "0.25", "--off", "0.2", "--min-on", "0.1"]
 MOSQUITTO = shutil.which("mosquitto", path=os.environ["PATH"] + ":/usr/sbin")
 
 
@@ -60,8 +56,8 @@ class Home:
     def __init__(self, port):
         client = pytest.importorskip("paho.mqtt.client", reason="no paho-mqtt: NOT TESTED HERE")
         enums = pytest.importorskip("paho.mqtt.enums")
-        self.seen: dict[str, list[str]] = defaultdict(list)
-        self._client: Any = client.Client(enums.CallbackAPIVersion.VERSION2)
+        self.seen = defaultdict(list)
+        self._client = client.Client(enums.CallbackAPIVersion.VERSION2)
         self._client.on_connect = lambda c, *rest: c.subscribe("#", 1)
         self._client.on_message = lambda c, d, m: self.seen[m.topic].append(m.payload.decode())
         self._client.connect("127.0.0.1", port)

@@ -1,7 +1,5 @@
 """Any chunking and any operations in any order give the offline answer, and only known errors."""
 
-from __future__ import annotations
-
 import pickle
 import tracemalloc
 from typing import Any, ClassVar
@@ -16,10 +14,10 @@ from stream_kit import MODES, NO_SOXR, Offline, ended, listen, same
 from frami_edge_runtime.classifier import Classifier
 from frami_edge_runtime.errors import AudioError, StreamError
 from frami_edge_runtime.resample import Resampler
-from frami_edge_runtime.stream import STEPS_KEPT, Result, StreamStats
+from frami_edge_runtime.stream import STEPS_KEPT, StreamStats
 
 CHUNKS = st.lists(st.one_of(st.integers(0, 200), st.integers(0, 9000)), max_size=25)
-MORE_MODES: dict[str, dict[str, Any]] = {
+MORE_MODES = {
     **MODES,
     "whole clip, long hop": {"hop_s": 2.1},
     "window of one hop": {"window_s": 0.3, "hop_s": 0.3},
@@ -28,16 +26,14 @@ MORE_MODES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module", params=["tiny", "causal"])
-def classifier(request: pytest.FixtureRequest) -> Classifier:
+def classifier(request):
     return Classifier(request.getfixturevalue(request.param).data)
 
 
 @pytest.mark.parametrize("mode", MORE_MODES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(length=st.integers(1, 30_001), chunks=CHUNKS)
-def test_any_chunking_gives_the_same_bits(
-    classifier: Classifier, clip: np.ndarray, mode: str, length: int, chunks: list[int]
-) -> None:
+def test_any_chunking_gives_the_same_bits(classifier, clip, mode, length, chunks):
     x = clip[:length]
     whole = listen(classifier.stream(**MORE_MODES[mode]), x, [])
     assert same(listen(classifier.stream(**MORE_MODES[mode]), x, chunks), whole)
@@ -49,9 +45,7 @@ def test_any_chunking_gives_the_same_bits(
 
 
 @pytest.mark.parametrize("kind", ["centred", "kaldi", "stride 3", "int8"])
-def test_other_models_stream_as_exactly(
-    build_model: Any, build_quantised: Any, clip: np.ndarray, kind: str
-) -> None:
+def test_other_models_stream_as_exactly(build_model, build_quantised, clip, kind):
     spec = build_model().info.mel.replace(center=True)
     kaldi = spec.replace(center=False, framing="window", remove_dc=True, pre_emphasis=0.97)
     data = {
@@ -76,20 +70,20 @@ class Streams(RuleBasedStateMachine):
     options: ClassVar[dict[str, Any]]
     noise = np.random.default_rng(5).uniform(-0.5, 0.5, 40_000)
 
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
         self.offline = Offline(self.classifier)
         self.stream = self.classifier.stream(self.rate, **self.options)
         self.clear()
         self.save()
 
-    def clear(self) -> None:
+    def clear(self):
         """Back to 0 s."""
         self.clock = self.end = self.lost = 0
-        self.segments: list[tuple[int, list[np.ndarray]]] = []  # of the stretch: start, chunks
+        self.segments = []  # of the stretch: start, chunks
         self.open = False
 
-    def seen(self, results: list[Result]) -> None:
+    def seen(self, results):
         for result in results:
             assert result.gap == self.lost
             assert 0 <= result.t0 < result.t1 <= self.end / self.rate
@@ -100,7 +94,7 @@ class Streams(RuleBasedStateMachine):
         at=st.integers(0, 30_000),
         kind=st.sampled_from(["float32", "float64", "int16", ">f4"]),
     )
-    def push(self, n: int, at: int, kind: str) -> None:
+    def push(self, n, at, kind):
         x = self.noise[at : at + n]
         x = (x * 32767).astype(np.int16) if kind == "int16" else x.astype(kind)
         if n:
@@ -114,13 +108,13 @@ class Streams(RuleBasedStateMachine):
         self.seen(self.stream.push(x))
 
     @rule(x=st.sampled_from([np.full(9, np.nan), np.zeros((5, 2), np.int16), [1, 2], "x", None]))
-    def push_bad(self, x: Any) -> None:
+    def push_bad(self, x):
         with pytest.raises(AudioError) as caught:
             self.stream.push(x)
         assert caught.value.fix
 
     @rule(lost=st.integers(0, 20_000), keep=st.booleans())
-    def gap(self, lost: int, keep: bool) -> None:
+    def gap(self, lost, keep):
         results = self.stream.gap(lost, keep_pooling=keep)
         if keep:
             self.seen(results)
@@ -132,12 +126,12 @@ class Streams(RuleBasedStateMachine):
         self.open = False
 
     @rule(lost=st.sampled_from([-1, 1.0, None]))
-    def gap_bad(self, lost: Any) -> None:
+    def gap_bad(self, lost):
         with pytest.raises(StreamError, match="lost_samples"):
             self.stream.gap(lost)
 
     @rule()
-    def flush(self) -> None:
+    def flush(self):
         try:
             last = self.stream.flush()
         except AudioError:
@@ -147,18 +141,18 @@ class Streams(RuleBasedStateMachine):
         self.clear()
 
     @rule()
-    def reset(self) -> None:
+    def reset(self):
         self.stream.reset()
         self.clear()
 
     @rule()
-    def save(self) -> None:
+    def save(self):
         segments = [(start, list(chunks)) for start, chunks in self.segments]
         record = (self.clock, self.end, self.lost, self.open, segments)
         self.saved = pickle.dumps((self.stream.state(), record))
 
     @rule(fresh=st.booleans())
-    def load(self, fresh: bool) -> None:
+    def load(self, fresh):
         if fresh:
             self.stream = self.classifier.stream(self.rate, **self.options)
         state, record = pickle.loads(self.saved)
@@ -166,10 +160,10 @@ class Streams(RuleBasedStateMachine):
         self.clock, self.end, self.lost, self.open, self.segments = record
 
     @rule(data=st.data())
-    def load_bad(self, data: st.DataObject) -> None:
+    def load_bad(self, data):
         """A state with one leaf of another kind: refused, and nothing has changed."""
-        state: Any = self.stream.state()
-        inner: Any = state
+        state = self.stream.state()
+        inner = state
         while isinstance(inner, dict):
             folder, key = inner, data.draw(st.sampled_from(sorted(inner)))
             inner = folder[key]
@@ -177,7 +171,7 @@ class Streams(RuleBasedStateMachine):
         with pytest.raises(StreamError):
             self.stream.load_state(state)
 
-    def check_last(self, results: list[Result]) -> None:
+    def check_last(self, results):
         """The last result against the frames of all segments, by definition."""
         pieces = [(start, self.at_the_models_rate(chunks)) for start, chunks in self.segments]
         pieces = [(start, x) for start, x in pieces if len(x)]
@@ -193,7 +187,7 @@ class Streams(RuleBasedStateMachine):
         expected = self.offline.logits(np.concatenate(frames, axis=1), weights)
         assert np.abs(results[0].logits - expected).max() <= 1e-5
 
-    def at_the_models_rate(self, chunks: list[np.ndarray]) -> np.ndarray:
+    def at_the_models_rate(self, chunks):
         x = np.concatenate(chunks)
         if self.rate == 8000:
             return x
@@ -203,7 +197,7 @@ class Streams(RuleBasedStateMachine):
 
 @pytest.mark.parametrize("rate", [8000, 44_100])
 @pytest.mark.parametrize("mode", ["whole clip", "window", "forget"])
-def test_any_operations_in_any_order(classifier: Classifier, mode: str, rate: int) -> None:
+def test_any_operations_in_any_order(classifier, mode, rate):
     if rate != 8000:
         pytest.importorskip("soxr", reason=NO_SOXR)
     machine = type("Machine", (Streams,), {})
@@ -211,7 +205,7 @@ def test_any_operations_in_any_order(classifier: Classifier, mode: str, rate: in
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=20,
+            max_examples=10,
             stateful_step_count=20,
             deadline=None,
             suppress_health_check=list(HealthCheck),
@@ -219,7 +213,7 @@ def test_any_operations_in_any_order(classifier: Classifier, mode: str, rate: in
     )
 
 
-def test_time_stamps_follow_the_sample_clock(classifier: Classifier, clip: np.ndarray) -> None:
+def test_time_stamps_follow_the_sample_clock(classifier, clip):
     stream = classifier.stream(window_s=0.4, hop_s=0.2)
     stream.push(clip[:8000])
     stream.gap(80_000)
@@ -235,9 +229,7 @@ def test_time_stamps_follow_the_sample_clock(classifier: Classifier, clip: np.nd
     assert stream.push(clip[:8000])[0].t0 == 0.0
 
 
-def test_results_cover_their_window_with_context_at_the_ends_only(
-    classifier: Classifier, clip: np.ndarray
-) -> None:
+def test_results_cover_their_window_with_context_at_the_ends_only(classifier, clip):
     offline, options = Offline(classifier), {"window_s": 1.0, "hop_s": 0.5}
     info = classifier.info
     *results, last = listen(classifier.stream(**options), clip, [999] * 30)
@@ -264,14 +256,12 @@ def test_results_cover_their_window_with_context_at_the_ends_only(
         ({"window_s": 500_000.0, "hop_s": 0.02}, "hops"),
     ],
 )
-def test_absurd_durations_are_refused(
-    classifier: Classifier, options: dict[str, Any], words: str
-) -> None:
+def test_absurd_durations_are_refused(classifier, options, words):
     with pytest.raises(StreamError, match=words):
         classifier.stream(**options)
 
 
-def test_durations_are_rounded_and_reported(classifier: Classifier) -> None:
+def test_durations_are_rounded_and_reported(classifier):
     stream = classifier.stream(window_s=1.0, hop_s=0.3)
     assert (stream.hop_s, stream.window_s) == pytest.approx((0.3, 0.9))
     assert (classifier.stream().hop_s, classifier.stream().window_s) == (None, None)
@@ -280,7 +270,7 @@ def test_durations_are_rounded_and_reported(classifier: Classifier) -> None:
     assert classifier.stream(hop_s=1e-6).hop_s == pytest.approx(classifier.info.frame_s)
 
 
-def test_everything_is_counted(classifier: Classifier, clip: np.ndarray) -> None:
+def test_everything_is_counted(classifier, clip):
     stream, info = classifier.stream(window_s=1.0, hop_s=0.2), classifier.info
     assert stream.stats == StreamStats()
     results = []
@@ -303,7 +293,7 @@ def test_everything_is_counted(classifier: Classifier, clip: np.ndarray) -> None
     assert stream.stats == stats
 
 
-def test_lag_is_the_audio_that_no_frame_covers(classifier: Classifier, clip: np.ndarray) -> None:
+def test_lag_is_the_audio_that_no_frame_covers(classifier, clip):
     stream, info = classifier.stream(hop_s=0.02), classifier.info
     stream.push(clip[:200])
     assert stream.stats.lag_s == 200 / 8000
@@ -315,10 +305,11 @@ def test_lag_is_the_audio_that_no_frame_covers(classifier: Classifier, clip: np.
     assert stream.stats.lag_s == 0.0
 
 
-def test_an_endless_stream_keeps_its_memory(classifier: Classifier, clip: np.ndarray) -> None:
+@pytest.mark.parametrize("classifier", ["tiny"], indirect=True)
+def test_an_endless_stream_keeps_its_memory(classifier, clip):
     stream = classifier.stream(window_s=1.0, hop_s=0.1)
 
-    def run(seconds: int) -> None:
+    def run(seconds):
         for i in range(seconds):
             stream.push(clip[: 8000 - 37 * (i % 100)])
             if i % 7 == 0:

@@ -1,12 +1,7 @@
 """Thresholds for a rate of false alarms, and what never starts an event."""
 
-from __future__ import annotations
-
 import json
 import math
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -28,33 +23,31 @@ from frami_edge_runtime.thresholds import (
 K = 5
 
 
-def logistic(x: np.ndarray) -> np.ndarray:
+def logistic(x):
     return 1 / (1 + np.exp(-x))
 
 
 @pytest.fixture
-def background() -> np.ndarray:
+def background():
     """10 h of results whose log-odds have exponential tails; label 0 answers most often."""
     rng = np.random.default_rng(0)
     return logistic(rng.exponential([1.2, 0.6, 0.6, 0.6, 0.6], (10 * 3600 * 4, K)) - 3)
 
 
 @pytest.fixture
-def hits() -> list[list[float]]:
+def hits():
     rng = np.random.default_rng(1)
     return hit_deciles([rng.normal(4, 1.5, 500) for _ in range(K)])
 
 
-def rate(scores_NK: np.ndarray, found: Thresholds) -> float:
+def rate(scores_NK, found):
     """Events per hour that a detector starts."""
     over = peaks(scores_NK) >= log_odds(np.array(found.on))
     return float(over.sum() / (len(scores_NK) / 4 / 3600))
 
 
 @pytest.mark.parametrize("target", [0.5, 5.0])
-def test_the_rate_on_other_background_is_the_one_that_was_asked_for(
-    background: np.ndarray, hits: list[list[float]], target: float
-) -> None:
+def test_the_rate_on_other_background_is_the_one_that_was_asked_for(background, hits, target):
     half = len(background) // 5  # 2 h set the thresholds: a rate below 0.5 is extrapolated
     found = choose(peaks(background[:half]), 2.0, target=target, least=[0.0] * K, hits=hits)
     assert found.false_alarms_per_hour == pytest.approx(target, rel=0.25)
@@ -65,16 +58,14 @@ def test_the_rate_on_other_background_is_the_one_that_was_asked_for(
     assert all(0 < off < on for on, off in zip(found.on, found.off, strict=True))
 
 
-def test_a_target_that_would_miss_most_sounds_gives_way(background: np.ndarray) -> None:
+def test_a_target_that_would_miss_most_sounds_gives_way(background):
     weak = hit_deciles([np.linspace(-2, 1, 50)] * K)
     found = choose(peaks(background), 10.0, target=0.001, least=[0.0] * K, hits=weak)
     assert found.hit_rate == pytest.approx(0.33, abs=0.03)  # at the least threshold, 0.5
     assert found.false_alarms_per_hour > 0.001
 
 
-def test_steady_noise_sets_a_floor_and_an_unknown_hit_rate_a_ceiling(
-    background: np.ndarray,
-) -> None:
+def test_steady_noise_sets_a_floor_and_an_unknown_hit_rate_a_ceiling(background):
     least = [0.0, 0.0, 2.5, 0.0, 0.0]
     found = choose(peaks(background), 10.0, target=1e6, least=least)
     assert found.on == pytest.approx((0.5, 0.5, logistic(np.array(2.5)), 0.5, 0.5), abs=0.01)
@@ -82,9 +73,7 @@ def test_steady_noise_sets_a_floor_and_an_unknown_hit_rate_a_ceiling(
     assert max(choose(peaks(background), 10.0, target=1e-9, least=least).on) <= 0.951
 
 
-def test_events_take_the_thresholds_of_the_file_unless_told_otherwise(
-    build_model: Callable[..., Any],
-) -> None:
+def test_events_take_the_thresholds_of_the_file_unless_told_otherwise(build_model):
     values = Thresholds(on=(0.9, 0.8, 0.7, 0.6, 0.5), off=(0.5,) * K, reject=1.5).to_dict()
     info = Classifier(build_model(thresholds=values).data).info
     spec = EventSpec.for_model(info, min_on_s=0.3, overrides={"rain": {"on": 0.55}})
@@ -101,7 +90,7 @@ def test_events_take_the_thresholds_of_the_file_unless_told_otherwise(
     assert EventSpec.for_model(Classifier(build_model().data).info) == EventSpec()
 
 
-def test_a_sound_of_low_energy_is_none_of_the_labels(classifier: Classifier) -> None:
+def test_a_sound_of_low_energy_is_none_of_the_labels(classifier):
     noise = np.random.default_rng(0).standard_normal(16_000) * 0.1
     stream = classifier.stream(window_s=0.5)
     results = stream.push(noise)
@@ -115,9 +104,7 @@ def test_a_sound_of_low_energy_is_none_of_the_labels(classifier: Classifier) -> 
         assert any(detector.push(r) for r in results) is starts
 
 
-def test_tuning_writes_a_model_that_only_its_thresholds_tell_apart(
-    build_model: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_tuning_writes_a_model_that_only_its_thresholds_tell_apart(build_model, tmp_path, capsys):
     from stream_kit import write_wav
 
     first = Thresholds(on=(0.9,) * K, off=(0.75,) * K, least=(0.0, 3.0, 0.0, 0.0, 0.0))
@@ -132,7 +119,6 @@ def test_tuning_writes_a_model_that_only_its_thresholds_tell_apart(
     said = json.loads(capsys.readouterr().out)
     before, after = Classifier(model), Classifier(out)
     found = Thresholds.of(after.info)
-    assert found is not None
     assert said["on"] == list(found.on) != [0.9] * K
     assert found.on[1] == pytest.approx(1 / (1 + math.exp(-2.94)), abs=0.01)  # blind: at most .95
     assert found.target == 30
@@ -149,7 +135,7 @@ def test_tuning_writes_a_model_that_only_its_thresholds_tell_apart(
         tuned(first, [np.zeros((3, K))], K)
 
 
-def test_damaged_thresholds_are_refused(build_model: Callable[..., Any]) -> None:
+def test_damaged_thresholds_are_refused(build_model):
     for values in (
         {},
         {"on": [0.5], "off": [0.4]},

@@ -2,7 +2,7 @@
 
 import torch
 import torchaudio
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from frami_edge_runtime.melspec import MelSpec
@@ -25,7 +25,7 @@ class KeywordNet(nn.Module):
         self.conv2, self.bn2 = nn.Conv1d(width, width, 3, padding=1), nn.BatchNorm1d(width)
         self.classify = nn.Linear(width, K)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         assert x.shape[2] == M
         x = torch.relu(self.bn1(self.conv1(x.transpose(1, 2))))
         x = torch.relu(self.bn2(self.conv2(x)))
@@ -45,7 +45,7 @@ class XVector(nn.Module):
         self.norm = nn.BatchNorm1d(10)
         self.out = nn.Linear(10, K)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         assert x.ndim == 3
         assert x.shape[1] == M
         h = self.tdnn(x)
@@ -62,7 +62,7 @@ class Attention(nn.Module):
         self.pool = AttentivePool(12)
         self.fc = nn.Linear(12, K)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return self.fc(self.pool(self.trunk(x).mean(2))).log_softmax(1)
 
 
@@ -71,7 +71,7 @@ class AttentivePool(nn.Module):
         super().__init__()
         self.score = nn.Sequential(nn.Conv1d(c, 8, 1), nn.Tanh(), nn.Conv1d(8, 1, 1))
 
-    def forward(self, h: Tensor) -> Tensor:
+    def forward(self, h):
         return (h * self.score(h).softmax(2)).sum(2)
 
 
@@ -85,7 +85,7 @@ class InlineAttention(nn.Module):
         self.fc = nn.Linear(12, K)
         nn.init.normal_(self.score.weight, std=3.0)  # scores of all sizes
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         h = self.trunk(x.transpose(1, 2)).transpose(1, 2)
         return self.fc((h * self.score(h).softmax(1)).sum(1))
 
@@ -100,7 +100,7 @@ class SqueezeExcite(nn.Module):
         self.pool, self.drop = nn.AdaptiveAvgPool2d(1), nn.Dropout(0.5)
         self.fc = nn.Conv2d(16, K, 1)
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
+    def forward(self, x):
         h = self.stem(x)
         gate = torch.sigmoid(self.excite(torch.relu(self.squeeze(h.mean((2, 3))))))
         h = self.more(h * gate[:, :, None, None])
@@ -118,7 +118,7 @@ class SubSpectral(nn.Module):
         self.last = conv(8, 12, 2)
         self.fc1, self.fc2 = nn.Linear(12, 12), nn.Linear(12, K)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         assert x.shape[3] == M
         x = self.band_norm(x.transpose(1, 3)).transpose(1, 3)
         h = self.conv(x)
@@ -138,7 +138,7 @@ class Recurrent(nn.Module):
         self.gru = nn.GRU(M, 6, batch_first=True, bidirectional=True)
         self.fc = nn.Linear(12, K)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         assert x.shape[2] == M
         h, _ = self.gru(self.norm(x.transpose(1, 2)).transpose(1, 2))
         return self.fc(h.mean(1))
@@ -151,7 +151,7 @@ class ScoresOverTime(nn.Module):
         super().__init__()
         self.net = nn.Conv1d(M, K, 3)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         assert x.shape[2] == M
         return self.net(x.transpose(1, 2)).mean(2)
 
@@ -165,7 +165,7 @@ class Shared(nn.Module):
         self.relu, self.drop = nn.ReLU(), nn.Dropout(0.2)
         self.mix, self.fc = nn.Linear(12, 12), nn.Linear(12, K)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         assert x.shape[1] == M
         h = self.drop(self.relu(self.norm(self.conv(x)))).transpose(1, 2)
         self.fc(self.relu(self.mix(h)))  # an answer per frame, unused here
@@ -175,7 +175,7 @@ class Shared(nn.Module):
 class Sigmoid(KeywordNet):
     """Several labels at once."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return torch.sigmoid(super().forward(x))
 
 
@@ -206,7 +206,7 @@ class Patches(nn.Module):
         self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, K)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         assert x.ndim == 3
         assert x.shape[2] == M
         h = self.embed(x[:, None].transpose(2, 3)).flatten(2).transpose(1, 2)
@@ -224,7 +224,7 @@ class Vggish(nn.Module):
         self.embed = nn.Sequential(nn.Linear(8 * 24 * 4, 20), nn.ReLU())
         self.fc = nn.Linear(20, K)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         h = self.features(x).permute(0, 2, 3, 1)
         return self.fc(self.embed(h.reshape(len(h), -1)))
 
@@ -238,7 +238,7 @@ class Crnn(nn.Module):
         self.gru = nn.GRU(32, 6, batch_first=True, bidirectional=True)
         self.strong, self.soft, self.clip = nn.Linear(12, K), nn.Linear(12, K), clip
 
-    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, x):
         assert x.shape[3] == M
         h, _ = self.gru(self.trunk(x).transpose(1, 2).flatten(2))
         strong = torch.sigmoid(self.strong(h))
@@ -260,7 +260,7 @@ class Cnn14(nn.Module):
         self.conv2, self.bn2 = nn.Conv2d(8, 12, 3, 1, 1, bias=False), nn.BatchNorm2d(12)
         self.fc1, self.fc_audioset = nn.Linear(12, 12), nn.Linear(12, K)
 
-    def body(self, x: Tensor) -> dict[str, Tensor]:
+    def body(self, x):
         x = self.bn0(x.transpose(1, 3)).transpose(1, 3)
         x = F.avg_pool2d(F.relu_(self.bn1(self.conv1(x))), 2)
         x = F.dropout(x, 0.2, training=self.training)
@@ -270,7 +270,7 @@ class Cnn14(nn.Module):
         embedding = F.dropout(x, 0.5, training=self.training)
         return {"clipwise_output": torch.sigmoid(self.fc_audioset(x)), "embedding": embedding}
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
+    def forward(self, x):
         assert x.shape[3] == M
         return self.body(x)
 
@@ -313,7 +313,7 @@ class LogmelExtractor(nn.Module):
         super().__init__()
         self.owner = [owner]
 
-    def forward(self, energies: Tensor) -> Tensor:
+    def forward(self, energies):
         return 10 * (energies @ self.owner[0].melW).clamp_min(1e-10).log10()
 
 
@@ -326,7 +326,7 @@ class Inline(nn.Module):
         self.how = how
         self.net = KeywordNet()
 
-    def forward(self, audio: Tensor) -> Tensor:
+    def forward(self, audio):
         assert audio.ndim == 3
         y = torch.log(self.mel(audio[:, 0]) + 1e-6)
         if self.how == "clip":
@@ -341,7 +341,7 @@ class Kaldi(nn.Module):
         super().__init__()
         self.net = KeywordNet()
 
-    def fbank(self, audio: Tensor) -> Tensor:
+    def fbank(self, audio):
         fbank = torchaudio.compliance.kaldi.fbank
         return torch.stack(
             [
@@ -350,7 +350,7 @@ class Kaldi(nn.Module):
             ]
         )
 
-    def forward(self, audio: Tensor) -> Tensor:
+    def forward(self, audio):
         assert audio.ndim == 2
         return self.net((self.fbank(audio) + 4) / 4)
 
@@ -366,7 +366,7 @@ class M5(nn.Module):
         )  # fmt: skip
         self.fc = nn.Linear(12, K)
 
-    def forward(self, audio: Tensor) -> Tensor:
+    def forward(self, audio):
         assert audio.shape[1] == 1
         return self.fc(self.layers(audio).mean(2))
 

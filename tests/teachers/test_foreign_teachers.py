@@ -2,7 +2,6 @@
 
 import copy
 from dataclasses import dataclass
-from typing import Any
 
 import pytest
 import teacher_zoo as zoo
@@ -171,7 +170,7 @@ class Returns(zoo.KeywordNet):
         super().__init__()
         self.how = how
 
-    def forward(self, x: Tensor) -> Any:
+    def forward(self, x):
         logits = super().forward(x)
         hidden = logits.new_zeros(len(x), 7)
         return {
@@ -198,7 +197,7 @@ class Pictures(nn.Module):
         super().__init__()
         self.trunk, self.fc = nn.Sequential(zoo.conv(3, 8, 2), zoo.conv(8, 12, 2)), nn.Linear(12, K)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         assert x.shape[2] == M
         return self.fc(self.trunk(x).mean((2, 3)))
 
@@ -236,7 +235,7 @@ def test_an_assumed_order_of_axes_is_reported():
 
 
 class Random(zoo.KeywordNet):
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return F.dropout(super().forward(x), 0.5)
 
 
@@ -250,7 +249,7 @@ class Waveforms(nn.Conv1d):
 
 
 class WithLengths(zoo.KeywordNet):
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+    def forward(self, x, lengths):
         return super().forward(x)
 
 

@@ -9,7 +9,7 @@ import teacher_zoo as zoo
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from teacher_zoo import RATE, K, M
-from torch import Tensor, nn
+from torch import nn
 
 from frami_edge.errors import CheckpointError, ConfigError, TeacherError
 from frami_edge.frontend import LogMel
@@ -38,7 +38,7 @@ class Plain(nn.Module):
         self.trunk = nn.Sequential(zoo.conv(1, 8, 2), zoo.conv(8, 12, 2))
         self.fc = nn.Linear(12, K)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         h = nn.functional.adaptive_avg_pool2d(self.trunk(x), 1)
         return self.fc(h.view(h.size(0), -1)).softmax(1)
 

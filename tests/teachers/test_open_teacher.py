@@ -28,6 +28,7 @@ MEL = "sample_rate: 8000\nn_fft: 256\nwin_length: 200\nhop_length: 80\nn_mels: 1
       "mel_scale: slaney\nnorm: slaney\ncenter: true\nmean: -8.0\nstd: 4.0\n"  # fmt: skip
 SPEC = MelSpec(n_mels=M)
 LABELS = ("go", "stop", "left", "right", "up")
+GIVEN = {"mel": SPEC, "labels": LABELS}
 
 
 @pytest.fixture
@@ -145,21 +146,13 @@ def test_python_code_keeps_its_description(tmp_path):
     ("source", "arguments", "message"),
     [
         (zoo.KeywordNet(), {"mel": SPEC}, "passed without labels"),
-        (
-            zoo.KeywordNet(),
-            {"mel": SPEC, "labels": LABELS, "weights": "w.pt"},
-            "passed with weights",
-        ),
+        (zoo.KeywordNet(), GIVEN | {"weights": "w.pt"}, "passed with weights"),
         ("teacher_zoo:KeywordNet", {"mel": SPEC}, "passed without weights, labels"),
         (DIGITS_TEACHER, {"mel": SPEC}, "carries these facts itself"),
         (zoo.KeywordNet(), {"mel": 5, "labels": LABELS}, "mel: .*, not 5"),
         (zoo.KeywordNet(), {"mel": SPEC, "labels": range(5)}, "labels.0: .* string, not 0"),
-        (
-            zoo.KeywordNet(),
-            {"mel": SPEC, "labels": LABELS, "layout": "XYZ"},
-            "'B3TM', .* not 'XYZ'",
-        ),
-        (zoo.KeywordNet(), {"mel": SPEC, "labels": LABELS, "output": "tanh"}, "not 'tanh'"),
+        (zoo.KeywordNet(), GIVEN | {"layout": "XYZ"}, "'B3TM', .* not 'XYZ'"),
+        (zoo.KeywordNet(), GIVEN | {"output": "tanh"}, "not 'tanh'"),
         (zoo.M5(), {"sample_rate": 0, "labels": LABELS}, "sample_rate: .*1000, not 0"),
     ],
 )

@@ -37,7 +37,7 @@ class Grouped(nn.Module):
         self.trunk = nn.Sequential(nn.Conv1d(M, 12, 5, 2), nn.GroupNorm(3, 12), nn.ReLU())
         self.fc = nn.Linear(12, K)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x):
         assert x.shape[1] == M
         return self.fc(self.trunk(x).mean(2))
 
@@ -78,7 +78,6 @@ def fitted():
     [
         ({"log": "db"}, "log: ln"),
         ({"mean": 0.0, "std": 1.0}, "with mean -"),
-        ({"mean": 0.485, "std": 0.229}, "with mean -"),  # of pictures
         ({"log": "db", "mean": 9.0}, "with mean -"),  # nearly ln with the right mean
     ],
 )
