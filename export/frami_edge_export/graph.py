@@ -138,15 +138,32 @@ class OnnxStudent:
             info: Its description.
             exact: Compute Q/DQ in float, as TensorRT does, not in this CPU's integer kernels.
         """
-        frames, context = golden_frames(info), (info.context.left, info.context.right)
-        mel_TM = log_mel(golden_clip(info.mel, frames), info.mel)
-        padded = with_context(mel_TM.T[None, None].astype(np.float32), context)
-        logits_1K = self.head(run_trunk(cpu_session(graph, exact=exact), padded))
-        return info.replace(golden=golden_vectors(info.mel, frames, logits_1K[0]))
+        session, context = cpu_session(graph, exact=exact), (info.context.left, info.context.right)
+
+        def answer(frames: int) -> tuple[float, int, npt.NDArray[np.floating]]:
+            mel_MT = log_mel(golden_clip(info.mel, frames), info.mel).T[None].astype(np.float32)
+            mels = np.stack([mel_MT, mel_MT - JITTER, mel_MT + JITTER])
+            logits_3K = self.head(run_trunk(session, with_context(mels, context)))
+            return float(np.abs(logits_3K[1:] - logits_3K[0]).max()), frames, logits_3K[0]
+
+        least = golden_frames(info)
+        tried = []
+        for frames in range(least, least + GOLDEN_TRIES):
+            tried.append(answer(frames))
+            if tried[-1][0] <= STABLE:
+                break
+        _, frames, logits_K = min(tried, key=lambda found: found[:2])
+        return info.replace(golden=golden_vectors(info.mel, frames, logits_K))
 
 
 GOLDEN_S: Final = 0.5
 """Length of the clip of the self-test, and at least twice the receptive field."""
+JITTER: Final = 4e-6
+"""The log-mels of two CPUs differ by less. Where such a difference crosses a rounding of an int8
+file's input, logits differ by up to 0.02, and a right machine would fail the self-test: then a clip
+that is longer by a frame is tried."""
+STABLE: Final = 1e-4
+GOLDEN_TRIES: Final = 20
 
 
 def golden_frames(info: ModelInfo) -> int:

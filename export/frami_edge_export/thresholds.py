@@ -95,9 +95,20 @@ def steady_sounds(
 
 
 def window_logits(
-    model: Backend, samples: npt.NDArray[np.floating], window_s: float = WINDOW_S
+    model: Backend,
+    samples: npt.NDArray[np.floating],
+    window_s: float = WINDOW_S,
+    *,
+    filling: bool = False,
 ) -> Array:
-    """(B, K) logits of windows `HOP_S` apart: those of a stream, without its latency."""
+    """(B, K) logits of windows `HOP_S` apart: those of a stream, without its latency.
+
+    Args:
+        model: The network.
+        samples: (S,).
+        window_s: Seconds.
+        filling: Begin with the first, shorter windows of a new stream.
+    """
     info = model.info
     hop = max(1, math.floor(HOP_S / info.frame_s + 0.5))
     width = hop * max(1, math.floor(window_s / (hop * info.frame_s) + 0.5))
@@ -107,10 +118,11 @@ def window_logits(
     frames_CT = model.frames(np.ascontiguousarray(x_MT[None, None]))[0].astype(np.float64)
     sums = np.stack([frames_CT, frames_CT**2]).cumsum(axis=2)
     sums = np.pad(sums, ((0, 0), (0, 0), (1, 0)))
-    ends = np.arange(width, frames_CT.shape[1] + 1, hop)
+    ends = np.arange(hop if filling else width, frames_CT.shape[1] + 1, hop)
+    lengths = np.minimum(width, ends)
     if not len(ends):
         return np.zeros((0, len(info.labels)), np.float32)
-    mean_CB, square_CB = (sums[..., ends] - sums[..., ends - width]) / width
+    mean_CB, square_CB = (sums[..., ends] - sums[..., ends - lengths]) / lengths
     std_CB = np.sqrt(np.maximum(square_CB - mean_CB**2, 0) + info.pooling.eps)
     return model.logits(np.concatenate([mean_CB, std_CB]).T.astype(np.float32))
 
@@ -129,7 +141,7 @@ def find_thresholds(
     info = backend.info
     rate, labels = info.mel.sample_rate, info.labels
     sounds = [window_logits(backend, x) for x in _minutes(clips.sounds, rate)]
-    steady = {name: window_logits(backend, x) for name, x in steady_sounds(rate)}
+    steady = {n: window_logits(backend, x, filling=True) for n, x in steady_sounds(rate)}
     positives = None
     if clips.mels is not None and clips.targets is not None and len(clips.mels):
         positives = classify_mels(model, _in_a_window(clips.mels, backend))

@@ -50,6 +50,7 @@ _OVERRUN: Final = re.compile(r"overrun.*?([\d.]+) ms")
 # arecord's description of the device, and of the stream that it opened; the first one is the outer.
 _CAN: Final = re.compile(r"(CHANNELS|FORMAT): +\[?(.*?)\]?$")
 _OPENED: Final = re.compile(r"rate +: (\d+)$")
+_SILENT: Final = re.compile(r"(\d+) <- none$")  # a channel that ALSA adds, counted from 0
 _FORMATS: Final = {"S16_LE": "s16le", "S32_LE": "s32le", "FLOAT_LE": "f32le"}
 _ALSA_NAME: Final = re.compile(r"\w+:\S+")
 
@@ -387,14 +388,16 @@ class _Arecord:
             with self._process:
                 self._messages.join()
             if count < (channels or 1):
-                raise AudioError(
-                    f"{self.name} has {count} channels, not {channels}.",
-                    fix=f"Use a channel in 1..{count}.",
-                )
+                raise self._has_only(count, channels)
             self._start(wanted, count, encoding)
         if self._rate is None:
             with self._process:
                 raise self._stopped()
+        if self._silent and (channels or 1) > min(self._silent):
+            with self._process:
+                self._process.kill()
+                self._messages.join()
+            raise self._has_only(min(self._silent), channels)
         if self._rate != wanted:
             self.note = (
                 f"The microphone cannot record at {wanted} Hz; it is opened at {self._rate} Hz."
@@ -424,6 +427,7 @@ class _Arecord:
         self._last_message = ""
         self._rate: int | None = None
         self._can: dict[str, str] = {}
+        self._silent: set[int] = set()
         self._linear = False
         self._known = threading.Event()
         command = ["arecord", "-q", "-v", "--dump-hw-params", "-D", self._pcm, "-t", "raw"]
@@ -448,6 +452,12 @@ class _Arecord:
         other = next((name for name in _FORMATS if name in formats), encoding)
         count = min(max(channels, counts[0]), counts[-1]) if counts else channels
         return (count, other) if (count, other) != (channels, encoding) else None
+
+    def _has_only(self, count: int, channels: int | None) -> AudioError:
+        return AudioError(
+            f"{self.name} has {count} channels, not {channels}.",
+            fix=f"Use a channel in 1..{count}.",
+        )
 
     def _stopped(self) -> AudioError:
         self._messages.join(STALLED_S)  # its last message
@@ -484,6 +494,8 @@ class _Arecord:
                 elif opened := _OPENED.match(text):
                     self._rate = int(opened[1])
                     self._known.set()
+                elif silent := _SILENT.match(text):
+                    self._silent.add(int(silent[1]))
                 elif text.startswith("Converter: linear"):
                     self._linear = True
             if ": " in text and text.startswith(("arecord: ", "ALSA lib ")):

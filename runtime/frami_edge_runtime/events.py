@@ -3,8 +3,9 @@
 A result describes a window, so it decides one *stretch* of audio: from the middle of the previous
 result's window to the middle of its own. With ``on`` and ``off`` around 0.5, where a sound fills
 about half of the window, an event therefore starts and ends where the sound did, however long the
-window is. The last result of a clip decides up to its end. The middle of an exponential window has
-half of the weight on each side. Audio that was lost in a gap counts as below every threshold.
+window is. The last result of a clip decides up to its end, where it starts no event on its own:
+noise that breaks off may resemble a sound. The middle of an exponential window has half of the
+weight on each side. Audio that was lost in a gap counts as below every threshold.
 """
 
 from __future__ import annotations
@@ -220,6 +221,7 @@ class EventDetector:
         self._tracks: dict[int, _Track] = {}  # active labels by their index
         self._middle = 0.0  # end of the stretches so far
         self._t1 = 0.0  # end of the last result
+        self._first = True  # there was one result at most
         self._raw_K = np.zeros(len(self.labels))  # scores of the last result
         self._smooth_K: npt.NDArray[np.float64] | None = None  # None: at the start, in a gap
         self._after_gap = False
@@ -269,7 +271,7 @@ class EventDetector:
 
     def finish(self) -> list[Event]:
         """End the clip: the last result decides up to its end, and all events end."""
-        events = self._decide(self._t1, self._t1)
+        events = self._decide(self._t1, self._t1, ends=True)
         for index in sorted(self._tracks):
             events += self._tracks[index].close(self._t1)
         events = self._stamp(events)
@@ -295,7 +297,7 @@ class EventDetector:
     def _lose(self, until: float) -> list[Event]:
         """Samples were lost, and the window of the next result starts at ``until``."""
         apart = until > self._t1  # else that window reaches across the gap
-        events = self._decide(self._t1, self._t1) if apart else []
+        events = self._decide(self._t1, self._t1, ends=True) if apart else []
         for track in self._tracks.values():
             track.gap = track.run_gap = True
         if apart:
@@ -304,8 +306,14 @@ class EventDetector:
         self._after_gap = True
         return events
 
-    def _decide(self, end: float, at: float) -> list[Event]:
-        """Let the current scores decide up to ``end``, for labels that are or become active."""
+    def _decide(self, end: float, at: float, *, ends: bool = False) -> list[Event]:
+        """Let the current scores decide up to ``end``, for labels that are or become active.
+
+        Args:
+            end: Seconds.
+            at: See `Event.at`.
+            ends: The audio ends here, and the current scores have decided before.
+        """
         begin = self._middle
         if end <= begin:
             return []
@@ -318,10 +326,12 @@ class EventDetector:
                 self._tracks[index] = _Track(label, self._rules[label])
             track = self._tracks[index]
             y, raw = float(y_K[index]), float(self._raw_K[index])
+            if ends and not self._first and track.t0 is None and track.is_new:
+                continue
             events += track.step(begin, end, y, raw, at, self._after_gap)
             if track.idle(end):
                 del self._tracks[index]
-        self._middle, self._after_gap = end, False
+        self._middle, self._after_gap, self._first = end, False, begin == 0
         return sorted(events, key=lambda event: event.kind != "end")
 
 
@@ -345,8 +355,14 @@ class _Track:
     run: float | None = None  # start of the run
     run_best: float = 0.0
     run_gap: bool = False
+    alone: bool = True  # one result makes up the run
     not_before: float = 0.0  # end of the cooldown
     next_update: float = 0.0
+
+    @property
+    def is_new(self) -> bool:
+        """The newest result is the only one of the run, or there is no run yet."""
+        return self.alone or self.run is None
 
     def idle(self, now: float) -> bool:
         return self.t0 is None and self.run is None and now >= self.not_before
@@ -396,6 +412,7 @@ class _Track:
         if y < self.rule.on:
             self.run = None
             return False
+        self.alone = self.run is None
         if self.run is None:
             self.run, self.run_best, self.run_gap = begin, 0.0, gap
         self.run_best = max(self.run_best, raw)

@@ -113,7 +113,7 @@ def test_the_report_keeps_its_contract(exported):
     top = {"schema", "ok", "name", "artifacts", "recommended", "reason", "calibration", "gates"}
     top |= {
         "quantisation", "layers", "bench", "options", "versions", "notes", "stale", "engines",
-        "thresholds",
+        "labels", "thresholds",
     }  # fmt: skip
     assert set(values) == top
     assert {"source", "samples", "sha256"} <= set(values["calibration"])

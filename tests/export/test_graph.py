@@ -1,5 +1,6 @@
 """torch to ONNX: what the graphs hold, that they equal torch, and what is refused."""
 
+import base64
 import copy
 
 import numpy as np
@@ -14,6 +15,7 @@ from frami_edge_export.errors import GraphError, ParityError
 from frami_edge_export.graph import (
     WholeClassifier,
     frozen_trunk,
+    golden_frames,
     head_graph,
     mean_as_pooling,
     trunk_graph,
@@ -25,6 +27,9 @@ from frami_edge_export.parity import (
     parity_lengths,
     with_context,
 )
+from frami_edge_runtime.logmel import log_mel
+from frami_edge_runtime.selftest import TOLERANCE as SELFTEST
+from frami_edge_runtime.selftest import golden_clip
 
 FRAMES, LOGITS, TOLERANCE = ("mel", "frames"), ("mel", "logits"), 1e-5
 
@@ -133,3 +138,32 @@ def test_names_then_shapes_then_values(student, trunk, inputs):
         check_parity(
             frozen_trunk(student), trunk, [mel], names=FRAMES, tolerance=TOLERANCE, label="t"
         )
+
+
+def test_the_clip_of_the_self_test_lies_far_from_roundings(made):
+    """Where the log-mel is rounded, as in int8 files, the last bits of an FFT must not decide."""
+    frames = golden_frames(made.info)
+    mel_TM = log_mel(golden_clip(made.info.mel, frames), made.info.mel)
+    model = copy.deepcopy(made.trunk)
+    tensors = {"step": np.float32(8), "shift": np.float32(0.5 - 8 * mel_TM[frames // 2, 3])}
+    for name, value in tensors.items():  # so that this value lies between two steps
+        model.graph.initializer.append(numpy_helper.from_array(np.array(value), name))
+    model.graph.node[0].input[0] = "rounded"
+    for node in reversed(
+        [
+            onnx.helper.make_node("Mul", ["mel", "step"], ["a"]),
+            onnx.helper.make_node("Add", ["a", "shift"], ["b"]),
+            onnx.helper.make_node("Round", ["b"], ["c"]),
+            onnx.helper.make_node("Sub", ["c", "shift"], ["d"]),
+            onnx.helper.make_node("Div", ["d", "step"], ["rounded"]),
+        ]
+    ):
+        model.graph.node.insert(0, node)
+    golden = made.answered(model, made.info).golden
+    mel_1MT = log_mel(golden_clip(made.info.mel, golden["frames"]), made.info.mel).T[None]
+    context, rng = (made.info.context.left, made.info.context.right), np.random.default_rng(0)
+    noise = rng.choice([-1e-6, 1e-6], (8, *mel_1MT.shape))
+    clips = with_context((mel_1MT + noise).astype(np.float32), context)
+    found = made.head(cpu_session(model).run(["frames"], {"mel": clips})[0])
+    expected = np.frombuffer(base64.b64decode(golden["logits"]), "<f4")
+    assert np.abs(found - expected).max() < SELFTEST["int8"]

@@ -251,6 +251,9 @@ def test_one_channel_of_an_array_is_recorded(alsa, tmp_path, channel):
     with Microphone(RATE, "plugsix", driver="arecord", channel=channel) as mic:
         block = mic.read(100)
     assert set(block[0] // 1000) == {channel}
+    for wrong in ({"channel": 7}, {"channels": 8}):  # ALSA would add silent ones
+        with pytest.raises(AudioError, match=r"plugsix has 6 channels, not [78]"):
+            Microphone(RATE, "plugsix", driver="arecord", **wrong)
 
 
 def test_the_file_of_a_killed_recorder_is_read_to_its_end(alsa, tmp_path):

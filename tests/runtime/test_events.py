@@ -52,6 +52,17 @@ def test_an_event_has_the_times_of_the_sound():
     assert [(e.kind, e.t1, e.at) for e in events] == [("start", 2.0, 2.5), ("end", 5.0, 5.75)]
 
 
+def test_the_last_result_of_a_clip_starts_no_event_on_its_own():
+    spec = EventSpec(on=0.5, min_on_s=0.5)
+    quiet, loud = [0.1, 0.0, 0.0], [0.9, 0.0, 0.0]
+    assert run(spec, windows([quiet] * 7 + [loud])) == []  # as noise that breaks off
+    assert spans(run(spec, windows([quiet] * 7 + [loud] * 2))) == [(1.25, 2.25)]
+    assert spans(run(spec, windows([quiet] * 7 + [loud, quiet]))) == []
+    assert spans(run(spec, [result(0.0, 0.6, *loud)])) == [(0.0, 0.6)]  # there is no other
+    gap = [result(2.0, 3.0, *quiet, gap=2000)]
+    assert run(spec, windows([quiet] * 3 + [loud]) + gap) == []
+
+
 def test_a_threshold_of_1_is_never_reached():
     assert run(EventSpec(on=1.0), one(1.0, 1.0, 1.0)) == []
     assert run(EventSpec(on=1 - 1e-7), one(1.0, 1.0, 1.0))

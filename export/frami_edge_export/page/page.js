@@ -124,15 +124,17 @@ class Events {
   finish() {
     if (!this.last) return [];
     const at = this.last.t1;
-    const found = this.decide(at, at);
+    const found = this.decide(at, at, true);
     this.tracks.forEach((track) => track.event && found.push(this.report("end", track, at)));
     return found;
   }
 
-  decide(end, at) {
+  /** `ends`: the last result decides once more, and starts no event on its own. */
+  decide(end, at, ends = false) {
     const begin = this.middle;
     if (end <= begin) return [];
-    this.middle = end;
+    const first = this.first;
+    Object.assign(this, { middle: end, first: begin === 0 });
     const { on, off, reject, min_on_s } = this.model;
     const { scores, logits } = this.last;
     const known = reject === null ? 1 : 1 / (1 + Math.exp(reject - energy(logits)));
@@ -140,13 +142,15 @@ class Events {
     this.tracks.forEach((track, k) => {
       const raw = scores[k];
       const y = raw * known;
+      if (ends && !first && !track.event && (track.alone || track.run === null)) return;
       if (track.event) {
         if (y >= off[k]) Object.assign(track.event, { t1: end, score: Math.max(track.event.score, raw) });
         else found.push(this.report("end", track, at));
       } else if (y < on[k] || on[k] >= 1) {
         track.run = null;
       } else {
-        if (track.run === null) Object.assign(track, { run: begin, best: 0 });
+        track.alone = track.run === null;
+        if (track.alone) Object.assign(track, { run: begin, best: 0 });
         track.best = Math.max(track.best, raw);
         if (end - track.run >= min_on_s - 1e-9) {
           track.event = { label: this.model.labels[k], t0: track.run, t1: end, score: track.best };
