@@ -13,6 +13,7 @@ them), or None at the end. Lost samples are counted and never spliced over. Its 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib
 import os
@@ -45,6 +46,7 @@ DRIVERS: Final = ("auto", "arecord", "portaudio")
 MOST_CHANNELS: Final = 1024
 """Bounds the memory of raw PCM."""
 CLOCK_SLACK_S: Final = 1.0
+CLOSE_S: Final = 2.0
 _PIPE_FRAMES: Final = 8192
 _OVERRUN: Final = re.compile(r"overrun.*?([\d.]+) ms")
 # arecord's description of the device, and of the stream that it opened; the first one is the outer.
@@ -301,7 +303,7 @@ class _PortAudio:
             with contextlib.suppress(sounddevice.PortAudioError, ValueError):
                 described = sounddevice.query_devices(device, "input")
                 channels = min(2, int(described.get("max_input_channels", 1)))
-        self.note = ""
+        self.note, self._sounddevice = "", sounddevice
         self._expected: float | None = None  # time stamp of the next buffer, in seconds
         self._called = time.monotonic()
         settings = {"device": device, "channels": channels, "dtype": "int16"}
@@ -324,8 +326,13 @@ class _PortAudio:
             ) from None
 
     def close(self) -> None:
+        """Close the stream, unless its driver hangs: a program must be able to end."""
         self.queue.close()
-        self._stream.close()
+        closing = threading.Thread(target=self._stream.close, daemon=True)
+        closing.start()
+        closing.join(CLOSE_S)
+        if closing.is_alive():  # at its end Python would wait for the same driver
+            atexit.unregister(self._sounddevice._exit_handler)
 
     def _finished(self) -> None:
         """PortAudio's stream has ended: by `close`, which was first then, or by itself."""

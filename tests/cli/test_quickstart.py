@@ -60,7 +60,7 @@ def test_without_data_there_are_all_figures_but_accuracy(tmp_path, monkeypatch):
     table = " ".join(str(quickstart.summary(figures)).split())
     for text in (
         "student (data-free)",
-        "control: 10 steps on white noise",
+        "control: 6 steps on white noise",
         "90 % sure of (no FSDD",
     ):
         assert text in table

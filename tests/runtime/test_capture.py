@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -331,6 +332,18 @@ def test_a_portaudio_stream_that_ends_by_itself_is_an_error(portaudio):
     assert mic.read() is not None  # what came before
     with pytest.raises(AudioError, match="The microphone stopped recording"):
         mic.read()
+
+
+def test_a_driver_that_hangs_keeps_no_program_from_ending(portaudio, monkeypatch):
+    device, ended = portaudio(RATE), threading.Event()
+    device.close, device._exit_handler = ended.wait, ended.wait
+    monkeypatch.setattr("frami_edge_runtime.capture.CLOSE_S", 0.1)
+    unregistered = []
+    monkeypatch.setattr("atexit.unregister", unregistered.append)
+    with Microphone(RATE):
+        pass
+    assert unregistered == [ended.wait]
+    ended.set()
 
 
 def test_a_clock_that_is_set_loses_no_hours(portaudio):
