@@ -12,14 +12,21 @@ MEL = {"n_mels": zoo.M, "mean": -6.0, "std": 4.0}
 RATE = 16_000
 # class, arguments, mel or rate: takes, output, one clip length, what a note or a finding says
 VERDICTS = [
+    ("KeywordNet", {}, MEL, ("mel", "softmax", None), ""),
+    ("XVector", {}, MEL, ("mel", "softmax", None), ""),
     ("Attention", {}, MEL, ("mel", "softmax", None), "add --layout B1MT"),
+    ("SqueezeExcite", {}, MEL, ("mel", "softmax", None), ""),
+    ("Recurrent", {}, MEL, ("mel", "softmax", None), ""),
+    ("Shared", {}, MEL, ("mel", "softmax", None), ""),
     ("Sigmoid", {}, MEL, ("mel", "sigmoid", None), ""),
+    ("Cnn14", {}, MEL, ("mel", "sigmoid", None), ""),
     ("Patches", {}, MEL, ("mel", "softmax", None), "patches, 2 along frequency"),
     ("Patches", {"frames": 200}, MEL, ("mel", "softmax", 200), "200 frames alone"),
     ("Patches", {"frames": 256}, MEL, ("mel", "softmax", 256), "borrows those of a small student"),
     ("Vggish", {}, MEL, ("mel", "softmax", 96), "96 frames alone"),
     ("Crnn", {}, MEL, ("mel", "sigmoid", None), "answers per frame"),
     ("Crnn", {"clip": "soft"}, MEL, ("mel", "sigmoid", None), "head of its own"),
+    ("Crnn", {"clip": "maximum"}, MEL, ("mel", "sigmoid", None), "head of its own"),
     ("Panns", {}, RATE, ("mel", "sigmoid", None), "Its own log-mel, extract"),
     ("Inline", {}, RATE, ("mel", "softmax", None), "Its own log-mel, net@in"),
     ("Inline", {"how": "clip"}, RATE, ("audio", "softmax", None), "normalisation over the clip"),
