@@ -32,9 +32,12 @@ def drawn(transcript: str) -> list[str]:
     for line in transcript.splitlines():
         if _LEFT_OUT.match(line):
             continue
-        name = _PROGRESS.match(line)
-        if name and lines and lines[-1].startswith(f"{name[1]} "):
-            lines.pop()
+        if name := _PROGRESS.match(line):
+            # Phases run side by side: the latest line of each, back to the last other line.
+            at = len(lines)
+            while at and _PROGRESS.match(lines[at - 1]):
+                at -= 1
+            lines[at:] = [x for x in lines[at:] if not x.startswith(f"{name[1]} ")]
         lines.append(line)
     return [line for line in lines if line.strip()]
 
