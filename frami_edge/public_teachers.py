@@ -1,7 +1,6 @@
 """Public checkpoints that can be teachers: where they are, and a download that is checked.
 
-A file takes its place only if its size and digest are the published ones. A network is not in the
-table if nobody has published a digest of its weights.
+A downloaded file is kept only if its size and digest are those in the table.
 """
 
 from __future__ import annotations
@@ -83,6 +82,12 @@ _AUDIOSET_LABELS = PublicFile(
     digest_from="frami-edge",
 )
 _EFFICIENTAT_RELEASE = "https://github.com/fschmid56/EfficientAT/releases/download/v0.0.1/"
+_EFFICIENTAT: dict[str, object] = {
+    "factory": "models.mn.model:get_model",
+    "mel": "mel/efficientat-32k-128",
+    "output": "sigmoid",
+    "layout": "B1MT",
+}
 _MN04 = PublicTeacher(
     name="efficientat-mn04",
     classes=527,
@@ -105,13 +110,7 @@ _MN04 = PublicTeacher(
         ),
         _AUDIOSET_LABELS,
     ),
-    description={
-        "factory": "models.mn.model:get_model",
-        "arguments": {"width_mult": 0.4},
-        "mel": "mel/efficientat-32k-128",
-        "output": "sigmoid",
-        "layout": "B1MT",
-    },
+    description=_EFFICIENTAT | {"arguments": {"width_mult": 0.4}},
 )
 _MN10 = replace(
     _MN04,
@@ -129,24 +128,22 @@ _MN10 = replace(
         ),
         _AUDIOSET_LABELS,
     ),
-    description={
-        "factory": "models.mn.model:get_model",
-        "arguments": {"width_mult": 1.0},
-        "mel": "mel/efficientat-32k-128",
-        "output": "sigmoid",
-        "layout": "B1MT",
-    },
+    description=_EFFICIENTAT | {"arguments": {"width_mult": 1.0}},
 )
 # The MD5s of Zenodo's record, as several projects quote them; it has no SHA-256.
 _PANNS_FILES = "https://zenodo.org/records/3987831/files/"
-_PANNS_ARGUMENTS = {
+_PANNS: dict[str, object] = {
+    "arguments": {
+        "sample_rate": 32_000,
+        "window_size": 1024,
+        "hop_size": 320,
+        "mel_bins": 64,
+        "fmin": 50,
+        "fmax": 14_000,
+        "classes_num": 527,
+    },
     "sample_rate": 32_000,
-    "window_size": 1024,
-    "hop_size": 320,
-    "mel_bins": 64,
-    "fmin": 50,
-    "fmax": 14_000,
-    "classes_num": 527,
+    "output": "sigmoid",
 }
 _MOBILENET = replace(
     _MN04,
@@ -170,12 +167,7 @@ _MOBILENET = replace(
         ),
         _AUDIOSET_LABELS,
     ),
-    description={
-        "factory": "models:MobileNetV1",
-        "arguments": _PANNS_ARGUMENTS,
-        "sample_rate": 32_000,
-        "output": "sigmoid",
-    },
+    description=_PANNS | {"factory": "models:MobileNetV1"},
 )
 _CNN14 = replace(
     _MOBILENET,
@@ -192,12 +184,7 @@ _CNN14 = replace(
         ),
         _AUDIOSET_LABELS,
     ),
-    description={
-        "factory": "models:Cnn14",
-        "arguments": _PANNS_ARGUMENTS,
-        "sample_rate": 32_000,
-        "output": "sigmoid",
-    },
+    description=_PANNS | {"factory": "models:Cnn14"},
 )
 _HUB = "https://huggingface.co/"
 _AST = PublicTeacher(
