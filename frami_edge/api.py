@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from frami_edge import distillation, inversion, plots, training
+from frami_edge import distillation, filling, plots, training
 from frami_edge.bank import Bank
 from frami_edge.cards import CARD, export_readme, student_readme
 from frami_edge.checkpoint import (
@@ -150,10 +150,10 @@ def invert(
         overrides=overrides,
     )  # fmt: skip
     journey = Journey.prepare(teacher, settings, out, device, precision, deterministic)
-    inversion.check_recordings(settings.bank)
+    filling.check_recordings(settings.bank)
     check_front_end(journey.teacher)
     with journey.run("invert", resume=resume) as run:
-        bank = inversion.invert(
+        bank = filling.invert(
             journey.teacher, settings.bank, journey.folder / "bank", journey.compute, settings.seed,
             audio=journey.audio, run=run, progress=progress,
         )  # fmt: skip
@@ -227,7 +227,7 @@ def distill(
     sampler = None if given is None else journey.sampler(given)
     distillation.check_inherited(settings, loaded, journey.student_mel)
     if sampler is None:
-        inversion.check_recordings(settings.bank)
+        filling.check_recordings(settings.bank)
         check_front_end(loaded)
     if budget is not None:
         if steps is not None:
@@ -240,7 +240,7 @@ def distill(
     with journey.run("distill", hashes=hashes, resume=resume, overwrite=overwrite) as run:
         pictures = {}
         if sampler is None:
-            own = inversion.invert(
+            own = filling.invert(
                 loaded, settings.bank, journey.folder / "bank", compute, settings.seed,
                 audio=journey.audio, run=run, progress=progress,
             )  # fmt: skip

@@ -21,7 +21,7 @@ from frami_edge.config import (
 from frami_edge.device import read_every
 from frami_edge.distillation import Sampler, TensorSampler, distill
 from frami_edge.errors import ConfigError
-from frami_edge.inversion import source_context, sources_at_once, threads_of_one
+from frami_edge.filling import source_context, sources_at_once, threads_of_one
 from frami_edge.models import build_trunk
 from frami_edge.sources import SourceContext, make_source
 from frami_edge.sources.procedural import procedural_audio, procedural_mels

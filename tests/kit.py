@@ -8,7 +8,7 @@ import soundfile
 import torch
 from torch import nn
 
-from frami_edge import api, inversion, journey, plots, readiness
+from frami_edge import api, filling, journey, plots, readiness
 from frami_edge.io import sha256_tensors
 from frami_edge.sources.procedural import procedural_mels
 from frami_edge_export import exporter, options
@@ -34,7 +34,7 @@ def no_pictures(setattr=setattr):
 
 def few_clips():
     """Fewer clips for verdicts and thresholds than users get."""
-    inversion.HELD_OUT = readiness.CLIPS = 80
+    filling.HELD_OUT = readiness.CLIPS = 80
     journey.BACKGROUND_CLIPS = 40
 
 

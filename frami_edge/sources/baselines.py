@@ -24,7 +24,8 @@ from torch.nn import functional as F
 from frami_edge.augment import random_roll, random_stretch
 from frami_edge.config import AlternatingConfig, CmiConfig, DeepInversionConfig, FastConfig
 from frami_edge.device import autocast, generator, named_seed, upload
-from frami_edge.inversion import AuxiliaryStudent, Generator, diverged
+from frami_edge.filling import diverged
+from frami_edge.inversion import AuxiliaryStudent, Generator
 from frami_edge.losses import (
     PublishedBatchNorm,
     adversarial_loss,

@@ -15,8 +15,8 @@ from frami_edge.cli._options import parse_sources
 from frami_edge.config import DistillConfig, JourneyConfig
 from frami_edge.distillation import Hearing, augmented, distill, normalised
 from frami_edge.errors import BankError, ConfigError, DataError
+from frami_edge.filling import invert
 from frami_edge.frontend import LogMel, Renderer
-from frami_edge.inversion import invert
 from frami_edge.journey import calibration_mels, changed, threshold_clips
 from frami_edge.opening import OpenedModel
 from frami_edge.readiness import judge

@@ -5,7 +5,7 @@ import torch
 
 from frami_edge.bank import Bank
 from frami_edge.errors import BankError
-from frami_edge.inversion import invert
+from frami_edge.filling import invert
 
 
 class Killed(BaseException):
@@ -104,7 +104,7 @@ def test_sources_side_by_side_give_the_same_bank(tmp_path, make, opened, config,
 
 
 def test_a_finished_bank_is_not_begun_again(make, whole, monkeypatch):
-    monkeypatch.setattr("frami_edge.inversion.source_context", None)  # it may distil a prior
+    monkeypatch.setattr("frami_edge.filling.source_context", None)  # it may distil a prior
     assert same_bank(make(whole.folder), whole)
 
 

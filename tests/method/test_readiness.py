@@ -5,7 +5,7 @@ import torch
 
 from frami_edge.checkpoint import Teacher
 from frami_edge.config import BankConfig, JourneyConfig
-from frami_edge.inversion import invert
+from frami_edge.filling import invert
 from frami_edge.readiness import judge
 
 SOURCES = {"inversion": 1.0, "procedural": 1.0, "translator": 1.0, "smooth_noise": 1.0}

@@ -15,7 +15,7 @@ from frami_edge.checkpoint import Card, Teacher
 from frami_edge.config import JourneyConfig, TeacherArch
 from frami_edge.device import Compute, world
 from frami_edge.distillation import distill
-from frami_edge.inversion import invert
+from frami_edge.filling import invert
 from frami_edge.models import ResNetTeacher
 from frami_edge.readiness import judge
 
