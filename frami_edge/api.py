@@ -72,16 +72,11 @@ from frami_edge.runs import RunFolder, check_folder, record_compute
 from frami_edge.sizing import doubt
 from frami_edge.teachers import load_teacher
 from frami_edge.teachers.front_end_fit import check_front_end
+from frami_edge_export.engine import EngineOptions, Seconds, TensorRTUnavailable
 from frami_edge_export.exporter import export_student
 from frami_edge_export.options import ExportOptions
 from frami_edge_export.report import ExportReport
-from frami_edge_export.tensorrt import (
-    EngineOptions,
-    EngineReport,
-    Seconds,
-    TensorRTUnavailable,
-    rebuild,
-)
+from frami_edge_export.tensorrt import EngineReport, rebuild
 from frami_edge_export.web import onnxruntime_web, write_page
 from frami_edge_runtime.state import check_place
 

@@ -2,9 +2,7 @@
 
 ``python -m frami_edge_export.tensorrt FOLDER`` needs NumPy, onnxruntime, frami-edge-runtime and the
 device's own TensorRT 10.3 to 11.4, neither torch nor onnx, and runs on Python 3.10 (JetPack 6).
-Types come from the graph: int8 is explicit Q/DQ, fp16 is fp16 tensors, the network is strongly
-typed. TensorRT 11 has nothing else, and 10.x has the flag. Exit codes: 0 ok, 1 known error, 2
-usage, 3 an engine failed its check. No GPU has run this yet.
+Exit codes: 0 ok, 1 known error, 2 usage, 3 an engine failed its check. No GPU has run this yet.
 
 Shape legend: N clips, B batch, M mel bands, T mel frames, K classes.
 """
@@ -30,48 +28,33 @@ from typing import Any, Final
 import numpy as np
 
 from frami_edge_export.bench import Latency, interleaved
+from frami_edge_export.engine import (
+    PRECISIONS,
+    BuildError,
+    EngineOptions,
+    EngineSource,
+    Seconds,
+    TensorRTUnavailable,
+    build_engine,
+    count_layers,
+    load_tensorrt,
+    mel_frames,
+    profile_for,
+    read_bundle,
+)
 from frami_edge_export.errors import ExportError
 from frami_edge_export.parity import Array, Array64, Comparison, cpu_session, run_trunk
 from frami_edge_runtime import doctor
-from frami_edge_runtime.backends import LONGEST_RUN, Backend, open_backend
-from frami_edge_runtime.errors import BackendError, FramiEdgeError
+from frami_edge_runtime.backends import Backend, open_backend
+from frami_edge_runtime.errors import FramiEdgeError
 from frami_edge_runtime.melspec import MelSpec
-from frami_edge_runtime.modelfile import (
-    HEAD_INPUT,
-    HEAD_KEY,
-    TRUNK_INPUT,
-    ModelInfo,
-    read_model_info,
-)
+from frami_edge_runtime.modelfile import HEAD_INPUT
 from frami_edge_runtime.pooling import mean_std
-from frami_edge_runtime.tensorrt import (
-    Cudart,
-    EngineCard,
-    Shape,
-    create,
-    import_tensorrt,
-    make_logger,
-    read_plan_version,
-    sidecar_path,
-    write_sidecar,
-)
+from frami_edge_runtime.tensorrt import EngineCard, read_plan_version, sidecar_path, write_sidecar
 
 log = logging.getLogger("frami_edge")
 
-OLDEST: Final = (10, 3)
-"""JetPack 6.1 and 6.2 have it; older ones lack strong typing."""
-SOURCES: Final = {
-    "fp32": ("fp32",),
-    "fp16": ("fp16",),
-    "int8": ("int8.trt.fp16", "int8.trt", "int8.portable"),
-}
-"""Artefacts that can become an engine of a precision, best first. TensorRT refuses the unsigned
-activations and int32 biases of ``int8.cpu``."""
-PRECISIONS: Final = tuple(SOURCES)
-REPORT: Final = "export_report.json"
 ENGINES_REPORT: Final = "engine_report.json"
-WORKSPACE_BYTES: Final = 256 << 20
-"""Scratch memory that a tactic may use; students need a fraction of it."""
 CLIPS: Final = 256
 TOLERANCES: Final = {"fp32": 1e-3, "fp16": 2e-2}
 """Largest |difference| of the logits per unit of the largest, at least 1."""
@@ -83,292 +66,6 @@ closer to the borders between classes than sounds: on them an int8 ONNX file of 
 class of fp32 on 94 to 98 %."""
 TIE: Final = 1.03
 """Two medians within 3 % are the same: the more precise engine then wins."""
-_EXPORT_AGAIN = "Export again, or copy the whole folder of the export to the device."
-ON_THE_DEVICE: Final = (
-    "The ONNX files are complete: copy their folder to the device and run "
-    "frami-edge export --tensorrt FOLDER there, or without torch "
-    "python -m frami_edge_export.tensorrt FOLDER."
-)
-
-
-class TensorRTUnavailable(ExportError):  # noqa: N818  # names what is missing
-    """TensorRT is missing or too old, or there is no usable NVIDIA driver."""
-
-
-class BuildError(ExportError):
-    """TensorRT refused a graph or could not build its engine; the message has its last words."""
-
-
-@dataclass(frozen=True)
-class Seconds:
-    """Shortest, usual and longest audio of one call of the trunk."""
-
-    low: float
-    usual: float
-    high: float
-
-    @classmethod
-    def parse(cls, text: str) -> Seconds:
-        """Read ``MIN:OPT:MAX`` in seconds; one number stands for all three.
-
-        Raises:
-            ExportError: It has another form, or does not rise from 0 to at most 3600.
-        """
-        try:
-            numbers = [float(part) for part in text.split(":")]
-        except ValueError:
-            numbers = []
-        low, usual, high = numbers * 3 if len(numbers) == 1 else [*numbers, -1, -1, -1][:3]
-        rising = 0 <= low <= usual <= high <= 3600 and high > 0
-        if len(numbers) not in (1, 3) or not rising:
-            raise ExportError(
-                f"--seconds {text!r} is not MIN:OPT:MAX, rising from 0 to at most 3600.",
-                fix="Write shortest:usual:longest, such as --seconds 0.1:1:10.",
-            )
-        return cls(low, usual, high)
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """What to build.
-
-    Raises:
-        ExportError: A value is out of range.
-    """
-
-    seconds: Seconds | None = None
-    """Audio of one call; None: all calls of the runtime, one frame to its longest run."""
-    batch: int = 8
-    """Largest number of streams in one call; the engine is made for one."""
-    precisions: tuple[str, ...] = PRECISIONS
-    """fp32 is the reference against which the others are timed."""
-
-    def __post_init__(self) -> None:
-        """Check batch and precisions."""
-        known = self.precisions and set(self.precisions) <= set(PRECISIONS)
-        if not known or not 1 <= self.batch <= 1024:
-            raise ExportError(
-                f"batch {self.batch} must be 1 to 1024, and precisions {self.precisions} of "
-                f"{', '.join(PRECISIONS)}.",
-                fix="Leave both out to use the defaults.",
-            )
-
-
-def profile_for(info: ModelInfo, options: EngineOptions) -> dict[str, Shape]:
-    """``min``, ``opt`` and ``max`` shapes (B, 1, M, T) that hold every call of a stream.
-
-    The least T is one receptive field, because a stream ends with runs of a single trunk frame;
-    the largest is at least two trunk frames, which the runtime probes.
-    """
-    low = info.receptive_field
-    if options.seconds is None:
-        high = low + (LONGEST_RUN - 1) * info.stride
-        usual = _mel_frames(info, 1.0)
-    else:
-        high = max(_mel_frames(info, options.seconds.high), low + info.stride)
-        usual = _mel_frames(info, options.seconds.usual)
-    frames = (low, min(usual, high), high)
-    shapes = [
-        (b, 1, info.mel.n_mels, t) for b, t in zip((1, 1, options.batch), frames, strict=True)
-    ]
-    return dict(zip(("min", "opt", "max"), shapes, strict=True))
-
-
-def _mel_frames(info: ModelInfo, seconds: float) -> int:
-    """T of one call on so many seconds of audio, with the context around the clip."""
-    frames = info.mel.frames(round(seconds * info.mel.sample_rate))
-    return max(1, frames) + info.receptive_field - 1
-
-
-@dataclass(frozen=True)
-class EngineSource:
-    """One streaming ONNX file that an engine is built from."""
-
-    precision: str
-    """``fp32``, ``fp16`` or ``int8``, the precision of the engine."""
-    name: str
-    data: bytes
-    info: ModelInfo
-    model: str
-    """The description's JSON text, as it is in the file."""
-    head_onnx: str
-    """The head in base64, as it is in the file."""
-
-
-def read_bundle(
-    folder: Path, precisions: Sequence[str] = PRECISIONS
-) -> tuple[str, list[EngineSource], list[str]]:
-    """Read a folder of ``frami-edge export`` as far as the wanted precisions need it.
-
-    Returns:
-        The export's name, the files (several of one precision best first), and a note on each
-        precision without a file.
-
-    Raises:
-        ExportError: It is no such folder, a file is missing or was changed, or none fits.
-    """
-    try:
-        report = json.loads((folder / REPORT).read_bytes())
-        name = Path(report["name"]).name
-        known = {a["name"]: (Path(a["path"]).name, a["sha256"]) for a in report["artifacts"]}
-    except OSError as error:
-        reason = error.strerror or error
-        raise ExportError(f"Cannot read {folder / REPORT}: {reason}.", fix=_EXPORT_AGAIN) from None
-    except (ValueError, KeyError, TypeError):
-        raise ExportError(
-            f"{folder / REPORT} is no report of frami-edge export.", fix=_EXPORT_AGAIN
-        ) from None
-    sources, missing = [], []
-    for precision in precisions:
-        found = [known[artifact] for artifact in SOURCES[precision] if artifact in known]
-        sources += [_read_source(folder / file, sha256, precision) for file, sha256 in found]
-        if not found:
-            first = SOURCES[precision][0]
-            missing.append(f"The export has no {first} file, so no {precision} engine is built.")
-    if not sources:
-        raise ExportError(
-            f"{folder} holds nothing to build from. {' '.join(missing)}", fix=_EXPORT_AGAIN
-        )
-    return name, sources, missing
-
-
-def _read_source(path: Path, sha256: str, precision: str) -> EngineSource:
-    try:
-        data = path.read_bytes()
-        if hashlib.sha256(data).hexdigest() != sha256:
-            raise ValueError(f"it is not the file that {REPORT} describes")
-        entries = cpu_session(data).get_modelmeta().custom_metadata_map
-        info = read_model_info(entries)
-        return EngineSource(precision, path.name, data, info, info.to_json(), entries[HEAD_KEY])
-    except FramiEdgeError:
-        raise
-    except Exception as error:  # ONNX Runtime raises a dozen unrelated types
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise ExportError(f"Cannot use {path}: {reason}.", fix=_EXPORT_AGAIN) from None
-
-
-def device_facts() -> dict[str, str | None]:
-    """``gpu``, ``driver`` and ``jetpack`` (L4T release), as nvidia-smi or a Jetson reports them."""
-    query = "--query-gpu=name,driver_version"
-    out, problem = doctor.run("nvidia-smi", query, "--format=csv,noheader", limit_s=20)
-    gpu, _, driver = ("" if problem else out).partition("\n")[0].partition(",")
-    release = doctor.l4t_release()
-    return {
-        "gpu": doctor.jetson_board() or gpu.strip(),
-        "driver": driver.strip(),
-        "jetpack": f"L4T {release}" if release else None,
-    }
-
-
-def load_tensorrt() -> tuple[Any, str]:
-    """The ``tensorrt`` module and the GPU's compute capability.
-
-    Raises:
-        TensorRTUnavailable: TensorRT or CUDA is missing, or TensorRT is older than 10.3.
-    """
-    try:
-        trt, sm = import_tensorrt(), Cudart().sm()
-    except FramiEdgeError as error:
-        raise TensorRTUnavailable(error.message, fix=f"{error.fix} {ON_THE_DEVICE}") from None
-    if tuple(int(n) for n in trt.__version__.split(".")[:2]) < OLDEST:
-        raise TensorRTUnavailable(
-            f"TensorRT {trt.__version__} is too old; 10.3 is the oldest supported.",
-            fix="JetPack 6.1 or newer brings it. The ONNX files run in ONNX Runtime as they are.",
-        )
-    return trt, sm
-
-
-def build_engine(
-    source: EngineSource, profile: dict[str, Shape], trt: Any, cache: Path
-) -> tuple[bytes, str]:
-    """Build one engine; only names that the bindings of 10.3 to 11.4 share are used.
-
-    The timing cache of this TensorRT and GPU is read where it exists, and replaced: the second
-    build on a device takes a fraction of the time.
-
-    Returns:
-        The serialised engine, and the state of the cache: ``new``, ``reused`` or ``rejected``.
-
-    Raises:
-        TensorRTUnavailable: There is no usable NVIDIA driver.
-        BuildError: The parser refused the graph, or the build failed.
-    """
-    logger = make_logger(trt)
-    try:
-        builder = create(trt.Builder, logger)
-    except BackendError as error:
-        raise TensorRTUnavailable(error.message, fix=f"{error.fix} {ON_THE_DEVICE}") from None
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    # The network's weights belong to the parser: it must live until the build is done.
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse(source.data):
-        errors = [parser.get_error(i) for i in range(min(parser.num_errors, 8))]
-        lines = [f"{e.node_name()} ({e.node_operator()}): {e.desc()}" for e in errors]
-        raise BuildError(
-            f"TensorRT {trt.__version__} cannot read {source.name}: "
-            f"{'; '.join(lines) or logger.last()}",
-            fix="frami-edge export lints graphs for TensorRT: export again and look at its table.",
-        )
-    config = builder.create_builder_config()
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or no layer reports its type
-    config.clear_flag(trt.BuilderFlag.TF32)  # 10 bits of mantissa would be no fp32 reference
-    shapes = builder.create_optimization_profile()
-    shapes.set_shape(TRUNK_INPUT, profile["min"], profile["opt"], profile["max"])
-    config.add_optimization_profile(shapes)
-    try:
-        known = cache.read_bytes()
-    except OSError:
-        known = b""
-    state = "reused" if known else "new"
-    # The second argument would accept another device's times.
-    if not config.set_timing_cache(config.create_timing_cache(known), False):
-        state = "rejected"
-        config.set_timing_cache(config.create_timing_cache(b""), False)
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise BuildError(
-            f"TensorRT {trt.__version__} could not build {source.name}: {logger.last()}",
-            fix="Build another precision; the ONNX file runs in ONNX Runtime as it is.",
-        )
-    times = config.get_timing_cache()
-    if times is not None:
-        cache.write_bytes(bytes(times.serialize()))
-    return bytes(plan), state
-
-
-def count_layers(trt: Any, plan: bytes) -> dict[str, int] | None:
-    """Layers and convolutions of an engine that read int8, from TensorRT's inspector."""
-    engine = create(trt.Runtime, make_logger(trt)).deserialize_cuda_engine(plan)
-    if engine is None:
-        return None
-    inspector = engine.create_engine_inspector()
-    return count_inspected(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
-
-
-def count_inspected(text: str) -> dict[str, int] | None:
-    """Count the layers in an engine inspector's JSON; None where it is no such JSON.
-
-    TensorRT 10 describes the type of a tensor by one key, ``Format/Datatype``, 11 by another; both
-    contain the word "type".
-    """
-    try:
-        layers = [layer for layer in json.loads(text)["Layers"] if isinstance(layer, dict)]
-    except (ValueError, KeyError, TypeError):
-        return None
-    counts = dict.fromkeys(("total", "int8", "reformat", "convolutions", "int8_convolutions"), 0)
-    for layer in layers:
-        kind = f"{layer.get('LayerType')} {layer.get('ParameterType')}".lower()
-        inputs = layer.get("Inputs") or [{}]
-        types = [v for k, v in inputs[0].items() if "type" in k.lower()]
-        int8 = "reformat" not in kind and "int8" in str(types).lower()
-        convolution = "conv" in kind
-        counts["total"] += 1
-        counts["int8"] += int8
-        counts["reformat"] += "reformat" in kind
-        counts["convolutions"] += convolution
-        counts["int8_convolutions"] += int8 and convolution
-    return counts
 
 
 @dataclass(frozen=True)
@@ -492,6 +189,19 @@ def plausible_mels(spec: MelSpec, count: int = CLIPS, seed: int = 0) -> Array:
     return mels
 
 
+def device_facts() -> dict[str, str | None]:
+    """``gpu``, ``driver`` and ``jetpack`` (L4T release), as nvidia-smi or a Jetson reports them."""
+    query = "--query-gpu=name,driver_version"
+    out, problem = doctor.run("nvidia-smi", query, "--format=csv,noheader", limit_s=20)
+    gpu, _, driver = ("" if problem else out).partition("\n")[0].partition(",")
+    release = doctor.l4t_release()
+    return {
+        "gpu": doctor.jetson_board() or gpu.strip(),
+        "driver": driver.strip(),
+        "jetpack": f"L4T {release}" if release else None,
+    }
+
+
 def rebuild(
     folder: Path,
     *,
@@ -552,7 +262,7 @@ def rebuild(
             )
         log.info("Comparing with the ONNX files and timing.")
         info = sources[0].info
-        second = _latencies(loaded, _mel_frames(info, 1.0))
+        second = _latencies(loaded, mel_frames(info, 1.0))
         chunk = _latencies(loaded, info.receptive_field)  # one trunk frame
         mels = plausible_mels(info.mel) if mels is None else mels
         measured = [

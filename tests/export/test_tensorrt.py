@@ -9,20 +9,17 @@ from types import ModuleType
 import pytest
 from export_kit import MEL
 
-from frami_edge_export.errors import ExportError
-from frami_edge_export.graph import sha256
-from frami_edge_export.tensorrt import (
-    EngineArtifact,
+from frami_edge_export.engine import (
     EngineOptions,
     Seconds,
     TensorRTUnavailable,
-    judge,
     load_tensorrt,
-    main,
     profile_for,
     read_bundle,
-    rebuild,
 )
+from frami_edge_export.errors import ExportError
+from frami_edge_export.graph import sha256
+from frami_edge_export.tensorrt import EngineArtifact, judge, main, rebuild
 from frami_edge_runtime.modelfile import ModelInfo
 from frami_edge_runtime.tensorrt import Cudart, EngineCard
 

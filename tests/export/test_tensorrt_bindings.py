@@ -18,14 +18,14 @@ from tensorrt_stub.fetch import RELEASES, binding_folder
 ROOT = Path(__file__).parents[2]
 STUB = Path(__file__).with_name("tensorrt_stub")
 SOURCES = [
-    ROOT / "export/frami_edge_export/tensorrt.py",
+    ROOT / "export/frami_edge_export/engine.py",
     ROOT / "runtime/frami_edge_runtime/tensorrt.py",
 ]
 NO_DRIVER = """
 import sys
 sys.modules["tensorrt"] = __import__("tensorrt_bindings")
 from pathlib import Path
-from frami_edge_export.tensorrt import EngineSource, TensorRTUnavailable, build_engine
+from frami_edge_export.engine import EngineSource, TensorRTUnavailable, build_engine
 from frami_edge_runtime.errors import BackendError
 from frami_edge_runtime.tensorrt import create, import_tensorrt, make_logger
 trt = import_tensorrt()
