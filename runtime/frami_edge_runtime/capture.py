@@ -332,7 +332,8 @@ class _PortAudio:
         closing.start()
         closing.join(CLOSE_S)
         if closing.is_alive():  # at its end Python would wait for the same driver
-            atexit.unregister(self._sounddevice._exit_handler)
+            handler: Any = getattr(self._sounddevice, "_exit_handler", None)
+            atexit.unregister(handler)
 
     def _finished(self) -> None:
         """PortAudio's stream has ended: by `close`, which was first then, or by itself."""
