@@ -28,6 +28,7 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from frami_edge_export.graph import check_loadable, strip
 from frami_edge_export.grid import align
 from frami_edge_export.parity import BATCH, Array, cpu_session
+from frami_edge_runtime.backends import PORTABLE_FLAVOUR
 from frami_edge_runtime.modelfile import TRUNK_INPUT
 
 OP_TYPES: Final = ["Conv", "Relu", "Clip", "Add", "MaxPool"]
@@ -75,7 +76,7 @@ same time."""
 TENSORRT: Final = Flavour(
     "S8S8 TensorRT", QuantType.QInt8, QuantType.QInt8, True, True, weight_bits=8, aligned=False
 )
-PORTABLE: Final = Flavour("S8S8 portable", QuantType.QInt8, QuantType.QInt8, True)
+PORTABLE: Final = Flavour(PORTABLE_FLAVOUR, QuantType.QInt8, QuantType.QInt8, True)
 """Q/DQ behind convolutions too, so that ONNX Runtime finds int8 on both sides of each."""
 
 

@@ -165,6 +165,20 @@ def test_int8_that_tensorrt_would_misread_is_refused(build_model, recorder):
     Classifier(build_model(precision="int8", quantisation={"flavour": "S8S8"}).data, "tensorrt-ep")
 
 
+def test_portable_int8_is_refused_where_it_would_be_computed_in_float(build_model, monkeypatch):
+    portable, other = (
+        build_model(precision="int8", quantisation={"flavour": flavour}).data
+        for flavour in ("S8S8 portable", "S8S8")
+    )
+    monkeypatch.setattr("onnxruntime.__version__", "1.21.0")
+    Classifier(portable)
+    monkeypatch.setattr("onnxruntime.__version__", "1.20.1")
+    Classifier(other)
+    with pytest.raises(BackendError, match=r"from version 1\.21 on; 1\.20\.1") as caught:
+        Classifier(portable)
+    assert "int8.cpu" in caught.value.fix
+
+
 @pytest.mark.parametrize(("backend", "provider"), [("cuda", CUDA), ("tensorrt-ep", TENSORRT)])
 def test_a_silent_fallback_is_an_error(model_path, recorder, backend, provider):
     recorder.running = [CPU]
