@@ -420,7 +420,7 @@ class DistillConfig(Strict):
     repeats: Count = 1
     """Steps per new batch; the others learn again from an earlier one. Teacher and inherited layers
     cost most of a step, and compute each batch once. Above 1, the last 400 batches stay in memory:
-    less than 1 GB behind inherited layers, several of log-mels."""
+    1 to 2 GB behind inherited layers, more of log-mels."""
     learning_rate: Positive = 1.5e-2  # peak of the cosine schedule (AdamW)
     weight_decay: Weight = 1e-2  # AdamW, on matrices and kernels only
     warmup: Share = 0.05  # share of the steps over which the learning rate rises
@@ -444,6 +444,9 @@ class DistillConfig(Strict):
     """Weight of the pooled-statistics term (hidden state after the pooling)."""
     reuse_head: bool = True
     """Keep the teacher's head behind an affine projector; both are one matrix at export."""
+    join: Count = 1
+    """Clips of the bank, one after the other, that make one clip of a batch: sounds come and go, as
+    in recordings."""
     crop_min_s: Seconds = 0.48  # shortest random stretch of a clip, in seconds
     crop_max_s: Seconds = 0.96  # longest random stretch, in seconds
     gain: Weight = 0.3  # standard deviation of the random loudness, in units of the front end's std
@@ -488,9 +491,10 @@ class JourneyConfig(Strict):
 
     @model_validator(mode="after")
     def _crop_fits(self) -> JourneyConfig:
-        longest, clip = self.distill.crop_max_s, self.bank.clip_s
-        if longest > clip:
-            raise ValueError(f"distill.crop_max_s {longest:g} exceeds bank.clip_s {clip:g}")
+        longest, join, clip = self.distill.crop_max_s, self.distill.join, self.bank.clip_s
+        if longest > join * clip:
+            times = f"distill.join {join} x " if join > 1 else ""
+            raise ValueError(f"distill.crop_max_s {longest:g} exceeds {times}bank.clip_s {clip:g}")
         return self
 
 

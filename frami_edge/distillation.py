@@ -244,7 +244,8 @@ def distill(
     seed = rank_seed(config.seed, rank)
     place(teacher.model, compute)
     hear = Hearing(teacher, mel or teacher.mel, device)
-    clips = hear(sampler.batch(256, generator(config.seed, "distill/scale")).to(device))[0]
+    probe = scenes(sampler, 256, c.join, generator(config.seed, "distill/scale"))
+    clips = hear(probe.to(device))[0]
     student = new_student(config, teacher, mel, clips)
     _check_head(teacher.model, student, c)
     place(student, compute)
@@ -327,7 +328,8 @@ class _Heard:
     @torch.no_grad()
     def _compute(self, number: int) -> tuple[Tensor, Hidden]:
         rng, c = generator(self.seed, f"distill/{number}"), self.config
-        clips = augmented(self.sampler.batch(c.batch_size, rng), c, rng, self.teacher.mel)
+        clips = scenes(self.sampler, c.batch_size, c.join, rng)
+        clips = augmented(clips, c, rng, self.teacher.mel)
         ours, x = self.hear(upload(clips, self.compute.device))
         with autocast(self.compute):
             target = self.answering.hidden(ours)
@@ -405,6 +407,15 @@ def new_student(
     if arch.inherit is not None:
         student.inherited.load_state_dict(inherited.state_dict())
     return student
+
+
+def scenes(sampler: Sampler, n: int, join: int, rng: torch.Generator) -> Tensor:
+    """N times ``join`` random clips, one after the other: (n, 1, M, T) or (n, N)."""
+    parts = [sampler.batch(n, rng)]
+    for _ in range(join - 1):
+        # A sampler may order its clips, such as by class: neighbours must not follow from it.
+        parts.append(sampler.batch(n, rng)[torch.randperm(n, generator=rng)])
+    return torch.cat(parts, dim=-1)
 
 
 def augmented(x: Tensor, config: DistillConfig, rng: torch.Generator, mel: MelSpec) -> Tensor:

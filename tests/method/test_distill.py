@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from frami_edge.checkpoint import Teacher
 from frami_edge.config import JourneyConfig
-from frami_edge.distillation import ClipSampler, TensorSampler, distill
+from frami_edge.distillation import ClipSampler, TensorSampler, distill, scenes
 from frami_edge.errors import ConfigError
 from frami_edge.losses import kl_from, logits_loss
 from frami_edge.models import StudentNet
@@ -164,6 +164,23 @@ def test_a_head_that_nothing_trains_is_refused(run, opened, monkeypatch):
     monkeypatch.setattr(type(opened.model), "head", None)  # as where the map is not affine
     with pytest.raises(ConfigError, match="No term would train"):
         run(logits=0)
+
+
+def test_a_scene_is_clips_of_the_bank_one_after_the_other(run):
+    rng = torch.Generator().manual_seed(0)
+    bank = TensorSampler(torch.arange(9.0).reshape(9, 1, 1, 1).repeat(1, 1, 2, 3))
+    made = scenes(bank, 40, 3, rng)
+    assert made.shape == (40, 1, 2, 9)
+    parts_N3 = made[:, 0, 0, ::3]
+    assert torch.equal(made[:, 0, 1], parts_N3.repeat_interleave(3, dim=1))
+    assert len(set(map(tuple, parts_N3.tolist()))) > 30, "the clips of a scene are independent"
+    audio = TensorSampler(torch.randn(9, 50))
+    assert scenes(audio, 4, 2, rng).shape == (4, 100)
+    alone, same = (torch.Generator().manual_seed(1) for _ in range(2))
+    assert torch.equal(scenes(bank, 8, 1, alone), bank.batch(8, same))
+    with pytest.raises(ValidationError, match=r"exceeds distill.join 2 x bank.clip_s"):
+        run(join=2, crop_max_s=3.0)
+    run(join=2, crop_min_s=0.3, crop_max_s=0.4)
 
 
 def test_samplers_of_controls():

@@ -68,7 +68,7 @@ def test_distillation_never_waits(opened, spec, monkeypatch, output, own):
 
     recipe = {
         "steps": 3, "batch_size": 8, "crop_min_s": 0.18, "crop_max_s": 0.24, "mixup": 0.5,
-        "mask_bands": 3, "overlay": 0.5, "tempo": 0.2, "pitch_bands": 1,
+        "mask_bands": 3, "overlay": 0.5, "join": 2, "tempo": 0.2, "pitch_bands": 1,
         "equaliser_db": 3, "roll": True,
     }  # fmt: skip
     config = JourneyConfig.model_validate({
