@@ -41,6 +41,7 @@ from frami_edge.device import (
     place,
     rank_seed,
     read_every,
+    trim_memory,
     upload,
     world,
 )
@@ -285,6 +286,8 @@ def distill(
             if due and path:
                 parts = {"losses": losses.state_dict(), "optimizer": optimizer.state_dict()}
                 save_state(path, {"done": done, **parts})
+            if due:
+                trim_memory()
     return _finished(student, c.steps)
 
 

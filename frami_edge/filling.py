@@ -19,7 +19,15 @@ from torch import Tensor
 
 from frami_edge.bank import FULL_SCALE, Bank, BankIndex, Clips, merge_parts, source_health, to_int16
 from frami_edge.config import BASELINES, BankConfig, batch_norm_keys, budget, frames_in, section
-from frami_edge.device import Compute, autocast, place, rank_seed, read_every, world
+from frami_edge.device import (
+    Compute,
+    autocast,
+    place,
+    rank_seed,
+    read_every,
+    trim_memory,
+    world,
+)
 from frami_edge.errors import BankError
 from frami_edge.frontend import LogMel, RenderedTeacher, Renderer
 from frami_edge.inversion import BorrowedPrior
@@ -191,6 +199,7 @@ class _Filler:
                     _record_seconds(self.run, name, start, end, new=first == 0)
                     start = end
                 first, waiting = done, []
+                trim_memory()
         with self.lock:
             _check_made(bank, source)
             if isinstance(source, Recordings) and source.used:

@@ -1,4 +1,7 @@
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -83,3 +86,25 @@ def test_bf16_on_a_cpu_is_read_from_its_flags(tmp_path, monkeypatch, cpuinfo, fl
 
 def test_streams_are_the_same_on_every_machine():
     assert generator(0, "train").initial_seed() == 1382848523564605726
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="Linux says what is resident")
+def test_memory_with_holes_goes_back_to_the_kernel():
+    code = """
+import torch
+from frami_edge.device import choose_compute, trim_memory
+def mib():
+    return int(open("/proc/self/statm").read().split()[1]) // 256
+choose_compute("cpu")
+before = mib()
+tensors = [torch.ones(16 << 20) for _ in range(6)]  # 64 MiB each
+del tensors[:5]  # the last one keeps the top of the heap
+kept = mib()
+trim_memory()
+print(kept - before, mib() - before)
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    kept, left = map(int, found.stdout.split())
+    if kept < 300:
+        pytest.skip("this C library keeps nothing")
+    assert left < 150
