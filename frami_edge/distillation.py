@@ -413,7 +413,7 @@ def new_student(
 
 
 def scenes(sampler: Sampler, n: int, join: int, rng: torch.Generator) -> Tensor:
-    """N times ``join`` random clips, one after the other: (n, 1, M, T) or (n, N)."""
+    """Rows of ``join`` random clips, one after the other: (n, 1, M, T) or (n, samples)."""
     parts = [sampler.batch(n, rng)]
     for _ in range(join - 1):
         # A sampler may order its clips, such as by class: neighbours must not follow from it.
