@@ -99,6 +99,8 @@ def journey_config(
         sources = dict.fromkeys(sources, 1.0)
     changes: dict[str, Any] = {"seed": seed, "bank.sources": sources}
     changes |= {f"bank.{source}.steps": steps for source in ("inversion", "translator")}
+    if bank is not None and "recordings" in (sources or {}):
+        changes["bank.recordings"] = bank.index.config.get("recordings")  # its clips are there
     changes |= dict(overrides or {})
     if recordings is not None:
         changes["bank.recordings"] = os.fspath(recordings)

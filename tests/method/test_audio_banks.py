@@ -180,6 +180,11 @@ def test_recordings_are_a_source_that_every_card_names(opened, tmp_path, caplog,
     assert "Real audio: 2 recordings of the user" in card
     for claim in ("data-free", "No audio was used", "without data", "synthetic clips, 3 steps"):
         assert claim not in card
+    again = api.distill(
+        opened, bank, sources=["recordings"], steps=2, overrides=TINY | {"student_mel": OWN},
+        device="cpu",
+    )  # fmt: skip
+    assert again.card.recordings == 2, "the bank has them: no folder is needed"
     tone = bank.read("recordings").mels_N1MT.mean(dim=(0, 1, 3))
     heard = LogMel(bank.spec)(torch.sin(torch.arange(8000) * 2 * torch.pi * 440 / 8000))
     assert int(tone.argmax()) == int(heard.mean(1).argmax())
