@@ -286,8 +286,6 @@ def distill(
             if due and path:
                 parts = {"losses": losses.state_dict(), "optimizer": optimizer.state_dict()}
                 save_state(path, {"done": done, **parts})
-            if due:
-                trim_memory()
     return _finished(student, c.steps)
 
 
@@ -321,6 +319,7 @@ class _Heard:
         for i in known:
             if i not in self.kept:
                 self.kept[i] = self._compute(i)
+                trim_memory()
         for i in set(self.kept) - set(known):
             del self.kept[i]
         if repeat:

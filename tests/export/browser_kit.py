@@ -53,12 +53,6 @@ class Page:
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
 
-    def open(self, url, before=""):
-        """Go to an address; ``before`` runs ahead of the page's scripts."""
-        self.call("Page.enable")
-        self.call("Page.addScriptToEvaluateOnNewDocument", source=before)
-        self.call("Page.navigate", url=url)
-
     def click(self, selector):
         """A click of the user: a script's own may not start audio."""
         script = f"document.querySelector({json.dumps(selector)}).click()"

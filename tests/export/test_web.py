@@ -33,18 +33,19 @@ KINDS = {
 }
 
 
-@pytest.fixture(params=KINDS)
-def files(request, made, tmp_path):
+@pytest.fixture(scope="module", params=KINDS)
+def files(request, made, tmp_path_factory):
     """The streaming file and the waveform file of one student."""
     info = made.info.replace(**KINDS[request.param])
-    streaming, wave = tmp_path / "s.fp32.onnx", tmp_path / "s.wave.onnx"
+    folder = tmp_path_factory.mktemp("files")
+    streaming, wave = folder / "s.fp32.onnx", folder / "s.wave.onnx"
     streaming.write_bytes(made.described(made.trunk, info))
     wave.write_bytes(described_waveform(waveform_graph(made.trunk, made.head, info), info))
     return streaming, wave
 
 
-@pytest.fixture
-def sounds(tmp_path):
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory):
     """Seven seconds of tones and pauses, so that classes change and events end.
 
     Float samples: Chromium scales positive int16 by 1/32767, which these tones show.
@@ -55,8 +56,9 @@ def sounds(tmp_path):
     for start, hertz in zip((0.4, 2.2, 4.1, 5.6), TONES_HZ, strict=True):
         on = (t >= start) & (t < start + 1.2)
         x += 0.3 * on * np.sin(2 * np.pi * hertz * t)
-    soundfile.write(tmp_path / "sounds.wav", x, RATE, subtype="FLOAT")
-    return tmp_path / "sounds.wav"
+    path = tmp_path_factory.mktemp("sounds") / "sounds.wav"
+    soundfile.write(path, x, RATE, subtype="FLOAT")
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -139,17 +141,22 @@ def said(text):
     return f"(document.getElementById('status')?.textContent ?? '').includes({json.dumps(text)})"
 
 
-@pytest.fixture
-def page(folder, sounds, tmp_path):
+@pytest.fixture(scope="module")
+def browser(ort, sounds, tmp_path_factory):
     flags = ("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream")
     fake = f"--use-file-for-fake-audio-capture={sounds}"
-    with (
-        browser_kit.served(folder) as url,
-        browser_kit.chromium(tmp_path / "profile", *flags, fake) as page,
-    ):
-        page.open(url, before=HOOKS)
-        wait(page, said("Ready"))
+    with browser_kit.chromium(tmp_path_factory.mktemp("profile"), *flags, fake) as page:
+        page.call("Page.enable")
+        page.call("Page.addScriptToEvaluateOnNewDocument", source=HOOKS)
         yield page
+
+
+@pytest.fixture
+def page(browser, folder):
+    with browser_kit.served(folder) as url:
+        browser.call("Page.navigate", url=url)
+        wait(browser, f"location.href === {url!r} && {said('Ready')}")
+        yield browser
 
 
 def test_a_file_gives_the_answers_of_the_runtime(page, files, sounds):

@@ -103,7 +103,7 @@ del tensors[:5]  # the last one keeps the top of the heap
 kept = mib()
 trim_memory()
 small = mib()
-device._TRIMMED_ABOVE = 0
+device._GROWTH = 0
 trim_memory()
 print(kept - before, small - before, mib() - before)
 """

@@ -11,6 +11,8 @@ from collections import defaultdict
 import pytest
 from stream_kit import EASY, PROGRAM, as_int16
 
+from frami_edge_runtime.listen import main
+
 MOSQUITTO = shutil.which("mosquitto", path=os.environ["PATH"] + ":/usr/sbin")
 
 
@@ -193,13 +195,7 @@ def test_a_user_with_a_password_and_one_without(model_path, clip, broker, port, 
 
 
 @pytest.mark.parametrize("address", ["http://a", "a:b", "a:99999999"])
-def test_an_address_that_cannot_be_used_is_refused(model_path, wav_path, address):
+def test_an_address_that_cannot_be_used_is_refused(model_path, wav_path, address, capsys):
     pytest.importorskip("paho.mqtt.client")
-    done = subprocess.run(
-        [*PROGRAM, str(model_path), str(wav_path), "--mqtt", address],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 1
-    assert "fix: Give HOST, HOST:PORT or mqtts://HOST" in done.stderr
+    assert main([str(model_path), str(wav_path), "--mqtt", address]) == 1
+    assert "fix: Give HOST, HOST:PORT or mqtts://HOST" in capsys.readouterr().err
