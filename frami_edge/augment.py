@@ -140,7 +140,7 @@ def random_equaliser(x_B1MT: Tensor, std_db: float, rng: torch.Generator) -> Ten
     b, _, m, _ = x_B1MT.shape
     points = torch.randn(b, 1, 6, generator=rng)
     curve_B1M = F.interpolate(points, size=m, mode="linear", align_corners=True)
-    return x_B1MT + std_db * DECIBEL * curve_B1M[..., None]
+    return x_B1MT + std_db * DECIBEL * upload(curve_B1M[..., None], x_B1MT.device)
 
 
 def random_low_pass(
@@ -153,7 +153,7 @@ def random_low_pass(
     b, _, m, _ = x_B1MT.shape
     top_B = m * (0.5 + 0.5 * torch.rand(b, generator=rng))
     top_B[torch.rand(b, generator=rng) >= probability] = m
-    above_BM = torch.arange(m) >= top_B[:, None]
+    above_BM = upload(torch.arange(m) >= top_B[:, None], x_B1MT.device)
     return torch.where(above_BM[:, None, :, None], floor_M1, x_B1MT)
 
 
@@ -176,4 +176,5 @@ def random_tempo_and_pitch(
         ),
         dim=-1,
     )
+    grid = upload(grid, x_B1MT.device)
     return F.grid_sample(x_B1MT, grid, padding_mode="border", align_corners=True)

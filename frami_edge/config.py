@@ -293,8 +293,8 @@ class RefinementConfig(Strict):
 
     steps: Count = 20  # batches
     batch_size: BatchSize = 40  # clips per batch
-    iterations: Count = 22  # gradient steps on a batch
-    learning_rate: Positive = 0.06  # Adam's, on the change of the log-mels
+    iterations: Count = 40  # gradient steps on a batch
+    learning_rate: Positive = 0.04  # Adam's, on the change of the log-mels
     class_loss: Weight = 0.3  # weight of the cross entropy with balanced target classes
     batch_norm: Weight = 1.0  # weight of the relative BatchNorm-statistics loss
 

@@ -13,23 +13,37 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from frami_edge.augment import DECIBEL, Energies, random_gain, random_roll
+from frami_edge.augment import (
+    DECIBEL,
+    Energies,
+    random_equaliser,
+    random_gain,
+    random_low_pass,
+    random_roll,
+    random_tempo_and_pitch,
+)
 from frami_edge.device import autocast, generator, named_seed, upload
 from frami_edge.losses import BatchNormStatistics, class_loss
 from frami_edge.sources import Batch, SourceContext, balanced_labels, descend, metrics_of
 from frami_edge.sources.procedural import procedural_mels
 
-SCALES = (1, 2, 4, 8, 16)
-"""Mel bands and frames per value of each layer of the change, from fine to coarse."""
+SCALES = (2, 4, 8, 16)
+"""Mel bands and frames per value of each layer of the change, from fine to coarse.
+
+Values of single bands and frames become patterns that only this teacher hears."""
 BACKGROUND_DB = (6.0, 26.0)
 """How far below a clip another one of its batch is added, while the teacher listens."""
+TEMPO, PITCH, EQUALISER_DB, LOW_PASS = 0.25, 1 / 32, 6, 0.5
+"""How else it is varied for that: tempo, pitch as a share of the bands, spectrum, share of clips
+without the uppermost bands. As in distillation, see `frami_edge.augment`."""
 
 
 class Refinement:
     """A batch of procedural clips plus a change at several scales, optimised together.
 
-    Each iteration hears the clips from another start, at another level and before another
-    background, so that the answer does not hang on single values.
+    Each iteration hears the clips from another start, at another level, before another background,
+    at another tempo and pitch and through another microphone, so that the answer does not hang on
+    single values: what the teacher hears in all of these a student can learn.
     ``L = w_bn L_bn + w_class L_class``.
 
     Source: optimising the input against BatchNorm statistics is DeepInversion's (H. Yin et al.,
@@ -67,16 +81,11 @@ class Refinement:
             torch.zeros(len(start), 1, -(-m // s), -(-t // s), device=start.device)
             for s in SCALES
         ]  # fmt: skip
-        rates = [0.5 if s == 1 else 1.0 for s in SCALES]
-        groups = [
-            {"params": [x.requires_grad_()], "lr": rate * w.learning_rate}
-            for x, rate in zip(layers, rates, strict=True)
-        ]
-        optimizer = torch.optim.Adam(groups, betas=(0.7, 0.95))
+        changes = [x.requires_grad_() for x in layers]
+        optimizer = torch.optim.Adam(changes, lr=w.learning_rate, betas=(0.7, 0.95))
         for iteration in range(w.iterations):
             if iteration == round(0.7 * w.iterations):
-                for group in optimizer.param_groups:
-                    group["lr"] *= 0.3
+                optimizer.param_groups[0]["lr"] *= 0.3
             x = self._refined(start, layers)
             with autocast(c.compute), self.batch_norms or contextlib.nullcontext():
                 hidden = c.teacher.hidden(self._heard(x, start, rng))
@@ -98,14 +107,18 @@ class Refinement:
         return x + (x.clamp(self.floor, self.ceiling) - x).detach()
 
     def _heard(self, x_B1MT: Tensor, start_B1MT: Tensor, rng: torch.Generator) -> Tensor:
-        """From another start, at another level, before a background."""
+        """From another start, at another level, before a background, and so on."""
         x = self.energies.of(random_gain(random_roll(x_B1MT, rng), 0.15, rng))
         other = self.energies.of(start_B1MT[torch.randperm(len(x), generator=rng).to(x.device)])
         low, high = BACKGROUND_DB
         down_B = low + (high - low) * torch.rand(len(x), generator=rng).to(x.device)
         level_B = x.flatten(1).logsumexp(1) - other.flatten(1).logsumexp(1) - DECIBEL * down_B
         background = other + level_B.detach()[:, None, None, None]
-        return self.energies.back(torch.logaddexp(x, background))
+        x = torch.logaddexp(x, background)
+        x = random_tempo_and_pitch(x, TEMPO, PITCH * x.shape[2], rng)
+        x = random_equaliser(x, EQUALISER_DB, rng)
+        x = random_low_pass(x, LOW_PASS, self.energies.of(self.floor), rng)
+        return self.energies.back(x)
 
     def state(self) -> dict[str, Any]:
         """Nothing: a step depends on the seed alone."""
