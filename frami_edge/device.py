@@ -78,8 +78,8 @@ def trim_memory() -> None:
     """Give what is free back to the kernel, where a run has grown by 2 GB since the last time.
 
     What `choose_compute` lets a process keep has holes, because clips have many lengths: ten
-    batches of a tagger's preset took 8 GB, of which they needed 0.1. Small runs would lose 5 % of
-    their speed, and never come here.
+    batches of a tagger's preset took 8 GB, of which they needed 0.1. Small runs, which would lose
+    5 % of their speed, do not grow so far.
     """
     global _held
     if _resident() > _held + _GROWTH:

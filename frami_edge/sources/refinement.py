@@ -78,11 +78,12 @@ class Refinement:
         )
         m, t = start.shape[2:]
         layers = [
-            torch.zeros(len(start), 1, -(-m // s), -(-t // s), device=start.device)
+            torch.zeros(
+                len(start), 1, -(-m // s), -(-t // s), device=start.device, requires_grad=True
+            )
             for s in SCALES
-        ]  # fmt: skip
-        changes = [x.requires_grad_() for x in layers]
-        optimizer = torch.optim.Adam(changes, lr=w.learning_rate, betas=(0.7, 0.95))
+        ]
+        optimizer = torch.optim.Adam(layers, lr=w.learning_rate, betas=(0.7, 0.95))
         for iteration in range(w.iterations):
             if iteration == round(0.7 * w.iterations):
                 optimizer.param_groups[0]["lr"] *= 0.3
