@@ -134,7 +134,7 @@ def student_readme(
         f"{card.recipe['distill']['steps']} steps, seed {card.recipe['seed']}, last step. It "
         f"streams: an output frame sees {network.receptive_field * mel.hop_s:.2f} s, and there is "
         f"one every {1000 * network.stride * mel.hop_s:g} ms.",
-        "No held-out synthetic clip triggers a detector: there is no agreement to state."
+        "Hardly any held-out synthetic clip triggers a detector: there is no agreement to state."
         if agreement is None
         else "Agreement with the teacher on held-out synthetic clips"
         f"{' that trigger a detector' if detectors else ''}: **{agreement:.2%}**.",

@@ -203,6 +203,9 @@ def frame_0_s(mel: MelSpec) -> float:
 
 _REMEMBERED = 400
 """Batches that later steps learn from again, where a step need not take a new one."""
+_AT_ONCE = 1 << 20
+"""Values of clips that a CPU computes at once: larger tensors take memory anew each time, and clips
+of many lengths leave holes in it."""
 
 
 def distill(
@@ -333,11 +336,27 @@ class _Heard:
         clips = scenes(self.sampler, c.batch_size, c.join, rng)
         clips = augmented(clips, c, rng, self.teacher.mel)
         ours, x = self.hear(upload(clips, self.compute.device))
+        on_cpu = self.compute.device.type == "cpu"
+        n = max(1, _AT_ONCE // ours[0].numel()) if on_cpu else len(ours)
+        firsts, targets = [], []
         with autocast(self.compute):
-            target = self.answering.hidden(ours)
-            if not c.before_pooling:
-                target.frames_BCT = target.frames_BCT[..., :0]  # many batches are remembered
-            return self.student.first(x), target
+            for theirs, mine in zip(ours.split(n), x.split(n), strict=True):
+                target = self.answering.hidden(theirs)
+                if not c.before_pooling:
+                    target.frames_BCT = target.frames_BCT[..., :0]  # many batches are remembered
+                targets.append(target)
+                firsts.append(self.student.first(mine))
+        return torch.cat(firsts), _joined(targets)
+
+
+def _joined(parts: list[Hidden]) -> Hidden:
+    whole = [part.whole_BK for part in parts if part.whole_BK is not None]
+    return Hidden(
+        torch.cat([part.frames_BCT for part in parts]),
+        torch.cat([part.pooled_BD for part in parts]),
+        torch.cat([part.logits_BK for part in parts]),
+        torch.cat(whole) if whole else None,
+    )
 
 
 def _boundary(

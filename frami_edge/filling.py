@@ -7,8 +7,9 @@ import copy
 import logging
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,7 +36,7 @@ from frami_edge.losses import live_batch_norms
 from frami_edge.models import only_answers
 from frami_edge.progress import ProgressCallback, StepReport
 from frami_edge.runs import damaged, load_state, save_state
-from frami_edge.sources import Batch, MakesMore, Source, SourceContext, make_source
+from frami_edge.sources import Batch, Independent, MakesMore, Source, SourceContext, make_source
 from frami_edge.sources.procedural import samples_for
 from frami_edge.sources.recordings import Recordings, recordings_in
 
@@ -137,6 +138,9 @@ class _Filler:
         self.run, self.progress = run, progress
         self.lock, self.stopped = threading.Lock(), threading.Event()
         self.cpu_s = time.process_time
+        self.pool: ThreadPoolExecutor | None = None
+        self.helped_s: defaultdict[str, float] = defaultdict(float)
+        """CPU seconds of a source's steps in other threads than its own."""
 
     def fill(self) -> None:
         """Run all sources, several at once where that is faster."""
@@ -152,6 +156,7 @@ class _Filler:
             threads_of_one(at_once) as share,
             ThreadPoolExecutor(at_once, initializer=share) as pool,
         ):
+            self.pool = pool
             tasks = [
                 pool.submit(self.make, name, *copied)
                 for name, copied in zip(names, copies, strict=True)
@@ -170,16 +175,13 @@ class _Filler:
         with self.lock:  # the first weights come from the global generator
             source = make_source(name, context)
             first = _resume(bank, source)
+            other = self._beside(source)
             report = StepReport(
                 name, first, source.steps, read_every(compute), self.run, self.progress
             )
         start = time.monotonic(), self.cpu_s()
         waiting: list[Batch] = []
-        for step in range(first, source.steps):
-            if self.stopped.is_set():
-                return
-            batch = source.step(step)
-            done = step + 1
+        for done, batch in enumerate(self._batches(source, other, first), first + 1):
             if batch.keep:
                 waiting.append(batch)
             full = sum(len(b.labels_B) for b in waiting) >= context.config.shard_clips
@@ -195,15 +197,47 @@ class _Filler:
                     if held_out is not None:
                         bank.keep_out(name, held_out)
                     _save_shard(bank, source, clips, first, done)
-                    end = time.monotonic(), self.cpu_s()
+                    end = time.monotonic(), self.cpu_s() + self.helped_s[name]
                     _record_seconds(self.run, name, start, end, new=first == 0)
                     start = end
                 first, waiting = done, []
                 trim_memory()
+        if self.stopped.is_set():
+            return
         with self.lock:
             _check_made(bank, source)
             if isinstance(source, Recordings) and source.used:
                 bank.update(recordings=len(source.used))
+
+    def _beside(self, source: Source) -> Source | None:
+        if self.pool is None or not isinstance(source, Independent):
+            return None
+        copies = _copies(self.teacher, self.context, 1)
+        return source.beside(copies[0][1]) if copies else None
+
+    def _batches(self, source: Source, other: Source | None, first: int) -> Iterator[Batch]:
+        """Batch by batch; where ``other`` makes the same, a free core makes every second one."""
+        ahead: Future[Batch | None] | None = None
+        for step in range(first, source.steps):
+            if ahead is not None and not ahead.cancel():  # a free core has begun it
+                batch, ahead = ahead.result(), None
+            else:
+                if other is not None and self.pool and step + 1 < source.steps:
+                    ahead = self.pool.submit(self._helped, other, step + 1)
+                batch = self._step(source, step)
+            if batch is None:
+                return
+            yield batch
+
+    def _step(self, source: Source, step: int) -> Batch | None:
+        """A batch, or None after another source has failed."""
+        return None if self.stopped.is_set() else source.step(step)
+
+    def _helped(self, source: Source, step: int) -> Batch | None:
+        start = self.cpu_s()
+        batch = self._step(source, step)
+        self.helped_s[source.name] += self.cpu_s() - start
+        return batch
 
 
 def _copies(

@@ -44,7 +44,7 @@ class Readiness:
 
     Attributes:
         agreement: Share of clips on which student and teacher decide alike, by source; of detectors
-            over the clips that trigger any, None where none does.
+            over the clips that trigger any, None below `FEW_CLIPS` of them.
         held_out: Sources whose clips are new to the student. The others made no further clips, and
             are judged on those of the bank.
         requested: Share of the clips made for each class that the teacher assigns to it, of the
@@ -108,10 +108,10 @@ def judge(
     answers = []
     for source, x in clips.items():
         student_NK, teacher_NK = _answers(hear, student, x, compute)
-        same_N = same_decision(student_NK, teacher_NK, teacher.output)
+        same_N, least = same_decision(student_NK, teacher_NK, teacher.output), 1
         if teacher.output == "sigmoid":  # most clips trigger no detector, and nothing is agreed on
-            same_N = same_N[((student_NK > 0) | (teacher_NK > 0)).any(1)]
-        agreement[source] = float(same_N.float().mean()) if len(same_N) else None
+            same_N, least = same_N[((student_NK > 0) | (teacher_NK > 0)).any(1)], FEW_CLIPS
+        agreement[source] = float(same_N.float().mean()) if len(same_N) >= least else None
         answers.append((student_NK, teacher_NK))
     student_NK, teacher_NK = (torch.cat(part) for part in zip(*answers, strict=True))
     boundary = config.distill.boundary

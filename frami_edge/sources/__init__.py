@@ -91,6 +91,15 @@ class MakesMore(Protocol):
         ...
 
 
+@runtime_checkable
+class Independent(Protocol):
+    """A source whose steps do not build on each other: a free core may make some of them."""
+
+    def beside(self, context: SourceContext) -> Source:
+        """The same source with another copy of the teacher, for another thread."""
+        ...
+
+
 @dataclass
 class SourceContext:
     """What every source is made from.

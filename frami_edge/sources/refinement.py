@@ -7,6 +7,7 @@ Shape legend: B batch, M mel bands, T frames, K classes.
 from __future__ import annotations
 
 import contextlib
+import copy
 from typing import Any
 
 import torch
@@ -66,6 +67,14 @@ class Refinement:
         size = min(context.config.procedural_clips, 2000)
         self.pool_N1MT = procedural_mels(spec, size, context.frames, seed)
 
+    def beside(self, context: SourceContext) -> Refinement:
+        """The same source with another copy of the teacher, for another thread."""
+        other = copy.copy(self)
+        other.context = context
+        if self.batch_norms:
+            other.batch_norms = BatchNormStatistics(context.module)
+        return other
+
     def step(self, index: int) -> Batch:
         """Start, optimise and return one batch of clips."""
         c, w = self.context, self.config
@@ -101,9 +110,9 @@ class Refinement:
 
     def _refined(self, start_B1MT: Tensor, layers: list[Tensor]) -> Tensor:
         """The clips with their change, in the physical range."""
-        x = start_B1MT
-        for layer in layers:
-            x = x + F.interpolate(layer, size=x.shape[2:], mode="bilinear", align_corners=False)
+        x = layers[-1]
+        for finer in [*layers[-2::-1], start_B1MT]:  # only the last step computes at full size
+            x = finer + F.interpolate(x, size=finer.shape[2:], mode="bilinear")
         # Clamped in the forward pass only: a clip below the floor still gets a gradient.
         return x + (x.clamp(self.floor, self.ceiling) - x).detach()
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from frami_edge import distillation
 from frami_edge.checkpoint import Teacher
 from frami_edge.config import JourneyConfig
 from frami_edge.distillation import ClipSampler, TensorSampler, distill, scenes
@@ -221,6 +222,19 @@ def test_a_selection_also_learns_the_classes_that_are_not_kept(opened, cpu):
         sum(rows[0][t] for t in rows[0] if t in TERMS), rel=1e-5
     )
     assert not [name for name, _ in student.named_parameters() if "whole" in name]
+
+
+def test_a_large_batch_is_heard_in_parts(opened, cpu, monkeypatch):
+    selected, losses = select_classes(opened, ["a", "c"]), []
+
+    def progress(p):
+        losses.append(p.metrics["loss"])
+
+    config = journey(steps=3)
+    distill(selected, Noise(), config, cpu, progress=progress)
+    monkeypatch.setattr(distillation, "_AT_ONCE", 1000)
+    distill(selected, Noise(), config, cpu, progress=progress)
+    assert losses[3:] == pytest.approx(losses[:3], rel=1e-4)
 
 
 TERMS = ("logits", "before", "after", "whole")

@@ -1,11 +1,14 @@
 """The loop that fills a bank: what it writes and reports, and that a killed run gives the same."""
 
+import threading
+
 import pytest
 import torch
 
 from frami_edge.bank import Bank
 from frami_edge.errors import BankError
 from frami_edge.filling import invert
+from frami_edge.sources.refinement import Refinement
 
 
 class Killed(BaseException):
@@ -101,6 +104,28 @@ def test_sources_side_by_side_give_the_same_bank(tmp_path, make, opened, config,
     together = make(tmp_path / "together", config=config)
     torch.set_num_threads(1)
     assert same_bank(make(tmp_path / "in-turn", config=config), together)
+
+
+def test_a_free_core_makes_steps_of_a_source_whose_steps_are_independent(
+    tmp_path, make, bank_config, two_threads, monkeypatch
+):
+    real, threads = Refinement.step, list[int]()
+
+    def step(self, index):
+        threads.append(threading.get_ident())
+        return real(self, index)
+
+    monkeypatch.setattr(Refinement, "step", step)
+    config = bank_config(
+        sources={"refinement": 1, "procedural": 1},
+        refinement={"steps": 9, "batch_size": 5, "iterations": 3},
+    )
+    together = make(tmp_path / "together", config=config)
+    assert len(threads) == 9
+    assert len(set(threads)) == 2
+    torch.set_num_threads(1)
+    assert same_bank(make(tmp_path / "in-turn", config=config), together)
+    assert len(set(threads[9:])) == 1
 
 
 def test_a_finished_bank_is_not_begun_again(make, whole, monkeypatch):

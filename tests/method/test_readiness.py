@@ -92,6 +92,13 @@ def test_detectors_that_nothing_triggers_are_judged_at_their_boundary(
     assert verdict.mean == 1
     assert verdict_on(silent, "sigmoid").mean == 0
 
+    def rare(x):  # four of the procedural clips, one of each other source: too few for a share
+        z_BK = opened.model(x)
+        z_BK[0] = 99
+        return z_BK
+
+    assert set(verdict_on(rare, "sigmoid").agreement.values()) == {None}
+
 
 def test_held_out_clips_are_in_no_shard(bank):
     for source in ("inversion", "translator"):
