@@ -204,8 +204,8 @@ def frame_0_s(mel: MelSpec) -> float:
 _REMEMBERED = 400
 """Batches that later steps learn from again, where a step need not take a new one."""
 _AT_ONCE = 1 << 20
-"""Values of clips that a CPU computes at once: larger tensors take memory anew each time, and clips
-of many lengths leave holes in it."""
+"""Input values per forward pass on a CPU. Larger passes allocate fresh pages each time, and clips
+of many lengths fragment the heap."""
 
 
 def distill(

@@ -216,7 +216,7 @@ class _Filler:
         return source.beside(copies[0][1]) if copies else None
 
     def _batches(self, source: Source, other: Source | None, first: int) -> Iterator[Batch]:
-        """Batch by batch; where ``other`` makes the same, a free core makes every second one."""
+        """Batches in order; an idle core makes every second one with ``other``, the same source."""
         ahead: Future[Batch | None] | None = None
         for step in range(first, source.steps):
             if ahead is not None and not ahead.cancel():  # a free core has begun it

@@ -1,6 +1,7 @@
 """The loop that fills a bank: what it writes and reports, and that a killed run gives the same."""
 
 import threading
+import time
 
 import pytest
 import torch
@@ -113,6 +114,9 @@ def test_a_free_core_makes_steps_of_a_source_whose_steps_are_independent(
 
     def step(self, index):
         threads.append(threading.get_ident())
+        deadline = time.monotonic() + 60
+        while len(set(threads)) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)  # until the other source has ended
         return real(self, index)
 
     monkeypatch.setattr(Refinement, "step", step)
