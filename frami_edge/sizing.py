@@ -23,7 +23,7 @@ from frami_edge.distillation import Sampler, TensorSampler, distill
 from frami_edge.errors import ConfigError
 from frami_edge.filling import source_context, sources_at_once, threads_of_one
 from frami_edge.models import build_trunk
-from frami_edge.sources import SourceContext, make_source
+from frami_edge.sources import Independent, SourceContext, make_source
 from frami_edge.sources.procedural import procedural_audio, procedural_mels
 
 if TYPE_CHECKING:
@@ -165,9 +165,9 @@ def fitted(
         with threads_of_one(at_once) as share_cores:
             share_cores()
             found_s = [_source_seconds(name, context) for name in config.bank.shares]
-        fixed += sum(first for first, _, _ in found_s) / at_once
-        steps_s = [each * steps for _, each, steps in found_s]
-        growing = max(sum(steps_s) / at_once, *steps_s)
+        fixed += sum(first_s for first_s, _, _ in found_s) / at_once
+        alone_s = [steps_s / (min(2, at_once) if shared else 1) for _, steps_s, shared in found_s]
+        growing = max(sum(steps_s for _, steps_s, _ in found_s) / at_once, *alone_s)
         clips = 4 * config.distill.batch_size
         if context.samples:
             made = procedural_audio(context.spec.sample_rate, clips, context.samples, 0)
@@ -194,8 +194,8 @@ def fitted(
     return found, line
 
 
-def _source_seconds(name: str, context: SourceContext) -> tuple[float, float, int]:
-    """Seconds before the first step of a source, seconds per step, and its steps."""
+def _source_seconds(name: str, context: SourceContext) -> tuple[float, float, bool]:
+    """Seconds before a source's first step, those of all steps; whether two cores share them."""
     begin = time.perf_counter()
     source = make_source(name, context)
     # Before that step there is no adversarial term.
@@ -211,7 +211,8 @@ def _source_seconds(name: str, context: SourceContext) -> tuple[float, float, in
             break  # never after the first steps, which fill pools and caches
     timed = laps[_WARM:] or laps[-1:]
     each = sum(timed) / len(timed)
-    return max(0.0, time.perf_counter() - begin - len(laps) * each), each, source.steps
+    first_s = max(0.0, time.perf_counter() - begin - len(laps) * each)
+    return first_s, each * source.steps, isinstance(source, Independent)
 
 
 def _distill_seconds(
