@@ -43,6 +43,7 @@ from frami_edge.teachers.opening import (
     read_description,
     read_labels,
     read_mel,
+    refuse_foreign_file,
 )
 from frami_edge_export.exporter import REPORT
 from frami_edge_export.lint import lint_tensorrt
@@ -114,10 +115,11 @@ def describe(path: Path) -> Description:
     ):
         if path.name == marker or (path / marker).is_file():
             return describer(folder)
+    refuse_foreign_file(path)
     raise CheckpointError(
         f"{path} is of no known kind.",
         fix="Give an .onnx, .ort, .engine or .safetensors file, a teacher's .yaml, or the folder "
-        "of a bank, an export or a run. Save pickled weights as .safetensors.",
+        "of a bank, an export or a run.",
     )
 
 

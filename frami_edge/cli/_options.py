@@ -257,6 +257,17 @@ def read_lines(file: Path) -> list[str]:
     return lines
 
 
+def code_words(given: Mapping[str, Any]) -> list[str]:
+    """The options of `CODE` as they were given, for the next command."""
+    words: list[str] = []
+    for option in CODE:
+        value, (fact,) = given[option.name], option.annotation.__metadata__
+        flag = fact.default  # where Typer keeps the first word of an annotated option
+        values = value if isinstance(value, list) else [] if value is None else [value]
+        words += [word for one in values for word in (flag, str(one))]
+    return words
+
+
 def code_arguments(given: dict[str, Any]) -> dict[str, Any]:
     """The options of `CODE`, which are removed, as arguments of `load_teacher`.
 

@@ -288,6 +288,7 @@ def distill(
     )
     output.note(f"Model card and pictures: {out / 'README.md'}")
     known = opened.card.trained_on
+    data = known.data if known else ""
     words = ["frami-edge", "evaluate", str(file), "--teacher", _teacher_file(out, teacher)]
     if not verdict["ready"] and not allow_weak:
         raise GateFailed(
@@ -295,8 +296,9 @@ def distill(
             fix="Give it more steps (--steps, --budget), or leave out the recipe; --allow-weak "
             "accepts it.",
         )
-    if known:
-        output.hint(shlex.join([*words, "--data", known.data]))
+    own = data.partition("folder:")[2]  # the name of a folder, not where it was
+    if data and (not own or Path(own).is_dir()):
+        output.hint(shlex.join([*words, "--data", data]))
     else:
         made = str(bank or out / "bank")
         words = ["frami-edge", "export", str(file), "--int8", "--bank", made]

@@ -215,7 +215,11 @@ def export(
         _check_engines(report.engines, out)
     output.note(f"Use {out / report.recommended}: {report.reason}")
     file = shlex.quote(str(out / report.recommended))
-    output.hint(f"frami-edge evaluate {file} --data {shlex.quote(data or 'NAME')}")
+    output.hint(
+        f"frami-edge evaluate {file} --data {shlex.quote(data)}"
+        if data
+        else f"frami-edge-listen {file} --selftest"
+    )
 
 
 def _tables(report: ExportReport) -> list[Table]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, astuple
 from pathlib import Path
@@ -278,8 +279,10 @@ def inspect(
     Files are only read, never executed. A teacher in Python code is built and run.
     """
     from frami_edge.inspecting import describe, describe_teacher
-    from frami_edge.teachers.opening import describe_code
+    from frami_edge.teachers.hugging_face import PREFIX
+    from frami_edge.teachers.opening import describe_code, is_hugging_face
 
+    words = opt.code_words(given)
     code = {name: value for name, value in opt.code_arguments(given).items() if value is not None}
     description = describe_code(file, code)
     found = describe_teacher(description) if description else describe(Path(file))
@@ -293,6 +296,10 @@ def inspect(
         output.note(note)
     for finding in found.findings:
         output.warn(finding)
+    if found.kind == "teacher" or found.sections.get("hidden_states", {}).get("found"):
+        teacher = f"{PREFIX}{file}" if is_hugging_face(Path(file)) else file
+        words = ["frami-edge", "distill", "--teacher", teacher, *words]
+        output.hint(shlex.join([*words, "--out", "runs/student"]))
 
 
 def text(value: Any, *, nested: bool = False) -> str:

@@ -1,10 +1,13 @@
 """An untrained teacher, a configuration that takes a second, and clips of two tones."""
 
+import importlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from kit import CPU, LABELS, SPEC, UNGATED, settled, tones
 from typer.testing import CliRunner
 
@@ -25,6 +28,20 @@ bank:
   translator: {steps: 5, burn_in: 1, batch_size: 8}
 distill: {steps: 6, batch_size: 8, crop_min_s: 0.16, crop_max_s: 0.24, checkpoint_steps: 2}
 seed: 3
+"""
+
+
+TAGGER = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.head(self.body(x).mean((2, 3)))
 """
 
 
@@ -49,6 +66,21 @@ def _own_cache(tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory):
     return make_teacher(tmp_path_factory.mktemp("teacher") / "teacher.safetensors")
+
+
+@pytest.fixture
+def tagger(tmp_path, monkeypatch):
+    """A network with four detectors, and the options that describe it."""
+    (tmp_path / "net.py").write_text(TAGGER)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "net", raising=False)
+    torch.manual_seed(0)
+    torch.save(importlib.import_module("net").Net().state_dict(), tmp_path / "net.pt")
+    (tmp_path / "labels.txt").write_text("Dog\nCat\nSiren\nSmoke alarm\n")
+    (tmp_path / "mel.yaml").write_text(yaml.safe_dump(SPEC.to_dict()))
+    files = {"--weights": "net.pt", "--mel": "mel.yaml", "--labels": "labels.txt"}
+    named = [word for option, name in files.items() for word in (option, tmp_path / name)]
+    return ["net:Net", *named, "--output", "sigmoid"]
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -65,6 +66,14 @@ def test_exported_files(exported, look):
     assert int8["model"]["quantisation"]["float_layers"] == report["quantisation"]["float_layers"]
     assert int8["graph"]["parameters_by_type"]["int8"] > 0
     assert int8["model"]["calibration"]["source"] == "bank"
+
+
+def test_a_teacher_comes_with_the_command_that_distils_it(call, teacher, tagger):
+    shown = call("inspect", teacher).stderr
+    assert f"next: frami-edge distill --teacher {teacher} --out runs/student" in shown
+    words = [str(word) for word in tagger]
+    shown = call("inspect", *words).stderr
+    assert f"next: {shlex.join(['frami-edge', 'distill', '--teacher', *words])} --out" in shown
 
 
 def test_a_file_in_the_format_of_onnx_runtime(exported, look, tmp_path):
@@ -162,7 +171,8 @@ def test_damaged_and_unknown_files_are_refused(exported, call, look, tmp_path):
         ("cut.ort", b"\x1c\0\0\0ORTM", "cannot load cut.ort"),
         ("short.engine", b"ftrt", "no TensorRT engine"),
         ("other.engine", b"something else altogether....", "no TensorRT engine"),
-        ("weights.pt", b"PK", "no known kind"),
+        ("weights.pt", b"PK", "weights and not their network"),
+        ("net.tflite", b"TFL3", "a network of TensorFlow"),
         ("notes.txt", b"hello", "no known kind"),
         ("absent.onnx", None, "There is no file"),
         ("export_report.json", b'{"schema": 1}', "damaged or of another version"),

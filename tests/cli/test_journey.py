@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -98,9 +99,31 @@ def test_the_student_records_its_origin(student, teacher):
         assert Path(picture).read_bytes().startswith(b"\x89PNG")
 
 
-def test_bank_sources_and_seed_decide_the_student(distill, student, tmp_path):
+def test_a_student_of_the_classes_that_are_kept(call, config, tagger, teacher, tmp_path):
+    (tmp_path / "keep.txt").write_text("pets=Dog,Cat\n")
+    chosen = ("--keep", "smoke alarm", "--keep-file", tmp_path / "keep.txt")
+    use = ("distill", config, "--allow-weak", "--out", tmp_path / "some", *CPU)
+    call(*use, "--teacher", *tagger, *chosen)
+    card = load_checkpoint(tmp_path / "some" / "student.safetensors", "student").card
+    assert card.labels == ("Smoke alarm", "pets")
+    assert card.output == "sigmoid"
+    mistyped = call(*use[:-5], tmp_path / "other", *CPU, "--teacher", *tagger, "--keep", "Sirn", code=1)
+    assert "Siren" in mistyped.stderr
+    # A selection travels in the command that is printed, which runs as it stands.
+    use = ("invert", config, "--teacher", teacher, "--out", tmp_path / "bank", "--keep", "high")
+    (line,) = [x for x in call(*use, *CPU).stderr.splitlines() if x.startswith("next: ")]
+    words = shlex.split(line.removeprefix("next: frami-edge "))
+    call(*words[:-1], tmp_path / "student", *CPU, code=3)  # six steps make no student
+    card = load_checkpoint(tmp_path / "student" / "student.safetensors", "student").card
+    assert card.labels == ("high", "other")
+
+
+def test_bank_sources_and_seed_decide_the_student(distill, student, tmp_path, sounds, monkeypatch):
     first = Path(student["run_dir"])
     result = distill(tmp_path / "same", "--bank", first / "bank")
+    assert "next: frami-edge export" in result.stderr, "folder:tones is not here"
+    monkeypatch.chdir(sounds.parent)
+    result = distill(tmp_path / "here", "--bank", first / "bank")
     assert "warning: Not ready. " in result.stderr
     assert same_student(tmp_path / "same", first)
     assert not (tmp_path / "same" / "bank").exists()
