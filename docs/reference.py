@@ -17,6 +17,11 @@ schema version; an error is an object with the key `error`. Exit codes: 0 done, 
 sentence and the fix), 2 wrong usage, 3 a gate failed. `FRAMI_DEBUG=1` shows tracebacks,
 `FRAMI_EDGE_DATA` is the folder of the data sets.
 """
+LISTEN = """\
+The program `frami-edge-listen`: `frami-edge listen --help` shows its options,
+[runtime/README.md](../runtime/README.md#frami-edge-listen) what it prints. Its `--json` prints JSON
+Lines.
+"""
 
 
 def reference() -> str:
@@ -41,6 +46,8 @@ def _section(name: str, command: Any) -> str:
         f"| {' | '.join(row)} |\n" for row in [("", "", "default"), ("---",) * 3, *rows]
     )
     code = "\n".join(examples)
+    if not rows:  # the runtime's program has a parser of its own
+        return f"\n## {name}\n\n{text}\n\n{LISTEN}"
     return f"\n## {name}\n\n{text}\n\n{table}\n```sh\n{code}\n```\n"
 
 

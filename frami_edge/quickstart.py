@@ -46,7 +46,7 @@ FETCH_S = 60.0
 CHUNK_S = 0.1
 CONTROL_SHARE = 6
 """The control has a sixth of the student's steps: on its own clips it answers like the teacher
-long before that. With all 2,200 steps it has 28 % on FSDD (docs/results/fsdd.md)."""
+long before that. With 2,200 steps it has 28 % on FSDD (docs/results/fsdd.md)."""
 
 
 @dataclass

@@ -36,12 +36,14 @@ class Classifier {
     if (!text) throw std::runtime_error("no .wave.onnx file: export with --with-frontend");
     sample_rate_ = number(text.get(), "\"sample_rate\":");
     labels_ = strings(text.get(), "\"labels\":[");
+    sigmoid_ = std::strstr(text.get(), "\"output\":\"sigmoid\"") != nullptr;
   }
 
   int sample_rate() const { return sample_rate_; }
   const std::vector<std::string>& labels() const { return labels_; }
 
-  // Samples, full scale 1, at `sample_rate()`, at least one; the probability of every class.
+  // Samples, full scale 1, at `sample_rate()`, at least one; the probability of every class, or of
+  // every detector.
   std::vector<float> classify(const std::vector<float>& samples) {
     const std::array<std::int64_t, 2> shape{1, static_cast<std::int64_t>(samples.size())};
     const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
@@ -52,6 +54,10 @@ class Classifier {
     const auto answer = session_.Run(Ort::RunOptions{nullptr}, &in, &input, 1, &out, 1);
     const float* logits = answer[0].GetTensorData<float>();
     std::vector<float> scores(logits, logits + labels_.size());
+    if (sigmoid_) {  // a detector per class
+      for (float& score : scores) score = 1.0F / (1.0F + std::exp(-score));
+      return scores;
+    }
     const float highest = *std::max_element(scores.begin(), scores.end());
     for (float& score : scores) score = std::exp(score - highest);
     const float sum = std::accumulate(scores.begin(), scores.end(), 0.0F);
@@ -89,6 +95,7 @@ class Classifier {
   Ort::Session session_;
   int sample_rate_ = 0;
   std::vector<std::string> labels_;
+  bool sigmoid_ = false;
 };
 
 float from_int16(const unsigned char* bytes) {  // little-endian on every machine
