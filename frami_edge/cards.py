@@ -222,7 +222,7 @@ def _verdict(readiness: Mapping[str, Any] | None) -> str:
 def _scores(card: Card) -> list[str]:
     """What a student's scores mean."""
     if card.output == "sigmoid":
-        return ["Scores are a sigmoid per class, not calibrated; the export sets a threshold for each."]
+        return ["Scores are a sigmoid per class, not calibrated; exports set thresholds."]
     return [_ANY_SOUND, "Scores are a softmax and were not calibrated."]
 
 

@@ -59,7 +59,7 @@ def run(*arguments):
     return CliRunner().invoke(app, ["export", *map(str, arguments)])
 
 
-def test_a_student_and_its_bank_become_files_that_run(checkpoint, tmp_path):
+def test_a_student_and_its_bank_become_files_that_run(checkpoint, call, tmp_path):
     out, page, bank = tmp_path / "my models", tmp_path / "page", make_bank(tmp_path / "bank")
     for name in ORT_FILES:
         (tmp_path / name).write_text("onnxruntime-web")
@@ -88,7 +88,9 @@ def test_a_student_and_its_bank_become_files_that_run(checkpoint, tmp_path):
     assert found["engines"] is None
     assert "No engines were built" in result.stderr
     (line,) = (li for li in result.stderr.splitlines() if li.startswith("next: "))
-    assert shlex.split(line)[3] == str(out / found["recommended"])
+    program, *words = shlex.split(line.removeprefix("next: "))
+    assert (program, words[0]) == ("frami-edge-listen", str(out / found["recommended"]))
+    assert "passed" in call("listen", *words).stdout
 
 
 EVERY = {"inversion": 3, "procedural": 1, "translator": 0}

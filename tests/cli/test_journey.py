@@ -107,7 +107,9 @@ def test_a_student_of_the_classes_that_are_kept(call, config, tagger, teacher, t
     card = load_checkpoint(tmp_path / "some" / "student.safetensors", "student").card
     assert card.labels == ("Smoke alarm", "pets")
     assert card.output == "sigmoid"
-    mistyped = call(*use[:-5], tmp_path / "other", *CPU, "--teacher", *tagger, "--keep", "Sirn", code=1)
+    mistyped = call(
+        *use[:-5], tmp_path / "other", *CPU, "--teacher", *tagger, "--keep", "Sirn", code=1
+    )
     assert "Siren" in mistyped.stderr
     # A selection travels in the command that is printed, which runs as it stands.
     use = ("invert", config, "--teacher", teacher, "--out", tmp_path / "bank", "--keep", "high")
