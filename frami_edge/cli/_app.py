@@ -1,5 +1,6 @@
 """What every command shares: how it is declared, what it prints, how it fails, its exit code."""
 
+import contextlib
 import errno
 import functools
 import inspect
@@ -11,9 +12,8 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from types import FrameType
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TextIO
 
 import typer
 from pydantic import BaseModel, ValidationError
@@ -93,7 +93,8 @@ def command(
         def run(**values: Any) -> None:
             output = Output(json=values.pop("json"), quiet=values.pop("quiet"))
             given = {option.name: values.pop(option.name) for option in shared}
-            function(output=output, **({"given": given} if shared else {}), **values)
+            with contextlib.redirect_stdout(sys.stderr):  # what somebody's network prints is talk
+                function(output=output, **({"given": given} if shared else {}), **values)
 
         options = [p for p in own if p.name not in ("output", "given")]
         run.__signature__ = inspect.Signature([*options, *shared, *OUTPUT])  # type: ignore[attr-defined]
@@ -246,7 +247,7 @@ class Output:
     def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
         self.json, self.quiet = json, quiet
         Output.printed = False
-        self._err = Console(stderr=True, highlight=False)
+        self._out, self._err = sys.stdout, Console(stderr=True, highlight=False)
         logger = logging.getLogger("frami_edge")
         logger.handlers = [_Handler(self)]
         logger.setLevel(logging.INFO)
@@ -258,7 +259,7 @@ class Output:
             RuntimeError: There was a result already, and one JSON object is promised.
         """
         if self.json:
-            print_json(plain(obj))
+            print_json(plain(obj), self._out)
 
     def table(
         self,
@@ -273,7 +274,8 @@ class Output:
     def tables(self, tables: Iterable[Table]) -> None:
         """Print tables on stdout; do nothing with `--json`."""
         if not self.json:
-            console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+            width = None if self._out.isatty() else WIDTH
+            console = Console(file=self._out, highlight=False, width=width)
             for table in tables:
                 table.draw(console)
 
@@ -291,7 +293,7 @@ class Output:
         if not self.quiet:
             self._say(Text.assemble(("next: ", "dim"), (next_command, "bold")))
 
-    @contextmanager
+    @contextlib.contextmanager
     def live(self) -> Iterator[ProgressCallback | None]:
         """A callback that shows progress on stderr: a bar on a terminal, lines on a pipe."""
         terminal = self._err.is_terminal
@@ -321,8 +323,8 @@ def megabytes(show: ProgressCallback | None, name: str) -> ProgressCallback | No
     return report
 
 
-def print_json(obj: Mapping[str, Any]) -> None:
-    """Print the one JSON object of a command on stdout.
+def print_json(obj: Mapping[str, Any], file: TextIO | None = None) -> None:
+    """Print the one JSON object of a command on stdout, or to what stdout was.
 
     Raises:
         RuntimeError: There was one already.
@@ -330,8 +332,9 @@ def print_json(obj: Mapping[str, Any]) -> None:
     if Output.printed:
         raise RuntimeError("a command has one result")
     Output.printed = True
-    sys.stdout.write(json_text({"schema": SCHEMA, **obj}) + "\n")
-    sys.stdout.flush()
+    file = file or sys.stdout
+    file.write(json_text({"schema": SCHEMA, **obj}) + "\n")
+    file.flush()
 
 
 class _Handler(logging.Handler):

@@ -23,6 +23,7 @@ from frami_edge.teachers.calling import (
     Input,
     find_calling,
     first_tensor,
+    in_words,
     kind_of_answers,
     looks_like_detectors,
     shortest_clip,
@@ -220,7 +221,7 @@ class ForeignTeacher(nn.Module):
         if a.patch_bands > 1:
             found.append(
                 f"Its tokens are patches, {a.patch_bands} along frequency, whose mean is the frame "
-                f"feature: one per {a.stride} mel frames."
+                f"feature: one per {a.stride} {self._calling.input.unit}."
             )
         return tuple(found)
 
@@ -236,7 +237,7 @@ class ForeignTeacher(nn.Module):
             lengths_B: Lengths of the clips of a padded batch.
 
         Raises:
-            TeacherError: The clips of a padded batch differ in length.
+            TeacherError: The clips of a padded batch differ in length, or are too long for it.
         """
         n = x.shape[-1]
         if lengths_B is not None and bool((lengths_B != n).any()):
@@ -269,6 +270,8 @@ class ForeignTeacher(nn.Module):
             raw = self._calling.raw(self.module, x)
             logits_BK = self._calling.logits(raw, self._answers)
             frames_BCT = frames_of(self._kept["frames"], self._time_axis, self._grid)
+            if len(frames_BCT) != len(x):
+                raise self._too_long(x, "cuts them into parts of its own")
             if self._pooled == ANSWER:
                 pooled_BD = logits_BK
             elif self._pooled == MEAN:
@@ -276,8 +279,22 @@ class ForeignTeacher(nn.Module):
             else:
                 pooled_BD = self._kept["pooled"].flatten(1)
             return Hidden(frames_BCT, pooled_BD, logits_BK)
+        except RuntimeError as error:
+            if x.shape[-1] <= self._calling.lengths[-1] or isinstance(
+                error, torch.OutOfMemoryError
+            ):
+                raise  # clips of this length passed when the teacher was opened
+            raise self._too_long(x, f"fails: {in_words(error)}") from error
         finally:
             self._forget()
+
+    def _too_long(self, x: Tensor, why: str) -> TeacherError:
+        unit = self._calling.input.unit
+        return TeacherError(
+            f"The teacher does not take clips of {x.shape[-1]} {unit}: it {why}.",
+            fix="Give it shorter ones (bank.clip_s, distill.crop_max_s), or wrap it in a module "
+            "that answers long clips in windows.",
+        )
 
     def forward(self, x: Tensor, lengths_B: Tensor | None = None) -> Tensor:
         """Logits (B, K); each clip of a padded batch is computed at its own length."""
@@ -368,23 +385,35 @@ class ForeignTeacher(nn.Module):
     def _local_geometry(self, event: TracedTensor) -> tuple[int, float, int] | None:
         """Stride, centre of frame 0 and receptive field; None for the whole clip."""
         length = self._calling.lengths[-1]
+        for longer in (1, 2, 4):
+            edges = self._edges(event, longer * length)
+            if edges is None:
+                return None
+            (early, first, last), (late, begin, end) = edges
+            field = end - begin + 1
+            # What recurrence carries further may round to 0.
+            if early == late or field > 0.7 * longer * length:
+                return None
+            whole = first > 0 and end < longer * length - 1
+            if whole or self._calling.length is not None:
+                break
+        stride = max(1, round(((begin - first) + (end - last)) / 2 / (late - early)))
+        return stride, (begin + end) / 2 - late * stride, field
+
+    def _edges(self, event: TracedTensor, length: int) -> list[tuple[int, int, int]] | None:
+        """Two frame features, a quarter from either end, and the first and last input of each."""
         x, frames_BCT = self._probed(event, length, 4, gradient=True)
         if not frames_BCT.requires_grad:
             return None
         count, edges = frames_BCT.shape[2], []
-        for frame in sorted({count // 4, max(count // 4, 3 * count // 4 - 1)}):
+        for frame in (count // 4, max(count // 4, 3 * count // 4 - 1)):
             square = frames_BCT[:, :, frame].square().sum()
             (gradient,) = torch.autograd.grad(square, x, retain_graph=True)
             touched = gradient.abs().flatten(0, -2).sum(0).nonzero()[:, 0]
             if not len(touched):
                 return None
             edges.append((frame, int(touched[0]), int(touched[-1])))
-        (early, first, last), (late, begin, end) = edges[0], edges[-1]
-        field = end - begin + 1
-        if early == late or field > 0.7 * length:  # what recurrence carries further may round to 0
-            return None
-        stride = max(1, round(((begin - first) + (end - last)) / 2 / (late - early)))
-        return stride, (begin + end) / 2 - late * stride, field
+        return edges
 
 
 def _output(answers: Answers, logits_BK: Tensor) -> Literal["softmax", "sigmoid"]:

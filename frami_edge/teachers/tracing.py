@@ -171,13 +171,14 @@ def _local_axis(x: Tensor, at_start: Tensor, at_end: Tensor) -> int | None:
 
 def _with_grids(events: list[TracedTensor], *, fixed: bool) -> list[TracedTensor]:
     """The same events; sequences of patches know how they were flattened."""
-    source: TracedTensor | None = None
+    sources: dict[tuple[int, ...], TracedTensor] = {}  # attention has such tensors too
     found = []
     for event in events:
         if event.tensor.ndim == 4 and event.time_axis in (2, 3):
-            source = event
-        elif source is not None and event.tensor.ndim == 3 and event.tensor.shape[0] == BATCH:
-            grid = _grid(source, event, fixed)
+            sources[event.tensor.shape] = event
+        elif event.tensor.ndim == 3 and event.tensor.shape[0] == BATCH:
+            grids = (_grid(source, event, fixed) for source in reversed(sources.values()))
+            grid = next((g for g in grids if g is not None), None)
             if grid is not None:
                 event = replace(event, time_axis=1, grid=grid)
         found.append(event)

@@ -41,6 +41,7 @@ class Net(nn.Module):
         self.head = nn.Linear(8, 4)
 
     def forward(self, x):
+        print("as other people's networks do")
         return self.head(self.body(x).mean((2, 3)))
 """
 

@@ -74,6 +74,8 @@ def test_a_teacher_comes_with_the_command_that_distils_it(call, teacher, tagger)
     words = [str(word) for word in tagger]
     shown = call("inspect", *words).stderr
     assert f"next: {shlex.join(['frami-edge', 'distill', '--teacher', *words])} --out" in shown
+    assert "as other people's networks do" in shown
+    assert json.loads(call("inspect", *words, "--json").stdout)["kind"] == "foreign-teacher"
 
 
 def test_a_file_in_the_format_of_onnx_runtime(exported, look, tmp_path):

@@ -190,6 +190,24 @@ def lively(model, layout="B1MT", frames=64):
     return model.eval()
 
 
+class SelfAttention(nn.Module):
+    """As timm writes it: a module, the dropout, sees the matrix (batch, heads, tokens, tokens)."""
+
+    def __init__(self, width, heads=2):
+        super().__init__()
+        self.qkv, self.out, self.drop = (
+            nn.Linear(width, 3 * width),
+            nn.Linear(width, width),
+            nn.Dropout(),
+        )
+        self.heads = heads
+
+    def forward(self, h):
+        q, k, v = self.qkv(h).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        weights = self.drop((q @ k.mT / q.shape[-1] ** 0.5).softmax(-1))
+        return h + self.out((weights @ v).transpose(1, 2).flatten(2))
+
+
 class Patches(nn.Module):
     """A patch transformer, (B, T, M) in: frequency x time flattened into tokens.
 
@@ -204,14 +222,19 @@ class Patches(nn.Module):
         self.places = nn.Parameter(0.1 * torch.randn(1, tokens, width)) if frames else None
         layer = nn.TransformerEncoderLayer(width, 2, 24, dropout=0.0, batch_first=True)
         self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, K)
+        self.mix, self.norm, self.head = (
+            SelfAttention(width),
+            nn.LayerNorm(width),
+            nn.Linear(width, K),
+        )
 
     def forward(self, x):
         assert x.ndim == 3
         assert x.shape[2] == M
         h = self.embed(x[:, None].transpose(2, 3)).flatten(2).transpose(1, 2)
         h = torch.cat([self.start.expand(len(h), 1, -1), h], 1)
-        h = self.norm(self.encoder(h if self.places is None else h + self.places))
+        h = self.mix(h if self.places is None else h + self.places)
+        h = self.norm(self.encoder(h))
         return self.head(h[:, 0])
 
 

@@ -120,6 +120,42 @@ def test_tokens_of_frequency_and_time_become_frames():
     assert torch.allclose(frames_BCT, patches.mean(1).transpose(1, 2), atol=1e-6)
 
 
+def test_a_field_of_more_than_half_the_probe_is_measured_on_longer_clips():
+    layers = [nn.Conv2d(1 if i == 0 else 4, 4, (1, 11), (1, 2), (0, 5)) for i in range(5)]
+    body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, K))
+    made = ForeignTeacher(body.eval(), M, K)
+    assert (made.anatomy.stride, made.anatomy.receptive_field) == (32, 1 + 10 * 31)
+    assert made.anatomy.offset == 0
+
+
+class Limited(nn.Module):
+    """Has learned places for 800 frames; hears longer clips in parts, or not at all."""
+
+    def __init__(self, parts):
+        super().__init__()
+        self.embed, self.norm = nn.Conv2d(1, 8, (M, 8), 8), nn.BatchNorm1d(8)
+        self.places, self.head, self.parts = (
+            nn.Parameter(torch.randn(8, 100)),
+            nn.Linear(8, K),
+            parts,
+        )
+
+    def forward(self, x):
+        parts = x.split(800, 3) if self.parts else [x]
+        h = self.embed(torch.cat(parts)).squeeze(2)
+        h = self.norm(h + self.places[:, : h.shape[2]])
+        return self.head(h.mean(2)).unflatten(0, (len(parts), -1)).mean(0)
+
+
+@pytest.mark.parametrize(("parts", "said"), [(False, "fails"), (True, "parts of its own")])
+def test_a_clip_that_is_too_long_is_refused(parts, said):
+    torch.manual_seed(0)
+    made = ForeignTeacher(Limited(parts).eval(), M, K)
+    assert made.hidden(mels(2, 800)).frames_BCT.shape == (2, 8, 100)
+    with pytest.raises(TeacherError, match=f"1600 frames: it .*{said}"):
+        made.hidden(mels(2, 1600))
+
+
 def test_answers_per_frame_are_averaged():
     made, x = teacher("Crnn"), mels(2, 60)
     strong = made.module(x.transpose(2, 3))
