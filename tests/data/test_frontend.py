@@ -67,6 +67,11 @@ def _beats(x):
     return (y.T - 15.41663) / (2 * 6.55582)
 
 
+def _ced(x):
+    mel = torchaudio.transforms.MelSpectrogram(16_000, 512, hop_length=160, f_max=8000, n_mels=64)
+    return torchaudio.transforms.AmplitudeToDB(top_db=120)(mel(x))
+
+
 def _yamnet(x):
     frames = x.unfold(0, 400, 160) * torch.hann_window(400)
     mel = 1127 * torch.log1p(torch.linspace(0, 8000, 257).double()[1:] / 700)
@@ -85,6 +90,7 @@ def _yamnet(x):
         ("mel/ast-16k-128", _ast),
         ("mel/beats-16k-128", _beats),
         ("mel/yamnet-16k-64", _yamnet),
+        ("mel/ced-16k-64", _ced),
     ],
 )
 def test_a_preset_is_its_teachers_front_end_everywhere(preset, published):
