@@ -14,6 +14,7 @@ def _short(monkeypatch):
     monkeypatch.setattr("frami_edge.comparing.QUIET_S", 10.0)
 
 
+@pytest.mark.slow
 def test_two_models_take_turns(exported, call):
     files = (exported / "student.int8.cpu.onnx", "--vs", exported / "student.fp32.onnx")
     found = json.loads(call("bench", *files, *QUICK, "--json").stdout)

@@ -187,6 +187,7 @@ def test_a_full_disk_and_a_damaged_checkpoint(distill, student, tmp_path, monkey
     assert "damaged" in distill(run, "--resume", code=1).stderr
 
 
+@pytest.mark.slow
 def test_signals_and_a_second_process(distill, config, student, teacher, tmp_path):
     run, long = tmp_path / "run", ("--set", "distill.steps=100000")
     bank = ("--bank", Path(student["run_dir"]) / "bank")

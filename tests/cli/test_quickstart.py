@@ -33,6 +33,7 @@ def run(out, *more):
     return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
+@pytest.mark.slow
 def test_without_data_there_are_all_figures_but_accuracy(tmp_path, monkeypatch):
     monkeypatch.setattr(quickstart, "SYNTHETIC_TEST_CLIPS", 48)
     folder = tmp_path / "run"

@@ -63,6 +63,7 @@ def tones(tmp_path, monkeypatch):
     return tmp_path / "p.yaml"
 
 
+@pytest.mark.slow
 def test_a_protocol_from_end_to_end_and_again(tones, tmp_path, monkeypatch, capsys):
     out, page = tmp_path / "out", tmp_path / "PAGE.md"
     page.write_text("# Results\n\nBefore.\n")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 from kit import SPEC, few_clips
@@ -60,6 +61,7 @@ def run(folder):
     torch.save(found, folder / f"found-{rank}.pt")
 
 
+@pytest.mark.slow
 def test_two_processes_make_one_bank_and_one_student(tmp_path):
     (tmp_path / "alone").mkdir()
     threads = torch.get_num_threads()
