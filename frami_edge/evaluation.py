@@ -51,6 +51,8 @@ class Score:
         clips: N.
         detectors: Average precision and d' of each detector over all clips, NaN where there is no
             clip with or without its class; None for a model that chooses one of K.
+        silent: Share of clips on which none of the teacher's detectors is above 0.5, which is the
+            agreement of a model that never detects anything; None for one that chooses one of K.
     """
 
     accuracy: float
@@ -59,6 +61,7 @@ class Score:
     confusion_KK: Tensor
     clips: int
     detectors: tuple[list[float], list[float]] | None = None
+    silent: float | None = None
 
     @property
     def mean_average_precision(self) -> float | None:
@@ -96,17 +99,19 @@ def score(
     predicted_N = logits_NK.argmax(1)
     pairs = (labels_N * k + predicted_N)[known_N]
     confusion = torch.bincount(pairs, minlength=k * k).view(k, k)
-    agreement = kl = detectors = None
+    agreement = kl = detectors = silent = None
     if teacher_NK is not None:
         agreement = float(same_decision(logits_NK, teacher_NK, output).double().mean())
         kl = float(kl_from(teacher_NK, logits_NK, output).mean())
+        if output == "sigmoid":
+            silent = float((teacher_NK <= 0).all(1).double().mean())
     if output == "sigmoid":
         if targets_NK is None:
             targets_NK = labels_N[:, None] == torch.arange(k)
         columns = list(zip(logits_NK.T, targets_NK.T, strict=True))
         detectors = [average_precision(*c) for c in columns], [d_prime(*c) for c in columns]
     accuracy = float((predicted_N == labels_N)[known_N].double().mean())
-    return Score(accuracy, agreement, kl, confusion, len(labels_N), detectors)
+    return Score(accuracy, agreement, kl, confusion, len(labels_N), detectors, silent)
 
 
 def average_precision(scores_N: Tensor, positive_N: Tensor) -> float:
@@ -209,6 +214,7 @@ class Evaluation:
             "accuracy": self.score.accuracy,
             "agreement": self.score.agreement,
             "kl_nats": self.score.kl,
+            "teacher_silent": self.score.silent,
             "teacher_accuracy": self.teacher.accuracy if self.teacher else None,
             "mean_average_precision": self.score.mean_average_precision,
             "recall": dict(zip(self.labels, self.score.per_class(), strict=True)),
@@ -245,9 +251,14 @@ class Evaluation:
                 summary["teacher's mAP"] = percent(self.teacher.mean_average_precision)
             summary["agreement with it"] = percent(self.agreement)
             summary["mean KL from it in nats"] = self.score.kl
-        title = f"{self.kind}: {self.model}"
+        title, notes = f"{self.kind}: {self.model}", list(self.notes)
+        if self.score.silent is not None:
+            notes.append(
+                f"On {percent(self.score.silent)} of the clips the teacher detects nothing, and a "
+                "model that never does agrees."
+            )
         row = list(summary.values())
-        tables = [self._by_class(), Table(title, list(summary), [row], " ".join(self.notes))]
+        tables = [self._by_class(), Table(title, list(summary), [row], " ".join(notes))]
         if self.controls and self.teacher:
             scores = {"teacher": self.teacher, "student": self.score}
             scores |= {c.what: c.score for c in self.controls.values()}

@@ -58,6 +58,7 @@ def test_detectors_are_scored_on_clips_of_no_class_too():
     theirs[2, 0] = -1.0  # the teacher does not hear class 0 here
     against = score(logits, labels, theirs, output="sigmoid")
     assert against.agreement == 0.75
+    assert (found.silent, against.silent) == (0.25, 0.5)
     p, q = torch.sigmoid(torch.tensor([-1.0, 1.0])).double().tolist()
     by_hand = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
     assert against.kl == pytest.approx(by_hand / 4, abs=1e-6)
