@@ -10,7 +10,6 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
 
@@ -525,27 +524,26 @@ def build_module(factory: str, arguments: Mapping[str, Any]) -> nn.Module:
     here = str(Path.cwd())
     if here not in sys.path:  # as `python -m` does: people keep their models in their project
         sys.path.insert(0, here)
-    with redirect_stdout(sys.stderr):  # what their code prints is not a result of ours
-        try:
-            found: Any = importlib.import_module(module_name)
-            for part in attribute.split("."):
-                found = getattr(found, part)
-        except (Exception, SystemExit) as error:  # SystemExit: a script runs when it is imported
-            raise TeacherError(
-                f"{factory} cannot be imported: {in_words(error)}.",
-                fix="Give MODULE:CALLABLE, and run where `import MODULE` works, or set PYTHONPATH; "
-                "a script needs `if __name__ == '__main__':`.",
-            ) from None
-        try:
-            made = found(**arguments)
-        except FramiEdgeError:
-            raise
-        except (Exception, SystemExit) as error:  # the factory is somebody else's code
-            listed = ", ".join(f"{k}={v!r}" for k, v in arguments.items())
-            raise TeacherError(
-                f"{factory}({listed}) fails: {in_words(error)}",
-                fix="Give the arguments that the network was built with: --teacher-arg NAME=VALUE.",
-            ) from None
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (Exception, SystemExit) as error:  # SystemExit: a script runs when it is imported
+        raise TeacherError(
+            f"{factory} cannot be imported: {in_words(error)}.",
+            fix="Give MODULE:CALLABLE, and run where `import MODULE` works, or set PYTHONPATH; "
+            "a script needs `if __name__ == '__main__':`.",
+        ) from None
+    try:
+        made = found(**arguments)
+    except FramiEdgeError:
+        raise
+    except (Exception, SystemExit) as error:  # the factory is somebody else's code
+        listed = ", ".join(f"{k}={v!r}" for k, v in arguments.items())
+        raise TeacherError(
+            f"{factory}({listed}) fails: {in_words(error)}",
+            fix="Give the arguments that the network was built with: --teacher-arg NAME=VALUE.",
+        ) from None
     if not isinstance(made, nn.Module):
         raise TeacherError(
             f"{factory} gives {type(made).__name__}, not an nn.Module.",
