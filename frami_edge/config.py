@@ -76,6 +76,14 @@ class InheritedLayer(Strict):
         return self
 
 
+SIZES = {
+    "nano": (16, 32, 48, 64, 64),
+    "small": (32, 64, 96, 128, 128),
+    "base": (48, 96, 144, 192, 192),
+}
+"""Widths by name: a third, one and two times the parameters and arithmetic of the digit student."""
+
+
 class StudentArch(Strict):
     """A depthwise-separable CNN without padding along time."""
 
@@ -86,7 +94,7 @@ class StudentArch(Strict):
     layers: tuple[InheritedLayer, ...] = ()
     """What was inherited; found by `distill`."""
     channels: tuple[Channels, ...] = Field((24, 48, 64, 96, 96), max_length=32)
-    """Channels of the stem and of each depthwise-separable block."""
+    """Channels of the stem and of each depthwise-separable block, or one of `SIZES` by name."""
     time_kernels: tuple[int, ...] = (3, 3, 3, 3, 3)
     """Kernel sizes along time, one per layer: 1 or 3, the first two 3. They decide the receptive
     field: 31 mel frames for all threes; (3, 3, 3, 1, 1) gives 15, for sounds as short as spoken
@@ -94,6 +102,13 @@ class StudentArch(Strict):
     out_channels: Channels = 64
     """C of the frame features, after a last 1x1 convolution: the teacher's own C where its head is
     reused, so that frame features match without a further projector."""
+
+    @field_validator("channels", mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        if isinstance(value, str) and value not in SIZES:
+            raise ValueError(f"must be a list of numbers, or one of {', '.join(SIZES)}")
+        return SIZES[value] if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _layers_match(self) -> StudentArch:

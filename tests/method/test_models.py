@@ -84,6 +84,17 @@ def test_the_teachers_frame_features_are_centred_where_they_say():
 
 
 @pytest.mark.parametrize(
+    ("size", "parameters"), [("nano", 17_082), ("small", 51_178), ("base", 103_706)]
+)
+def test_a_size_has_a_name(size, parameters):
+    student = StudentNet(StudentArch(channels=size), 40, 10)
+    assert sum(p.numel() for p in student.parameters()) == parameters
+    assert StudentArch.model_validate(student.arch.model_dump()) == student.arch
+    with pytest.raises(ValueError, match="one of nano, small, base"):
+        StudentArch(channels="huge")
+
+
+@pytest.mark.parametrize(
     ("kernels", "chunks"), [((3, 3, 3, 3), [1] * 60), ((3, 3, 1, 3), [7, 1, 30, 2, 20])]
 )
 def test_chunks_with_a_carry_are_the_whole(kernels, chunks):
