@@ -279,6 +279,11 @@ class Output:
             for table in tables:
                 table.draw(console)
 
+    def text(self, text: str) -> None:
+        """Print plain text on stdout; do nothing with `--json`."""
+        if not self.json:
+            typer.echo(text, file=self._out)
+
     def note(self, text: str) -> None:
         """Print information on stderr."""
         if not self.quiet:

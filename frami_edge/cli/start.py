@@ -113,8 +113,7 @@ def doctor(
 
     checks = examine(places or (), data_root)
     output.result(as_json(checks, __version__))
-    if not output.json:
-        typer.echo(as_text(checks))
+    output.text(as_text(checks))
     if blocking := [check for check in checks if check.blocks]:
         fixes = "; ".join(f"{check.name}: {check.fix}" for check in blocking[:3])
         raise GateFailed(verdict(checks, "training"), fix=fixes)
