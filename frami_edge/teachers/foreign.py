@@ -384,18 +384,23 @@ class ForeignTeacher(nn.Module):
     @torch.enable_grad()
     def _local_geometry(self, event: TracedTensor) -> tuple[int, float, int] | None:
         """Stride, centre of frame 0 and receptive field; None for the whole clip."""
-        length = self._calling.lengths[-1]
-        for longer in (1, 2, 4):
-            edges = self._edges(event, longer * length)
+        shortest = self._calling.lengths[-1]
+        for length in (shortest, 2 * shortest, 4 * shortest):
+            try:
+                edges = self._edges(event, length)
+            except RuntimeError:
+                if length == shortest:
+                    raise
+                break  # it takes no clips of this length
             if edges is None:
                 return None
             (early, first, last), (late, begin, end) = edges
             field = end - begin + 1
             # What recurrence carries further may round to 0.
-            if early == late or field > 0.7 * longer * length:
+            if early == late or field > 0.7 * length:
                 return None
-            whole = first > 0 and end < longer * length - 1
-            if whole or self._calling.length is not None:
+            clipped = first == 0 or end == length - 1
+            if not clipped or self._calling.length is not None:
                 break
         stride = max(1, round(((begin - first) + (end - last)) / 2 / (late - early)))
         return stride, (begin + end) / 2 - late * stride, field

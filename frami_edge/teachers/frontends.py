@@ -110,8 +110,7 @@ def signals(sample_rate: int, seconds: float, seed: int) -> Tensor:
         [
             0.2 * noise[0],
             0.002 * noise[1],
-            0.3 * sweep
-            + 0.03 * noise[2],  # less leaves bands to float32's errors, in Kaldi's filters
+            0.3 * sweep + 0.03 * noise[2],
             0.2 * tones + 0.02 * noise[3],
             impulses,
             noise[4] * torch.exp(-3 * t) * 0.3,

@@ -128,6 +128,23 @@ def test_a_field_of_more_than_half_the_probe_is_measured_on_longer_clips():
     assert made.anatomy.offset == 0
 
 
+def test_a_field_is_measured_on_the_longest_clips_that_a_network_takes():
+    class Wide(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Conv2d(1, 8, (M, 321), (1, 16), (0, 160))
+            self.places, self.head = nn.Parameter(torch.randn(8, 40)), nn.Linear(8, K)
+
+        def forward(self, x):
+            h = self.body(x).squeeze(2)
+            return self.head((h + self.places[:, : h.shape[2]]).mean(2))
+
+    torch.manual_seed(0)
+    made = ForeignTeacher(Wide().eval(), M, K)
+    assert made.anatomy.clip_length is None
+    assert made.anatomy.receptive_field is not None
+
+
 class Limited(nn.Module):
     """Has learned places for 800 frames; hears longer clips in parts, or not at all."""
 
