@@ -161,6 +161,7 @@ def describe(
         else:
             what = item["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
             what = re.sub(r"^Input should", "should", what)
+            what = what.replace("a valid tuple", "a list, as [a, b]")  # YAML has no tuples
             if kind != "value_error":
                 what += f", not {_shown(item['input'])}"
             if isinstance(item["input"], str):

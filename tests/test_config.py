@@ -105,6 +105,7 @@ def test_all_mistakes_are_reported_at_once_with_their_keys(tmp_path):
         ("seed: !!python/object/apply:os.system [true]\n", "not valid YAML: line 1"),
         ("seed: \x00", "not valid YAML"),
         ("seed: .nan\n", "seed: should be"),
+        ("seed: 1\nlabels: a\n", "labels: should be a list, as [a, b]"),
         ("", "seed: is required and missing"),
         ("seed: 1\nname: forbidden\n", "(the whole file): name may not be 'forbidden'"),
     ],
