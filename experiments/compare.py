@@ -30,15 +30,24 @@ from protocol import Plan, Run, load_protocol
 from tables import Row, markdown, write_between
 
 from frami_edge import api
-from frami_edge.bank import Bank, BankSampler
-from frami_edge.checkpoint import Teacher, parameters
+from frami_edge.bank import Bank, BankSampler, check_bank
+from frami_edge.checkpoint import Student, Teacher, parameters
 from frami_edge.controls import control_sampler, scratch_student
-from frami_edge.data.clips import check_unrelated
+from frami_edge.data.clips import Clip, check_unrelated
 from frami_edge.data.sets import load_set
 from frami_edge.data.store import FeatureStore
 from frami_edge.device import choose_compute
 from frami_edge.errors import ConfigError, FramiEdgeError, RunError
-from frami_edge.evaluation import check_held_out, predict, score
+from frami_edge.evaluation import (
+    EVERY,
+    check_held_out,
+    label_targets,
+    labels_of,
+    logits_of,
+    predict,
+    score,
+)
+from frami_edge.opening import OpenedModel
 from frami_edge.runs import git_commit, read_manifest
 from frami_edge_runtime.state import check_place
 
@@ -104,11 +113,19 @@ class Maker:
         self.data = load_set(plan.protocol.data, root)
         self._teacher: tuple[str, Teacher] | None = None
         for fold in plan.protocol.folds:
-            self.data.split(fold)
+            self.split(fold)
         for method in plan.protocol.methods.values():
             if method.unrelated:
                 others = load_set(method.unrelated, root)
                 check_unrelated(others.name, others.files, self.data.files)
+
+    def split(self, fold: str) -> tuple[list[Clip], list[Clip]]:
+        """Clips to learn from and to be scored on; of the fold `all`, every clip is of the latter.
+
+        Raises:
+            DataError: There is no such fold.
+        """
+        return ([], list(self.data.clips)) if fold == EVERY else self.data.split(fold)
 
     def missing(self, runs: list[Run]) -> list[Run]:
         """The students without a row.
@@ -147,6 +164,8 @@ class Maker:
 
     def teacher(self, run: Run) -> Teacher:
         """The teacher of the run's fold, trained first if it does not exist."""
+        if self._teacher is None and (source := self.plan.protocol.trained):
+            self._teacher = "", api.load_teacher(source)
         if self._teacher is None or self._teacher[0] != run.teacher:
             folder = self.folder / run.teacher
             with self._lock(folder.name):
@@ -159,7 +178,11 @@ class Maker:
         return self._teacher[1]
 
     def bank(self, run: Run, teacher: Teacher) -> tuple[Bank, dict[str, Any]]:
-        """The run's bank, made first if it does not exist, and its manifest."""
+        """The run's bank, made first if it does not exist, and its manifest.
+
+        Raises:
+            BankError: It belongs to a teacher that has changed since.
+        """
         folder = self.folder / run.bank
         config = self.plan.journeys[run.bank_method]
         with self._lock(folder.name):
@@ -172,14 +195,16 @@ class Maker:
                 (folder / "memory.json").write_text(json.dumps(peak))
         kept = folder / "memory.json"  # lost where a kill came right before it
         peaks = json.loads(kept.read_text()) if kept.exists() else {}
-        return Bank.open(folder / "bank"), read_manifest(folder) | peaks
+        bank = Bank.open(folder / "bank")
+        check_bank(bank, teacher.mel, teacher.labels, teacher.sha256)
+        return bank, read_manifest(folder) | peaks
 
     def student(self, run: Run) -> Row:
         """Distil one student and score it: its row."""
         method, teacher = self.plan.protocol.methods[run.method], self.teacher(run)
         config = self.plan.journeys[run.method].model_copy(update={"seed": run.seed})
         check_held_out(teacher.card.real_clips, self.data, run.fold)
-        store, (train, test) = FeatureStore(teacher.mel), self.data.split(run.fold)
+        store, (train, test) = FeatureStore(teacher.mel), self.split(run.fold)
         row: Row = {
             "method": run.method,
             "fold": run.fold,
@@ -210,20 +235,29 @@ class Maker:
             if sampler is None:
                 assert real is not None
                 network = scratch_student(real, teacher, config, self.compute)
+                student = Student(network, teacher.card, teacher.mel, "")
             else:
-                network = api.distill(teacher, sampler, config=config, **self.on).model
+                student = api.distill(teacher, sampler, config=config, **self.on)
             row["distill_s"] = round(time.monotonic() - wall, 2)
             row["distill_cpu_s"] = round(time.process_time() - cpu, 2)
-        row |= peak | {"parameters": parameters(network)}
+        row |= peak | {"parameters": parameters(student.model)}
+        judged = OpenedModel.of_network(Path("the teacher"), teacher)
+        targets_DK = label_targets(teacher.labels, self.data, selection=judged.selection)
         for suffix, clips in (("", test), ("_all", list(self.data.clips))):
             features = store.load(clips)
-            theirs_NK = predict(teacher.model, features.mels)
-            found = score(predict(network, features.mels), features.labels, theirs_NK)
+            theirs_NK, targets_NK = logits_of(judged, features), targets_DK[features.labels]
+            own = features if student.mel == teacher.mel else FeatureStore(student.mel).load(clips)
+            ours_NK, labels_N = predict(student.model, own.mels), labels_of(targets_NK)
+            how: Any = {"output": teacher.output, "targets_NK": targets_NK}
+            found = score(ours_NK, labels_N, theirs_NK, **how)
             row[f"clips{suffix}"] = found.clips
             row[f"agreement{suffix}"], row[f"kl{suffix}"] = found.agreement, found.kl
             if not suffix:
-                row["accuracy"] = found.accuracy
-                row["teacher_accuracy"] = score(theirs_NK, features.labels).accuracy
+                best = score(theirs_NK, labels_N, **how)
+                row["accuracy"], row["teacher_accuracy"] = found.accuracy, best.accuracy
+                row["map"], row["teacher_map"] = (
+                    one.mean_average_precision for one in (found, best)
+                )
         return row
 
     def _lock(self, name: str, timeout: float = -1) -> FileLock:

@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from frami_edge.config import JourneyConfig, Strict, TeacherConfig
 from frami_edge.errors import ConfigError
+from frami_edge.evaluation import EVERY
 from frami_edge.yaml_config import load_config
 
 
@@ -62,12 +63,15 @@ class Protocol(Strict):
     title: str
     data: str
     """A known set (`frami-edge data`) or `folder:PATH`."""
-    teacher: str
+    teacher: str | None = None
     """Preset or YAML file of `train-teacher`; `data` and fold are replaced by this protocol's."""
+    trained: str | None = None
+    """Instead of `teacher`: one that exists, as `distill --teacher` takes it, for every fold."""
     student: str
     """Preset or YAML file of `distill`."""
     folds: tuple[str, ...] = Field(min_length=1)
-    """Test folds; each has a teacher of its own, which is not trained on it."""
+    """Test folds; each has a teacher of its own, which is not trained on it. `all`, for a teacher
+    that exists: every clip is a test clip."""
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     """Seeds of the student, its batches and its augmentation."""
     bank_seeds: Literal["first", "each"] = "first"
@@ -85,6 +89,10 @@ class Protocol(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Protocol:
+        if (self.teacher is None) == (self.trained is None):
+            raise ValueError("give either teacher or trained")
+        if self.trained is None and EVERY in self.folds:
+            raise ValueError("folds: a teacher that is trained here needs a fold to leave out")
         for name, method in self.methods.items():
             lender = method.bank_of
             if lender is not None:
@@ -94,6 +102,8 @@ class Protocol(Strict):
                 keys = [key for key in method.set if key.startswith("bank.")]
                 if any(key != "bank.sources" for key in keys):
                     raise ValueError(f"methods.{name}.set: {keys[0]} is that of {lender}'s bank")
+            if method.control in ("real", "scratch") and EVERY in (method.folds or self.folds):
+                raise ValueError(f"methods.{name}: of the fold `all` no clip is left to learn from")
             for key in ("folds", "seeds"):
                 odd = set(getattr(method, key) or ()) - set(getattr(self, key))
                 if odd:
@@ -112,7 +122,7 @@ class Run:
         method: Name of the method.
         fold: Test fold.
         seed: Seed of the student.
-        teacher: Folder of the teacher; ends in a digest of its config.
+        teacher: Folder of the teacher; ends in a digest of its config. Empty for one that exists.
         bank: Folder of the bank; empty for controls.
         bank_method: The method whose config makes the bank.
         bank_seed: Seed of the bank.
@@ -155,8 +165,10 @@ class Plan:
             name: load_config(JourneyConfig, protocol.student, _overrides(protocol.set | m.set))
             for name, m in protocol.methods.items()
         }
-        self.teachers = {}
+        self.teachers: dict[str, TeacherConfig] = {}
         for fold in protocol.folds:
+            if protocol.teacher is None:
+                break
             changes = protocol.teacher_set | {"data.name": protocol.data, "data.fold": fold}
             self.teachers[fold] = load_config(TeacherConfig, protocol.teacher, _overrides(changes))
         for name, method in protocol.methods.items():
@@ -176,14 +188,16 @@ class Plan:
 
     def _run(self, name: str, method: Method, fold: str, seed: int) -> Run:
         journey = self.journeys[name].model_dump(mode="json")
-        teacher = f"teachers/{fold}-{digest(self.teachers[fold].model_dump(mode='json'))}"
-        facts = [teacher, journey, method.model_dump(include={"control", "unrelated", "mels"})]
+        teacher, facts_of_it = "", self.protocol.trained
+        if config := self.teachers.get(fold):
+            teacher = facts_of_it = f"teachers/{fold}-{digest(config.model_dump(mode='json'))}"
+        facts = [facts_of_it, journey, method.model_dump(include={"control", "unrelated", "mels"})]
         maker = method.bank_of or name
         seed_of_bank = seed if self.protocol.bank_seeds == "each" else self.protocol.seeds[0]
         bank = ""
         if not method.control:
             lent = self.journeys[maker].bank.model_dump(mode="json")
-            bank = f"banks/{maker}-{fold}-{seed_of_bank}-{digest([teacher, lent])}"
+            bank = f"banks/{maker}-{fold}-{seed_of_bank}-{digest([facts_of_it, lent])}"
         recipe = digest([*facts, bank, seed])
         return Run(name, fold, seed, teacher, bank, maker, seed_of_bank, recipe)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from protocol import Protocol
 
+from frami_edge.evaluation import EVERY
 from frami_edge.io import atomic_write_text
 
 Row = dict[str, Any]
@@ -56,6 +57,8 @@ def method_figures(rows: Sequence[Row]) -> dict[str, Any]:
         "accuracy": _spread([row["accuracy"] for row in rows]),
         "teacher": mean(row["teacher_accuracy"] for row in rows),
         "gap": _error(gaps),
+        "map": _mean(rows, "map"),
+        "teacher_map": _mean(rows, "teacher_map"),
         "agreement": _spread([row["agreement_all"] for row in rows]),
         "kl": _spread([row["kl_all"] for row in rows]),
         "mels": _mean(rows, "mels"),
@@ -110,14 +113,18 @@ def _verdict(found: dict[str, Any]) -> str:
 def markdown(protocol: Protocol, rows: Sequence[Row]) -> str:
     """Title, conditions, the table of methods and the table of paired differences."""
     parts = [f"### {protocol.title}\n", caption(rows) + "\n"]
-    lines = []
+    lines, ranked = [], any(row.get("map") is not None for row in rows)
     for name, method in protocol.methods.items():
         mine = [row for row in rows if row["method"] == name]
         if mine:
             planned = len(method.seeds or protocol.seeds) * len(method.folds or protocol.folds)
-            lines.append(_method_cells(method.what or name, planned, method_figures(mine)))
+            found = method_figures(mine)
+            cells = _method_cells(method.what or name, planned, found)
+            if ranked:
+                cells.append(f"{found['map']:.3f}, {found['teacher_map']:.3f}")
+            lines.append(cells)
     if lines:
-        parts.append(_table(COLUMNS, lines))
+        parts.append(_table(COLUMNS + ("mAP, teacher's",) * ranked, lines))
     pairs = [(a, b, pair_figures(rows, a, b)) for a, b in protocol.compare]
     if any(found for *_, found in pairs):
         parts.append(
@@ -140,8 +147,9 @@ def caption(rows: Sequence[Row]) -> str:
     on_cpu = any(row["device"] == "cpu" for row in rows)
     times = "CPU seconds of one student and of its bank" if on_cpu else "seconds"
     made = f", commit {', '.join(commits)}" if commits else ""
+    test = "all clips" if {row["fold"] for row in rows} == {EVERY} else "the held-out fold"
     return (
-        f"Last step of {steps}, never the best one. Accuracy on the held-out fold; agreement and "
+        f"Last step of {steps}, never the best one. Accuracy on {test}; agreement and "
         f"KL from the teacher on all {max(row['clips_all'] for row in rows)} clips of the set, on "
         f"which no data-free student was trained. Times are {times}; peak memory is the largest "
         "of bank and student; diversity is 1 - mean cosine of the teacher's embeddings within a "

@@ -7,10 +7,14 @@ from pathlib import Path
 import compare
 import numpy as np
 import pytest
+import safetensors.torch
 import soundfile
 import tables
+import teacher_zoo as zoo
+import torch
 from protocol import Plan, Protocol, load_protocol
 
+from frami_edge import api
 from frami_edge.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -110,6 +114,29 @@ def test_a_protocol_from_end_to_end_and_again(tones, tmp_path, monkeypatch, caps
     assert "by another recipe" in capsys.readouterr().err
 
 
+def test_a_teacher_that_exists_and_every_clip_for_scores(tones, tmp_path, capsys):
+    torch.manual_seed(0)
+    weights = zoo.lively(zoo.KeywordNet(), "BTM").state_dict()
+    safetensors.torch.save_file(weights, tmp_path / "kws.safetensors")
+    (tmp_path / "kws.yaml").write_text(
+        "{factory: 'teacher_zoo:KeywordNet', weights: kws.safetensors, output: sigmoid,\n"
+        "mel: {sample_rate: 8000, n_fft: 256, win_length: 200, hop_length: 80, n_mels: 16},\n"
+        "labels: [go, stop, left, right, up], keep: {high: [go], low: [stop]}}"
+    )
+    text = tones.read_text().replace(f"teacher: {tmp_path}/t.", f"trained: {tmp_path}/kws.")
+    text = text[: text.index("folds:")]
+    tones.write_text(text + "folds: [all]\nmethods: {a: {set: {bank.sources: {procedural: 1}}}}\n")
+    assert compare.main([str(tones), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    (row,) = compare.read_rows(tmp_path / "out").values()
+    assert row["clips"] == row["clips_all"] == 12
+    judged = api.evaluate(
+        tmp_path / "kws.yaml", data=f"folder:{tmp_path}/tones", fold="all"
+    ).score  # fmt: skip
+    assert row["teacher_map"] == pytest.approx(judged.mean_average_precision)
+    assert row["teacher_accuracy"] == judged.accuracy
+    assert f"| {row['map']:.3f}, {row['teacher_map']:.3f} |" in capsys.readouterr().out
+
+
 def test_what_fails_is_named_and_the_rest_is_made(tones, tmp_path, monkeypatch, capsys):
     def student(self, run):
         if run.seed:
@@ -197,6 +224,7 @@ def test_the_shipped_protocols_are_valid(path):
         ("{a: {control: unrelated}}", "go together"),
         ("{a: {control: real, mels: 3}}", "no bank"),
         ("{a: {bank_of: b}}", "makes no bank"),
+        ("{a: {}}\ntrained: here", "either teacher or trained"),
         ("{a: {folds: [7]}}", "not in the protocol's folds"),
         ("{a: {set: {distill.stepz: 3}}}", "did you mean 'steps'"),
         ("{a: {}, b: {bank_of: a, set: {bank.inversion.contrastive: 0}}}", "is that of a's bank"),
