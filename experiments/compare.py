@@ -46,6 +46,7 @@ from frami_edge.evaluation import (
     logits_of,
     predict,
     score,
+    training_clips,
 )
 from frami_edge.opening import OpenedModel
 from frami_edge.runs import git_commit, read_manifest
@@ -245,8 +246,13 @@ class Maker:
         targets_DK = label_targets(teacher.labels, self.data, selection=judged.selection)
         for suffix, clips in (("", test), ("_all", list(self.data.clips))):
             features = store.load(clips)
+            if not suffix:  # no clip that a teacher from elsewhere was trained on
+                known = training_clips(features, teacher.card.real_clips, self.data, run.fold)
+                features = known.left_out(features)
             theirs_NK, targets_NK = logits_of(judged, features), targets_DK[features.labels]
-            own = features if student.mel == teacher.mel else FeatureStore(student.mel).load(clips)
+            own = features
+            if student.mel != teacher.mel:
+                own = FeatureStore(student.mel).load(features.clips)
             ours_NK, labels_N = predict(student.model, own.mels), labels_of(targets_NK)
             how: Any = {"output": teacher.output, "targets_NK": targets_NK}
             found = score(ours_NK, labels_N, theirs_NK, **how)

@@ -7,6 +7,7 @@ from pathlib import Path
 import compare
 import numpy as np
 import pytest
+import regimes
 import safetensors.torch
 import soundfile
 import tables
@@ -112,6 +113,32 @@ def test_a_protocol_from_end_to_end_and_again(tones, tmp_path, monkeypatch, caps
     capsys.readouterr()
     assert compare.main([*command, "--set", "set={distill.steps: 5}"]) == 1
     assert "by another recipe" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_students_of_live_stored_and_hard_answers(tones, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert (
+        compare.main([str(tones), "--out", str(out), "--methods", "mixed", "--device", "cpu"]) == 0
+    )
+    capsys.readouterr()
+    (teacher,) = out.glob("teachers/1-*/teacher.safetensors")
+    (bank,) = out.glob("banks/*/bank")
+    command = [str(teacher), "--bank", str(bank), "--student", str(tmp_path / "s.yaml"),
+               "--data", f"folder:{tmp_path}/tones", "--fold", "1", "--out", str(out),
+               "--sources", "procedural,mixed", "--steps"]  # fmt: skip
+    assert regimes.main([*command, "1,12"]) == 0
+    rows = [json.loads(line) for line in (out / "regimes.jsonl").read_text().splitlines()]
+    assert len(rows) == 12
+    kl = {(row["source"], row["regime"], row["steps"]): row["kl"] for row in rows}
+    assert all(kl[name, "live", 12] < kl[name, "live", 1] for name in ("procedural", "mixed"))
+    assert len(set(kl.values())) == 12  # every regime and source teaches something else
+    table = capsys.readouterr().out
+    assert "| mixed | hard |" in table
+    assert regimes.main([*command, "1,12"]) == 0  # nothing is made again
+    assert capsys.readouterr().out == table
+    assert regimes.main([*command, "1", "--fold", "2"]) == 1
+    assert "trained on" in capsys.readouterr().err
 
 
 def test_a_teacher_that_exists_and_every_clip_for_scores(tones, tmp_path, capsys):
