@@ -9,6 +9,7 @@ printed, except for the shorter settings in `CHANGES`, beside the files that the
 import csv
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -51,6 +52,12 @@ TINY = (
     "{steps: 3, burn_in: 1, batch_size: 16}, student: {channels: [8, 16, 16], time_kernels: "
     "[3, 3, 3], out_channels: 32}, distill.steps: 4, distill.batch_size: 16}'"
 )
+TAGGER = (
+    "--set bank.procedural_clips=24 --set distill.steps=8 --set distill.batch_size=8 "
+    "--set 'bank.breeding={steps: 3, burn_in: 1, founders: 60, batch_size: 12}' "
+    "--set 'bank.refinement={steps: 1, batch_size: 6, iterations: 2}' "
+    "--set 'bank.inversion={steps: 3, burn_in: 1, batch_size: 12, width: 16}'"
+)
 PYTHON = """
 SMALL = {
     "bank.procedural_clips": 48,
@@ -79,6 +86,9 @@ CHANGES = {
         "{steps: 20, burn_in: 5, batch_size: 24}": "{steps: 3, burn_in: 1}",
         "procedural_clips: 200": "procedural_clips: 64",
         "steps: 60, batch_size: 32": "steps: 12, batch_size: 32",
+    },
+    "docs/TAGGER.md": {
+        "distill efficientat-student": f"distill efficientat-student {TAGGER}",
     },
     "docs/MY_DATA.md": {"steps: 40, batch_size: 16": "steps: 8, batch_size: 16"},
     "docs/MY_MICROPHONE.md": {},
@@ -202,7 +212,8 @@ def esc50(reader):
         writer.writerow(["filename", "fold", "target", "category", "esc10", "src_file", "take"])
         for fold, target, take in np.ndindex(5, 50, 8):
             name, ten = f"{fold + 1}-{target}{take}-A-{target}.wav", target % 5 == 0
-            writer.writerow([name, fold + 1, target, f"class{target:02d}", ten, 1, "A"])
+            label = {0: "dog", 20: "crying_baby", 40: "siren"}.get(target, f"class{target:02d}")
+            writer.writerow([name, fold + 1, target, label, ten, 1, "A"])
             if ten:
                 tone = np.sin(2 * np.pi * (200 + 60 * target + 5 * take) * np.arange(9000) / 16000)
                 soundfile.write(
@@ -216,6 +227,32 @@ def checkout(reader):
     """The folders that are in the repository only."""
     for name in ("benchmarks", "experiments"):
         (reader.work / name).symlink_to(ROOT / name)
+
+
+def tagger(reader):
+    """A network of random weights that is built like an EfficientAT tagger, and its description."""
+    import torch
+
+    (reader.home / "bin").mkdir()
+    module = reader.home / "bin" / "tiny_tagger.py"
+    module.write_text(
+        "import torch\nfrom torch import nn\n\n\nclass Tagger(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        torch.manual_seed(0)\n"
+        "        layers = [nn.Sequential(nn.Conv2d(8 if i else 1, 8, 3, 1 if i % 4 else 2, 1),\n"
+        "                                nn.BatchNorm2d(8), nn.Hardswish()) for i in range(14)]\n"
+        "        self.features, self.classifier = nn.Sequential(*layers), nn.Linear(8, 5)\n\n"
+        "    def forward(self, x):\n"
+        "        return self.classifier(self.features(x).mean((2, 3)))\n"
+    )
+    (reader.work / "tagger").mkdir()
+    net = runpy.run_path(str(module))["Tagger"]()
+    for _ in range(30):  # BatchNorm statistics of something
+        net(3 * torch.randn(4, 1, 128, 1) + torch.randn(4, 1, 1, 64))
+    torch.save(net.state_dict(), reader.work / "tagger" / "weights.pt")
+    (reader.work / "tagger" / "teacher.yaml").write_text(
+        "{factory: 'tiny_tagger:Tagger', mel: mel/efficientat-32k-128, layout: B1MT, weights: weights.pt,\n"
+        "output: sigmoid, labels: [Speech, Dog, Siren, 'Baby cry, infant cry', Rain]}"
+    )
 
 
 def model(reader):
@@ -264,6 +301,7 @@ GIVEN = {
     "README.md": (keyword_net, esc50, checkout),
     "docs/MY_MICROPHONE.md": (model, microphone),
     "docs/CPP.md": (model,),
+    "docs/TAGGER.md": (tagger, esc50),
     "docs/PROTOCOL.md": (esc50, checkout),
 }
 
