@@ -250,8 +250,9 @@ def tagger(reader):
         net(3 * torch.randn(4, 1, 128, 1) + torch.randn(4, 1, 1, 64))
     torch.save(net.state_dict(), reader.work / "tagger" / "weights.pt")
     (reader.work / "tagger" / "teacher.yaml").write_text(
-        "{factory: 'tiny_tagger:Tagger', mel: mel/efficientat-32k-128, layout: B1MT, weights: weights.pt,\n"
-        "output: sigmoid, labels: [Speech, Dog, Siren, 'Baby cry, infant cry', Rain]}"
+        "{factory: 'tiny_tagger:Tagger', mel: mel/efficientat-32k-128, layout: B1MT,\n"
+        "weights: weights.pt, output: sigmoid,\n"
+        "labels: [Speech, Dog, Siren, 'Baby cry, infant cry', Rain]}"
     )
 
 
