@@ -23,7 +23,8 @@ from frami_edge.data.store import collate, length_buckets
 from frami_edge.errors import CheckpointError
 from frami_edge.frontend import resample
 from frami_edge.io import sha256_file
-from frami_edge.teachers.opening import DESCRIPTIONS, open_teacher
+from frami_edge.teachers.hugging_face import PREFIX
+from frami_edge.teachers.opening import DESCRIPTIONS, describe_hugging_face, open_teacher
 from frami_edge.teachers.selection import OTHER
 from frami_edge_runtime.backends import Backend, open_session, run_session
 from frami_edge_runtime.classifier import Classifier
@@ -205,9 +206,9 @@ def open_model(path: Path, *, backend: str = "auto", threads: int = 1) -> Opened
     """Open a model by its file's suffix.
 
     Args:
-        path: A checkpoint (``.safetensors``), a teacher description (``.yaml``), the name of a
-            teacher in the package, an ONNX file of ``frami-edge export`` or its ``.ort`` form, or a
-            TensorRT engine.
+        path: A checkpoint (``.safetensors``), a teacher description (``.yaml``), ``hf:`` with a
+            folder or repository, the name of a teacher in the package, an ONNX file of
+            ``frami-edge export`` or its ``.ort`` form, or a TensorRT engine.
         backend: Backend of the runtime, for a streaming file or an engine.
         threads: CPU threads of one run, for an exported file.
 
@@ -217,6 +218,9 @@ def open_model(path: Path, *, backend: str = "auto", threads: int = 1) -> Opened
             on this machine.
         TeacherError: The described teacher cannot be built.
     """
+    if os.fspath(path).startswith(PREFIX):
+        described = describe_hugging_face(os.fspath(path), {})
+        return OpenedModel.of_network(path, open_teacher(described))
     path = teacher_assets().get(os.fspath(path), path)
     if path.is_dir():
         kinds = (".safetensors", ".onnx", ORT, *ENGINES)

@@ -1,9 +1,12 @@
 """Folders of Hugging Face as teachers: tiny random networks, saved as their library saves them."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from frami_edge.errors import CheckpointError, ConfigError, TeacherError
+from frami_edge.opening import open_model
 from frami_edge.teachers import load_teacher
 
 transformers = pytest.importorskip("transformers", reason="needs `pip install frami-edge[hf]`")
@@ -73,6 +76,7 @@ def test_speech_encoders_take_audio(tmp_path, kind):
     model = transformers.AutoModelForAudioClassification.from_pretrained(folder).eval()
     with torch.no_grad():
         assert torch.allclose(teacher(audio), model(theirs).logits, atol=1e-3)
+    assert open_model(Path(f"hf:{folder}")).sha256 == teacher.sha256  # as `evaluate` opens it
     again = load_teacher_from_its_description(teacher, tmp_path)
     assert again.sha256 == teacher.sha256
 
