@@ -25,14 +25,14 @@ from torch import Tensor
 
 from frami_edge import api
 from frami_edge.augment import random_crop, random_gain
-from frami_edge.bank import Bank
+from frami_edge.bank import Bank, check_bank
 from frami_edge.checkpoint import Teacher
 from frami_edge.config import JourneyConfig, frames_in
 from frami_edge.data.sets import load_set
 from frami_edge.data.store import FeatureStore
 from frami_edge.device import generator
 from frami_edge.distillation import cosine_with_warmup, new_student, weight_groups
-from frami_edge.errors import FramiEdgeError
+from frami_edge.errors import ConfigError, FramiEdgeError
 from frami_edge.evaluation import check_held_out, predict, score, training_clips
 from frami_edge.models import StudentNet
 from frami_edge.yaml_config import load_config
@@ -79,6 +79,12 @@ def learn(
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Make the rows that are missing."""
     teacher, bank = api.load_teacher(args.teacher), Bank.open(args.bank)
+    if teacher.output != "softmax" or teacher.takes != "mel":
+        raise ConfigError(
+            "The regimes need a teacher that takes log-mels and chooses one of K classes.",
+            fix="Give a checkpoint of `frami-edge train-teacher`.",
+        )
+    check_bank(bank, teacher.mel, teacher.labels, teacher.sha256)
     data = load_set(args.data, args.data_root)
     known = teacher.card.real_clips
     check_held_out(known, data, args.fold)
@@ -91,6 +97,12 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         kept = bank.read(name)
         clips[name] = (kept.mels_N1MT, kept.logits_NK)
     weights = {"mixed": config.bank.sources} | {name: {name: 1} for name in bank.sources}
+    for name in args.sources:
+        if not set(weights.get(name, {name: 1})) <= set(bank.sources):
+            raise ConfigError(
+                f"The bank in {bank.folder} lacks clips of {name}.",
+                fix=f"It has {', '.join(bank.sources)}; mixed is what the student's config mixes.",
+            )
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "regimes.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

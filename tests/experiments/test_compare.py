@@ -139,6 +139,8 @@ def test_students_of_live_stored_and_hard_answers(tones, tmp_path, capsys):
     assert capsys.readouterr().out == table
     assert regimes.main([*command, "1", "--fold", "2"]) == 1
     assert "trained on" in capsys.readouterr().err
+    assert regimes.main([*command, "1", "--sources", "inversoin"]) == 1
+    assert "lacks clips of inversoin" in capsys.readouterr().err
 
 
 def test_a_teacher_that_exists_and_every_clip_for_scores(tones, tmp_path, capsys):
