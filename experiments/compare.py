@@ -226,7 +226,10 @@ class Maker:
         sampler: Any = None
         if method.control is None:
             bank, manifest = self.bank(run, teacher)
-            sampler = BankSampler(bank, config.bank.shares, method.mels)
+            d = config.distill
+            how: Any = {"balance": d.balance, "boundary": d.boundary}
+            how = {} if teacher.output == "softmax" else how
+            sampler = BankSampler(bank, config.bank.shares, method.mels, **how)
             row |= bank_facts(bank, manifest, config.bank.shares, method.mels)
         elif method.control != "scratch":
             mels = real.mels if real else ()
@@ -254,12 +257,12 @@ class Maker:
             if student.mel != teacher.mel:
                 own = FeatureStore(student.mel).load(features.clips)
             ours_NK, labels_N = predict(student.model, own.mels), labels_of(targets_NK)
-            how: Any = {"output": teacher.output, "targets_NK": targets_NK}
-            found = score(ours_NK, labels_N, theirs_NK, **how)
+            judge: Any = {"output": teacher.output, "targets_NK": targets_NK}
+            found = score(ours_NK, labels_N, theirs_NK, **judge)
             row[f"clips{suffix}"] = found.clips
             row[f"agreement{suffix}"], row[f"kl{suffix}"] = found.agreement, found.kl
             if not suffix:
-                best = score(theirs_NK, labels_N, **how)
+                best = score(theirs_NK, labels_N, **judge)
                 row["accuracy"], row["teacher_accuracy"] = found.accuracy, best.accuracy
                 row["map"], row["teacher_map"] = (
                     one.mean_average_precision for one in (found, best)

@@ -33,7 +33,14 @@ from frami_edge.data.store import FeatureStore
 from frami_edge.device import generator
 from frami_edge.distillation import cosine_with_warmup, new_student, weight_groups
 from frami_edge.errors import ConfigError, FramiEdgeError
-from frami_edge.evaluation import check_held_out, predict, score, training_clips
+from frami_edge.evaluation import (
+    check_held_out,
+    label_targets,
+    labels_of,
+    predict,
+    score,
+    training_clips,
+)
 from frami_edge.models import StudentNet
 from frami_edge.yaml_config import load_config
 
@@ -90,13 +97,15 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     check_held_out(known, data, args.fold)
     test = FeatureStore(teacher.mel).load(data.split(args.fold)[1])
     test = training_clips(test, known, data, args.fold).left_out(test)
+    targets_DK = label_targets(teacher.labels, data, selection=teacher.card.keep is not None)
+    labels_N = labels_of(targets_DK[test.labels])
     theirs = predict(teacher.model, test.mels)
     config = load_config(JourneyConfig, args.student, ["distill.reuse_head=false", *args.set])
     clips = {}
     for name in bank.sources:
         kept = bank.read(name)
         clips[name] = (kept.mels_N1MT, kept.logits_NK)
-    weights = {"mixed": config.bank.sources} | {name: {name: 1} for name in bank.sources}
+    weights = {"mixed": config.bank.shares} | {name: {name: 1} for name in bank.sources}
     for name in args.sources:
         if not set(weights.get(name, {name: 1})) <= set(bank.sources):
             raise ConfigError(
@@ -114,9 +123,9 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         bank_of = config.bank.model_copy(update={"sources": weights[name]})
         one = config.model_copy(update={"bank": bank_of, "seed": args.seed})
         ours = predict(learn(teacher, clips, one, regime, steps), test.mels)
-        found = score(ours, test.labels, theirs)
+        found = score(ours, labels_N, theirs)
         figures = {"accuracy": found.accuracy, "agreement": found.agreement, "kl": found.kl}
-        best = {"teacher_accuracy": score(theirs, test.labels).accuracy}
+        best = {"teacher_accuracy": score(theirs, labels_N).accuracy}
         rows.append(dict(zip(keys, key, strict=True)) | figures | best)
         with path.open("a") as file:
             file.write(json.dumps(rows[-1]) + "\n")
