@@ -164,6 +164,14 @@ def test_a_teacher_that_exists_and_every_clip_for_scores(tones, tmp_path, capsys
     assert row["teacher_map"] == pytest.approx(judged.mean_average_precision)
     assert row["teacher_accuracy"] == judged.accuracy
     assert f"| {row['map']:.3f}, {row['teacher_map']:.3f} |" in capsys.readouterr().out
+    (bank,) = (tmp_path / "out").glob("banks/*/bank")
+    student = api.distill(  # the same distillation: its batches are balanced over the detectors
+        tmp_path / "kws.yaml", bank, config=tmp_path / "s.yaml", seed=0, device="cpu",
+        sources={"procedural": 1},
+    )  # fmt: skip
+    again = api.evaluate(student, data=f"folder:{tmp_path}/tones", fold="all",
+                         teacher=tmp_path / "kws.yaml")  # fmt: skip
+    assert row["kl"] == pytest.approx(again.score.kl, rel=1e-3)
 
 
 def test_what_fails_is_named_and_the_rest_is_made(tones, tmp_path, monkeypatch, capsys):
