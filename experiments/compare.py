@@ -27,10 +27,10 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 from protocol import Plan, Run, load_protocol
-from tables import Row, markdown, write_between
+from tables import Row, append_row, markdown, read_rows, write_between
 
 from frami_edge import api
-from frami_edge.bank import Bank, BankSampler, check_bank
+from frami_edge.bank import Bank, bank_sampler, check_bank
 from frami_edge.checkpoint import Student, Teacher, parameters
 from frami_edge.controls import control_sampler, scratch_student
 from frami_edge.data.clips import Clip, check_unrelated
@@ -56,39 +56,9 @@ log = logging.getLogger("frami_edge")
 ROWS = "results.jsonl"
 
 
-def read_rows(folder: Path) -> dict[tuple[str, str, int], Row]:
-    """Rows by method, fold and seed; a last line that a kill has cut is left out.
-
-    Raises:
-        RunError: Another line is damaged.
-    """
-    path = folder / ROWS
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    rows = {}
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            if number == len(lines):
-                break
-            raise RunError(
-                f"{path}, line {number}, is damaged.",
-                fix="Delete that line and run the command again: it alone is made anew.",
-            ) from None
-        rows[row["method"], row["fold"], row["seed"]] = row
-    return rows
-
-
-def append_row(folder: Path, row: Row) -> None:
-    """Add one row after whole lines; several processes may do so."""
-    path = folder / ROWS
-    with FileLock(folder / "locks" / "results.lock"):
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            path.write_text(whole, encoding="utf-8")
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+def rows_by_run(folder: Path) -> dict[tuple[str, str, int], Row]:
+    """Rows by method, fold and seed."""
+    return {(row["method"], row["fold"], row["seed"]): row for row in read_rows(folder / ROWS)}
 
 
 class Maker:
@@ -134,7 +104,7 @@ class Maker:
         Raises:
             RunError: A row was made by another recipe.
         """
-        rows = read_rows(self.folder)
+        rows = rows_by_run(self.folder)
         for run in runs:
             if rows.get(run.key, {}).get("recipe", run.recipe) != run.recipe:
                 raise RunError(
@@ -153,9 +123,9 @@ class Maker:
         for run in self.missing(runs):
             try:
                 with self._lock(f"student-{run.name}", timeout=0):
-                    if run.key not in read_rows(self.folder):
+                    if run.key not in rows_by_run(self.folder):
                         log.info("%s", run.name)
-                        append_row(self.folder, self.student(run))
+                        append_row(self.folder / ROWS, self.student(run))
             except Timeout:
                 continue
             except Exception as error:  # such as too little memory: others may fit
@@ -226,10 +196,7 @@ class Maker:
         sampler: Any = None
         if method.control is None:
             bank, manifest = self.bank(run, teacher)
-            d = config.distill
-            how: Any = {"balance": d.balance, "boundary": d.boundary}
-            how = {} if teacher.output == "softmax" else how
-            sampler = BankSampler(bank, config.bank.shares, method.mels, **how)
+            sampler = bank_sampler(bank, config, limit=method.mels)
             row |= bank_facts(bank, manifest, config.bank.shares, method.mels)
         elif method.control != "scratch":
             mels = real.mels if real else ()
@@ -377,7 +344,7 @@ def run_protocol(args: argparse.Namespace) -> int:
                 process.wait()
         failures = maker.work(runs)
     if not args.quiet:
-        rows = read_rows(folder)
+        rows = rows_by_run(folder)
         text = markdown(plan.protocol, [rows[run.key] for run in plan.runs if run.key in rows])
         print(text)
         for page in filter(None, (folder / "RESULTS.md", args.write)):

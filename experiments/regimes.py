@@ -5,34 +5,37 @@
 
 The same student learns from the same clips by cross entropy with the teacher's answers alone:
 `live` ones, for the stretch that the student hears, `stored` ones, for the whole clip, or `hard`
-ones, the likeliest class of that. Hidden states, mixup and the reused head are left out, so that
-nothing else differs. Every number of steps is a training of its own, scored at its last step. Rows
-are kept in OUT/regimes.jsonl: the same command makes what is missing.
+ones, the likeliest class of that. Hidden states, the reused head, and all augmentation but random
+crops and loudness are left out, so that nothing else differs. Every number of steps is a training
+of its own, scored at its last step. Rows are kept in OUT/regimes.jsonl: the same command makes what
+is missing, and other folds and seeds add to the table.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from statistics import mean
 
 import torch
+from protocol import digest
+from tables import Row, append_row, read_rows
 from torch import Tensor
 
 from frami_edge import api
 from frami_edge.augment import random_crop, random_gain
-from frami_edge.bank import Bank, check_bank
+from frami_edge.bank import Bank, check_bank, check_length
 from frami_edge.checkpoint import Teacher
 from frami_edge.config import JourneyConfig, frames_in
+from frami_edge.data.clips import resolve_fold
 from frami_edge.data.sets import load_set
 from frami_edge.data.store import FeatureStore
 from frami_edge.device import generator
 from frami_edge.distillation import cosine_with_warmup, new_student, weight_groups
-from frami_edge.errors import ConfigError, FramiEdgeError
+from frami_edge.errors import ConfigError, FramiEdgeError, RunError
 from frami_edge.evaluation import (
     check_held_out,
     label_targets,
@@ -41,10 +44,13 @@ from frami_edge.evaluation import (
     score,
     training_clips,
 )
+from frami_edge.io import sha256_file
 from frami_edge.models import StudentNet
 from frami_edge.yaml_config import load_config
+from frami_edge_runtime.state import check_place
 
 REGIMES = ("live", "stored", "hard")
+KEYS = ("source", "regime", "steps", "fold", "seed")
 Clips = dict[str, tuple[Tensor, Tensor]]
 
 
@@ -83,8 +89,62 @@ def learn(
     return student.eval()
 
 
-def run(args: argparse.Namespace) -> list[dict[str, Any]]:
+def student_config(args: argparse.Namespace, bank: Bank) -> JourneyConfig:
+    """The student's config, checked against the bank and with the command's seed.
+
+    Raises:
+        BankError: The bank has clips of another length.
+        ConfigError: The student has what a bank of log-mels alone cannot teach, or the bank lacks
+            a source.
+    """
+    config = load_config(JourneyConfig, args.student, ["distill.reuse_head=false", *args.set])
+    for key, given in (
+        ("student.inherit", config.student.inherit),
+        ("student_mel", config.student_mel),
+    ):
+        if given is not None:
+            raise ConfigError(
+                f"{key}: students of the regimes hear the teacher's log-mels and start afresh.",
+                fix=f"Give a student without {key}, such as fsdd-student.",
+            )
+    check_length(bank, config.bank.clip_s)
+    for name in args.sources:
+        if lacking := set(sources_of(name, config)) - set(bank.sources):
+            raise ConfigError(
+                f"--sources {name}: the bank in {bank.folder} has no clips of "
+                f"{', '.join(sorted(lacking))}.",
+                fix=f"It has {', '.join(bank.sources)}; mixed is what the student's config mixes.",
+            )
+    seed = config.seed if args.seed is None else args.seed
+    return config.model_copy(update={"seed": seed})
+
+
+def sources_of(name: str, config: JourneyConfig) -> dict[str, float]:
+    """The weights of a row's sources."""
+    return dict(config.bank.shares) if name == "mixed" else {name: 1.0}
+
+
+def rows_so_far(path: Path, same: Row, fold: str, seed: int) -> list[Row]:
+    """The rows of earlier calls.
+
+    Raises:
+        RunError: They were made by another recipe, or from another teacher or bank.
+    """
+    rows = read_rows(path)
+    for row in rows:
+        ours = row["fold"] == fold and row["seed"] == seed
+        for key, what in (("recipe", "recipe"), ("origin", "teacher or bank")):
+            if row.get(key) != same[key] and (ours or key == "recipe"):
+                raise RunError(
+                    f"{path} has rows of another {what}.",
+                    fix="Give another --out, or delete that file to make them anew.",
+                )
+    return rows
+
+
+def run(args: argparse.Namespace) -> list[Row]:
     """Make the rows that are missing."""
+    check_place(args.out, folder=True)
     teacher, bank = api.load_teacher(args.teacher), Bank.open(args.bank)
     if teacher.output != "softmax" or teacher.takes != "mel":
         raise ConfigError(
@@ -92,49 +152,66 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             fix="Give a checkpoint of `frami-edge train-teacher`.",
         )
     check_bank(bank, teacher.mel, teacher.labels, teacher.sha256)
+    config = student_config(args, bank)
     data = load_set(args.data, args.data_root)
-    known = teacher.card.real_clips
-    check_held_out(known, data, args.fold)
-    test = FeatureStore(teacher.mel).load(data.split(args.fold)[1])
-    test = training_clips(test, known, data, args.fold).left_out(test)
+    fold, known = resolve_fold(data, args.fold), teacher.card.real_clips
+    check_held_out(known, data, fold)
+    path = args.out / "regimes.jsonl"
+    same = {
+        "recipe": digest([config.model_dump(mode="json", exclude={"seed"}), args.data]),
+        "origin": digest([teacher.sha256, sha256_file(bank.folder / "bank.json")]),
+    }
+    rows = rows_so_far(path, same, fold, config.seed)
+    test = FeatureStore(teacher.mel).load(data.split(fold)[1])
+    test = training_clips(test, known, data, fold).left_out(test)
     targets_DK = label_targets(teacher.labels, data, selection=teacher.card.keep is not None)
     labels_N = labels_of(targets_DK[test.labels])
     theirs = predict(teacher.model, test.mels)
-    config = load_config(JourneyConfig, args.student, ["distill.reuse_head=false", *args.set])
-    clips = {}
-    for name in bank.sources:
-        kept = bank.read(name)
-        clips[name] = (kept.mels_N1MT, kept.logits_NK)
-    weights = {"mixed": config.bank.shares} | {name: {name: 1} for name in bank.sources}
-    for name in args.sources:
-        if not set(weights.get(name, {name: 1})) <= set(bank.sources):
-            raise ConfigError(
-                f"The bank in {bank.folder} lacks clips of {name}.",
-                fix=f"It has {', '.join(bank.sources)}; mixed is what the student's config mixes.",
-            )
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / "regimes.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    keys = ("source", "regime", "steps", "fold", "seed")
-    done = {tuple(row[key] for key in keys) for row in rows}
+    best = {"teacher_accuracy": score(theirs, labels_N).accuracy}
+    read = {name: bank.read(name) for name in bank.sources}
+    clips = {name: (kept.mels_N1MT, kept.logits_NK) for name, kept in read.items()}
+    done = {tuple(row[key] for key in KEYS) for row in rows}
     for steps, name, regime in itertools.product(args.steps, args.sources, REGIMES):
-        if (key := (name, regime, steps, args.fold, args.seed)) in done:
+        if (key := (name, regime, steps, fold, config.seed)) in done:
             continue
-        bank_of = config.bank.model_copy(update={"sources": weights[name]})
-        one = config.model_copy(update={"bank": bank_of, "seed": args.seed})
+        bank_of = config.bank.model_copy(update={"sources": sources_of(name, config)})
+        one = config.model_copy(update={"bank": bank_of})
         ours = predict(learn(teacher, clips, one, regime, steps), test.mels)
         found = score(ours, labels_N, theirs)
         figures = {"accuracy": found.accuracy, "agreement": found.agreement, "kl": found.kl}
-        best = {"teacher_accuracy": score(theirs, labels_N).accuracy}
-        rows.append(dict(zip(keys, key, strict=True)) | figures | best)
-        with path.open("a") as file:
-            file.write(json.dumps(rows[-1]) + "\n")
+        rows.append(dict(zip(KEYS, key, strict=True)) | figures | best | same)
+        append_row(path, rows[-1])
         print(f"{name}, {regime}, {steps} steps: {100 * found.accuracy:.1f} %", file=sys.stderr)
     return rows
 
 
+def table(rows: Sequence[Row]) -> str:
+    """Mean accuracy and KL over folds and seeds, by source, regime and steps."""
+    steps = sorted({row["steps"] for row in rows})
+    lines = [
+        " ".join(["| learned from | answers |", *(f"{n} steps |" for n in steps)]),
+        " ".join(["| --- | --- |", *("--- |" for _ in steps)]),
+    ]
+    for kind in itertools.product(dict.fromkeys(row["source"] for row in rows), REGIMES):
+        cells = []
+        for n in steps:
+            mine = [r for r in rows if (r["source"], r["regime"], r["steps"]) == (*kind, n)]
+            accuracy, kl = ([row[key] for row in mine] for key in ("accuracy", "kl"))
+            cells.append(f"{100 * mean(accuracy):.1f} %, {mean(kl):.3f} |" if mine else "|")
+        lines.append(" ".join([f"| {kind[0]} | {kind[1]} |", *cells]))
+    return "\n".join(lines)
+
+
+def numbers(text: str) -> list[int]:
+    """Positive numbers with commas between them."""
+    found = [int(part) for part in text.split(",")]
+    if min(found) < 1:
+        raise ValueError
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Rows, then a table: mean accuracy over folds and seeds, by source, regime and steps."""
+    """Make what is missing, then the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -142,32 +219,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--bank", type=Path, required=True, help="its bank, of log-mels")
     parser.add_argument("--student", required=True, help="preset or YAML file of `distill`")
     parser.add_argument("--data", required=True, help="a known set, or folder:PATH")
-    parser.add_argument("--fold", required=True, help="the fold that the teacher held out")
+    parser.add_argument("--fold", help="the fold that the teacher held out")
     parser.add_argument("--data-root", type=Path, help="folder of the data sets")
-    parser.add_argument("--sources", type=lambda text: text.split(","), default=["mixed"])
     parser.add_argument(
-        "--steps", type=lambda text: [int(n) for n in text.split(",")], default=[200, 800, 3200]
-    )
-    parser.add_argument("--seed", type=int, default=0)
+        "--sources", type=lambda text: text.split(","), default=["mixed"],
+        help="sources of the bank, with commas between them (default: mixed, as in the config)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--steps", type=numbers, default=[200, 800, 3200],
+        help="lengths of training, with commas between them (default: 200,800,3200)",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, help="of the student (default: the config's)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--out", type=Path, required=True, help="folder of the rows")
     try:
-        rows = run(parser.parse_args(arguments))
+        print(table(run(parser.parse_args(arguments))))
     except FramiEdgeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    steps = sorted({row["steps"] for row in rows})
-    print("| learned from | answers |", *(f"{n} steps |" for n in steps))
-    print("| --- | --- |", "--- |" * len(steps))
-    for source, regime in itertools.product(dict.fromkeys(r["source"] for r in rows), REGIMES):
-        cells = []
-        for n in steps:
-            mine = [
-                r for r in rows if (r["source"], r["regime"], r["steps"]) == (source, regime, n)
-            ]
-            share = 100 * sum(r["accuracy"] for r in mine) / max(len(mine), 1)
-            cells.append(f"{share:.1f} % |" if mine else "|")
-        print(f"| {source} | {regime} |", *cells)
     return 0
 
 

@@ -7,13 +7,16 @@ over all runs.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from filelock import FileLock
 from protocol import Protocol
 
+from frami_edge.errors import RunError
 from frami_edge.evaluation import EVERY
 from frami_edge.io import atomic_write_text
 
@@ -39,6 +42,37 @@ FEWEST_FOLDS = 3
 """With fewer no verdict is given."""
 T_95 = {2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 """Two-sided 95 % quantiles of Student's t by degrees of freedom (folds - 1)."""
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Rows of a file with one JSON object a line; a last line that a kill has cut is left out.
+
+    Raises:
+        RunError: Another line is damaged.
+    """
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    rows = []
+    for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            raise RunError(
+                f"{path}, line {number}, is damaged.",
+                fix="Delete that line and run the command again: it alone is made anew.",
+            ) from None
+    return rows
+
+
+def append_row(path: Path, row: Row) -> None:
+    """Add one row after whole lines; several processes may do so."""
+    (locks := path.parent / "locks").mkdir(parents=True, exist_ok=True)
+    with FileLock(locks / f"{path.stem}.lock"):
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            path.write_text(whole, encoding="utf-8")
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
 
 
 def method_figures(rows: Sequence[Row]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from frami_edge.config import Strict, budget, section
+from frami_edge.config import JourneyConfig, Strict, budget, frames_in, section
 from frami_edge.device import Compute, autocast
 from frami_edge.errors import BankError
 from frami_edge.frontend import MelBridge, ResampledLogMel
@@ -400,6 +400,37 @@ def check_bank(bank: Bank, spec: MelSpec, labels: tuple[str, ...], teacher_sha25
                 f"The bank in {bank.folder} was made with another {what}.",
                 fix="Use the teacher it was made from, or make a bank with `frami-edge invert`.",
             )
+
+
+def check_length(bank: Bank, clip_s: float) -> None:
+    """Check that the clips of a bank are as long as a config says, in seconds.
+
+    Raises:
+        BankError: They are not.
+    """
+    if bank.index.frames != frames_in(clip_s, bank.spec):
+        length_s = round(bank.index.frames * bank.spec.hop_s, 4)
+        raise BankError(
+            f"The clips in {bank.folder} are {length_s:g} s long, bank.clip_s is {clip_s:g}.",
+            fix=f"Add --set bank.clip_s={length_s:g} (in Python: overrides={{'bank.clip_s': "
+            f"{length_s:g}}}), or make another bank.",
+        )
+
+
+def bank_sampler(
+    bank: Bank,
+    config: JourneyConfig,
+    shares: Mapping[str, float] | None = None,
+    limit: int | None = None,
+) -> BankSampler:
+    """The batches that a student with this config learns from; those of detectors are balanced.
+
+    ``shares`` replaces the config's; see `BankSampler` for the rest.
+    """
+    shares, d = dict(shares or config.bank.shares), config.distill
+    if bank.index.output == "softmax":
+        return BankSampler(bank, shares, limit)
+    return BankSampler(bank, shares, limit, balance=d.balance, boundary=d.boundary)
 
 
 class BankSampler:

@@ -16,7 +16,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from frami_edge.bank import Bank, BankSampler, check_bank
+from frami_edge.bank import Bank, bank_sampler, check_bank
 from frami_edge.checkpoint import Student, Teacher
 from frami_edge.config import BASELINES, JourneyConfig, TrainConfig, frames_in
 from frami_edge.data.clips import SoundSet, check_unrelated, read_audio
@@ -150,7 +150,7 @@ def control_sampler(
             f"The control {name} needs a bank.",
             fix="Give --bank DIR, the bank folder of the student's run.",
         )
-    return BankSampler(bank, {name: 1.0})
+    return bank_sampler(bank, config, {name: 1.0})
 
 
 def scratch_student(

@@ -26,7 +26,14 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from frami_edge import plots
-from frami_edge.bank import Bank, BankSampler, check_bank, health_warnings, least_hit_rate
+from frami_edge.bank import (
+    Bank,
+    bank_sampler,
+    check_bank,
+    check_length,
+    health_warnings,
+    least_hit_rate,
+)
 from frami_edge.checkpoint import Card, Student, Teacher
 from frami_edge.config import BankConfig, JourneyConfig, frames_in
 from frami_edge.data.store import Features
@@ -264,19 +271,8 @@ class Journey:
         if not isinstance(bank, Bank):
             return bank
         check_bank(bank, self.teacher.mel, self.teacher.labels, self.teacher.sha256)
-        wanted_s = self.config.bank.clip_s
-        if bank.index.frames != frames_in(wanted_s, self.teacher.mel):
-            length_s = round(bank.index.frames * bank.spec.hop_s, 4)
-            raise BankError(
-                f"The clips in {bank.folder} are {length_s:g} s long, bank.clip_s is {wanted_s:g}.",
-                fix=f"Add --set bank.clip_s={length_s:g} (in Python: overrides={{'bank.clip_s': "
-                f"{length_s:g}}}), or make another bank.",
-            )
-        c = self.config
-        if self.teacher.output == "softmax":
-            return BankSampler(bank, c.bank.shares)
-        balance, boundary = c.distill.balance, c.distill.boundary
-        return BankSampler(bank, c.bank.shares, balance=balance, boundary=boundary)
+        check_length(bank, self.config.bank.clip_s)
+        return bank_sampler(bank, self.config)
 
     def card(
         self, student: StudentNet, metrics: dict[str, Any], mel: MelSpec, recordings: int = 0

@@ -78,7 +78,7 @@ def test_a_protocol_from_end_to_end_and_again(tones, tmp_path, monkeypatch, caps
     assert not (out / "results.jsonl").exists()
 
     assert compare.main([*command, "--write", str(page)]) == 0
-    rows = compare.read_rows(out)
+    rows = compare.rows_by_run(out)
     assert len(rows) == 7
     assert rows["few", "1", 0]["mels"] == 6
     assert rows["inversion", "1", 0]["mels"] == 24 < rows["mixed", "1", 0]["mels"]
@@ -101,7 +101,7 @@ def test_a_protocol_from_end_to_end_and_again(tones, tmp_path, monkeypatch, caps
     )
     assert compare.main([*command, "--write", str(page)]) == 0
     assert len(made) == 2
-    again = compare.read_rows(out)
+    again = compare.rows_by_run(out)
     for key, row in rows.items():
         assert again[key]["kl_all"] == pytest.approx(row["kl_all"], rel=1e-3)
     assert page.read_text().count("| everything |") == 1
@@ -135,12 +135,23 @@ def test_students_of_live_stored_and_hard_answers(tones, tmp_path, capsys):
     assert len(set(kl.values())) == 12  # every regime and source teaches something else
     table = capsys.readouterr().out
     assert "| mixed | hard |" in table
-    assert regimes.main([*command, "1,12"]) == 0  # nothing is made again
-    assert capsys.readouterr().out == table
+    lines = (out / "regimes.jsonl").read_text().splitlines(keepends=True)
+    (out / "regimes.jsonl").write_text("".join(lines[1:-1]) + lines[-1][:40])
+    assert regimes.main([*command, "1,12", "--fold", "fold1"]) == 0  # those two rows alone
+    again = capsys.readouterr()
+    assert again.out == table
+    assert again.err.count(" steps: ") == 2
+    assert regimes.main([*command, "1", "--set", "distill.batch_size=4"]) == 1
+    assert "rows of another recipe" in capsys.readouterr().err
+    assert regimes.main([*command, "1", "--set", "bank.clip_s=0.3"]) == 1
+    assert "are 0.24 s long" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        regimes.main([*command, "1,0"])
+    capsys.readouterr()
     assert regimes.main([*command, "1", "--fold", "2"]) == 1
     assert "trained on" in capsys.readouterr().err
     assert regimes.main([*command, "1", "--sources", "inversoin"]) == 1
-    assert "lacks clips of inversoin" in capsys.readouterr().err
+    assert "has no clips of inversoin" in capsys.readouterr().err
 
 
 def test_a_teacher_that_exists_and_every_clip_for_scores(tones, tmp_path, capsys):
@@ -156,7 +167,7 @@ def test_a_teacher_that_exists_and_every_clip_for_scores(tones, tmp_path, capsys
     text = text[: text.index("folds:")]
     tones.write_text(text + "folds: [all]\nmethods: {a: {set: {bank.sources: {procedural: 1}}}}\n")
     assert compare.main([str(tones), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
-    (row,) = compare.read_rows(tmp_path / "out").values()
+    (row,) = compare.rows_by_run(tmp_path / "out").values()
     assert row["clips"] == row["clips_all"] == 12
     judged = api.evaluate(
         tmp_path / "kws.yaml", data=f"folder:{tmp_path}/tones", fold="all"
@@ -182,7 +193,7 @@ def test_what_fails_is_named_and_the_rest_is_made(tones, tmp_path, monkeypatch, 
 
     monkeypatch.setattr(compare.Maker, "student", student)
     assert compare.main([str(tones), "--out", str(tmp_path / "out"), "--quiet"]) == 1
-    assert len(compare.read_rows(tmp_path / "out")) == 6
+    assert len(compare.rows_by_run(tmp_path / "out")) == 6
 
 
 def row(method, fold, seed, accuracy, kl):
