@@ -26,17 +26,19 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from protocol import Plan, Run, load_protocol
+from protocol import Plan, Run, digest, load_protocol
 from tables import Row, append_row, markdown, read_rows, write_between
+from torch import Tensor
 
 from frami_edge import api
 from frami_edge.bank import Bank, bank_sampler, check_bank
 from frami_edge.checkpoint import Student, Teacher, parameters
-from frami_edge.controls import control_sampler, scratch_student
+from frami_edge.controls import control_sampler, labelled, scratch_student
 from frami_edge.data.clips import Clip, check_unrelated
 from frami_edge.data.sets import load_set
 from frami_edge.data.store import FeatureStore
 from frami_edge.device import choose_compute
+from frami_edge.distillation import Sampler
 from frami_edge.errors import ConfigError, FramiEdgeError, RunError
 from frami_edge.evaluation import (
     EVERY,
@@ -44,12 +46,15 @@ from frami_edge.evaluation import (
     label_targets,
     labels_of,
     logits_of,
+    open_fold,
     predict,
     score,
     training_clips,
 )
+from frami_edge.journey import Journey
 from frami_edge.opening import OpenedModel
 from frami_edge.runs import git_commit, read_manifest
+from frami_edge.sources.procedural import measured
 from frami_edge_runtime.state import check_place
 
 log = logging.getLogger("frami_edge")
@@ -66,25 +71,38 @@ class Maker:
 
     Args:
         plan: The students.
+        trained: The teacher that exists, where the protocol has one.
         folder: Folder of teachers, banks and rows; several protocols may share one.
         root: Folder of the data sets; None for $FRAMI_EDGE_DATA.
         device: As in `frami_edge.api`.
         precision: As in `frami_edge.api`.
 
     Raises:
-        DataError: A data set or fold is missing, or an unrelated set shares clips with it.
+        DataError: A data set or fold is missing, an unrelated set shares clips with it, or the
+            teacher that exists has other classes or was trained on a fold.
     """
 
     def __init__(
-        self, plan: Plan, folder: Path, root: Path | None, device: str, precision: Any
+        self,
+        plan: Plan,
+        trained: Teacher | None,
+        folder: Path,
+        root: Path | None,
+        device: str,
+        precision: Any,
     ) -> None:
         self.plan, self.folder, self.root = plan, folder, root
         self.on = {"device": device, "precision": precision}
         self.compute = choose_compute(device, precision)
         self.data = load_set(plan.protocol.data, root)
-        self._teacher: tuple[str, Teacher] | None = None
+        self._teacher = None if trained is None else ("", trained)
         for fold in plan.protocol.folds:
             self.split(fold)
+            if trained is not None:
+                known, who = trained.card.real_clips, str(plan.protocol.trained)
+                open_fold(known, plan.protocol.data, fold, root, who=who)
+        if trained is not None:
+            self.targets(trained)
         for method in plan.protocol.methods.values():
             if method.unrelated:
                 others = load_set(method.unrelated, root)
@@ -97,6 +115,15 @@ class Maker:
             DataError: There is no such fold.
         """
         return ([], list(self.data.clips)) if fold == EVERY else self.data.split(fold)
+
+    def targets(self, teacher: Teacher) -> Tensor:
+        """(D, K) bool: the teacher's classes for each of the set's.
+
+        Raises:
+            DataError: They do not match.
+        """
+        selection = teacher.card.keep is not None
+        return label_targets(teacher.labels, self.data, selection=selection)
 
     def missing(self, runs: list[Run]) -> list[Run]:
         """The students without a row.
@@ -135,8 +162,6 @@ class Maker:
 
     def teacher(self, run: Run) -> Teacher:
         """The teacher of the run's fold, trained first if it does not exist."""
-        if self._teacher is None and (source := self.plan.protocol.trained):
-            self._teacher = "", api.load_teacher(source)
         if self._teacher is None or self._teacher[0] != run.teacher:
             folder = self.folder / run.teacher
             with self._lock(folder.name):
@@ -188,42 +213,46 @@ class Maker:
             "teacher_sha256": teacher.sha256,
             "git": git_commit(),
         }
-        real = None
-        if method.control in ("real", "scratch"):
-            real = store.load(train)
-        elif method.unrelated:
-            real = store.load(list(load_set(method.unrelated, self.root).clips))
-        sampler: Any = None
+        journey = Journey(teacher, config, self.compute, deterministic=False, out=None)
+        targets_DK, real = self.targets(teacher), None
+        sampler: Sampler | None = None
         if method.control is None:
             bank, manifest = self.bank(run, teacher)
             sampler = bank_sampler(bank, config, limit=method.mels)
             row |= bank_facts(bank, manifest, config.bank.shares, method.mels)
-        elif method.control != "scratch":
-            mels = real.mels if real else ()
-            sampler = control_sampler(method.control, teacher.mel, config, real=mels)
+        elif method.control == "scratch":
+            own = FeatureStore(measured(journey.student_mel)).load(train)
+            real = labelled(own, targets_DK)
+        else:
+            if method.control == "real":
+                real = store.load(train)
+            elif method.unrelated:
+                real = store.load(list(load_set(method.unrelated, self.root).clips))
+            sampler = control_sampler(
+                method.control, teacher, config, real=real, audio=journey.audio
+            )
         with peak_memory(self.compute.device) as peak:
             wall, cpu = time.monotonic(), time.process_time()
             if sampler is None:
                 assert real is not None
                 network = scratch_student(real, teacher, config, self.compute)
-                student = Student(network, teacher.card, teacher.mel, "")
+                student = Student(network, teacher.card, real.mel, "")
             else:
                 student = api.distill(teacher, sampler, config=config, **self.on)
             row["distill_s"] = round(time.monotonic() - wall, 2)
             row["distill_cpu_s"] = round(time.process_time() - cpu, 2)
         row |= peak | {"parameters": parameters(student.model)}
         judged = OpenedModel.of_network(Path("the teacher"), teacher)
-        targets_DK = label_targets(teacher.labels, self.data, selection=judged.selection)
         for suffix, clips in (("", test), ("_all", list(self.data.clips))):
             features = store.load(clips)
             if not suffix:  # no clip that a teacher from elsewhere was trained on
                 known = training_clips(features, teacher.card.real_clips, self.data, run.fold)
                 features = known.left_out(features)
             theirs_NK, targets_NK = logits_of(judged, features), targets_DK[features.labels]
-            own = features
+            ours = features
             if student.mel != teacher.mel:
-                own = FeatureStore(student.mel).load(features.clips)
-            ours_NK, labels_N = predict(student.model, own.mels), labels_of(targets_NK)
+                ours = FeatureStore(student.mel).load(features.clips)
+            ours_NK, labels_N = predict(student.model, ours.mels), labels_of(targets_NK)
             judge: Any = {"output": teacher.output, "targets_NK": targets_NK}
             found = score(ours_NK, labels_N, theirs_NK, **judge)
             row[f"clips{suffix}"] = found.clips
@@ -317,7 +346,11 @@ def chosen(plan: Plan, methods: str | None, folds: str | None) -> list[Run]:
 
 def run_protocol(args: argparse.Namespace) -> int:
     """What the command does; 1 where a student failed."""
-    plan = Plan(load_protocol(args.protocol, args.set))
+    protocol, trained, origin = load_protocol(args.protocol, args.set), None, ""
+    if protocol.trained and not args.tables:
+        trained = api.load_teacher(protocol.trained)
+        origin = digest([trained.sha256, trained.labels, trained.card.keep, trained.output])
+    plan = Plan(protocol, origin)
     runs = chosen(plan, args.methods, args.folds)
     folder = args.out or Path("runs") / args.protocol.stem
     check_place(folder, folder=True)
@@ -325,7 +358,7 @@ def run_protocol(args: argparse.Namespace) -> int:
         check_place(args.write)
     failures: list[str] = []
     if not args.tables:
-        maker = Maker(plan, folder, args.data_root, args.device, args.precision)
+        maker = Maker(plan, trained, folder, args.data_root, args.device, args.precision)
         left = maker.missing(runs)
         if args.dry_run:
             needed = {place for run in left for place in (run.teacher, run.bank) if place}

@@ -39,9 +39,9 @@ class Method(Strict):
     """Another method whose bank is used; `bank.sources` of this one picks from it."""
     mels: int | None = Field(None, ge=1)
     """Distil on this many clips of the bank, with the same number of steps."""
-    folds: tuple[str, ...] | None = None
+    folds: tuple[str, ...] | None = Field(None, min_length=1)
     """Fewer folds than the protocol's."""
-    seeds: tuple[int, ...] | None = None
+    seeds: tuple[int, ...] | None = Field(None, min_length=1)
     """Fewer seeds than the protocol's."""
 
     _folds = field_validator("folds", mode="before")(_text)
@@ -66,7 +66,8 @@ class Protocol(Strict):
     teacher: str | None = None
     """Preset or YAML file of `train-teacher`; `data` and fold are replaced by this protocol's."""
     trained: str | None = None
-    """Instead of `teacher`: one that exists, as `distill --teacher` takes it, for every fold."""
+    """Instead of `teacher`: one that exists, for every fold. A checkpoint, a YAML description, an
+    `hf:` folder or a preset, as `frami_edge.load_teacher` takes it."""
     student: str
     """Preset or YAML file of `distill`."""
     folds: tuple[str, ...] = Field(min_length=1)
@@ -93,6 +94,13 @@ class Protocol(Strict):
             raise ValueError("give either teacher or trained")
         if self.trained is None and EVERY in self.folds:
             raise ValueError("folds: a teacher that is trained here needs a fold to leave out")
+        if self.trained and self.teacher_set:
+            raise ValueError("teacher_set: the teacher in `trained` is not trained here")
+        if EVERY in self.folds and len(self.folds) > 1:
+            raise ValueError("folds: `all` holds the clips of the others")
+        for key in ("folds", "seeds"):
+            if len(set(getattr(self, key))) < len(getattr(self, key)):
+                raise ValueError(f"{key}: one is there twice")
         for name, method in self.methods.items():
             lender = method.bank_of
             if lender is not None:
@@ -154,13 +162,14 @@ class Plan:
 
     Args:
         protocol: The table to make.
+        origin: Digest of the teacher that exists, where the protocol has one.
 
     Raises:
         ConfigError: A config has a mistake, or a method picks sources that its bank lacks.
     """
 
-    def __init__(self, protocol: Protocol) -> None:
-        self.protocol = protocol
+    def __init__(self, protocol: Protocol, origin: str = "") -> None:
+        self.protocol, self.origin = protocol, origin
         self.journeys = {
             name: load_config(JourneyConfig, protocol.student, _overrides(protocol.set | m.set))
             for name, m in protocol.methods.items()
@@ -188,7 +197,7 @@ class Plan:
 
     def _run(self, name: str, method: Method, fold: str, seed: int) -> Run:
         journey = self.journeys[name].model_dump(mode="json")
-        teacher, facts_of_it = "", self.protocol.trained
+        teacher, facts_of_it = "", self.origin
         if config := self.teachers.get(fold):
             teacher = facts_of_it = f"teachers/{fold}-{digest(config.model_dump(mode='json'))}"
         facts = [facts_of_it, journey, method.model_dump(include={"control", "unrelated", "mels"})]

@@ -39,7 +39,12 @@ from frami_edge.opening import OpenedModel
 from frami_edge.progress import ProgressCallback
 from frami_edge.runs import RunFolder
 from frami_edge.sources.baselines import smooth_noise_mels, white_noise_mels
-from frami_edge.sources.procedural import procedural_audio, procedural_mels, samples_for
+from frami_edge.sources.procedural import (
+    measured,
+    procedural_audio,
+    procedural_mels,
+    samples_for,
+)
 from frami_edge.training import train_epochs
 from frami_edge_runtime.melspec import MelSpec
 
@@ -109,23 +114,26 @@ def student_recipe(student: OpenedModel, teacher: OpenedModel | None) -> Journey
 
 def control_sampler(
     name: str,
-    mel: MelSpec,
+    teacher: Teacher,
     config: JourneyConfig,
     *,
     bank: Bank | None = None,
-    real: Sequence[Tensor] = (),
+    real: Features | None = None,
     audio: bool = False,
 ) -> Sampler:
     """The clips of a control other than `scratch`, as many and as long as `config` says.
 
-    `mel` is the teacher's front end; `real` holds (M, T_i) log-mels, for `real` and
-    `unrelated`. With ``audio`` it holds (N_i,) samples, and all clips are audio: noise is rendered.
+    `real` holds the clips of `real` and `unrelated`, through the teacher's front end. With
+    ``audio`` all clips are audio: those files are read again, and noise is rendered.
 
     Raises:
         BankError: The bank lacks the source.
         ConfigError: The bank is missing.
     """
-    b, frames = config.bank, frames_in(config.bank.clip_s, mel)
+    b, mel = config.bank, teacher.mel
+    if teacher.takes == "audio":  # its front end is a proposal, perhaps without mean and std
+        mel = measured(mel)
+    frames = frames_in(b.clip_s, mel)
     seed = named_seed(config.seed, f"control/{name}")
     made = {
         "white_noise": (white_noise_mels, b.control_clips),
@@ -143,8 +151,11 @@ def control_sampler(
         render = Renderer(mel)
         with torch.no_grad():
             return TensorSampler(torch.cat([render(part) for part in mels.split(64)]))
+    if real and audio:
+        heard = [_samples(clip.path, teacher.sample_rate) for clip in real.clips]
+        return ClipSampler(heard, samples)
     if real:
-        return ClipSampler(real, samples if audio else frames)
+        return ClipSampler(real.mels, frames)
     if bank is None:
         raise ConfigError(
             f"The control {name} needs a bank.",
@@ -188,6 +199,15 @@ def scratch_student(
         progress=progress,
     )
     return student.eval().requires_grad_(False)
+
+
+def labelled(clips: Features, targets_DK: Tensor) -> Features:
+    """The clips of the model's classes, with its labels instead of those of the set."""
+    targets_NK = targets_DK[clips.labels]
+    known_N = targets_NK.any(1)
+    found = clips.only(known_N.tolist())
+    found.labels = targets_NK[known_N].int().argmax(1)
+    return found
 
 
 def _scratch_steps(config: JourneyConfig, clips: int) -> tuple[int, int]:
@@ -242,11 +262,8 @@ class ControlPlan:
                     clips, self.teacher, c, self.compute, run=run, progress=progress
                 )
             else:
-                real: Sequence[Tensor] = clips.mels if clips else ()
-                if clips and audio:
-                    real = [_samples(clip.path, self.teacher.sample_rate) for clip in clips.clips]
                 sampler = control_sampler(
-                    name, self.teacher.mel, c, bank=self.bank, real=real, audio=audio
+                    name, self.teacher, c, bank=self.bank, real=clips, audio=audio
                 )
                 student = distill(
                     self.teacher,
@@ -305,11 +322,8 @@ def plan_controls(
     for name, own in (("real", teacher.mel), (SCRATCH, mel)):
         if name in wanted:
             clips = load_features(own, data.split(fold)[0], progress)
-            targets_NK = targets_DK[clips.labels]
-            real[name] = clips.only(targets_NK.any(1).tolist()) if name == SCRATCH else clips
-            if name == SCRATCH:  # labels of the model instead of those of the set
-                real[name].labels = targets_NK[targets_NK.any(1)].int().argmax(1)
+            real[name] = labelled(clips, targets_DK) if name == SCRATCH else clips
     for name in wanted:
         if name not in (*SYNTHETIC, *real):
-            control_sampler(name, teacher.mel, config, bank=opened)
+            control_sampler(name, teacher, config, bank=opened)
     return ControlPlan(wanted, opened, real, config, teacher, mel, compute)

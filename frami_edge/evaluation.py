@@ -411,8 +411,8 @@ def label_targets(
     if not targets.any():
         raise DataError(
             f"No class of {data.name} has the name of one of the model's labels.",
-            fix="Give --label-map FILE, a csv with a class of the set and a label of the model "
-            "per line.",
+            fix="Name the classes of `keep` as the set does, or give --label-map FILE, a csv with "
+            "a class of the set and a label of the model per line.",
         )
     if OTHER in labels:
         targets[~targets.any(1), labels.index(OTHER)] = True

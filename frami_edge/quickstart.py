@@ -97,7 +97,7 @@ def run_quickstart(
     tests = None if root is None else real_tests(teacher, root)
     settings: dict[str, Any] = {"device": device, "precision": precision, "progress": progress}
     student = api.distill(teacher, config=config, out=out, overwrite=overwrite, **settings)
-    noise = control_sampler("white_noise", teacher.mel, config)
+    noise = control_sampler("white_noise", teacher, config)
     few = max(1, config.distill.steps // CONTROL_SHARE)
     control = api.distill(
         teacher, noise, config=config, steps=few, out=out / "control-noise", **settings

@@ -184,6 +184,35 @@ def test_a_teacher_that_exists_and_every_clip_for_scores(tones, tmp_path, capsys
                          teacher=tmp_path / "kws.yaml")  # fmt: skip
     assert row["kl"] == pytest.approx(again.score.kl, rel=1e-3)
 
+    # The teacher is known by its content, and checked before any work.
+    def change(old, new):
+        text = (tmp_path / "kws.yaml").read_text()
+        (tmp_path / "kws.yaml").write_text(text.replace(old, new))
+        assert compare.main([str(tones), "--out", str(tmp_path / "out"), "--dry-run"]) == 1
+        return capsys.readouterr().err
+
+    assert "by another recipe" in change("[stop]", "[up]")
+    assert "has the name of one of the model's labels" in change("{high: [go], low: [up]}", "{a: [go]}")
+
+
+def test_controls_of_a_teacher_that_takes_audio(tones, tmp_path):
+    torch.manual_seed(0)
+    weights = zoo.M5().state_dict()
+    safetensors.torch.save_file(weights, tmp_path / "m5.safetensors")
+    (tmp_path / "m5.yaml").write_text(
+        "{factory: 'teacher_zoo:M5', weights: m5.safetensors, output: softmax, sample_rate: 8000,\n"
+        "labels: [low, high, left, right, up]}"
+    )
+    text = tones.read_text().replace(f"teacher: {tmp_path}/t.", f"trained: {tmp_path}/m5.")
+    text = text[: text.index("folds:")] + "folds: [1]\nmethods:\n"
+    text += "  noise: {control: smooth_noise}\n  real: {control: real}\n"
+    tones.write_text(text + "  scratch: {control: scratch, set: {distill.steps: 150}}\n")
+    assert compare.main([str(tones), "--out", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    rows = compare.rows_by_run(tmp_path / "out")
+    assert rows["noise", "1", 0]["kl"] != rows["real", "1", 0]["kl"]
+    # The teacher names the classes in another order than the set does: labels are learned by name.
+    assert rows["scratch", "1", 0]["accuracy"] == 1.0
+
 
 def test_what_fails_is_named_and_the_rest_is_made(tones, tmp_path, monkeypatch, capsys):
     def student(self, run):
@@ -277,6 +306,10 @@ def test_the_shipped_protocols_are_valid(path):
         ("{a: {set: {distill.stepz: 3}}}", "did you mean 'steps'"),
         ("{a: {}, b: {bank_of: a, set: {bank.inversion.contrastive: 0}}}", "is that of a's bank"),
         ("{a: {set: {bank.sources: {inversion: 1}}}, b: {bank_of: a}}", "lacks"),
+        ("{a: {folds: []}}", "at least 1 item"),
+        ("{a: {}}\nfolds: [1, 1]", "one is there twice"),
+        ("{a: {}}\nteacher: null\ntrained: x\nteacher_set: {train.epochs: 1}", "not trained here"),
+        ("{a: {}}\nteacher: null\ntrained: x\nfolds: [all, 1]", "holds the clips of the others"),
     ],
 )
 def test_mistakes_are_found_before_any_work(tones, methods, message):
