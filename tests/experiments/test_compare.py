@@ -192,7 +192,9 @@ def test_a_teacher_that_exists_and_every_clip_for_scores(tones, tmp_path, capsys
         return capsys.readouterr().err
 
     assert "by another recipe" in change("[stop]", "[up]")
-    assert "has the name of one of the model's labels" in change("{high: [go], low: [up]}", "{a: [go]}")
+    assert "has the name of one of the model's labels" in change(
+        "{high: [go], low: [up]}", "{a: [go]}"
+    )
 
 
 def test_controls_of_a_teacher_that_takes_audio(tones, tmp_path):
@@ -307,9 +309,6 @@ def test_the_shipped_protocols_are_valid(path):
         ("{a: {}, b: {bank_of: a, set: {bank.inversion.contrastive: 0}}}", "is that of a's bank"),
         ("{a: {set: {bank.sources: {inversion: 1}}}, b: {bank_of: a}}", "lacks"),
         ("{a: {folds: []}}", "at least 1 item"),
-        ("{a: {}}\nfolds: [1, 1]", "one is there twice"),
-        ("{a: {}}\nteacher: null\ntrained: x\nteacher_set: {train.epochs: 1}", "not trained here"),
-        ("{a: {}}\nteacher: null\ntrained: x\nfolds: [all, 1]", "holds the clips of the others"),
     ],
 )
 def test_mistakes_are_found_before_any_work(tones, methods, message):
@@ -317,3 +316,17 @@ def test_mistakes_are_found_before_any_work(tones, methods, message):
     tones.write_text(text[: text.index("methods:")] + f"methods: {methods}\n")
     with pytest.raises(ConfigError, match=message):
         Plan(load_protocol(tones))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (["folds=[1, 2, 1]"], "one is there twice"),
+        (["trained=x", "teacher_set={train.epochs: 1}"], "not trained here"),
+        (["trained=x", "folds=[all, 1]"], "holds the clips of the others"),
+    ],
+)
+def test_mistakes_in_values_of_the_command_line(tones, values, message):
+    values = ["teacher=null", *values] if values[0] == "trained=x" else values
+    with pytest.raises(ConfigError, match=message):
+        load_protocol(tones, ["methods={a: {}}", "compare=[]", *values])
