@@ -55,8 +55,8 @@ def test_another_network_is_not_and_every_reason_is_named(student, bank, verdict
     verdict = verdict_on(student)
     assert not verdict
     text = str(verdict)
-    assert text.startswith("Not ready. It agrees with its teacher on ")
-    assert "(75 % is the least)" in text
+    assert text.startswith("Not ready. Its agreement with the teacher, averaged over classes, is ")
+    assert "(85 % is the least)" in text
     assert "The bank lacks d." in text
     assert verdict.requested == {"a": 0.2, "b": 0.2, "c": 0.2, "d": 0.0, "e": 0.2}
 
@@ -73,7 +73,26 @@ def test_a_class_that_the_student_never_gives_is_named(opened, bank, verdict_on)
 
     verdict = verdict_on(deaf)
     assert verdict.by_class["b"] == 0
-    assert "It agrees on fewer than 50 % of the clips of b." in verdict.reasons
+    assert "The agreement on b is below 50 %." in verdict.reasons
+
+
+def test_clips_that_the_teacher_is_sure_of_count_more(opened, bank, verdict_on):
+    """Two students that differ from their teacher on every second clip."""
+    all_sources(bank)
+
+    def differing(where):
+        def student(x):
+            z_BK = opened.model(x)
+            first, second = z_BK.softmax(1).topk(2).values.T
+            apart_B = where(first - second, (first - second).median())
+            z_BK[apart_B] = z_BK[apart_B].roll(1, dims=1)
+            return z_BK
+
+        return student
+
+    sure, torn = (verdict_on(differing(where)) for where in (torch.ge, torch.lt))
+    assert sure.mean < 0.5 < torn.mean
+    assert all(sure.by_class[k] < share for k, share in torn.by_class.items() if share is not None)
 
 
 def test_detectors_that_nothing_triggers_are_judged_at_their_boundary(
