@@ -1,11 +1,10 @@
 """Thirty-five spoken keywords by espeak-ng, as a folder of clips: 12 voices to learn, 3 to test.
 
     python experiments/keywords.py keywords
-    frami-edge train-teacher keywords-teacher.yaml --out runs/keywords-teacher
 
 The words are those of Speech Commands (P. Warden, 2018), in six accents; each clip of a second has
 a random speed, pitch, place, loudness and noise (SNR 0 to 30 dB). `fold2` has voices that `fold1`
-has not. Needs `espeak-ng`, a Debian package. docs/results/fsdd.md says what was measured.
+has not. Needs `espeak-ng`, a Debian package. docs/results/fsdd.md goes on from there.
 """
 
 from __future__ import annotations
