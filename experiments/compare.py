@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 from protocol import Plan, Run, digest, load_protocol
-from tables import Row, append_row, markdown, read_rows, write_between
+from tables import AGAIN, Row, append_row, markdown, write_between
 from torch import Tensor
 
 from frami_edge import api
@@ -53,7 +53,7 @@ from frami_edge.evaluation import (
 )
 from frami_edge.journey import Journey
 from frami_edge.opening import OpenedModel
-from frami_edge.runs import git_commit, read_manifest
+from frami_edge.runs import git_commit, read_manifest, read_rows
 from frami_edge.sources.procedural import measured
 from frami_edge_runtime.state import check_place
 
@@ -63,7 +63,8 @@ ROWS = "results.jsonl"
 
 def rows_by_run(folder: Path) -> dict[tuple[str, str, int], Row]:
     """Rows by method, fold and seed."""
-    return {(row["method"], row["fold"], row["seed"]): row for row in read_rows(folder / ROWS)}
+    rows = read_rows(folder / ROWS, AGAIN)
+    return {(row["method"], row["fold"], row["seed"]): row for row in rows}
 
 
 class Maker:
@@ -218,7 +219,7 @@ class Maker:
         sampler: Sampler | None = None
         if method.control is None:
             bank, manifest = self.bank(run, teacher)
-            sampler = bank_sampler(bank, config, limit=method.mels)
+            sampler = bank_sampler(bank, config, teacher.output, limit=method.mels)
             row |= bank_facts(bank, manifest, config.bank.shares, method.mels)
         elif method.control == "scratch":
             own = FeatureStore(measured(journey.student_mel)).load(train)

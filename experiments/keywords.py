@@ -21,6 +21,9 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from frami_edge.errors import FramiEdgeError
+from frami_edge_runtime.state import check_place
+
 WORDS = """
 backward bed bird cat dog down eight five follow forward four go happy house learn left marvin nine
 no off on one right seven sheila six stop three tree two up visual wow yes zero
@@ -61,6 +64,11 @@ def main() -> int:
     folder = parser.parse_args().folder
     if not shutil.which("espeak-ng"):
         print("error: There is no espeak-ng. Install it: apt install espeak-ng", file=sys.stderr)
+        return 1
+    try:
+        check_place(folder, folder=True)
+    except FramiEdgeError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
     made: list[Future[None]] = []
     with ThreadPoolExecutor() as pool:

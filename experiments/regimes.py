@@ -22,7 +22,7 @@ from statistics import mean
 
 import torch
 from protocol import digest
-from tables import Row, append_row, read_rows
+from tables import AGAIN, Row, append_row
 from torch import Tensor
 
 from frami_edge import api
@@ -46,6 +46,7 @@ from frami_edge.evaluation import (
 )
 from frami_edge.io import sha256_file
 from frami_edge.models import StudentNet
+from frami_edge.runs import read_rows
 from frami_edge.yaml_config import load_config
 from frami_edge_runtime.state import check_place
 
@@ -130,7 +131,7 @@ def rows_so_far(path: Path, same: Row, fold: str, seed: int) -> list[Row]:
     Raises:
         RunError: They were made by another recipe, or from another teacher or bank.
     """
-    rows = read_rows(path)
+    rows = read_rows(path, AGAIN)
     for row in rows:
         ours = row["fold"] == fold and row["seed"] == seed
         for key, what in (("recipe", "recipe"), ("origin", "teacher or bank")):

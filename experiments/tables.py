@@ -16,11 +16,12 @@ from typing import Any
 from filelock import FileLock
 from protocol import Protocol
 
-from frami_edge.errors import RunError
 from frami_edge.evaluation import EVERY
 from frami_edge.io import atomic_write_text
 
 Row = dict[str, Any]
+AGAIN = "Delete that line and run the command again: it alone is made anew."
+"""The fix for a damaged row."""
 Estimate = tuple[float, float | None]
 """A mean, and its standard deviation or error; None with fewer than two values."""
 
@@ -42,25 +43,6 @@ FEWEST_FOLDS = 3
 """With fewer no verdict is given."""
 T_95 = {2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 """Two-sided 95 % quantiles of Student's t by degrees of freedom (folds - 1)."""
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Rows of a file with one JSON object a line; a last line that a kill has cut is left out.
-
-    Raises:
-        RunError: Another line is damaged.
-    """
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    rows = []
-    for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), start=1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            raise RunError(
-                f"{path}, line {number}, is damaged.",
-                fix="Delete that line and run the command again: it alone is made anew.",
-            ) from None
-    return rows
 
 
 def append_row(path: Path, row: Row) -> None:

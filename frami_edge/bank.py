@@ -420,15 +420,16 @@ def check_length(bank: Bank, clip_s: float) -> None:
 def bank_sampler(
     bank: Bank,
     config: JourneyConfig,
+    output: Output,
     shares: Mapping[str, float] | None = None,
     limit: int | None = None,
 ) -> BankSampler:
     """The batches that a student with this config learns from; those of detectors are balanced.
 
-    ``shares`` replaces the config's; see `BankSampler` for the rest.
+    ``output`` is the teacher's, ``shares`` replaces the config's; see `BankSampler` for the rest.
     """
     shares, d = dict(shares or config.bank.shares), config.distill
-    if bank.index.output == "softmax":
+    if output == "softmax":
         return BankSampler(bank, shares, limit)
     return BankSampler(bank, shares, limit, balance=d.balance, boundary=d.boundary)
 

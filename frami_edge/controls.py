@@ -161,7 +161,7 @@ def control_sampler(
             f"The control {name} needs a bank.",
             fix="Give --bank DIR, the bank folder of the student's run.",
         )
-    return bank_sampler(bank, config, {name: 1.0})
+    return bank_sampler(bank, config, teacher.output, {name: 1.0})
 
 
 def scratch_student(

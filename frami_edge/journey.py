@@ -272,7 +272,7 @@ class Journey:
             return bank
         check_bank(bank, self.teacher.mel, self.teacher.labels, self.teacher.sha256)
         check_length(bank, self.config.bank.clip_s)
-        return bank_sampler(bank, self.config)
+        return bank_sampler(bank, self.config, self.teacher.output)
 
     def card(
         self, student: StudentNet, metrics: dict[str, Any], mel: MelSpec, recordings: int = 0

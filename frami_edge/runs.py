@@ -159,20 +159,8 @@ class RunFolder:
         Raises:
             RunError: A line is damaged.
         """
-        path = self.folder / METRICS
-        if not path.exists():
-            return []
-        rows: list[dict[str, Any]] = []
-        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
-        for number, line in enumerate(lines, start=1):
-            try:
-                rows.append(json.loads(line))
-            except ValueError:
-                raise RunError(
-                    f"{path} is damaged: line {number} is not JSON.",
-                    fix="Delete that line, or start the run again.",
-                ) from None
-        return rows
+        fix = "Delete that line, or start the run again."
+        return read_rows(self.folder / METRICS, fix)
 
     def rewind(self, step: int, **match: Any) -> None:
         """Drop the metrics after `step`, which a resumed run is about to repeat.
@@ -252,6 +240,22 @@ def check_folder(folder: PathLike, *, resume: bool = False) -> None:
     if resume and not _content(folder):
         raise RunError(f"{folder} holds no run to resume.", fix="Start without --resume.")
     check_place(folder, folder=True)
+
+
+def read_rows(path: Path, fix: str) -> list[dict[str, Any]]:
+    """One JSON object per line, none without a file; a line that a kill has cut is left out.
+
+    Raises:
+        RunError: A whole line is damaged; ``fix`` says what to do.
+    """
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(text.split("\n")[:-1], start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            raise RunError(f"{path} is damaged: line {number} is not JSON.", fix=fix) from None
+    return rows
 
 
 def read_manifest(folder: PathLike) -> dict[str, Any]:
